@@ -1,0 +1,51 @@
+"""Applies: one fused element-wise pass from the inputs of a tensor to its output. No intermediate tensor exists."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from . import kernels
+from .kernels import Keep
+from .kernels.sparse_merge import Divide, Vote
+from .source import Chunk
+
+
+class Apply(ABC):
+    """A pass over the inputs. Called once per chunk, in any order; the chunking never changes a bit."""
+
+    @abstractmethod
+    def __call__(self, out: Tensor, chunk: Chunk) -> None:
+        """Write the merge of ``chunk`` into ``out``, shaped like its tensors."""
+
+
+@dataclass(frozen=True)
+class WeightedSum(Apply):
+    """``sum_k weights[k] * input_k`` over all inputs, base first where there is one."""
+
+    weights: Sequence[float]
+
+    def __call__(self, out: Tensor, chunk: Chunk) -> None:
+        kernels.weighted_sum(out, chunk.every, self.weights)
+
+
+@dataclass(frozen=True)
+class SparseMerge(Apply):
+    """``base + scale * merged deltas``; the fields are the arguments of ``kernels.sparse_merge``."""
+
+    factors: Sequence[float]
+    keeps: Sequence[Keep]
+    weights: Sequence[float] | None = None
+    vote: Vote = "none"
+    divide: Divide = "none"
+    scale: float = 1.0
+
+    def __call__(self, out: Tensor, chunk: Chunk) -> None:
+        assert chunk.base is not None, "a method that applies a sparse merge requires a base"
+        kernels.sparse_merge(
+            out, chunk.base, chunk.tensors, factors=self.factors, keeps=self.keeps, weights=self.weights,
+            vote=self.vote, divide=self.divide, scale=self.scale, offset=chunk.offset,
+        )  # fmt: skip

@@ -1,0 +1,34 @@
+"""Linear merge: weighted average of whole models (model soups)."""
+
+from __future__ import annotations
+
+from ..apply import Apply, WeightedSum
+from ._base import REQUIRED, Group, Method, Parameter, method
+
+
+@method
+class Linear(Method):
+    """theta = sum_k w_k theta_k / sum_k w_k   (Wortsman et al. 2022, arXiv 2203.05482).
+
+    Equal weights make a uniform soup. With ``normalize: false`` the sum is not divided. Weights are
+    divided by their sum in float64 and rounded to float32 before the sum.
+
+    Raises ValueError when ``normalize`` is on and the weights sum to zero.
+    """
+
+    name = "linear"
+    base = "ignored"
+    parameters = (
+        Parameter("weight", float, REQUIRED, per_model=True, doc="coefficient of the model"),
+        Parameter("normalize", bool, True, doc="divide by the sum of the weights"),
+    )
+    paper = "Wortsman et al. 2022, arXiv 2203.05482"
+
+    def merge(self, group: Group) -> Apply:
+        weights = group["weight"]
+        if group["normalize"]:
+            total = sum(weights)
+            if total == 0:
+                raise ValueError(f"{group.name}: the weights {weights} sum to 0; set normalize: false or change them")
+            weights = tuple(w / total for w in weights)
+        return WeightedSum(weights)

@@ -1,0 +1,175 @@
+"""A plan: everything about a merge that is decided before tensor data moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ..methods import Group
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA term ``scale * up @ down`` that is folded into an input while it streams."""
+
+    up: InputTensor
+    down: InputTensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class InputTensor:
+    """Where one input tensor lies: a range of bytes of a file, contiguous and in row-major order.
+
+    Attributes:
+        model:  index into ``Plan.models``.
+        name:   name of the tensor in that model.
+        path:   absolute path of the file.
+        offset: first byte.
+        nbytes: length in bytes.
+        dtype:  how the bytes are read.
+        shape:  of the tensor.
+        adapters: low-rank terms that are added, in order; the sum is kept in float32.
+    """
+
+    model: int
+    name: str
+    path: str
+    offset: int
+    nbytes: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    adapters: tuple[Adapter, ...] = ()
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """One tensor of the output.
+
+    Attributes:
+        name:   in the output checkpoint.
+        dtype:  as written.
+        shape:  of the tensor.
+        shard:  index into ``Plan.shards``.
+        offset: first byte in the shard file (header included).
+        nbytes: length in bytes.
+        method: name of the merge method, or "copy": the bytes of the single input are taken as they are.
+        group:  what the method is told; None for copies.
+        base:   the base, for methods that take one.
+        inputs: the other inputs, in the order of the recipe.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    nbytes: int
+    method: str
+    inputs: tuple[InputTensor, ...]
+    base: InputTensor | None = None
+    group: Group | None = None
+
+    @property
+    def every_input(self) -> tuple[InputTensor, ...]:
+        return self.inputs if self.base is None else (self.base, *self.inputs)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One output file: its final name, its safetensors header (length prefix included) and its size in bytes."""
+
+    filename: str
+    header: bytes
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """Identity of an input file, as the manifest and the journal record it."""
+
+    path: str
+    nbytes: int
+    mtime_ns: int
+    header_digest: str
+
+
+@dataclass(frozen=True)
+class InputModel:
+    """One model of the recipe: the reference as written, its resolved folder, and the files that are read."""
+
+    reference: str
+    folder: str
+    files: tuple[InputFile, ...]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """An input tensor that no output uses, and why."""
+
+    model: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole merge. ``outputs`` are ordered by (shard, offset).
+
+    Attributes:
+        recipe:   text of the recipe, verbatim.
+        method:   merge method of the recipe.
+        semantics, seed: as resolved.
+        models:   every model that is read.
+        outputs:  every tensor that is written.
+        shards:   every safetensors file that is written.
+        index:    text of ``model.safetensors.index.json``, or None for a single shard.
+        dropped:  every input tensor that is not used.
+        files:    small files of the output by name: their text (config.json, ...) or the path that is copied.
+        notes:    what the user should know, one sentence each.
+        digest:   hash of everything that decides the output's bytes.
+    """
+
+    recipe: str
+    method: str
+    semantics: str
+    seed: int
+    models: tuple[InputModel, ...]
+    outputs: tuple[OutputTensor, ...]
+    shards: tuple[Shard, ...]
+    index: str | None
+    dropped: tuple[Dropped, ...]
+    files: dict[str, TextFile | CopiedFile] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    digest: str = ""
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the inputs, each range counted once."""
+        ranges = {
+            (part.path, part.offset, part.nbytes)
+            for output in self.outputs
+            for tensor in output.every_input
+            for part in (tensor, *(leaf for a in tensor.adapters for leaf in (a.up, a.down)))
+        }
+        return sum(nbytes for _, _, nbytes in ranges)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the output shards."""
+        return sum(shard.nbytes for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A small output file given by its text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CopiedFile:
+    """A small output file copied from ``path``."""
+
+    path: str

@@ -1,0 +1,1 @@
+"""Recipes: mergekit YAML, typed and checked."""

@@ -1,0 +1,76 @@
+"""What a merge reads: the tensors of one output, whole or in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The same range of elements of every input of one output tensor.
+
+    Attributes:
+        base:    [...] the base, or None for methods that have none.
+        tensors: the other inputs, in the order of the recipe, shaped like ``base``; dtypes may differ.
+        offset:  global index of the first element, in the flattened tensor; a multiple of ``kernels.GRID``.
+    """
+
+    base: Tensor | None
+    tensors: tuple[Tensor, ...]
+    offset: int = 0
+
+    @property
+    def every(self) -> list[Tensor]:
+        """The base, if there is one, and the tensors."""
+        return [*([] if self.base is None else [self.base]), *self.tensors]
+
+
+class Source(Protocol):
+    """One output tensor's inputs. Surveys read it as often as they need."""
+
+    @property
+    def numel(self) -> int:
+        """Elements of the whole tensor, over all chunks and shards."""
+
+    @property
+    def whole(self) -> bool:
+        """True when ``chunks`` yields one chunk that holds the whole tensor."""
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield the chunks in the order of their offsets. A chunk is valid until the next one is taken."""
+
+    def read(self, start: int, stop: int) -> Chunk:
+        """Return the elements start .. stop - 1 (global indices); valid until the next read."""
+
+    def reduce(self, state: Tensor) -> Tensor:
+        """Add ``state`` up over everything that holds a part of the tensor; the identity in one process."""
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A source whose tensors are in memory, whole."""
+
+    base: Tensor | None
+    tensors: Sequence[Tensor]
+
+    @property
+    def numel(self) -> int:
+        return self.tensors[0].numel()
+
+    @property
+    def whole(self) -> bool:
+        return True
+
+    def chunks(self) -> Iterator[Chunk]:
+        yield Chunk(self.base, tuple(self.tensors))
+
+    def read(self, start: int, stop: int) -> Chunk:
+        base = None if self.base is None else self.base.flatten()[start:stop]
+        return Chunk(base, tuple(t.flatten()[start:stop] for t in self.tensors), start)
+
+    def reduce(self, state: Tensor) -> Tensor:
+        return state

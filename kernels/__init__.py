@@ -1,0 +1,49 @@
+"""The core operations. Each file holds one: contract, PyTorch reference, hooks to the faster backends.
+
+Operations write into buffers of the caller, know nothing of merge methods, and return the same
+bits on every backend.
+"""
+
+from ._checks import GRID
+from ._registry import BACKENDS, OPERATIONS, BackendError, use_backend
+from ._sums import total
+from .gram import gram_matrix, gram_partials, pairs
+from .keep import ALL_EQUAL, EVERYTHING, NOTHING, Boundary, Keep, keep_all, keep_band, keep_random, keep_top
+from .low_rank import low_rank_update
+from .norms import norm_partials
+from .philox import drop_threshold, keep_mask, tensor_key
+from .select import HISTOGRAM_BINS, equal_counts, magnitude_histogram, select_boundaries
+from .sparse_merge import sparse_merge
+from .weighted_sum import weighted_sum
+
+__all__ = [
+    "ALL_EQUAL",
+    "BACKENDS",
+    "EVERYTHING",
+    "GRID",
+    "HISTOGRAM_BINS",
+    "NOTHING",
+    "OPERATIONS",
+    "BackendError",
+    "Boundary",
+    "Keep",
+    "drop_threshold",
+    "equal_counts",
+    "gram_matrix",
+    "gram_partials",
+    "keep_all",
+    "keep_band",
+    "keep_mask",
+    "keep_random",
+    "keep_top",
+    "low_rank_update",
+    "magnitude_histogram",
+    "norm_partials",
+    "pairs",
+    "select_boundaries",
+    "sparse_merge",
+    "tensor_key",
+    "total",
+    "use_backend",
+    "weighted_sum",
+]

@@ -1,0 +1,87 @@
+"""Argument checks shared by the operations. Each raises ValueError and names the argument, its value and what was expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+# Reductions are summed over this grid of elements, whatever the chunking, thread count or backend.
+GRID = 16384
+# Inside a chunk of the grid, element i is added to lane i % LANES.
+LANES = 256
+
+
+def check_float(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that is not contiguous float32, bfloat16 or float16."""
+    if tensor.dtype not in FLOATS:
+        raise ValueError(f"{name} has dtype {tensor.dtype}; expected float32, bfloat16 or float16")
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} is not contiguous (strides {tuple(tensor.stride())}); call .contiguous() first")
+
+
+def check_group(tensors: Sequence[Tensor], base: Tensor | None, out: Tensor | None = None) -> None:
+    """Refuse tensors that differ in shape or device, or that no operation can read."""
+    if not tensors:
+        raise ValueError("tensors is empty; expected at least one tensor")
+    like = tensors[0] if out is None else out
+    like_name = "tensors[0]" if out is None else "out"
+    named = [(f"tensors[{i}]", t) for i, t in enumerate(tensors)]
+    named += [("base", base)] if base is not None else []
+    named += [("out", out)] if out is not None else []
+    for name, tensor in named:
+        check_float(name, tensor)
+        if tensor.shape != like.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, {like_name} has {tuple(like.shape)}")
+        if tensor.device != like.device:
+            raise ValueError(f"{name} is on {tensor.device}, {like_name} is on {like.device}")
+
+
+def check_scalars(name: str, values: Sequence[float], count: int) -> None:
+    """Refuse a list of scalars of the wrong length, or with a value that is not finite in float32."""
+    if len(values) != count:
+        raise ValueError(f"{name} has {len(values)} values; expected {count}, one per tensor")
+    for i, value in enumerate(values):
+        if not math.isfinite(value) or abs(value) > torch.finfo(torch.float32).max:
+            raise ValueError(f"{name}[{i}] is {value}; expected a finite float32 value")
+
+
+def check_offset(offset: int, numel: int, total: int | None = None) -> None:
+    """Refuse an offset off the reduction grid: partial sums would not add up to those of the whole tensor."""
+    if offset < 0 or offset % GRID:
+        raise ValueError(f"offset is {offset}; expected a multiple of {GRID}")
+    if total is not None and offset + numel > total:
+        raise ValueError(f"offset {offset} + {numel} elements exceeds the tensor's {total}")
+
+
+def float32(value: float) -> float:
+    """Round a scalar to the nearest float32 (ties to even), as every backend does before it multiplies."""
+    return torch.tensor(value, dtype=torch.float64).to(torch.float32).item()
+
+
+def grid_chunks(numel: int) -> int:
+    """Return the number of chunks of the reduction grid that cover ``numel`` elements."""
+    return -(-numel // GRID)
+
+
+def lane_sums(values: Tensor) -> Tensor:
+    """Sum float64 ``values`` [n] over the reduction grid: returns [ceil(n / GRID)].
+
+    The order is fixed: 256 lanes take the elements of a chunk in turn, then lanes are added in a
+    binary tree (lane i with lane i + 128, then i + 64, ...). A missing element counts as +0.
+    """
+    chunks = grid_chunks(values.numel())
+    padded = torch.zeros(chunks * GRID, dtype=torch.float64, device=values.device)
+    padded[: values.numel()] = values
+    rows = padded.view(chunks, GRID // LANES, LANES)
+    lanes = torch.zeros(chunks, LANES, dtype=torch.float64, device=values.device)
+    for row in range(GRID // LANES):
+        lanes = lanes + rows[:, row]
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    return lanes[:, 0]

@@ -1,0 +1,110 @@
+"""Operations and their backends: who can run what, which one is taken, and why.
+
+An operation is declared once by its reference (PyTorch, any device). Backends add themselves by
+name; the registry takes the fastest one that is available on the device of the tensors, unless
+one is pinned by ``use_backend``, by an argument, or by ``FASTMERGE_BACKEND``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+# Fastest first. A backend that is not in the row of a device never runs there.
+PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+
+_pinned: list[str] = []
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for by name and cannot run; the message says why and what to do."""
+
+
+@dataclass
+class Implementation:
+    """One backend of one operation. ``probe`` returns the reason why it cannot run, or None."""
+
+    run: Callable
+    probe: Callable[[], str | None]
+
+
+@dataclass
+class Operation:
+    """A callable that sends its arguments to the chosen backend. See the module of the operation for the contract."""
+
+    name: str
+    reference: Callable
+    implementations: dict[str, Implementation] = field(default_factory=dict)
+
+    def backend(self, name: str, probe: Callable[[], str | None]) -> Callable[[Callable], Callable]:
+        """Register a backend of this operation (decorator)."""
+        if name not in BACKENDS:
+            raise ValueError(f"unknown backend {name!r}; expected one of {', '.join(BACKENDS)}")
+
+        def add(run: Callable) -> Callable:
+            self.implementations[name] = Implementation(run, probe)
+            return run
+
+        return add
+
+    def choose(self, device: torch.device | str, backend: str | None = None) -> tuple[str, str]:
+        """Return ``(backend, reason)`` for tensors on ``device``; raise BackendError for a pinned one that cannot run."""
+        kind = torch.device(device).type
+        pinned = backend or (_pinned[-1] if _pinned else None) or os.environ.get("FASTMERGE_BACKEND") or None
+        if pinned in (None, "auto"):
+            missing = []
+            for name in PREFERENCE.get(kind, ("reference",)):
+                why = self._unavailable(name)
+                if why is None:
+                    return name, "; ".join(["fastest available", *missing])
+                missing.append(f"{name}: {why}")
+            raise AssertionError("the reference backend is always available")
+        if pinned not in BACKENDS:
+            raise BackendError(f"unknown backend {pinned!r}; expected one of auto, {', '.join(BACKENDS)}")
+        why = self._unavailable(pinned)
+        if why is None and pinned != "reference" and pinned not in PREFERENCE.get(kind, ()):
+            why = f"it does not run on {kind} tensors"
+        if why is not None:
+            raise BackendError(f"{self.name}: backend {pinned!r} was asked for but cannot run: {why}")
+        return pinned, "pinned"
+
+    def _unavailable(self, name: str) -> str | None:
+        if name == "reference":
+            return None
+        implementation = self.implementations.get(name)
+        return "not implemented for this operation" if implementation is None else implementation.probe()
+
+    def __call__(self, first: Tensor | Sequence[Tensor], *args, backend: str | None = None):
+        name, _ = self.choose((first if isinstance(first, Tensor) else first[0]).device, backend)
+        run = self.reference if name == "reference" else self.implementations[name].run
+        return run(first, *args)
+
+
+OPERATIONS: dict[str, Operation] = {}
+
+
+def operation(name: str) -> Callable[[Callable], Operation]:
+    """Declare an operation by its reference implementation (decorator)."""
+
+    def declare(reference: Callable) -> Operation:
+        op = Operation(name, reference)
+        OPERATIONS[name] = op
+        return op
+
+    return declare
+
+
+@contextlib.contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Pin the backend of every operation inside the block; ``None`` and ``"auto"`` choose by availability."""
+    _pinned.append(name or "auto")
+    try:
+        yield
+    finally:
+        _pinned.pop()

@@ -1,0 +1,66 @@
+r"""Gram matrix of N vectors: ``G[i, j] = <v_i, v_j>``, with ``v_k = tensors[k] - base`` or ``tensors[k]``.
+
+A delta is one float32 subtraction. Products are exact in float64; they are accumulated in float64
+over a fixed grid of chunks (``_checks.lane_sums``), and the chunks are summed exactly. Every
+backend, thread count and chunking returns the same bits. Error bound: each entry is within
+``127 * 2**-53 * sum |v_i * v_j|`` (64 + 8 roundings in a chunk, one at the end) of the exact product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _native
+from ._checks import check_group, grid_chunks, lane_sums
+from ._registry import operation
+from ._sums import total
+
+__all__ = ["gram_matrix", "gram_partials", "pairs"]
+
+
+def pairs(count: int) -> list[tuple[int, int]]:
+    """Return the entries (i, j), i <= j, of a symmetric count x count matrix, in the order of the columns of the partials."""
+    return [(i, j) for i in range(count) for j in range(i, count)]
+
+
+def gram_partials(
+    partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None = None, *, backend: str | None = None
+) -> None:
+    """Write the partial dot products of every grid chunk into ``partials``.
+
+    Args:
+        partials: [ceil(n / GRID), N (N + 1) / 2] float64; overwritten. Columns as in ``pairs(N)``.
+        tensors:  N tensors of n elements: a whole tensor, or a part that starts on the grid.
+        base:     shaped like ``tensors``; None takes the tensors themselves, not their deltas.
+        backend:  pin a backend; by default the fastest available on the device.
+    Raises:
+        ValueError: shapes, dtypes or devices disagree; the message names the argument and its value.
+    """
+    check_group(tensors, base)
+    shape = (grid_chunks(tensors[0].numel()), len(pairs(len(tensors))))
+    if partials.dtype != torch.float64 or tuple(partials.shape) != shape or not partials.is_contiguous():
+        raise ValueError(f"partials is {partials.dtype} {tuple(partials.shape)}; expected contiguous float64 {shape}")
+    _gram(partials, tensors, base, backend=backend)
+
+
+def gram_matrix(partials: Tensor, count: int) -> Tensor:
+    """Return the [count, count] float64 Gram matrix (on the CPU) of the summed ``partials``."""
+    matrix = torch.zeros(count, count, dtype=torch.float64)
+    for (i, j), value in zip(pairs(count), total(partials), strict=True):
+        matrix[i, j] = matrix[j, i] = value
+    return matrix
+
+
+@operation("gram")
+def _gram(partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None) -> None:
+    vectors = [t.float().flatten() if base is None else (t.float() - base.float()).flatten() for t in tensors]
+    for column, (i, j) in enumerate(pairs(len(tensors))):
+        partials[:, column] = lane_sums(vectors[i].double() * vectors[j].double())
+
+
+@_gram.backend("cpu", probe=_native.why_no_cpu_extension)
+def _cpu(partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None) -> None:
+    _native.cpu_extension().gram(partials.data_ptr(), *_native.group(tensors, base))

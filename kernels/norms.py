@@ -1,0 +1,76 @@
+r"""L1 or squared L2 norm of each delta, in whole and over what a keep rule keeps.
+
+``total_k = sum |d|**p`` and ``kept_k = sum over kept |d|**p`` with ``d = tensors[k] - base`` (one float32
+subtraction) and p = 1 or 2. Powers are exact in float64 and are accumulated over the fixed grid
+(``_checks.lane_sums``), so every backend and chunking returns the same bits. Error bound: within
+``72 * 2**-53`` of the exact sum, relatively. A NaN or infinite element makes both sums NaN or infinite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _native
+from ._checks import check_group, check_offset, grid_chunks, lane_sums
+from ._registry import operation
+from .keep import Keep, kept
+
+__all__ = ["norm_partials"]
+
+
+def norm_partials(
+    partials: Tensor,
+    tensors: Sequence[Tensor],
+    base: Tensor | None,
+    keeps: Sequence[Keep],
+    *,
+    power: int = 1,
+    offset: int = 0,
+    backend: str | None = None,
+) -> None:
+    """Write the partial norms of every grid chunk into ``partials``; ``_sums.total`` adds them up.
+
+    Args:
+        partials: [ceil(n / GRID), 2 N] float64; overwritten. Columns: total of delta 0, kept of delta 0, total of delta 1, ...
+        tensors:  N tensors of n elements: a whole tensor, or a part that starts on the grid.
+        base:     shaped like them, or None.
+        keeps:    N keep rules.
+        power:    1 (L1 norm) or 2 (squared L2 norm).
+        offset:   global index of the first element, a multiple of GRID.
+        backend:  pin a backend; by default the fastest available on the device.
+    Raises:
+        ValueError: shapes, counts, power or offset are wrong; the message names the argument and its value.
+    """
+    check_group(tensors, base)
+    check_offset(offset)
+    if power not in (1, 2):
+        raise ValueError(f"power is {power}; expected 1 or 2")
+    if len(keeps) != len(tensors):
+        raise ValueError(f"keeps has {len(keeps)} rules; expected {len(tensors)}, one per tensor")
+    shape = (grid_chunks(tensors[0].numel()), 2 * len(tensors))
+    if partials.dtype != torch.float64 or tuple(partials.shape) != shape or not partials.is_contiguous():
+        raise ValueError(f"partials is {partials.dtype} {tuple(partials.shape)}; expected contiguous float64 {shape}")
+    _norms(partials, tensors, base, list(keeps), power, offset, backend=backend)
+
+
+@operation("norms")
+def _norms(
+    partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None, keeps: Sequence[Keep], power: int, offset: int
+) -> None:
+    for k, (tensor, keep) in enumerate(zip(tensors, keeps, strict=True)):
+        delta = (tensor.float() if base is None else tensor.float() - base.float()).flatten()
+        powers = delta.double().abs() if power == 1 else delta.double() * delta.double()
+        # Multiplied rather than selected: a dropped NaN stays visible.
+        factor = kept(delta, keep, offset).double()
+        partials[:, 2 * k] = lane_sums(powers)
+        partials[:, 2 * k + 1] = lane_sums(powers * factor)
+
+
+@_norms.backend("cpu", probe=_native.why_no_cpu_extension)
+def _cpu(
+    partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None, keeps: Sequence[Keep], power: int, offset: int
+) -> None:
+    _native.cpu_extension().norms(partials.data_ptr(), *_native.group(tensors, base), keeps, power, offset)

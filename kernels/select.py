@@ -1,0 +1,178 @@
+r"""Exact k-th magnitude of deltas: the boundary that keeps exactly k elements, without a sort.
+
+The order is that of ``keep``: magnitude of ``tensors[k] - base`` (one float32 subtraction), largest
+first; equal magnitudes by global index, lowest first. Exact for every input and identical on every
+backend. A tensor in one memory is selected in one call (``select_boundaries``). A tensor that
+comes in chunks, or lies on several devices, is selected from additive integer tables:
+``magnitude_histogram`` level 0 over the high 15 bits, level 1 over the low 16 bits of the bin that
+holds rank k, and ``equal_counts`` for the break index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _native
+from ._checks import GRID, check_group, grid_chunks
+from ._registry import operation
+from .keep import ALL_EQUAL, EVERYTHING, NOTHING, Boundary, magnitude_bits
+
+__all__ = ["HISTOGRAM_BINS", "equal_counts", "magnitude_histogram", "select_boundaries"]
+
+# Level 0 counts the high 15 bits of the 31-bit magnitude, level 1 the low 16.
+HISTOGRAM_BINS = (2**15, 2**16)
+
+
+def select_boundaries(
+    tensors: Sequence[Tensor], base: Tensor | None, ranks: Sequence[Sequence[int]], *, backend: str | None = None
+) -> list[list[Boundary]]:
+    """Return, per tensor and rank, the boundary that keeps exactly ``rank`` elements.
+
+    Args:
+        tensors: N whole tensors of n elements (any float dtype), on one device.
+        base:    shaped like them; None ranks the tensors themselves.
+        ranks:   per tensor, the numbers of elements to keep, 0 <= rank <= n.
+        backend: pin a backend; by default the fastest available on the device.
+    Returns:
+        per tensor, one ``Boundary`` per rank; break indices count from the first element of the tensors.
+    Raises:
+        ValueError: shapes disagree, or a rank lies outside 0 .. n.
+    """
+    check_group(tensors, base)
+    if len(ranks) != len(tensors):
+        raise ValueError(f"ranks has {len(ranks)} entries; expected {len(tensors)}, one list per tensor")
+    numel = tensors[0].numel()
+    for i, wanted in enumerate(ranks):
+        for rank in wanted:
+            if not 0 <= rank <= numel:
+                raise ValueError(f"ranks[{i}] asks for {rank} of {numel} elements; expected 0 <= rank <= {numel}")
+    inner = [sorted({rank for rank in wanted if 0 < rank < numel}) for wanted in ranks]
+    found = _select(tensors, base, inner, backend=backend) if any(inner) else [[] for _ in tensors]
+    result = []
+    for wanted, asked, boundaries in zip(ranks, inner, found, strict=True):
+        known = {0: NOTHING, numel: EVERYTHING, **dict(zip(asked, boundaries, strict=True))}
+        result.append([known[rank] for rank in wanted])
+    return result
+
+
+@operation("select")
+def _select(tensors: Sequence[Tensor], base: Tensor | None, ranks: Sequence[Sequence[int]]) -> list[list[Boundary]]:
+    result = []
+    for tensor, wanted in zip(tensors, ranks, strict=True):
+        delta = tensor.float() if base is None else tensor.float() - base.float()
+        bits = magnitude_bits(delta.flatten())
+        ordered, index = torch.sort(bits, descending=True, stable=True)
+        result.append([_boundary(ordered, index, rank) for rank in wanted])
+    return result
+
+
+def _boundary(ordered: Tensor, index: Tensor, rank: int) -> Boundary:
+    """Return the cut after ``rank`` elements of the sorted magnitudes, 0 < rank < n."""
+    threshold = int(ordered[rank - 1])
+    if int(ordered[rank]) != threshold:
+        return Boundary(threshold, ALL_EQUAL)
+    return Boundary(threshold, int(index[rank - 1]) + 1)
+
+
+@_select.backend("cpu", probe=_native.why_no_cpu_extension)
+def _select_cpu(tensors: Sequence[Tensor], base: Tensor | None, ranks: Sequence[Sequence[int]]) -> list[list[Boundary]]:
+    found = _native.cpu_extension().select(*_native.group(tensors, base), [list(wanted) for wanted in ranks])
+    return [[Boundary(*boundary) for boundary in boundaries] for boundaries in found]
+
+
+def magnitude_histogram(
+    counts: Tensor,
+    tensors: Sequence[Tensor],
+    base: Tensor | None,
+    level: int,
+    prefixes: Sequence[int] = (),
+    *,
+    backend: str | None = None,
+) -> None:
+    """Add the magnitude histogram of a part of N deltas to ``counts``.
+
+    Args:
+        counts:   [N, HISTOGRAM_BINS[level]] int64; added to, so that chunks and shards sum up.
+        tensors:  N tensors: a whole tensor or any part of it.
+        base:     shaped like them, or None.
+        level:    0 counts ``bits >> 16`` of every element; 1 counts ``bits & 0xffff`` of those whose ``bits >> 16`` is the prefix.
+        prefixes: N integers, for level 1 only.
+        backend:  pin a backend; by default the fastest available on the device.
+    Raises:
+        ValueError: shapes, level or prefixes disagree.
+    """
+    check_group(tensors, base)
+    if level not in (0, 1) or len(prefixes) != (len(tensors) if level else 0):
+        raise ValueError(
+            f"level is {level} with {len(prefixes)} prefixes; expected 0 with none, or 1 with {len(tensors)}"
+        )
+    shape = (len(tensors), HISTOGRAM_BINS[level])
+    if counts.dtype != torch.int64 or tuple(counts.shape) != shape or not counts.is_contiguous():
+        raise ValueError(f"counts is {counts.dtype} {tuple(counts.shape)}; expected contiguous int64 {shape}")
+    _histogram(counts, tensors, base, level, list(prefixes), backend=backend)
+
+
+@operation("magnitude_histogram")
+def _histogram(
+    counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None, level: int, prefixes: Sequence[int]
+) -> None:
+    for i, tensor in enumerate(tensors):
+        delta = tensor.float() if base is None else tensor.float() - base.float()
+        bits = magnitude_bits(delta.flatten())
+        bins = bits >> 16 if level == 0 else bits[(bits >> 16) == prefixes[i]] & 0xFFFF
+        counts[i] += torch.bincount(bins, minlength=HISTOGRAM_BINS[level])
+
+
+@_histogram.backend("cpu", probe=_native.why_no_cpu_extension)
+def _histogram_cpu(
+    counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None, level: int, prefixes: Sequence[int]
+) -> None:
+    _native.cpu_extension().magnitude_histogram(counts.data_ptr(), *_native.group(tensors, base), level, list(prefixes))
+
+
+def equal_counts(
+    counts: Tensor,
+    tensors: Sequence[Tensor],
+    base: Tensor | None,
+    thresholds: Sequence[int],
+    *,
+    backend: str | None = None,
+) -> None:
+    """Write, per delta and grid chunk, how many magnitudes equal the threshold.
+
+    Args:
+        counts:     [N, ceil(n / GRID)] int64; overwritten.
+        tensors:    N tensors of n elements: a whole tensor, or a part that starts on the grid.
+        base:       shaped like them, or None.
+        thresholds: N magnitudes as float32 bits.
+        backend:    pin a backend; by default the fastest available on the device.
+    Raises:
+        ValueError: shapes or counts disagree.
+    """
+    check_group(tensors, base)
+    if len(thresholds) != len(tensors):
+        raise ValueError(f"thresholds has {len(thresholds)} values; expected {len(tensors)}, one per tensor")
+    shape = (len(tensors), grid_chunks(tensors[0].numel()))
+    if counts.dtype != torch.int64 or tuple(counts.shape) != shape or not counts.is_contiguous():
+        raise ValueError(f"counts is {counts.dtype} {tuple(counts.shape)}; expected contiguous int64 {shape}")
+    _equal_counts(counts, tensors, base, list(thresholds), backend=backend)
+
+
+@operation("equal_counts")
+def _equal_counts(counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None, thresholds: Sequence[int]) -> None:
+    for i, tensor in enumerate(tensors):
+        delta = tensor.float() if base is None else tensor.float() - base.float()
+        equal = magnitude_bits(delta.flatten()) == thresholds[i]
+        padded = torch.zeros(counts.shape[1] * GRID, dtype=torch.int64, device=equal.device)
+        padded[: equal.numel()] = equal
+        counts[i] = padded.view(-1, GRID).sum(1)
+
+
+@_equal_counts.backend("cpu", probe=_native.why_no_cpu_extension)
+def _equal_counts_cpu(
+    counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None, thresholds: Sequence[int]
+) -> None:
+    _native.cpu_extension().equal_counts(counts.data_ptr(), *_native.group(tensors, base), list(thresholds))

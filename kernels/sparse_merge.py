@@ -1,0 +1,165 @@
+r"""Fused sparse merge: keep, rescale, weight, elect, divide, scale, add to the base, round once.
+
+Per element, in float32, each operation rounded separately, models in the order of ``tensors``::
+
+    d_k = tensors[k] - base
+    c_k = d_k * (factors[k] if kept by keeps[k] else 0)        multiplied, so NaN and infinity become NaN, never vanish
+    vote none:      m = c_0 + c_1 + ...
+    vote weighted:  s = c_0 + c_1 + ...                        elected sign: + if s >= 0 else -
+    vote sum:       s = d'_0 + d'_1 + ...                      like weighted, over the kept deltas without their factors
+    vote count:     s = sign(d'_0) + sign(d'_1) + ...          like weighted, over their signs
+                    m = 0 + sum of the c_k whose kept delta (vote weighted: whose c_k) has the elected sign
+                    w = 0 + sum of their ``weights[k]`` (divide weights), or of ones (divide count)
+    divide:         m = m / w                                  where w == 0, m is left as it is; not for divide none
+    m = m * scale
+    out = base + m                                             rounded once to out.dtype
+
+With vote none, ``divide weights`` divides by the constant ``weights[0] + weights[1] + ...`` (1 where
+its magnitude is below 1e-8) and ``divide count`` by the number of models. A zero never has a sign; NaN always
+matches, so that it propagates. Every backend returns the same bits, for any chunking.
+
+This one pass is the apply step of task arithmetic (Ilharco et al. 2023), TIES (Yadav et al. 2023),
+DARE (Yu et al. 2024), breadcrumbs (Davari and Belilovsky 2023) and their relatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import _native
+from ._checks import check_group, check_scalars, float32
+from ._registry import operation
+from .keep import Keep, kept
+
+__all__ = ["DIVIDES", "VOTES", "sparse_merge"]
+
+# The positions are the numbers of csrc/fastmerge_math.h.
+VOTES = ("none", "weighted", "sum", "count")
+DIVIDES = ("none", "weights", "count")
+Vote = Literal["none", "weighted", "sum", "count"]
+Divide = Literal["none", "weights", "count"]
+
+
+def sparse_merge(
+    out: Tensor,
+    base: Tensor,
+    tensors: Sequence[Tensor],
+    *,
+    factors: Sequence[float],
+    keeps: Sequence[Keep],
+    weights: Sequence[float] | None = None,
+    vote: Vote = "none",
+    divide: Divide = "none",
+    scale: float = 1.0,
+    offset: int = 0,
+    backend: str | None = None,
+) -> None:
+    """Write the sparse merge of ``tensors`` into ``out``.
+
+    Args:
+        out:     [...] float32, bfloat16 or float16; overwritten. May be ``base`` or one of ``tensors`` itself.
+        base:    shaped like ``out``.
+        tensors: N fine-tuned tensors shaped like ``out``, dtypes mixed freely.
+        factors: N scalars that multiply the kept deltas: weight times rescale.
+        keeps:   N keep rules.
+        weights: N scalars of the divisor; by default ``factors``.
+        vote:    how the sign of an element is elected; "none" sums all contributions.
+        divide:  what the elected sum is divided by.
+        scale:   lambda, multiplied after the division.
+        offset:  global index of the first element, for parts of a tensor.
+        backend: pin a backend; by default the fastest available on the device.
+    Raises:
+        ValueError: shapes, counts or names are wrong; the message names the argument and its value.
+        BackendError: a pinned backend cannot run.
+    """
+    weights = factors if weights is None else weights
+    check_group(tensors, base, out)
+    check_scalars("factors", factors, len(tensors))
+    check_scalars("weights", weights, len(tensors))
+    check_scalars("scale", [scale], 1)
+    if len(keeps) != len(tensors):
+        raise ValueError(f"keeps has {len(keeps)} rules; expected {len(tensors)}, one per tensor")
+    if vote not in VOTES:
+        raise ValueError(f"vote is {vote!r}; expected one of {', '.join(VOTES)}")
+    if divide not in DIVIDES:
+        raise ValueError(f"divide is {divide!r}; expected one of {', '.join(DIVIDES)}")
+    if offset < 0:
+        raise ValueError(f"offset is {offset}; expected a non-negative index")
+    _sparse_merge(
+        out, base, tensors, [float32(f) for f in factors], [float32(w) for w in weights], list(keeps),
+        VOTES.index(vote), DIVIDES.index(divide), float32(scale), offset, backend=backend,
+    )  # fmt: skip
+
+
+@operation("sparse_merge")
+def _sparse_merge(
+    out: Tensor,
+    base: Tensor,
+    tensors: Sequence[Tensor],
+    factors: Sequence[float],
+    weights: Sequence[float],
+    keeps: Sequence[Keep],
+    vote: int,
+    divide: int,
+    scale: float,
+    offset: int,
+) -> None:
+    start = base.float().flatten()
+    deltas, contributions = [], []
+    for tensor, factor, keep in zip(tensors, factors, keeps, strict=True):
+        delta = tensor.float().flatten() - start
+        mask = kept(delta, keep, offset).float()
+        deltas.append(delta * mask)
+        contributions.append(delta * (mask * factor))
+    if VOTES[vote] == "none":
+        merged = _sum(contributions)
+        divisor = _constant_divisor(DIVIDES[divide], weights, merged)
+    else:
+        voters = {"weighted": contributions, "sum": deltas, "count": [torch.sign(d) for d in deltas]}[VOTES[vote]]
+        positive = _sum(voters) >= 0
+        merged, divisor = torch.zeros_like(start), torch.zeros_like(start)
+        for voter, contribution, weight in zip(voters, contributions, weights, strict=True):
+            # NaN is neither <= 0 nor >= 0, so it passes both tests.
+            agrees = torch.where(positive, ~(voter <= 0), ~(voter >= 0))
+            merged = torch.where(agrees, merged + contribution, merged)
+            divisor = torch.where(agrees, divisor + (weight if DIVIDES[divide] == "weights" else 1.0), divisor)
+    if DIVIDES[divide] != "none":
+        merged = torch.where(divisor == 0, merged, merged / divisor)
+    out.copy_((start + merged * scale).view_as(out))
+
+
+def _sum(terms: Sequence[Tensor]) -> Tensor:
+    acc = terms[0]
+    for term in terms[1:]:
+        acc = acc + term
+    return acc
+
+
+def _constant_divisor(divide: str, weights: Sequence[float], like: Tensor) -> Tensor:
+    """Return the divisor of an unelected sum, accumulated in float32 in the order of the models."""
+    if divide == "count":
+        return torch.full_like(like, float(len(weights)))
+    total = _sum([torch.tensor(w, dtype=torch.float32) for w in weights])
+    return torch.full_like(like, 1.0 if total.abs() < 1e-8 else total.item())
+
+
+@_sparse_merge.backend("cpu", probe=_native.why_no_cpu_extension)
+def _cpu(
+    out: Tensor,
+    base: Tensor,
+    tensors: Sequence[Tensor],
+    factors: Sequence[float],
+    weights: Sequence[float],
+    keeps: Sequence[Keep],
+    vote: int,
+    divide: int,
+    scale: float,
+    offset: int,
+) -> None:
+    _native.cpu_extension().sparse_merge(
+        *_native.one(out), *_native.group(tensors, base), factors, weights, keeps, vote, divide, scale, offset
+    )

@@ -1,0 +1,27 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with recipes and golden files that are too large for the repository; skips where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the shared test data is not beside the repository ({SHARED})")
+    return SHARED
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A random generator with a fresh seed, which pytest prints when the test fails."""
+    seed = random.SystemRandom().randrange(2**31)
+    print(f"seed {seed}")
+    return torch.Generator().manual_seed(seed)

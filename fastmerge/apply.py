@@ -19,7 +19,17 @@ class Apply(ABC):
 
     @abstractmethod
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
-        """Write the merge of ``chunk`` into ``out``, shaped like its tensors."""
+        """Write the merge of ``chunk`` into ``out``, shaped like its tensors and contiguous."""
+
+
+@dataclass(frozen=True)
+class Copy(Apply):
+    """One input as it is, rounded once to the dtype of the output; ``index`` counts all inputs, base first."""
+
+    index: int
+
+    def __call__(self, out: Tensor, chunk: Chunk) -> None:
+        kernels.weighted_sum(out, [chunk.every[self.index]], [1.0])
 
 
 @dataclass(frozen=True)

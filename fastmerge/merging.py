@@ -9,6 +9,23 @@ from .methods import Group, Method
 from .source import Source
 
 
+def solve_without_data(method: Method, group: Group) -> Apply | None:
+    """Return the apply step if ``method`` needs no survey of this tensor, else None. Nothing is read.
+
+    Planning calls it for every tensor: a step that is a ``Copy`` needs no arithmetic, and a method
+    refuses parameters that contradict each other here, with a ValueError, before a merge starts.
+    """
+    step = method.merge(group)
+    if isinstance(step, Apply):
+        return step
+    try:
+        next(step)
+    except StopIteration as stop:
+        return stop.value
+    step.close()
+    return None
+
+
 def solve(method: Method, group: Group, source: Source) -> Apply:
     """Run the surveys that ``method`` asks for over ``source`` and return its apply step."""
     step = method.merge(group)
@@ -24,9 +41,9 @@ def solve(method: Method, group: Group, source: Source) -> Apply:
 
 
 def merge_source(method: Method, group: Group, source: Source, out: Tensor) -> None:
-    """Merge a source into ``out`` (the whole tensor, in memory)."""
+    """Merge a source into ``out``: the whole tensor, contiguous, in memory."""
     apply = solve(method, group, source)
     flat = out.view(-1)
     for chunk in source.chunks():
-        start = chunk.offset
-        apply(flat[start : start + chunk.tensors[0].numel()].view_as(chunk.tensors[0]), chunk)
+        like = chunk.tensors[0]
+        apply(flat[chunk.offset : chunk.offset + like.numel()].view_as(like), chunk)

@@ -1,4 +1,4 @@
-"""What a merge reads: the tensors of one output, whole or in chunks."""
+"""What a merge reads: the inputs of one output tensor, whole or in chunks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Chunk:
 
 
 class Source(Protocol):
-    """One output tensor's inputs. Surveys read it as often as they need."""
+    """One output tensor's inputs, or the part of them that this process holds. Surveys may read it several times."""
 
     @property
     def numel(self) -> int:
@@ -41,13 +41,16 @@ class Source(Protocol):
         """True when ``chunks`` yields one chunk that holds the whole tensor."""
 
     def chunks(self) -> Iterator[Chunk]:
-        """Yield the chunks in the order of their offsets. A chunk is valid until the next one is taken."""
+        """Yield the chunks, at least one, in the order of their offsets. Each is valid until the next one is taken."""
 
-    def read(self, start: int, stop: int) -> Chunk:
-        """Return the elements start .. stop - 1 (global indices); valid until the next read."""
+    def read(self, start: int, stop: int) -> Chunk | None:
+        """Return the elements start .. stop - 1 (one cell of the grid), or None where another shard holds them.
+
+        The chunk is valid until the next read.
+        """
 
     def reduce(self, state: Tensor) -> Tensor:
-        """Add ``state`` up over everything that holds a part of the tensor; the identity in one process."""
+        """Add up ``state`` (CPU) over everything that holds a part of the tensor; the identity in one process."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ the command line, the table of methods and the test matrix, on every backend.
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,10 @@ from ..survey import Survey
 
 REQUIRED: Any = object()
 
+# A survey, then its answer, as often as needed; in the end the apply step.
 Solve = Generator[Survey, Any, Apply]
+
+_FLOAT32_MAX = 3.4028234663852886e38
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,12 @@ class Parameter:
 
     Attributes:
         name:      key in the recipe, e.g. ``density``.
-        kind:      float, int or bool.
+        kind:      float, int, bool or str.
         default:   value when the recipe gives none; REQUIRED makes it an error.
         per_model: True for one value per input (``weight``), False for one per tensor (``lambda``).
         minimum, maximum: inclusive range; None is unbounded.
+        choices:   the values of a str.
+        semantics: profiles that know the parameter; empty stands for all of the method's.
         doc:       one sentence, with the unit or meaning.
     """
 
@@ -39,7 +45,37 @@ class Parameter:
     per_model: bool = False
     minimum: float | None = None
     maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    semantics: tuple[str, ...] = ()
     doc: str = ""
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, e.g. ``a number in [0, 1]``."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if self.kind is bool:
+            return "true or false"
+        if self.kind is str:
+            return "text"
+        noun = "a whole number" if self.kind is int else "a number"
+        low, high = self.minimum, self.maximum
+        if low is not None and high is not None:
+            return f"{noun} in [{low:g}, {high:g}]"
+        if low is not None:
+            return f"{noun} >= {low:g}"
+        return noun if high is None else f"{noun} <= {high:g}"
+
+    def accepts(self, value: Any) -> bool:
+        """True when ``value`` (of one model, for per-model parameters) has the kind and lies in the range."""
+        if self.kind in (bool, str):
+            return isinstance(value, self.kind) and (not self.choices or value in self.choices)
+        numbers = (int,) if self.kind is int else (int, float)
+        if not isinstance(value, numbers) or isinstance(value, bool):
+            return False
+        if not math.isfinite(value) or abs(value) > _FLOAT32_MAX:
+            return False
+        return (self.minimum is None or value >= self.minimum) and (self.maximum is None or value <= self.maximum)
 
 
 @dataclass(frozen=True)
@@ -50,7 +86,7 @@ class Group:
         name:      name of the output tensor.
         shape:     its shape.
         models:    number of inputs without the base.
-        values:    parameters by name: a value, or for per-model parameters a tuple in the order of the inputs (without the base).
+        values:    parameters by name: a value, or for per-model ones a tuple with one value per input without the base.
         seed:      seed of the counter-based random numbers.
         semantics: the tool whose definition is followed, e.g. ``mergekit``.
     """
@@ -64,10 +100,7 @@ class Group:
 
     @property
     def numel(self) -> int:
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
     def __getitem__(self, parameter: str) -> Any:
         return self.values[parameter]
@@ -77,7 +110,8 @@ class Method(ABC):
     """A merge method. Its docstring holds formula, paper and edge cases.
 
     ``merge`` is a generator: it yields surveys, receives their answers, and returns the apply step. A
-    method that needs no survey is a plain function that returns the apply step.
+    method that needs no survey is a plain function that returns the apply step. It raises ValueError,
+    naming the tensor, for what only it can know; before its first survey where that is possible.
 
     Attributes:
         name:       as in recipes (``merge_method``).
@@ -103,6 +137,10 @@ class Method(ABC):
     def surveys(self) -> bool:
         """True when the method may read its inputs before it applies."""
         return inspect.isgeneratorfunction(self.merge)
+
+    def parameters_of(self, semantics: str) -> tuple[Parameter, ...]:
+        """Return the parameters that a profile knows."""
+        return tuple(p for p in self.parameters if not p.semantics or semantics in p.semantics)
 
 
 METHODS: dict[str, Method] = {}

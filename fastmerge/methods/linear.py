@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from ..apply import Apply, WeightedSum
-from ._base import REQUIRED, Group, Method, Parameter, method
+from ._base import Group, Method, Parameter, method
 
 
 @method
 class Linear(Method):
     """theta = sum_k w_k theta_k / sum_k w_k   (Wortsman et al. 2022, arXiv 2203.05482).
 
-    Equal weights make a uniform soup. With ``normalize: false`` the sum is not divided. Weights are
-    divided by their sum in float64 and rounded to float32 before the sum.
+    Equal weights make a uniform soup. With ``normalize: false`` the sum is not divided. The weights are
+    divided by their sum in float64 and rounded to float32 before they multiply.
 
     Raises ValueError when ``normalize`` is on and the weights sum to zero.
     """
@@ -19,7 +19,7 @@ class Linear(Method):
     name = "linear"
     base = "ignored"
     parameters = (
-        Parameter("weight", float, REQUIRED, per_model=True, doc="coefficient of the model"),
+        Parameter("weight", float, per_model=True, doc="coefficient of the model"),
         Parameter("normalize", bool, True, doc="divide by the sum of the weights"),
     )
     paper = "Wortsman et al. 2022, arXiv 2203.05482"

@@ -1,0 +1,36 @@
+"""DARE with a weighted sum: drop at random, rescale, add."""
+
+from __future__ import annotations
+
+from ..apply import SparseMerge
+from ._base import Group, Method, Solve, method
+from ._sparse import DARE_PARAMETERS, dare_factors, keep_at_random
+
+
+@method
+class DareLinear(Method):
+    """theta = base + lambda * sum_k w_k r_k drop(theta_k - base)   (Yu et al. 2024, arXiv 2311.03099).
+
+    ``drop`` keeps each element with probability density_k, by counter-based random numbers that depend
+    on seed, tensor name, model and element alone. ``rescale`` (default on) takes for r_k the L1 norm
+    of the whole delta over that of the kept part (1 where either is below 1e-7), as mergekit does; the
+    paper's r_k is 1 / density_k. With ``normalize`` the sum is divided by ``sum_k w_k``.
+
+    semantics peft: ``dare_linear`` of PEFT, on deltas; r_k = 1 / density_k.
+
+    Raises ValueError when norms are matched and a delta holds NaN or infinity. Otherwise they propagate.
+    """
+
+    name = "dare_linear"
+    base = "required"
+    parameters = DARE_PARAMETERS
+    semantics = ("mergekit", "peft")
+    paper = "Yu et al. 2024, arXiv 2311.03099"
+
+    def merge(self, group: Group) -> Solve:
+        keeps = keep_at_random(group)
+        factors = yield from dare_factors(group, keeps)
+        if group.semantics == "peft":
+            return SparseMerge(factors, keeps)
+        divide = "weights" if group["normalize"] else "none"
+        return SparseMerge(factors, keeps, group["weight"], divide=divide, scale=group["lambda"])

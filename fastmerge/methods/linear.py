@@ -13,7 +13,8 @@ class Linear(Method):
     Equal weights make a uniform soup. With ``normalize: false`` the sum is not divided. The weights are
     divided by their sum in float64 and rounded to float32 before they multiply.
 
-    Raises ValueError when ``normalize`` is on and the weights sum to zero.
+    Raises ValueError when ``normalize`` is on and the weights cancel: their sum is at most 1e-7 of the
+    sum of their magnitudes.
     """
 
     name = "linear"
@@ -28,7 +29,8 @@ class Linear(Method):
         weights = group["weight"]
         if group["normalize"]:
             total = sum(weights)
-            if total == 0:
-                raise ValueError(f"{group.name}: the weights {weights} sum to 0; set normalize: false or change them")
+            # Also 0.1 + 0.2 - 0.3, whose rounding error would become the divisor.
+            if abs(total) <= 1e-7 * sum(map(abs, weights)):
+                raise ValueError(f"{group.name}: the weights {weights} cancel; set normalize: false or change them")
             weights = tuple(w / total for w in weights)
         return WeightedSum(weights)

@@ -1,0 +1,167 @@
+"""Merging state dicts in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InvalidInput, Problem
+from .functional import find_method, pinned, promoted
+from .kernels._checks import FLOATS
+from .merging import merge_source, solve_without_data
+from .methods._configure import Configured, configure
+from .source import Resident
+
+__all__ = ["merge_state_dicts"]
+
+StateDict = Mapping[str, Tensor]
+
+
+@torch.no_grad()
+def merge_state_dicts(
+    base: StateDict | None,
+    models: Sequence[StateDict],
+    *,
+    method: str,
+    semantics: str | None = None,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+    out: Mapping[str, Tensor] | None = None,
+    **parameters: Any,
+) -> dict[str, Tensor]:
+    """Merge state dicts by any method; the inputs are never modified.
+
+    Float tensors (float32, bfloat16, float16) are merged as ``functional.merge_tensors`` does. Other
+    tensors must be equal in every input and are copied.
+
+    Args:
+        base:       the base, or None for methods that take none.
+        models:     N state dicts with the names and shapes of ``base``.
+        method:     as in recipes, e.g. ``"ties"``.
+        semantics:  whose definition of the method; None takes its default.
+        seed:       of random methods; masks also depend on the tensor's name, not on its place.
+        dtype:      of the merged float tensors; by default each keeps its inputs' dtype (where they
+                    differ, what torch promotes them to).
+        backend:    pin a backend; by default the fastest available.
+        out:        tensors to write into, one for every name; by default new ones are made.
+        parameters: of the method, named as in recipes; ``lambda`` is spelt ``lambda_``. Per-model ones
+                    are one value for all, or a sequence.
+    Returns:
+        The merged tensors, in the order of ``base`` (of ``models[0]`` where there is none).
+    Raises:
+        InvalidInput: arguments, names, shapes, dtypes or devices are wrong; all of it is named at once.
+        ValueError:   the method cannot merge the values of a tensor; the message names it.
+        BackendError: a pinned backend cannot run.
+
+    >>> import torch
+    >>> base = {"weight": torch.zeros(3), "steps": torch.tensor(7)}
+    >>> a = {"weight": torch.tensor([2.0, 0.0, -2.0]), "steps": torch.tensor(7)}
+    >>> b = {"weight": torch.tensor([0.0, 4.0, 2.0]), "steps": torch.tensor(7)}
+    >>> merge_state_dicts(base, [a, b], method="task_arithmetic", weight=[0.5, 0.25])
+    {'weight': tensor([ 1.0000,  1.0000, -0.5000]), 'steps': tensor(7)}
+    """
+    models = list(models)
+    problems: list[Problem] = []
+    configured = None
+    try:
+        configured = configure(
+            find_method(method), base=base is not None, models=len(models),
+            semantics=semantics, seed=seed, parameters=parameters,
+        )  # fmt: skip
+    except InvalidInput as error:
+        problems += error.problems
+    named = {} if base is None else {"base": base}
+    named |= {f"models[{i}]": model for i, model in enumerate(models)}
+    problems += _input_problems(named)
+    if named and not problems:
+        problems += _out_problems(next(iter(named.values())), out, dtype)
+    if problems or configured is None:
+        raise InvalidInput(problems)
+    _refuse_early(configured, models[0])
+
+    merged = {}
+    with pinned(backend):
+        for name, like in (models[0] if base is None else base).items():
+            tensors = [model[name] for model in models]
+            every = tensors if base is None else [base[name], *tensors]
+            target = torch.empty_like(like, dtype=_dtype(every, dtype)) if out is None else out[name]
+            if like.is_floating_point():
+                source = Resident(None if base is None else base[name], tensors)
+                merge_source(configured.method, configured.group(name, like.shape), source, target)
+            else:
+                target.copy_(like)
+            merged[name] = target
+    return merged
+
+
+def _dtype(tensors: Sequence[Tensor], dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and tensors[0].is_floating_point() else promoted(tensors)
+
+
+def _refuse_early(configured: Configured, model: StateDict) -> None:
+    """Let the method refuse its parameters before anything is written; they are the same for every tensor."""
+    for name, tensor in model.items():
+        if tensor.is_floating_point():
+            solve_without_data(configured.method, configured.group(name, tensor.shape))
+            return
+
+
+def _input_problems(named: Mapping[str, StateDict]) -> list[Problem]:
+    """Find what keeps the state dicts from being merged; the first one is what the others are compared with."""
+    problems = []
+    (first, reference), *others = named.items() or [("models", {})]
+    for label, state in others:
+        for names, what in ((reference.keys() - state.keys(), "lacks"), (state.keys() - reference.keys(), "has extra")):
+            if names:
+                listed = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+                problems.append(Problem(label, f"{what} {len(names)} tensors compared with {first}: {listed}"))
+    for label, state in named.items():
+        for name, tensor in state.items():
+            if name in reference:
+                problems += _tensor_problems(f"{label}[{name!r}]", tensor, f"{first}[{name!r}]", reference[name])
+    return problems
+
+
+def _tensor_problems(where: str, tensor: Any, like_where: str, like: Any) -> list[Problem]:
+    if not isinstance(tensor, Tensor):
+        return [Problem(where, f"is a {type(tensor).__name__}; expected a tensor", "take it out of the state dicts")]
+    if not isinstance(like, Tensor):
+        return []
+    if tensor.shape != like.shape:
+        return [Problem(where, f"has shape {tuple(tensor.shape)}, {like_where} has {tuple(like.shape)}")]
+    if tensor.device != like.device:
+        return [Problem(where, f"is on {tensor.device}, {like_where} is on {like.device}")]
+    if tensor.is_floating_point() and tensor.dtype not in FLOATS:
+        return [Problem(where, f"has dtype {tensor.dtype}; expected float32, bfloat16 or float16", "convert it")]
+    if tensor.is_floating_point() != like.is_floating_point():
+        return [Problem(where, f"has dtype {tensor.dtype}, {like_where} has {like.dtype}")]
+    if not tensor.is_contiguous():
+        return [Problem(where, f"is not contiguous (strides {tensor.stride()})", "call .contiguous() first")]
+    if not tensor.is_floating_point() and not torch.equal(tensor, like):
+        return [Problem(where, f"has dtype {tensor.dtype} and differs from {like_where}", "only equal ones are copied")]
+    return []
+
+
+def _out_problems(reference: StateDict, out: Mapping[str, Tensor] | None, dtype: torch.dtype | None) -> list[Problem]:
+    if dtype is not None and dtype not in FLOATS:
+        return [Problem("dtype", f"is {dtype}; expected float32, bfloat16 or float16")]
+    if out is None:
+        return []
+    if missing := reference.keys() - out.keys():
+        return [Problem("out", f"lacks {', '.join(sorted(missing)[:5])}", "it needs a tensor for every name")]
+    problems = []
+    for name, like in reference.items():
+        where, target = f"out[{name!r}]", out[name]
+        if target.shape != like.shape or target.device != like.device or not target.is_contiguous():
+            expected = f"a contiguous tensor of shape {tuple(like.shape)} on {like.device}"
+            problems.append(Problem(where, f"is {tuple(target.shape)} on {target.device}; expected {expected}"))
+        elif like.is_floating_point() and target.dtype not in (FLOATS if dtype is None else (dtype,)):
+            expected = "float32, bfloat16 or float16" if dtype is None else str(dtype)
+            problems.append(Problem(where, f"has dtype {target.dtype}; expected {expected}"))
+        elif not like.is_floating_point() and target.dtype != like.dtype:
+            problems.append(Problem(where, f"has dtype {target.dtype}; expected {like.dtype}"))
+    return problems

@@ -1,1 +1,23 @@
 """Recipes: mergekit YAML, typed and checked."""
+
+from .checks import check
+from .document_schema import schema
+from .loading import load
+from .resolving import Inputs, inputs_of, resolve
+from .types import Branch, ModelRef, Recipe, Setting, SliceSpec, SourceSpec, TokenizerSpec
+
+__all__ = [
+    "Branch",
+    "Inputs",
+    "ModelRef",
+    "Recipe",
+    "Setting",
+    "SliceSpec",
+    "SourceSpec",
+    "TokenizerSpec",
+    "check",
+    "inputs_of",
+    "load",
+    "resolve",
+    "schema",
+]

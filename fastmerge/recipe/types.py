@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeAlias
+
+Scalar: TypeAlias = bool | int | float | str
 
 
 @dataclass(frozen=True)
@@ -20,22 +23,51 @@ class ModelRef:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """One alternative of a setting: ``value`` for the tensors whose name contains ``filter``.
+
+    Attributes:
+        value:  a scalar, or a tuple: a gradient over the layers of the slice.
+        filter: None matches every tensor.
+        where:  its place in the recipe, for messages.
+    """
+
+    value: Scalar | tuple[Scalar, ...]
+    filter: str | None = None
+    where: str = ""
+
+    def matches(self, tensor_name: str) -> bool:
+        return self.filter is None or self.filter in tensor_name
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The value of a parameter as a recipe gives it; the first branch that matches the tensor counts."""
+
+    branches: tuple[Branch, ...]
+    where: str = ""
+
+
+Parameters: TypeAlias = Mapping[str, Setting]
+
+
+@dataclass(frozen=True)
 class SourceSpec:
-    """One input of a slice. ``layers`` is [start, end) or None for the whole model. ``where`` locates it in the recipe."""
+    """One input of a slice. ``layers`` is [start, end) or None for all; ``where`` locates it in the recipe."""
 
     model: ModelRef
     layers: tuple[int, int] | None = None
-    parameters: dict[str, Any] = field(default_factory=dict, hash=False, compare=False)
+    parameters: Parameters = field(default_factory=dict, hash=False, compare=False)
     where: str = ""
 
 
 @dataclass(frozen=True)
 class SliceSpec:
-    """A run of output layers and the inputs that they are merged from. A ``models:`` recipe is one slice without layer ranges."""
+    """A run of output layers and what they are merged from. A ``models:`` recipe is one slice without layers."""
 
     sources: tuple[SourceSpec, ...]
     base: ModelRef | None = None
-    parameters: dict[str, Any] = field(default_factory=dict, hash=False, compare=False)
+    parameters: Parameters = field(default_factory=dict, hash=False, compare=False)
     where: str = ""
 
 
@@ -63,6 +95,7 @@ class Recipe:
         chat_template: None, "auto", a name, or a Jinja template.
         semantics:  profile of the method; None takes its default.
         seed:       of the random methods.
+        notes:      what the author should know, one sentence each: keys that have no effect.
     """
 
     path: str
@@ -70,13 +103,14 @@ class Recipe:
     method: str
     slices: tuple[SliceSpec, ...]
     base: ModelRef | None = None
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: Parameters = field(default_factory=dict)
     dtype: str | None = None
     out_dtype: str | None = None
     tokenizer: TokenizerSpec | None = None
     chat_template: str | None = None
     semantics: str | None = None
     seed: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[ModelRef, ...]:

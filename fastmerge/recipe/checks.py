@@ -1,0 +1,115 @@
+"""Everything about a recipe that can be checked without its models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..errors import Problem
+from ..methods import REQUIRED, Method, Parameter, all_methods
+from .resolving import Inputs, inputs_of, levels
+from .settings import coerce
+from .types import Parameters, Recipe, SliceSpec, SourceSpec
+
+
+def check(recipe: Recipe) -> list[Problem]:
+    """Return every problem of ``recipe``; empty when it can be planned. A method that does not exist is not checked.
+
+    Checked: base and number of models, duplicates, layer ranges, required parameters, types and ranges of all values
+    (also in gradients and behind filters), and that the method follows the recipe's semantics.
+    """
+    method = all_methods().get(recipe.method)
+    problems = list(_layers(recipe))
+    if method is None:
+        return problems
+    if recipe.semantics is not None and recipe.semantics not in method.semantics:
+        what = f"semantics {recipe.semantics!r} is not one of {recipe.method}"
+        problems.append(Problem(recipe.path, what, f"available: {', '.join(method.semantics)}"))
+    for slice_ in recipe.slices:
+        inputs = inputs_of(slice_, method, recipe)
+        problems += _models(recipe, slice_, method, inputs)
+        problems += _required(recipe, slice_, method, inputs)
+    problems += _values(recipe, method)
+    return problems
+
+
+def _models(recipe: Recipe, slice_: SliceSpec, method: Method, inputs: Inputs) -> Iterator[Problem]:
+    seen: set[object] = set()
+    for source in slice_.sources:
+        if source.model in seen:
+            yield Problem(source.where, f"{source.model} is listed twice", "list it once and add up its weights")
+        seen.add(source.model)
+    base = slice_.base or recipe.base
+    if base is None and method.base == "required":
+        yield Problem(recipe.path, f"{recipe.method} needs a base model", "add base_model:")
+        return
+    if base is not None and base not in seen and slice_.sources[0].layers is not None:
+        what = f"the base model {base} is not one of the sources, so its layers are not known"
+        yield Problem(slice_.where, what, "add it to the sources with its layer_range")
+        return
+    least, most = method.inputs
+    count = len(inputs.sources)
+    if count < least or (most is not None and count > most):
+        expected = f"{least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
+        besides = " besides the base" if inputs.base else ""
+        names = ", ".join(str(source.model) for source in inputs.sources) or "none"
+        what = f"{recipe.method} takes {expected} model{'s' * (expected[-1] != '1')}{besides}, found {count}: {names}"
+        yield Problem(slice_.where, what, "add or remove models")
+
+
+def _required(recipe: Recipe, slice_: SliceSpec, method: Method, inputs: Inputs) -> Iterator[Problem]:
+    """Yield required parameters that no level sets. Filters that match too little are found when tensors are known."""
+    for parameter in method.parameters:
+        if parameter.default is not REQUIRED:
+            continue
+        for place in inputs.sources if parameter.per_model else (slice_,):
+            source = place if isinstance(place, SourceSpec) else None
+            if not any(parameter.name in table for table in levels(recipe, slice_, source, parameter)):
+                name = f"{place.model}: " if isinstance(place, SourceSpec) else ""
+                what = f"{name}{recipe.method} needs a value for {parameter.name!r}"
+                yield Problem(place.where, what, f"add {parameter.name}: under parameters:")
+
+
+def _values(recipe: Recipe, method: Method) -> Iterator[Problem]:
+    own = {parameter.name: parameter for parameter in method.parameters}
+    for table in _tables(recipe):
+        for name, setting in table.items():
+            for branch in setting.branches:
+                values = branch.value if isinstance(branch.value, tuple) else (branch.value,)
+                for value in values:
+                    problem = _wrong(own[name], value) if name in own else ""
+                    if problem:
+                        yield Problem(branch.where, problem)
+                        break
+
+
+def _tables(recipe: Recipe) -> Iterator[Parameters]:
+    yield recipe.parameters
+    for slice_ in recipe.slices:
+        yield slice_.parameters
+        for source in slice_.sources:
+            yield source.parameters
+
+
+def _wrong(parameter: Parameter, value: bool | int | float | str) -> str:
+    try:
+        coerce(parameter, value)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _layers(recipe: Recipe) -> Iterator[Problem]:
+    sources = [source for slice_ in recipe.slices for source in slice_.sources]
+    if any(source.layers for source in sources) or len(recipe.slices) > 1:
+        for source in sources:
+            if source.layers is None:
+                yield Problem(source.where, f"{source.model} has no layer_range", "add layer_range: [first, end]")
+    for source in sources:
+        if source.layers and not 0 <= source.layers[0] < source.layers[1]:
+            what = f"layer_range is {list(source.layers)}, expected [first, end] with 0 <= first < end"
+            yield Problem(source.where, what, "the end is not included")
+    for slice_ in recipe.slices:
+        lengths = {source.layers[1] - source.layers[0] for source in slice_.sources if source.layers}
+        if len(lengths) > 1:
+            ranges = ", ".join(str(list(source.layers)) for source in slice_.sources if source.layers)
+            yield Problem(slice_.where, f"the sources have different numbers of layers: {ranges}", "make them equal")

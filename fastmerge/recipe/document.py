@@ -1,0 +1,186 @@
+"""YAML text with positions: safe loading, no duplicate keys, and the line of every key for messages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from ..errors import InvalidInput, Problem
+
+Path = tuple[str | int, ...]
+
+# A recipe of a thousand slices has about 20,000 nodes; aliases of aliases expand without limit.
+MOST_NODES = 200_000
+
+
+@dataclass(frozen=True)
+class Document:
+    """A parsed recipe. ``nodes`` is its YAML tree, or None for a recipe that was given as a dict."""
+
+    name: str
+    text: str
+    data: Any
+    nodes: yaml.Node | None = None
+
+    def line(self, path: Path) -> int:
+        """Return the line of the deepest part of ``path`` that the text holds; 0 without text."""
+        node, line = self.nodes, 0 if self.nodes is None else self.nodes.start_mark.line + 1
+        for step in path:
+            if isinstance(node, yaml.MappingNode):
+                found = next(((key, value) for key, value in node.value if key.value == step), None)
+                if found is None:
+                    break
+                line, node = found[0].start_mark.line + 1, found[1]
+            elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+                node = node.value[step]
+                line = node.start_mark.line + 1
+            else:
+                break
+        return line
+
+    def where(self, path: Path = ()) -> str:
+        """Return ``file:line: key path``."""
+        line = self.line(path)
+        place = f"{self.name}:{line}" if line else self.name
+        return f"{place}: {key_path(path)}" if path else place
+
+
+def key_path(path: Path) -> str:
+    """Return a path as people write it: ``models[1].parameters.density``."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
+
+
+def read_document(source: str | os.PathLike[str] | dict[str, Any]) -> Document:
+    """Read a recipe from a file, from YAML text (a string with a newline), or from a dict.
+
+    Raises InvalidInput: no such file, not UTF-8, not YAML, a duplicate key, or not exactly one document.
+    """
+    if isinstance(source, dict):
+        return Document("<recipe>", yaml.safe_dump(source, sort_keys=False), source)
+    if isinstance(source, str) and "\n" in source:
+        return parse("<recipe>", source)
+    name = os.fspath(source)
+    try:
+        with open(name, encoding="utf-8-sig") as file:
+            return parse(name, file.read())
+    except OSError as error:
+        raise _invalid(name, f"cannot read the recipe: {error.strerror}", "give the path of a YAML file") from None
+    except UnicodeDecodeError:
+        raise _invalid(name, "is not UTF-8 text", "give the path of a YAML file") from None
+
+
+def parse(name: str, text: str) -> Document:
+    """Parse the one YAML document of ``text``; ``name`` stands for it in messages."""
+    try:
+        # A "---" at the end starts an empty document, which says nothing.
+        nodes = [node for node in yaml.compose_all(text, Loader=_Loader) if node.tag != "tag:yaml.org,2002:null"]
+        if len(nodes) != 1:
+            raise _invalid(name, *_wrong_count(len(nodes)))
+        if _expanded(nodes[0], {}) > MOST_NODES:
+            raise _invalid(name, f"expands to more than {MOST_NODES} YAML nodes", "write it without nested aliases")
+        problems = _duplicates(name, nodes[0], (), set())
+        if problems:
+            raise InvalidInput(problems)
+        loader = _Loader("")
+        return Document(name, text, loader.construct_document(nodes[0]), nodes[0])
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{name}:{mark.line + 1}" if mark else name
+        what = " ".join(part for part in (error.context, error.problem) if part)
+        raise _invalid(place, f"is not valid YAML: {what}", _yaml_remedy(text, mark)) from None
+    except yaml.YAMLError as error:
+        raise _invalid(name, f"is not valid YAML: {error}", "") from None
+    except RecursionError:
+        raise _invalid(name, "is nested too deeply", "a recipe needs about ten levels") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader without dates, so that a revision such as 2024-01-01 stays text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Return the number of nodes that ``node`` stands for once its aliases are expanded; a cycle counts as too many."""
+    if id(node) not in sizes:
+        sizes[id(node)] = MOST_NODES + 1
+        sizes[id(node)] = 1 + sum(_expanded(child, sizes) for child in _children(node))
+    return sizes[id(node)]
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _duplicates(name: str, node: yaml.Node, path: Path, seen: set[int]) -> list[Problem]:
+    """Find keys that a mapping holds twice; YAML would silently keep the last."""
+    if id(node) in seen:
+        return []
+    seen.add(id(node))
+    problems: list[Problem] = []
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            problems += _duplicates(name, item, (*path, index), seen)
+    elif isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            here, line = (*path, str(key.value)), key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value in lines:
+                what = f"the key is there twice, first in line {lines[key.value]}"
+                problems.append(Problem(f"{name}:{line}: {key_path(here)}", what, "keep one"))
+            lines.setdefault(str(key.value), line)
+            problems += _duplicates(name, value, here, seen)
+    return problems
+
+
+def _wrong_count(count: int) -> Sequence[str]:
+    if count == 0:
+        return "the recipe is empty", "write at least merge_method and models"
+    return (
+        f"holds {count} YAML documents; a recipe is one",
+        "write each document to its own file and merge them one after another",
+    )
+
+
+def _yaml_remedy(text: str, mark: yaml.Mark | None) -> str:
+    lines = text.splitlines()
+    broken = lines[mark.line] if mark and mark.line < len(lines) else ""
+    if any(line.startswith("%%") for line in lines[:3]):
+        return "delete the notebook command that starts with %%"
+    if "\t" in broken:
+        return "indent with spaces, not with tabs"
+    return "check the indentation and the quotes"
+
+
+def _invalid(where: str, what: str, remedy: str) -> InvalidInput:
+    return InvalidInput([Problem(where, what, remedy)])
+
+
+@dataclass
+class Findings:
+    """What a check of a document has found so far."""
+
+    document: Document
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def problem(self, path: Path, what: str, remedy: str = "") -> None:
+        self.problems.append(Problem(self.document.where(path), what, remedy))
+
+    def note(self, path: Path, what: str) -> None:
+        self.notes.append(f"{self.document.where(path)}: {what}")
+
+    def stop(self) -> None:
+        """Raise the problems, if there are any, in the order of their lines."""
+        if self.problems:
+            raise InvalidInput(self.problems)

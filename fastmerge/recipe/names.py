@@ -1,0 +1,99 @@
+"""Keys and parameters that a recipe should not have: harmless ones get a note, others an error with a remedy."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from ..methods import Method, Parameter, all_methods
+from . import mergekit_names
+from .document import Findings, Path
+from .document_schema import Keys, ModelItem, RecipeFile, SliceItem, SourceItem, TokenizerItem
+
+
+def method_of(findings: Findings, name: str) -> Method | None:
+    """Return the method that the recipe names; an unknown one is reported and gives None."""
+    methods = all_methods()
+    if name in methods:
+        return methods[name]
+    if name in mergekit_names.METHODS:
+        what, remedy = f"{name!r} of mergekit is not available yet", f"available: {', '.join(methods)}"
+    else:
+        what = f"unknown merge method {name!r}"
+        remedy = _did_you_mean(name, [*methods, *mergekit_names.METHODS]) or f"available: {', '.join(methods)}"
+    findings.problem(("merge_method",), what, remedy)
+    return None
+
+
+def parameter_of(findings: Findings, path: Path, method_name: str, method: Method | None) -> Parameter | None:
+    """Return the parameter that the last step of ``path`` names, or None after saying why it does not count."""
+    name = str(path[-1])
+    own = {parameter.name: parameter for parameter in method.parameters} if method else {}
+    if name in own:
+        if own[name].per_model or not _belongs_to_model(path):
+            return own[name]
+        findings.problem(path, "is one value for all models", "move it to the parameters of the slice or the recipe")
+    elif name in mergekit_names.HINTS:
+        findings.note(path, "has no effect here; it does not change the result")
+    elif name in mergekit_names.METHODS.get(method_name, ()):
+        if method:
+            findings.problem(path, f"this parameter of {method_name} is not supported yet", "delete it")
+    elif name in _known_parameters():
+        findings.note(path, f"is not a parameter of {method_name}; it has no effect")
+    elif name in RecipeFile.model_fields:
+        findings.problem(path, "is not a parameter", f"write {name}: at the top level of the recipe")
+    else:
+        close = _did_you_mean(name, [*own] if method else [*_known_parameters()])
+        findings.problem(path, "unknown parameter", close or f"{method_name} takes {', '.join(own) or 'none'}")
+    return None
+
+
+def unknown_key(findings: Findings, path: Path, method_name: str) -> None:
+    """Report a key that the schema does not have, or note that it does nothing."""
+    name, level = str(path[-1]), _level(path[:-1])
+    if level is RecipeFile and name in mergekit_names.EVOLVE_KEYS:
+        findings.note(path, "is a key of mergekit-evolve; it has no effect")
+    elif level is RecipeFile and name == "out_path":
+        findings.problem(path, "unknown key", "delete it; the output folder is given to the command")
+    elif level is SliceItem and name == "merge_method":
+        findings.problem(
+            path, "a slice cannot have its own merge method (mergekit ignores it)", "write one recipe per method"
+        )
+    elif level is ModelItem and name == "layer_range":
+        findings.problem(path, "models: takes whole models", "use slices: with sources: to choose layers")
+    elif name in _known_parameters() and "parameters" in level.model_fields:
+        if _takes(method_name, name):
+            findings.problem(path, "is a parameter, and has no effect here", "write it under parameters:")
+        else:
+            findings.note(path, f"is not a parameter of {method_name}; it has no effect")
+    else:
+        close = _did_you_mean(name, list(level.model_fields))
+        findings.problem(path, "unknown key", close or f"known here: {', '.join(level.model_fields)}")
+
+
+def _belongs_to_model(path: Path) -> bool:
+    return path[0] == "models" or "sources" in path
+
+
+def _level(path: Path) -> type[Keys]:
+    if not path:
+        return RecipeFile
+    if path[0] == "tokenizer":
+        return TokenizerItem
+    if path[0] == "models":
+        return ModelItem
+    return SourceItem if "sources" in path else SliceItem
+
+
+def _takes(method_name: str, parameter: str) -> bool:
+    method = all_methods().get(method_name)
+    own = {p.name for p in method.parameters} if method else set()
+    return parameter in own | mergekit_names.METHODS.get(method_name, frozenset())
+
+
+def _known_parameters() -> set[str]:
+    return mergekit_names.PARAMETERS.union(p.name for method in all_methods().values() for p in method.parameters)
+
+
+def _did_you_mean(name: str, choices: list[str]) -> str:
+    close = get_close_matches(name.replace("-", "_").lower(), choices, n=1)
+    return f"did you mean {close[0]!r}?" if close else ""

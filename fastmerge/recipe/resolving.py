@@ -1,0 +1,77 @@
+"""What a parameter is for one tensor, and which sources of a slice are inputs of its method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InvalidInput, Problem
+from ..methods import REQUIRED, Method, Parameter
+from .settings import at
+from .types import Parameters, Recipe, SliceSpec, SourceSpec
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The sources of a slice by their part in the merge.
+
+    Attributes:
+        base:    for methods that take one; None for others.
+        sources: the inputs, in the order of the recipe.
+    """
+
+    base: SourceSpec | None
+    sources: tuple[SourceSpec, ...]
+
+
+def inputs_of(slice_: SliceSpec, method: Method, recipe: Recipe) -> Inputs:
+    """Return the base and the inputs of a slice, as mergekit chooses them.
+
+    A method with a base does not count the base among its inputs, listed or not. A method without one
+    treats the base as an input like the others: a base that is not listed comes last.
+    """
+    ref = slice_.base or recipe.base
+    if ref is None:
+        return Inputs(None, slice_.sources)
+    listed = next((source for source in slice_.sources if source.model == ref), None)
+    base = listed or SourceSpec(ref, where=slice_.where)
+    if method.base == "ignored":
+        return Inputs(None, slice_.sources if listed else (*slice_.sources, base))
+    return Inputs(base, tuple(source for source in slice_.sources if source.model != ref))
+
+
+def levels(recipe: Recipe, slice_: SliceSpec, source: SourceSpec | None, parameter: Parameter) -> list[Parameters]:
+    """Return the tables that may set ``parameter``, strongest first: source, slice, recipe."""
+    own = [source.parameters] if source is not None and parameter.per_model else []
+    return [*own, slice_.parameters, recipe.parameters]
+
+
+def resolve(
+    recipe: Recipe, slice_: SliceSpec, source: SourceSpec | None, parameter: Parameter, tensor_name: str, t: float
+) -> Any:
+    """Return the value of ``parameter`` for one tensor.
+
+    The source's own value wins over the slice's, that over the recipe's, that over the method's default; a level whose
+    filters do not match the tensor says nothing.
+
+    Args:
+        source:      the input, for per-model parameters; None for the others.
+        tensor_name: name in the output; filters are parts of it.
+        t:           depth of the tensor in its slice, 0 for the first layer, 1 for the last; mergekit takes 0 for
+                     tensors outside the layers (embedding, final norm, head).
+    Raises:
+        InvalidInput: a required parameter has no value, or the value has the wrong type or is out of range.
+    """
+    for table in levels(recipe, slice_, source, parameter):
+        setting = table.get(parameter.name)
+        for branch in setting.branches if setting else ():
+            if branch.matches(tensor_name):
+                try:
+                    return at(parameter, branch, t)
+                except ValueError as error:
+                    raise InvalidInput([Problem(branch.where, str(error))]) from None
+    if parameter.default is not REQUIRED:
+        return parameter.default
+    place = source or slice_
+    what = f"{recipe.method} needs {parameter.name!r}, and nothing sets it for {tensor_name}"
+    raise InvalidInput([Problem(place.where, what, f"add {parameter.name} under parameters, without a filter")])

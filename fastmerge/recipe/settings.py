@@ -1,0 +1,94 @@
+"""Values of parameters: their forms in a recipe, their types and ranges, and gradients over layers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..methods import Parameter
+from .document import Findings, Path
+from .types import Branch, Scalar, Setting
+
+
+def read_setting(findings: Findings, path: Path, value: Any) -> Setting:
+    """Make a Setting of a scalar, a gradient list, ``{filter, value}`` or a list of those; report what it cannot be."""
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        branches = [_read_branch(findings, (*path, index), item) for index, item in enumerate(value)]
+    else:
+        branches = [_read_branch(findings, path, value)]
+    return Setting(tuple(branch for branch in branches if branch), findings.document.where(path))
+
+
+def _read_branch(findings: Findings, path: Path, part: Any) -> Branch | None:
+    if not isinstance(part, dict):
+        return _read_value(findings, path, part, None)
+    matches = part.get("filter")
+    for key in part:
+        if key not in ("filter", "value"):
+            remedy = "did you mean 'filter'?" if "filter" not in part else "delete it"
+            findings.problem((*path, str(key)), "unknown key; a conditional value has filter and value", remedy)
+            return None
+    if not (matches is None or isinstance(matches, str)):
+        findings.problem((*path, "filter"), f"is {matches!r}, expected a part of a tensor name", "put it in quotes")
+        return None
+    if "value" not in part:
+        findings.problem(path, "has a filter without a value", "add value:")
+        return None
+    return _read_value(findings, (*path, "value"), part["value"], None if matches == "*" else matches)
+
+
+def _read_value(findings: Findings, path: Path, value: Any, matches: str | None) -> Branch | None:
+    items = value if isinstance(value, list) else [value]
+    if not items:
+        findings.problem(path, "is an empty list", "give a value, or a list of values for a gradient")
+        return None
+    if not all(isinstance(item, bool | int | float | str) for item in items):
+        forms = "a number, a list of numbers (a gradient) or {filter, value}"
+        findings.problem(path, f"is {value!r}, expected {forms}", "give a value or delete the key")
+        return None
+    return Branch(tuple(items) if isinstance(value, list) else value, matches, findings.document.where(path))
+
+
+def coerce(parameter: Parameter, value: Scalar) -> bool | int | float:
+    """Return ``value`` as the type of ``parameter``, within its range.
+
+    Text counts when it spells the type: YAML reads 1e-8 as text. Raises ValueError saying what was expected.
+    """
+    plain = value.strip().lower() if isinstance(value, str) else value
+    if parameter.kind is bool:
+        if plain in (True, False, "true", "false"):  # 1 and 0 equal True and False
+            return plain in (True, "true")
+        raise ValueError(f"is {value!r}, expected true or false")
+    try:
+        number = float("nan") if isinstance(plain, bool) else float(plain)
+    except (ValueError, OverflowError):
+        number = float("nan")
+    if not math.isfinite(number) or (parameter.kind is int and number != int(number)):
+        raise ValueError(f"is {value!r}, expected {'a whole number' if parameter.kind is int else 'a finite number'}")
+    low, high = parameter.minimum, parameter.maximum
+    if (low is not None and number < low) or (high is not None and number > high):
+        raise ValueError(f"is {value!r}, expected {_range(low, high)}")
+    return int(number) if parameter.kind is int else number
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is None:
+        return f"at most {high:g}"
+    return f"at least {low:g}" if high is None else f"a value from {low:g} to {high:g}"
+
+
+def at(parameter: Parameter, branch: Branch, t: float) -> bool | int | float:
+    """Return the value of ``branch`` at depth ``t`` in [0, 1] of its slice.
+
+    Gradients of numbers are interpolated linearly (whole numbers then rounded down), gradients of booleans take
+    element ``int(t * (length - 1))``, as in mergekit.
+    """
+    if not isinstance(branch.value, tuple):
+        return coerce(parameter, branch.value)
+    values = [coerce(parameter, value) for value in branch.value]
+    place = t * (len(values) - 1)
+    low = int(place)
+    if parameter.kind is bool:
+        return values[low]
+    high, share = min(low + 1, len(values) - 1), place - low
+    return parameter.kind((1 - share) * values[low] + share * values[high])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..checkpoint import InputFile
 from ..methods import Group
 
 
@@ -83,16 +84,6 @@ class Shard:
     filename: str
     header: bytes
     nbytes: int
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """Identity of an input file, as the manifest and the journal record it."""
-
-    path: str
-    nbytes: int
-    mtime_ns: int
-    header_digest: str
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,19 @@
+"""Checkpoints on disk: safetensors and ``.bin`` headers, folders, LoRA adapters, and the hub."""
+
+from .folder import open_checkpoint, read_json, read_weights
+from .locate import locate, looks_like_hub_id
+from .safetensors_header import DTYPES, read_header
+from .types import Checkpoint, InputFile, TensorEntry
+
+__all__ = [
+    "DTYPES",
+    "Checkpoint",
+    "InputFile",
+    "TensorEntry",
+    "locate",
+    "looks_like_hub_id",
+    "open_checkpoint",
+    "read_header",
+    "read_json",
+    "read_weights",
+]

@@ -1,0 +1,136 @@
+"""Reader of safetensors headers that trusts nothing: a file is either exactly right or refused.
+
+Layout (github.com/huggingface/safetensors): 8 bytes little-endian header length, a JSON object that maps names
+to ``dtype``, ``shape`` and ``data_offsets``, then the data without holes up to the end of the file. Stricter
+than the library: a duplicate key is an error (the library keeps one of the two without a word).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Any
+
+import torch
+
+from ..errors import CheckpointError
+from .types import InputFile, TensorEntry
+
+MAX_HEADER = 100_000_000
+"""Longest header that the safetensors library reads, in bytes."""
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+}
+"""Names of dtypes in safetensors headers."""
+
+_SIZED = {name: (dtype, dtype.itemsize) for name, dtype in DTYPES.items()}
+
+
+def read_header(path: str) -> tuple[InputFile, dict[str, TensorEntry]]:
+    """Return the identity of a safetensors file and its tensors in the order of their offsets; no tensor data is read.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or corrupt; the message names the file, the finding and the remedy.
+    """
+    try:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            length = _header_length(path, file.read(8), status.st_size)
+            raw = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(raw) != length:
+        raise _corrupt(path, f"the header of {length} bytes ends after {len(raw)}")
+    tensors = _parse(path, raw, 8 + length, status.st_size)
+    return InputFile(path, status.st_size, status.st_mtime_ns, hashlib.sha256(raw).hexdigest()), tensors
+
+
+def _corrupt(path: str, finding: str) -> CheckpointError:
+    return CheckpointError(f"{path}: {finding} (the file is corrupt or incomplete: download or save it again)")
+
+
+def _header_length(path: str, prefix: bytes, size: int) -> int:
+    if len(prefix) < 8:
+        raise _corrupt(path, f"a safetensors file starts with 8 bytes of header length, this one has {size} bytes")
+    length = int.from_bytes(prefix, "little")
+    if length > size - 8 or length > MAX_HEADER:
+        raise _corrupt(path, f"the header length {length} exceeds the file size {size} or the limit of {MAX_HEADER}")
+    return length
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {duplicate!r} stands there twice")
+    return result
+
+
+def _parse(path: str, raw: bytes, start: int, size: int) -> dict[str, TensorEntry]:
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise _corrupt(path, f"the header is not valid JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise _corrupt(path, "the header is not a JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _corrupt(path, "__metadata__ does not map strings to strings")
+
+    found = []
+    for name, info in header.items():
+        try:
+            dtype, itemsize = _SIZED[info["dtype"]]
+            shape = info["shape"]
+            begin, end = info["data_offsets"]
+        except (KeyError, TypeError, ValueError):
+            raise _corrupt(path, _why_invalid(name, info)) from None
+        if type(shape) is not list or type(begin) is not int or type(end) is not int:
+            raise _corrupt(path, f"{name}: shape {shape!r} or data_offsets {[begin, end]!r} are not integers")
+        nbytes = itemsize
+        for extent in shape:
+            if type(extent) is not int or extent < 0:
+                raise _corrupt(path, f"{name}: shape {shape!r} is not a list of non-negative integers")
+            nbytes *= extent
+        if end - begin != nbytes:
+            raise _corrupt(path, f"{name}: data_offsets {[begin, end]} hold {end - begin} bytes, its shape {nbytes}")
+        found.append((begin, end, name, dtype, tuple(shape)))
+
+    found.sort(key=lambda entry: entry[:2])
+    position = 0
+    tensors = {}
+    for begin, end, name, dtype, shape in found:
+        if begin != position:
+            kind = "overlap" if begin < position else "leave a hole"
+            raise _corrupt(path, f"{name}: data_offsets {[begin, end]} {kind}: expected to begin at {position}")
+        position = end
+        tensors[name] = TensorEntry(path, start + begin, end - begin, dtype, shape)
+    if start + position != size:
+        raise _corrupt(path, f"the file has {size} bytes, its header describes {start + position}")
+    return tensors
+
+
+def _why_invalid(name: str, info: object) -> str:
+    if not isinstance(info, dict) or not {"dtype", "shape", "data_offsets"} <= info.keys():
+        return f"{name}: the entry has no dtype, shape and data_offsets: {info!r:.200}"
+    if not isinstance(info["dtype"], str) or info["dtype"] not in DTYPES:
+        return f"{name}: unknown dtype {info['dtype']!r:.50}, expected one of {', '.join(DTYPES)}"
+    return f"{name}: data_offsets {info['data_offsets']!r:.100} are not two integers"

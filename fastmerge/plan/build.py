@@ -1,0 +1,140 @@
+"""Makes a plan from a recipe: headers and configs are read, everything is checked, every byte gets its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..apply import Apply, Copy
+from ..errors import InvalidInput, Problem
+from ..methods import Group, Method, get_method
+from ..recipe.types import Recipe
+from .checks import agreed_dtype, check_models, check_shapes
+from .digest import digest
+from .files import small_files
+from .layout import Sized, lay_out
+from .models import OpenModel, open_models
+from .rows import Rows, pair_tensors
+from .types import Dropped, OutputTensor, Plan
+from .values import Values
+
+DEFAULT_SHARD_SIZE = 5 * 10**9
+"""Bytes of tensor data per output file, as transformers writes them."""
+
+
+def make_plan(recipe: Recipe, *, shard_size: int = DEFAULT_SHARD_SIZE, allow_mixed_types: bool = False) -> Plan:
+    """Plan the merge that ``recipe`` describes, from headers and configs alone.
+
+    The bytes of integer and bool tensors are the exception: they are compared, because they can only be copied.
+
+    Args:
+        shard_size: bytes of tensor data per output file; a larger tensor gets a file of its own.
+        allow_mixed_types: merge models whose configs name different ``model_type`` if their tensors agree.
+    Raises:
+        InvalidInput: with every problem that was found, each with its place and remedy.
+    """
+    problems: list[Problem] = []
+    method = get_method(recipe.method)
+    if shard_size < 1:
+        problems.append(Problem("shard size", f"is {shard_size}, expected at least 1 byte"))
+    models = open_models(recipe, problems)
+    _raise(problems)
+    check_models(recipe, models, allow_mixed_types, problems)
+    found = pair_tensors(recipe, method, models, problems)
+    outputs = _decide(recipe, method, found, problems)
+    files, notes = small_files(recipe, models, found, outputs, problems)
+    _raise(problems)
+    shards, places, index = lay_out([Sized(o.name, o.dtype, o.shape, o.nbytes) for o in outputs], shard_size)
+    placed = [_placed(o, place.shard, place.offset) for o, place in zip(outputs, places, strict=True)]
+    placed.sort(key=lambda output: (output.shard, output.offset))
+    opened = list(models.values())
+    semantics = recipe.semantics or method.semantics[0]
+    return Plan(
+        recipe=recipe.text,
+        method=recipe.method,
+        semantics=semantics,
+        seed=recipe.seed,
+        models=tuple(model.record for model in opened),
+        outputs=tuple(placed),
+        shards=tuple(shards),
+        index=index,
+        dropped=tuple(_dropped(opened, found, placed)),
+        files=files,
+        notes=tuple(notes),
+        digest=digest(placed, shards, [file for model in opened for file in model.files], semantics, recipe.seed),
+    )
+
+
+def _raise(problems: Sequence[Problem]) -> None:
+    if problems:
+        raise InvalidInput(problems)
+
+
+def _decide(recipe: Recipe, method: Method, found: Rows, problems: list[Problem]) -> list[OutputTensor]:
+    """Decide dtype, values and action of every row; what is wrong is added to ``problems``."""
+    semantics = recipe.semantics or method.semantics[0]
+    rows = check_shapes(found.rows, problems)
+    values = Values(recipe, method, problems)
+    refused: dict[str, str] = {}
+    outputs = []
+    for row in rows:
+        tensors, shape = row.tensors, row.tensors[0].shape
+        dtype = agreed_dtype(row, recipe, problems)
+        settings = values.of(row) if dtype is not None else None
+        if dtype is None or settings is None:
+            continue
+        base, inputs = (tensors[0], tensors[1:]) if row.members.has_base else (None, tensors)
+        group = Group(row.name, shape, len(inputs), settings, recipe.seed, semantics)
+        try:
+            single = None if dtype.is_floating_point else 0
+            if single is None:
+                single = _copied(method, group)
+        except ValueError as error:
+            refused.setdefault(str(error).replace(row.name, ""), str(error))
+            continue
+        nbytes = group.numel * dtype.itemsize
+        if single is not None and tensors[single].dtype == dtype and not tensors[single].adapters:
+            outputs.append(OutputTensor(row.name, dtype, shape, 0, 0, nbytes, "copy", (tensors[single],)))
+        else:
+            outputs.append(OutputTensor(row.name, dtype, shape, 0, 0, nbytes, method.name, inputs, base, group))
+    problems.extend(Problem(recipe.path, message, "change the parameters") for message in refused.values())
+    return outputs
+
+
+def _copied(method: Method, group: Group) -> int | None:
+    """Return which input the method copies as it is (counted with the base first), or None when it computes."""
+    step = method.merge(group)
+    if not isinstance(step, Apply):
+        try:
+            next(step)
+            return None
+        except StopIteration as stop:
+            step = stop.value
+    return step.index if isinstance(step, Copy) else None
+
+
+def _placed(output: OutputTensor, shard: int, offset: int) -> OutputTensor:
+    return OutputTensor(
+        output.name, output.dtype, output.shape, shard, offset, output.nbytes,
+        output.method, output.inputs, output.base, output.group,
+    )  # fmt: skip
+
+
+def _dropped(models: Sequence[OpenModel], found: Rows, outputs: Sequence[OutputTensor]) -> list[Dropped]:
+    """Account for every input tensor that no output uses."""
+    used = {(t.model, t.name) for output in outputs for t in output.every_input}
+    paired = {(t.model, t.name) for row in found.rows for t in row.tensors}
+    dropped = []
+    for model in models:
+        for name in model.tensors:
+            key = (model.index, name)
+            if key not in used:
+                if key in found.dropped:
+                    reason = found.dropped[key]
+                elif key in paired:
+                    reason = "the output is a copy of another input"
+                elif name in model.outside:
+                    reason = "no slice takes its tensors outside the layers from this model"
+                else:
+                    reason = "no slice uses this layer"
+                dropped.append(Dropped(model.index, name, reason))
+    return dropped

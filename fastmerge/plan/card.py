@@ -1,0 +1,64 @@
+"""The model card: what was merged, how, and how to make it again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from ..checkpoint import looks_like_hub_id
+from ..methods import get_method
+from ..recipe.types import Recipe
+from .models import OpenModel
+
+
+def model_card(recipe: Recipe, models: Sequence[OpenModel]) -> str:
+    """Return the text of ``README.md``: metadata of the hub, recipe, method, inputs and how to reproduce."""
+    method = get_method(recipe.method)
+    metadata: dict[str, Any] = {}
+    published = [m.reference.path for m in models if not os.path.isdir(os.path.expanduser(m.reference.path))]
+    if published:
+        metadata["base_model"] = list(dict.fromkeys(name for name in published if looks_like_hub_id(name)))
+        metadata["base_model_relation"] = "merge"
+    licences = {_licence(model.checkpoint.folder) for model in models}
+    if len(licences) == 1 and (licence := licences.pop()):
+        metadata["license"] = licence
+    metadata |= {"library_name": "transformers", "tags": ["merge", "fastmerge"]}
+    inputs = "\n".join(f"- {model}" for model in models)
+    fence = "`" * max(3, 1 + max((len(run) for run in recipe.text.split() if set(run) == {"`"}), default=0))
+    return f"""---
+{yaml.safe_dump(metadata, sort_keys=False).strip()}
+---
+# Merged model
+
+Made with fastmerge by the method `{recipe.method}` ({method.paper}).
+
+Inputs:
+
+{inputs}
+
+Recipe:
+
+{fence}yaml
+{recipe.text.rstrip()}
+{fence}
+
+Semantics `{recipe.semantics or method.semantics[0]}`, seed {recipe.seed}. `fastmerge.json` lists the inputs and a checksum of every tensor.
+
+To make it again, save the recipe as `recipe.yml` and run `fastmerge merge recipe.yml OUT`. To check this copy against the
+inputs, run `fastmerge verify` on its folder.
+"""
+
+
+def _licence(folder: str) -> str | None:
+    """Return the licence that a model's card declares."""
+    try:
+        with open(os.path.join(folder, "README.md"), encoding="utf-8") as file:
+            text = file.read()
+        _, front, _ = text.split("---", 2)
+        licence = (yaml.safe_load(front) or {}).get("license")
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return None
+    return licence if isinstance(licence, str) else None

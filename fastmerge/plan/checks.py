@@ -1,0 +1,110 @@
+"""Checks between the inputs of a tensor, and between models; all findings are collected."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from ..errors import Problem
+from ..recipe.types import ModelRef, Recipe
+from .models import OpenModel, is_vocabulary
+from .rows import Row
+from .types import InputTensor
+
+MERGED = (torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes that are merged and written."""
+
+
+def check_models(
+    recipe: Recipe, models: Mapping[ModelRef, OpenModel], allow_mixed_types: bool, problems: list[Problem]
+) -> None:
+    """Check that the models are of one type and that the recipe's dtypes can be written."""
+    first = next(iter(models.values()))
+    expected = (first.checkpoint.config or {}).get("model_type")
+    for model in models.values():
+        kind = (model.checkpoint.config or {}).get("model_type")
+        if expected and kind and kind != expected and not allow_mixed_types:
+            what = f"model_type is {kind!r}, but {first} is {expected!r}"
+            remedy = "merge fine-tunes of one model, or allow mixed types if you know that they compute the same"
+            problems.append(Problem(f"{model.checkpoint.folder}/config.json", what, remedy))
+    for key, name in (("dtype", recipe.dtype), ("out_dtype", recipe.out_dtype)):
+        if name and getattr(torch, name, None) not in MERGED:
+            problems.append(Problem(f"{recipe.path}: {key}", f"cannot write {name}", f"use one of {_names(MERGED)}"))
+
+
+def check_shapes(rows: Sequence[Row], problems: list[Problem]) -> list[Row]:
+    """Return the rows whose inputs have one shape; report the others, once per model."""
+    good = []
+    wrong: dict[tuple[int, bool], list[tuple[Row, InputTensor, OpenModel]]] = {}
+    for row in rows:
+        shape = row.tensors[0].shape
+        if all(tensor.shape == shape for tensor in row.tensors):
+            good.append(row)
+            continue
+        for tensor, model in zip(row.tensors, row.members.models, strict=True):
+            if tensor.shape != shape:
+                vocabulary = is_vocabulary(tensor.name) and tensor.shape[1:] == shape[1:]
+                wrong.setdefault((model.index, vocabulary), []).append((row, tensor, model))
+    for (_, vocabulary), found in wrong.items():
+        row, tensor, model = found[0]
+        expected, reference = row.tensors[0].shape, row.members.models[0]
+        where = f"{model.checkpoint.folder}: {', '.join(t.name for _, t, _ in found[:3])}"
+        if vocabulary:
+            what = f"the vocabulary has {tensor.shape[0]} rows, that of {reference} has {expected[0]}"
+            remedy = (
+                f"choose fine-tunes with one vocabulary, or resize the embeddings to {expected[0]} rows first; "
+                "merging different vocabularies is not offered yet"
+            )
+        else:
+            what = f"shape {list(tensor.shape)}, but {list(expected)} in {reference}"
+            if len(found) > 1:
+                what += f", and {len(found) - 1} more tensors disagree"
+            remedy = "merge models of one architecture and size"
+        problems.append(Problem(where, what, remedy))
+    return good
+
+
+def agreed_dtype(row: Row, recipe: Recipe, problems: list[Problem]) -> torch.dtype | None:
+    """Return the dtype of the output, or None when the inputs cannot be merged (then a problem is added)."""
+    dtypes = {tensor.dtype for tensor in row.tensors}
+    if dtypes <= set(MERGED):
+        name = recipe.out_dtype or recipe.dtype
+        return getattr(torch, name) if name else functools.reduce(torch.promote_types, sorted(dtypes, key=str))
+    for tensor, model in zip(row.tensors, row.members.models, strict=True):
+        if tensor.dtype not in MERGED and (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
+            remedy = "convert the model to bfloat16 or float32 first"
+            if tensor.dtype.itemsize == 1:
+                remedy = "float8 weights need their scales: dequantize the model to bfloat16 first"
+            what = f"{_names([tensor.dtype])} weights are not merged"
+            problems.append(Problem(f"{model.checkpoint.folder}: {tensor.name}", what, remedy))
+            return None
+    where = f"{row.members.models[-1].checkpoint.folder}: {row.tensors[-1].name}"
+    if len(dtypes) > 1:
+        what = f"dtypes {_names(sorted(dtypes, key=str))} cannot be merged"
+        problems.append(Problem(where, what, "integer and bool tensors are copied and must be equal in all models"))
+        return None
+    if not _equal_bytes(row.tensors):
+        what = f"an {_names(dtypes)} tensor that differs between the models"
+        problems.append(Problem(where, what, "integer and bool tensors are copied and must be equal in all models"))
+        return None
+    return row.tensors[0].dtype
+
+
+def _names(dtypes) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def _equal_bytes(tensors: Sequence[InputTensor], block: int = 1 << 20) -> bool:
+    """Compare the bytes of tensors that can only be copied."""
+    first, others = tensors[0], {(t.path, t.offset): t for t in tensors[1:]}.values()
+    for other in others:
+        with open(first.path, "rb") as left, open(other.path, "rb") as right:
+            left.seek(first.offset)
+            right.seek(other.offset)
+            for start in range(0, first.nbytes, block):
+                count = min(block, first.nbytes - start)
+                if left.read(count) != right.read(count):
+                    return False
+    return True

@@ -1,0 +1,65 @@
+"""``config.json`` of the output: the donor's, with what the merge changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .layers import config_layers
+from .rows import Rows
+from .types import OutputTensor
+
+
+def output_config(config: Mapping[str, Any], found: Rows, outputs: Sequence[OutputTensor]) -> dict[str, Any]:
+    """Return the donor's ``config`` with the output's dtype, number of layers and tie of the head."""
+    result = copy.deepcopy(dict(config))
+    # transformers writes here where the model was loaded from.
+    result.pop("_name_or_path", None)
+    levels = [level for level in (result, result.get("text_config")) if isinstance(level, dict)]
+    dtype = str(_main_dtype(outputs)).removeprefix("torch.")
+    keys = [(level, key) for level in levels for key in ("dtype", "torch_dtype") if key in level]
+    for level, key in keys or [(result, "torch_dtype")]:
+        level[key] = dtype
+    if found.untied:
+        for level in [level for level in levels if "tie_word_embeddings" in level] or levels[:1]:
+            level["tie_word_embeddings"] = False
+    _set_layers(result, found)
+    return result
+
+
+def _main_dtype(outputs: Sequence[OutputTensor]) -> torch.dtype:
+    """Return the float dtype that holds most bytes of the output."""
+    sizes: dict[torch.dtype, int] = {}
+    for output in outputs:
+        if output.dtype.is_floating_point:
+            sizes[output.dtype] = sizes.get(output.dtype, 0) + output.nbytes
+    return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
+
+
+def _set_layers(config: dict[str, Any], found: Rows) -> None:
+    """Write the new number of layers, and rebuild lists that hold one entry per layer."""
+    slices = list({id(row.members): row.members for row in found.rows}.values())
+    place = config_layers(config)
+    if place is None or any(members.starts is None for members in slices):
+        return
+    keys, before = place
+    level = config
+    for key in keys[:-1]:
+        level = level[key]
+    level[keys[-1]] = sum(members.length for members in slices)
+    for key, value in level.items():
+        if isinstance(value, list) and len(value) == before and before > 1:
+            level[key] = [entry for members in slices for entry in _layer_entries(members, keys[:-1], key, value)]
+
+
+def _layer_entries(members, outer: Sequence[str], key: str, fallback: list) -> list:
+    """Return the entries of a per-layer list for the layers that a slice takes from its first model."""
+    level = members.models[0].checkpoint.config or {}
+    for name in outer:
+        level = level.get(name, {})
+    entries = level.get(key, fallback)
+    start = members.starts[0]
+    return entries[start : start + members.length]

@@ -1,0 +1,142 @@
+"""The small files of an output: configs, tokenizer, chat template and model card."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from ..checkpoint import read_json
+from ..errors import CheckpointError, Problem
+from ..recipe.types import ModelRef, Recipe
+from .card import model_card
+from .config import output_config
+from .models import OpenModel
+from .rows import Rows
+from .types import CopiedFile, OutputTensor, TextFile
+
+MODEL_FILES = ("generation_config.json", "*processor_config.json", "*.py")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.*",
+    "*.model", "*.tiktoken", "vocab.*", "merges.txt",
+)  # fmt: skip
+
+TEMPLATES = {
+    "chatml": "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
+    "'<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+}
+"""Chat templates by name."""
+
+
+def small_files(
+    recipe: Recipe,
+    models: Mapping[ModelRef, OpenModel],
+    found: Rows,
+    outputs: Sequence[OutputTensor],
+    problems: list[Problem],
+) -> tuple[dict[str, TextFile | CopiedFile], list[str]]:
+    """Return the small files by name, and notes for the user.
+
+    Configs come from the base, else from the first model. The tokenizer comes from ``tokenizer_source``, else from the same model.
+    """
+    donor = models[recipe.models[0]]
+    notes: list[str] = []
+    files: dict[str, TextFile | CopiedFile] = {}
+    if donor.checkpoint.config is None:
+        notes.append(f"{donor} has no config.json, so the output has none and transformers cannot load it")
+    else:
+        config = output_config(donor.checkpoint.config, found, outputs)
+        files["config.json"] = TextFile(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    files |= _copies(donor.checkpoint.folder, MODEL_FILES)
+    source = recipe.tokenizer.source if recipe.tokenizer else "base"
+    tokenizer = models.get(source) if isinstance(source, ModelRef) else donor
+    if tokenizer is None:
+        problems.append(Problem(f"{recipe.path}: tokenizer_source", f"{source} is no model of the recipe", "name one"))
+        return files, notes
+    files |= _copies(tokenizer.checkpoint.folder, TOKENIZER_FILES)
+    if recipe.tokenizer:
+        _check_tokenizers(tokenizer, list(models.values()), problems)
+    _set_chat_template(recipe, tokenizer, list(models.values()), files, notes, problems)
+    files["README.md"] = TextFile(model_card(recipe, list(models.values())))
+    return files, notes
+
+
+def _copies(folder: str, patterns: Sequence[str]) -> dict[str, TextFile | CopiedFile]:
+    names = sorted(name for name in os.listdir(folder) if any(fnmatch.fnmatchcase(name, p) for p in patterns))
+    return {name: CopiedFile(os.path.join(folder, name)) for name in names}
+
+
+def _check_tokenizers(chosen: OpenModel, models: Sequence[OpenModel], problems: list[Problem]) -> None:
+    """Check that a token id means the same token in every model, since rows of embeddings are merged by their index."""
+    expected = _token_of_id(chosen)
+    for model in models:
+        tokens = _token_of_id(model) if model is not chosen else {}
+        differing = [i for i in tokens.keys() & expected.keys() if tokens[i] != expected[i]]
+        if differing:
+            i = min(differing)
+            what = f"{len(differing)} token ids mean other tokens than in {chosen}: {i} is {tokens[i]!r}, there {expected[i]!r}"
+            remedy = "choose models with one vocabulary; merging by token is not offered yet"
+            problems.append(Problem(os.path.join(model.checkpoint.folder, "tokenizer.json"), what, remedy))
+
+
+def _token_of_id(model: OpenModel) -> dict[int, str]:
+    path = os.path.join(model.checkpoint.folder, "tokenizer.json")
+    data = read_json(path, missing_ok=True) or {}
+    try:
+        vocabulary = data.get("model", {}).get("vocab", {})
+        pairs = (
+            vocabulary.items()
+            if isinstance(vocabulary, dict)
+            else ((entry[0], i) for i, entry in enumerate(vocabulary))
+        )
+        return {i: token for token, i in pairs} | {t["id"]: t["content"] for t in data.get("added_tokens", [])}
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        raise CheckpointError(f"{path}: is not a tokenizer file: {error!r}") from error
+
+
+def _set_chat_template(
+    recipe: Recipe,
+    tokenizer: OpenModel,
+    models: Sequence[OpenModel],
+    files: dict[str, TextFile | CopiedFile],
+    notes: list[str],
+    problems: list[Problem],
+) -> None:
+    wanted = recipe.chat_template
+    if wanted is None:
+        return
+    if wanted == "auto":
+        counts = Counter(t for model in models if (t := _chat_template(model.checkpoint.folder)))
+        if not counts:
+            notes.append("chat_template: auto finds no template in any model")
+            return
+        text = counts.most_common(1)[0][0]
+    elif "{" in wanted:
+        text = wanted
+    elif wanted in TEMPLATES:
+        text = TEMPLATES[wanted]
+    else:
+        what = f"{wanted!r} is no template that is known here"
+        remedy = f"write auto, one of {', '.join(TEMPLATES)}, or the Jinja text itself"
+        problems.append(Problem(f"{recipe.path}: chat_template", what, remedy))
+        return
+    config = read_json(os.path.join(tokenizer.checkpoint.folder, "tokenizer_config.json"), missing_ok=True) or {}
+    files["tokenizer_config.json"] = TextFile(
+        json.dumps({**config, "chat_template": text}, indent=2, ensure_ascii=False) + "\n"
+    )
+    # These files would win over the configuration.
+    for name in [name for name in files if name.startswith("chat_template.")]:
+        del files[name]
+
+
+def _chat_template(folder: str) -> str | None:
+    """Return the chat template of a model, from its own file or its tokenizer's configuration."""
+    path = os.path.join(folder, "chat_template.jinja")
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    config = read_json(os.path.join(folder, "tokenizer_config.json"), missing_ok=True) or {}
+    template = config.get("chat_template")
+    return template if isinstance(template, str) else None

@@ -1,0 +1,82 @@
+"""Finds the layers of a model from the names of its tensors; no list of architectures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_NUMBERED = re.compile(r"(?:(.*?)\.)??(\d+)\.(.+)")
+_STACK_NAMES = ("layers", "layer", "h", "blocks", "block")
+LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+"""Names that configs give the number of layers."""
+
+
+@dataclass(frozen=True)
+class LayerName:
+    """A tensor's name taken apart: ``model.layers`` . ``3`` . ``mlp.up_proj.weight``."""
+
+    stack: str
+    index: int
+    rest: str
+
+    def at(self, index: int) -> str:
+        """Return the name of the same tensor of another layer."""
+        return f"{self.stack}.{index}.{self.rest}" if self.stack else f"{index}.{self.rest}"
+
+
+def split_layer(name: str) -> LayerName | None:
+    """Take a name apart at its first numeric component; None where there is none."""
+    match = _NUMBERED.fullmatch(name)
+    return LayerName(match[1] or "", int(match[2]), match[3]) if match else None
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """The layer stacks of a model.
+
+    Attributes:
+        counts: number of layers by stack (``model.layers``), for every stack whose layers are numbered without a gap.
+        main:   the stack with the most tensors, which slices cut; None for a model without layers.
+    """
+
+    counts: Mapping[str, int]
+    main: str | None
+
+    @property
+    def layers(self) -> int:
+        """Layers of the main stack."""
+        return self.counts[self.main] if self.main is not None else 0
+
+
+def find_stacks(names: Iterable[LayerName]) -> Stacks:
+    """Return the stacks among the names. A list that is not called layers, h or block counts only if it is the main one."""
+    indices: dict[str, set[int]] = {}
+    tensors: dict[str, int] = {}
+    for name in names:
+        indices.setdefault(name.stack, set()).add(name.index)
+        tensors[name.stack] = tensors.get(name.stack, 0) + 1
+    counts = {stack: len(found) for stack, found in indices.items() if max(found) == len(found) - 1}
+    named = [stack for stack in counts if stack.rpartition(".")[2] in _STACK_NAMES]
+    main = max(named or counts, key=lambda stack: tensors[stack], default=None)
+    return Stacks({stack: counts[stack] for stack in counts if stack in named or stack == main}, main)
+
+
+def config_layers(config: Mapping[str, Any]) -> tuple[tuple[str, ...], int] | None:
+    """Return where a config states its number of layers (a path of keys) and the number; nested text configs count too."""
+    for key in LAYER_COUNT_KEYS:
+        if isinstance(config.get(key), int):
+            return (key,), config[key]
+    for outer in ("text_config", "llm_config", "language_config"):
+        inner = config.get(outer)
+        found = config_layers(inner) if isinstance(inner, dict) else None
+        if found:
+            return (outer, *found[0]), found[1]
+    return None
+
+
+def belongs_before_layers(name: str) -> bool:
+    """True for embeddings and what follows them; False for the final norm, the head and whatever comes after the layers."""
+    parts = name.split(".")
+    return any(("embed" in part and part != "embed_out") or part in ("wte", "wpe") for part in parts)

@@ -1,0 +1,86 @@
+"""Output files: which tensor lies in which shard at which byte, and the headers and index that say so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from ..checkpoint import DTYPES
+from .types import Shard
+
+ALIGNMENT = 4096
+"""Tensor data of a shard starts at a multiple of this, so that direct I/O needs no copy of the whole file."""
+
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class Sized(NamedTuple):
+    """A tensor that needs a place."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+class Place(NamedTuple):
+    """Where it lies: the number of the shard and the byte in that file."""
+
+    shard: int
+    offset: int
+
+
+def lay_out(tensors: Sequence[Sized], shard_size: int) -> tuple[list[Shard], list[Place], str | None]:
+    """Fill shards with ``tensors`` in their order. A tensor larger than ``shard_size`` gets a shard of its own.
+
+    Inside a shard, wider dtypes come first, so that every tensor is aligned to its elements.
+
+    Returns:
+        The shards, the place of each tensor, and the text of the index (None for a single file).
+    """
+    groups: list[list[int]] = [[]]
+    filled = 0
+    for i, tensor in enumerate(tensors):
+        if groups[-1] and filled + tensor.nbytes > shard_size:
+            groups.append([])
+            filled = 0
+        groups[-1].append(i)
+        filled += tensor.nbytes
+
+    shards: list[Shard] = []
+    places: list[Place] = [Place(0, 0)] * len(tensors)
+    weight_map = {}
+    for number, group in enumerate(groups):
+        filename = (
+            f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors" if len(groups) > 1 else "model.safetensors"
+        )
+        group.sort(key=lambda i: -tensors[i].dtype.itemsize)
+        entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for i in group:
+            tensor = tensors[i]
+            begin, end = end, end + tensor.nbytes
+            places[i] = Place(number, begin)
+            entries[tensor.name] = {
+                "dtype": _DTYPE_NAMES[tensor.dtype],
+                "shape": tensor.shape,
+                "data_offsets": (begin, end),
+            }
+            weight_map[tensor.name] = filename
+        header = _header(entries)
+        for i in group:
+            places[i] = Place(number, len(header) + places[i].offset)
+        shards.append(Shard(filename, header, len(header) + end))
+    if len(groups) == 1:
+        return shards, places, None
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors)}, "weight_map": weight_map}
+    return shards, places, json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+
+def _header(entries: dict[str, object]) -> bytes:
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    length = -(-(8 + len(text)) // ALIGNMENT) * ALIGNMENT - 8
+    return length.to_bytes(8, "little") + text.ljust(length)

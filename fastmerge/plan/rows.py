@@ -1,0 +1,205 @@
+"""Pairs the tensors of the inputs: one row per tensor of the output, before dtypes, values and files are decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..errors import Problem
+from ..methods import Method
+from ..recipe import inputs_of
+from ..recipe.types import ModelRef, Recipe, SliceSpec, SourceSpec
+from .layers import belongs_before_layers
+from .models import OpenModel, is_computed, is_head
+from .types import InputTensor
+
+
+@dataclass(frozen=True)
+class Members:
+    """The inputs of a slice, base first where the method takes one.
+
+    Attributes:
+        slice_:  of the recipe.
+        sources: the inputs without the base, as the recipe has them.
+        models:  the opened models, base first.
+        starts:  first layer of each model; None for a recipe without layer ranges.
+        length:  layers of the slice; 0 for a recipe without layer ranges.
+        has_base: True when ``models[0]`` is the base.
+    """
+
+    slice_: SliceSpec
+    sources: tuple[SourceSpec, ...]
+    models: tuple[OpenModel, ...]
+    starts: tuple[int, ...] | None
+    length: int
+    has_base: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor of the output: its name, its depth t in the slice (0 outside the layers), its inputs (base first)."""
+
+    name: str
+    t: float
+    members: Members
+    tensors: tuple[InputTensor, ...]
+
+
+@dataclass
+class Rows:
+    """Every row, the reasons for tensors that are left out on purpose, and what is wrong.
+
+    Attributes:
+        rows:     in the order of the output.
+        dropped:  reason by (model, name).
+        untied:   True when a head of its own is written although some input ties it to its embedding.
+        problems: findings so far.
+    """
+
+    problems: list[Problem]
+    rows: list[Row] = field(default_factory=list)
+    dropped: dict[tuple[int, str], str] = field(default_factory=dict)
+    untied: bool = False
+
+
+def pair_tensors(recipe: Recipe, method: Method, models: Mapping[ModelRef, OpenModel], problems: list[Problem]) -> Rows:
+    """Return the rows of the output. ``models`` holds every model of the recipe."""
+    found = Rows(problems)
+    slices = [m for slice_ in recipe.slices if (m := _members(recipe, slice_, method, models, problems))]
+    if len(slices) != len(recipe.slices):
+        return found
+    if slices[0].starts is None:
+        _pair_whole(found, slices[0])
+    else:
+        _pair_slices(found, slices)
+    return found
+
+
+def _members(
+    recipe: Recipe, slice_: SliceSpec, method: Method, models: Mapping[ModelRef, OpenModel], problems: list[Problem]
+) -> Members | None:
+    inputs = inputs_of(slice_, method, recipe)
+    every = (*([inputs.base] if inputs.base else []), *inputs.sources)
+    opened = tuple(models[source.model] for source in every)
+    if len(recipe.slices) == 1 and all(source.layers is None for source in every):
+        return Members(slice_, inputs.sources, opened, None, 0, inputs.base is not None)
+    # A base that the slice does not list takes part with the layers that the listed models have.
+    listed = [source.layers or (0, models[source.model].stacks.layers) for source in slice_.sources]
+    ranges = [
+        source.layers or ((0, model.stacks.layers) if source in slice_.sources else listed[0])
+        for source, model in zip(every, opened, strict=True)
+    ]
+    before = len(problems)
+    for source, model, (start, stop) in zip(every, opened, ranges, strict=True):
+        if not 0 <= start < stop:
+            problems.append(
+                Problem(source.where, f"layer_range [{start}, {stop}] is empty", "write [first, last + 1], from 0")
+            )
+        elif stop > model.stacks.layers:
+            what = f"layer_range [{start}, {stop}] exceeds the {model.stacks.layers} layers of {model}"
+            problems.append(Problem(source.where, what, f"end it at {model.stacks.layers} or less"))
+        elif stop - start != ranges[0][1] - ranges[0][0]:
+            what = f"layer_range [{start}, {stop}] has another length than [{ranges[0][0]}, {ranges[0][1]}]"
+            problems.append(Problem(source.where, what, "give all sources of a slice as many layers"))
+    if len(set(listed)) > 1 and any(source not in slice_.sources for source in every):
+        what = "the base model is not listed and the sources have different layer ranges"
+        problems.append(Problem(slice_.where, what, "list the base model with its layer_range"))
+    if len(problems) > before:
+        return None
+    starts = tuple(start for start, _ in ranges)
+    return Members(slice_, inputs.sources, opened, starts, ranges[0][1] - ranges[0][0], inputs.base is not None)
+
+
+def _pair_whole(found: Rows, members: Members) -> None:
+    """Pair models tensor by tensor, by name, in the order of the first one's files."""
+    first = members.models[0]
+    tables = _settle_head(found, members, [model.tensors for model in members.models])
+    for name, tensors in _align(found, members, tables):
+        parts = first.layer_names.get(name)
+        layers = first.stacks.counts.get(parts.stack, 0) if parts else 0
+        t = _depth(parts.index, layers) if parts and layers else 0.0
+        found.rows.append(Row(name, t, members, tensors))
+
+
+def _pair_slices(found: Rows, slices: Sequence[Members]) -> None:
+    """Stack the layers of the slices. What lies before the layers comes from the first slice, what lies behind from the last."""
+    head, tail = slices[0], slices[-1]
+    before = [{n: t for n, t in model.outside.items() if belongs_before_layers(n)} for model in head.models]
+    behind = [{n: t for n, t in model.outside.items() if not belongs_before_layers(n)} for model in tail.models]
+    for name, tensors in _align(found, head, before):
+        found.rows.append(Row(name, 0.0, head, tensors))
+    stack, position = head.models[0].stacks.main, 0
+    for members in slices:
+        assert members.starts is not None
+        for i in range(members.length):
+            layer = [model.layers[start + i] for model, start in zip(members.models, members.starts, strict=True)]
+            prefix = f"{stack}.{position}." if stack else f"{position}."
+            for rest, tensors in _align(found, members, layer):
+                found.rows.append(Row(prefix + rest, _depth(i, members.length), members, tensors))
+            position += 1
+    for name, tensors in _align(found, tail, _settle_head(found, tail, behind)):
+        found.rows.append(Row(name, 0.0, tail, tensors))
+
+
+def _depth(index: int, layers: int) -> float:
+    return index / (layers - 1) if layers > 1 else 1.0
+
+
+def _settle_head(
+    found: Rows, members: Members, tables: Sequence[dict[str, InputTensor]]
+) -> list[dict[str, InputTensor]]:
+    """Give every table an output head, or none of them one.
+
+    A model that ties its head to its embedding has no tensor for it. Where others have one, it takes part with its
+    embedding; where all others are tied too, their redundant copies are left out.
+    """
+    heads = {name for table in tables for name in table if is_head(name)}
+    settled = [dict(table) for table in tables]
+    for name in heads:
+        having = [model for model, table in zip(members.models, tables, strict=True) if name in table]
+        if all(model.says_tied for model in having) and len(having) < len(members.models):
+            for model, table in zip(members.models, settled, strict=True):
+                if table.pop(name, None):
+                    found.dropped[model.index, name] = "every model ties it to the embedding"
+            continue
+        for model, table in zip(members.models, settled, strict=True):
+            if name not in table and model.says_tied is not False and model.embedding is not None:
+                table[name] = model.embedding
+        found.untied = found.untied or not all(model.says_tied for model in having)
+    return settled
+
+
+def _align(
+    found: Rows, members: Members, tables: Sequence[dict[str, InputTensor]]
+) -> Iterator[tuple[str, tuple[InputTensor, ...]]]:
+    """Yield the names that all tables share, in the order of the first, with their tensors; report the others."""
+    first = tables[0]
+    computed = {name for table in tables for name, tensor in table.items() if is_computed(tensor)}
+    for model, table in zip(members.models, tables, strict=True):
+        for name in computed & table.keys():
+            found.dropped[model.index, table[name].name] = "a buffer that is computed from the config"
+    for model, table in zip(members.models[1:], tables[1:], strict=True):
+        if table.keys() != first.keys():
+            _report(found.problems, members.models[0], model, first, table, computed)
+    for name, tensor in first.items():
+        if name not in computed and all(name in table for table in tables):
+            yield name, (tensor, *(table[name] for table in tables[1:]))
+
+
+def _report(problems: list[Problem], first: OpenModel, other: OpenModel, expected, got, computed: set[str]) -> None:
+    for model, reference, names, mine in (
+        (other, first, expected.keys() - got.keys() - computed, expected),
+        (first, other, got.keys() - expected.keys() - computed, got),
+    ):
+        if names:
+            listed = sorted(mine[name].name for name in names)
+            what = f"{len(listed)} tensors of {reference} are missing: {', '.join(listed[:5])}"
+            if len(listed) > 5:
+                what += ", ..."
+            problems.append(Problem(model.checkpoint.folder, what, _remedy(listed)))
+
+
+def _remedy(names: Sequence[str]) -> str:
+    if any(is_head(name) for name in names):
+        return "its config says that the head is not tied to the embedding: the checkpoint is incomplete"
+    return "merge models of one architecture, or remove the tensors from the model that has them"

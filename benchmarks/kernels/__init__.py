@@ -1,0 +1,1 @@
+"""Inner functions on tensors in memory: fastmerge beside plain PyTorch and mergekit."""

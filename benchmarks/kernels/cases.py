@@ -1,0 +1,76 @@
+"""What is measured: four merges of a base and three experts, their parameters, and the bytes that they must move."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastmerge.merging import merge_source
+from fastmerge.methods import Group, get_method
+from fastmerge.source import Resident
+
+EXPERTS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One merge.
+
+    Attributes:
+        method: its name in recipes.
+        inputs: tensors that it reads, the base included.
+        values: parameters; a tuple has one value per input (without the base, where the method has one).
+        surveys: how often it reads its inputs before the pass that writes.
+    """
+
+    method: str
+    inputs: int
+    values: dict[str, float | tuple[float, ...]]
+    surveys: int
+
+    @property
+    def has_base(self) -> bool:
+        return get_method(self.method).base != "ignored"
+
+    def bytes_moved(self, elements: int, itemsize: int) -> int:
+        """Bytes of all passes: every read of every input, and the output."""
+        return elements * itemsize * ((1 + self.surveys) * self.inputs + 1)
+
+    def bytes_once(self, elements: int, itemsize: int) -> int:
+        """Bytes with every input read once and the output written once: what any method must move at least."""
+        return elements * itemsize * (self.inputs + 1)
+
+    def run(self, out: Tensor, tensors: Sequence[Tensor]) -> None:
+        """Merge ``tensors`` (base first) into ``out`` with fastmerge."""
+        tensors = tensors[: self.inputs]
+        base, others = (tensors[0], tensors[1:]) if self.has_base else (None, tensors)
+        method = get_method(self.method)
+        values = {
+            p.name: (p.default,) * len(others) if p.per_model else p.default for p in method.parameters
+        } | self.values
+        group = Group("benchmark.weight", tuple(out.shape), len(others), values)
+        merge_source(method, group, Resident(base, others), out)
+
+
+# mergekit's defaults: ties divides by the weights of the elected sign, dare_ties rescales to the norm before dropping,
+# which takes a survey.
+CASES = (
+    Case("linear", EXPERTS + 1, {"weight": (0.4, 0.3, 0.2, 0.1)}, surveys=0),
+    Case("slerp", 2, {"t": 0.3}, surveys=1),
+    Case("ties", EXPERTS + 1, {"weight": (0.5, 0.3, 0.2), "density": (0.5,) * EXPERTS}, surveys=1),
+    Case("dare_ties", EXPERTS + 1, {"weight": (0.5, 0.3, 0.2), "density": (0.5,) * EXPERTS}, surveys=1),
+)
+
+
+def make_tensors(elements: int, seed: int = 0) -> list[Tensor]:
+    """Return a base and experts in bfloat16: weights N(0, 0.02), fine-tuned by N(0, 5e-4)."""
+    generator = torch.Generator().manual_seed(seed)
+    base = (0.02 * torch.randn(elements, generator=generator)).bfloat16()
+    experts = []
+    for _ in range(EXPERTS):
+        noise = torch.randn(elements, generator=generator)
+        experts.append(noise.mul_(5e-4).add_(base).bfloat16())
+    return [base, *experts]

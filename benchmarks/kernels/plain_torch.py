@@ -1,0 +1,68 @@
+"""The same merges as a careful user of PyTorch would write them: the peer of the kernels.
+
+All take ``[base, *experts]`` and the parameters of the case, work in the storage dtype where that is the faster choice,
+and return a new tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def linear(tensors: Sequence[Tensor], weight: Sequence[float]) -> Tensor:
+    """Weighted average, accumulated in float32."""
+    acc = torch.zeros(tensors[0].shape)
+    for tensor, w in zip(tensors, weight, strict=True):
+        acc.add_(tensor, alpha=w)
+    return (acc / sum(weight)).to(tensors[0].dtype)
+
+
+def slerp(tensors: Sequence[Tensor], t: float) -> Tensor:
+    """Spherical interpolation of two flattened tensors; linear when they are almost parallel."""
+    a, b = tensors[0].float(), tensors[1].float()
+    cosine = torch.dot(a, b) / (a.norm() * b.norm())
+    if cosine.abs() > 0.9995:
+        return torch.lerp(a, b, t).to(tensors[0].dtype)
+    angle = torch.arccos(cosine)
+    merged = a * (torch.sin((1 - t) * angle) / torch.sin(angle)) + b * (torch.sin(t * angle) / torch.sin(angle))
+    return merged.to(tensors[0].dtype)
+
+
+def ties(tensors: Sequence[Tensor], weight: Sequence[float], density: Sequence[float]) -> Tensor:
+    """Trim each delta to its largest magnitudes by ``topk``, elect signs, average what agrees."""
+    base, experts = tensors[0], tensors[1:]
+    deltas = torch.stack([expert - base for expert in experts])
+    for delta, share in zip(deltas, density, strict=True):
+        kept = delta.abs().topk(int(share * delta.numel()), sorted=False).indices
+        mask = torch.zeros_like(delta, dtype=torch.bool)
+        mask[kept] = True
+        delta.mul_(mask)
+    return base + _elected_mean(deltas, weight)
+
+
+def dare_ties(tensors: Sequence[Tensor], weight: Sequence[float], density: Sequence[float]) -> Tensor:
+    """Drop at random by ``bernoulli``, rescale to the norm before, elect signs, sum what agrees."""
+    base, experts = tensors[0], tensors[1:]
+    deltas = torch.stack([expert - base for expert in experts])
+    for delta, share in zip(deltas, density, strict=True):
+        before = delta.abs().sum(dtype=torch.float32)
+        delta.mul_(torch.empty_like(delta).bernoulli_(share))
+        delta.mul_(before / delta.abs().sum(dtype=torch.float32))
+    return base + _elected_mean(deltas, weight, normalize=False)
+
+
+def _elected_mean(deltas: Tensor, weight: Sequence[float], normalize: bool = True) -> Tensor:
+    weights = torch.tensor(weight, dtype=deltas.dtype)[:, None]
+    deltas.mul_(weights)
+    agrees = deltas.sign() == torch.where(deltas.sum(0) >= 0, 1.0, -1.0)
+    merged = (deltas * agrees).sum(0)
+    if normalize:
+        divisor = (agrees * weights).sum(0)
+        merged /= torch.where(divisor == 0, 1, divisor)
+    return merged
+
+
+MERGES = {"linear": linear, "slerp": slerp, "ties": ties, "dare_ties": dare_ties}

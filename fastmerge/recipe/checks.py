@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from ..errors import Problem
 from ..methods import REQUIRED, Method, Parameter, all_methods
-from .resolving import Inputs, inputs_of, levels
+from .resolving import Inputs, inputs_of, levels, parameters_of
 from .settings import coerce
-from .types import Parameters, Recipe, SliceSpec, SourceSpec
+from .types import ModelRef, Parameters, Recipe, Scalar, SliceSpec, SourceSpec
 
 
 def check(recipe: Recipe) -> list[Problem]:
@@ -21,56 +21,57 @@ def check(recipe: Recipe) -> list[Problem]:
     problems = list(_layers(recipe))
     if method is None:
         return problems
-    if recipe.semantics is not None and recipe.semantics not in method.semantics:
-        what = f"semantics {recipe.semantics!r} is not one of {recipe.method}"
+    if recipe.semantics not in (None, *method.semantics):
+        what = f"{recipe.method} does not have the semantics {recipe.semantics!r}"
         problems.append(Problem(recipe.path, what, f"available: {', '.join(method.semantics)}"))
+        return problems
     for slice_ in recipe.slices:
         inputs = inputs_of(slice_, method, recipe)
         problems += _models(recipe, slice_, method, inputs)
         problems += _required(recipe, slice_, method, inputs)
     problems += _values(recipe, method)
-    return problems
+    return list(dict.fromkeys(problems))
 
 
 def _models(recipe: Recipe, slice_: SliceSpec, method: Method, inputs: Inputs) -> Iterator[Problem]:
-    seen: set[object] = set()
+    listed: set[ModelRef] = set()
     for source in slice_.sources:
-        if source.model in seen:
+        if source.model in listed:
             yield Problem(source.where, f"{source.model} is listed twice", "list it once and add up its weights")
-        seen.add(source.model)
-    base = slice_.base or recipe.base
-    if base is None and method.base == "required":
-        yield Problem(recipe.path, f"{recipe.method} needs a base model", "add base_model:")
+        listed.add(source.model)
+    if inputs.base is None and method.base == "required":
+        yield Problem(recipe.path, f"{method.name} needs a base model", "add base_model:")
         return
-    if base is not None and base not in seen and slice_.sources[0].layers is not None:
-        what = f"the base model {base} is not one of the sources, so its layers are not known"
+    if inputs.base and inputs.base.model not in listed and slice_.sources[0].layers:
+        what = f"the base model {inputs.base.model} is not one of the sources, so its layers are not known"
         yield Problem(slice_.where, what, "add it to the sources with its layer_range")
         return
     least, most = method.inputs
-    count = len(inputs.sources)
-    if count < least or (most is not None and count > most):
+    models = [str(source.model) for source in inputs.sources]
+    if len(models) < least or (most is not None and len(models) > most):
         expected = f"{least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
         besides = " besides the base" if inputs.base else ""
-        names = ", ".join(str(source.model) for source in inputs.sources) or "none"
-        what = f"{recipe.method} takes {expected} model{'s' * (expected[-1] != '1')}{besides}, found {count}: {names}"
-        yield Problem(slice_.where, what, "add or remove models")
+        what = f"{method.name} takes {expected} model(s){besides}, found {len(models)}: {', '.join(models) or 'none'}"
+        appended = len(models) > len(slice_.sources)
+        remedy = "delete base_model: the method has none" if appended else "add or remove models"
+        yield Problem(slice_.where, what, remedy)
 
 
 def _required(recipe: Recipe, slice_: SliceSpec, method: Method, inputs: Inputs) -> Iterator[Problem]:
     """Yield required parameters that no level sets. Filters that match too little are found when tensors are known."""
-    for parameter in method.parameters:
+    for parameter in parameters_of(recipe, method):
         if parameter.default is not REQUIRED:
             continue
         for place in inputs.sources if parameter.per_model else (slice_,):
             source = place if isinstance(place, SourceSpec) else None
             if not any(parameter.name in table for table in levels(recipe, slice_, source, parameter)):
-                name = f"{place.model}: " if isinstance(place, SourceSpec) else ""
-                what = f"{name}{recipe.method} needs a value for {parameter.name!r}"
+                name = f"{source.model}: " if source else ""
+                what = f"{name}{method.name} needs a value for {parameter.name!r}"
                 yield Problem(place.where, what, f"add {parameter.name}: under parameters:")
 
 
 def _values(recipe: Recipe, method: Method) -> Iterator[Problem]:
-    own = {parameter.name: parameter for parameter in method.parameters}
+    own = {parameter.name: parameter for parameter in parameters_of(recipe, method)}
     for table in _tables(recipe):
         for name, setting in table.items():
             for branch in setting.branches:
@@ -90,7 +91,7 @@ def _tables(recipe: Recipe) -> Iterator[Parameters]:
             yield source.parameters
 
 
-def _wrong(parameter: Parameter, value: bool | int | float | str) -> str:
+def _wrong(parameter: Parameter, value: Scalar) -> str:
     try:
         coerce(parameter, value)
     except ValueError as error:

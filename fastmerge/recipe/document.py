@@ -92,8 +92,8 @@ def parse(name: str, text: str) -> Document:
         place = f"{name}:{mark.line + 1}" if mark else name
         what = " ".join(part for part in (error.context, error.problem) if part)
         raise _invalid(place, f"is not valid YAML: {what}", _yaml_remedy(text, mark)) from None
-    except yaml.YAMLError as error:
-        raise _invalid(name, f"is not valid YAML: {error}", "") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise _invalid(name, f"is not valid YAML: {error}", "check its text") from None
     except RecursionError:
         raise _invalid(name, "is nested too deeply", "a recipe needs about ten levels") from None
 
@@ -155,8 +155,8 @@ def _wrong_count(count: int) -> Sequence[str]:
 def _yaml_remedy(text: str, mark: yaml.Mark | None) -> str:
     lines = text.splitlines()
     broken = lines[mark.line] if mark and mark.line < len(lines) else ""
-    if any(line.startswith("%%") for line in lines[:3]):
-        return "delete the notebook command that starts with %%"
+    if broken.startswith("%"):
+        return "delete this line; a recipe does not hold notebook commands"
     if "\t" in broken:
         return "indent with spaces, not with tabs"
     return "check the indentation and the quotes"
@@ -181,6 +181,6 @@ class Findings:
         self.notes.append(f"{self.document.where(path)}: {what}")
 
     def stop(self) -> None:
-        """Raise the problems, if there are any, in the order of their lines."""
+        """Raise the problems, if there are any."""
         if self.problems:
             raise InvalidInput(self.problems)

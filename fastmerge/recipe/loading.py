@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from ..errors import InvalidInput
-from ..methods import Method
+from ..methods import Method, get_method
 from .checks import check
 from .document import Findings, Path, read_document
 from .document_schema import ModelItem, RecipeFile, SourceItem
 from .mergekit_names import OTHER_FILES
 from .names import method_of, parameter_of, unknown_key
+from .resolving import inputs_of
 from .settings import read_setting
 from .types import Parameters, Recipe, SliceSpec, SourceSpec
+
+_INDEPENDENT = ("dtype", "out_dtype", "tokenizer", "tokenizer_source", "chat_template", "semantics", "seed")
 
 
 def load(
@@ -46,7 +51,17 @@ def load(
     recipe = _assemble(findings, file, method)
     findings.problems += check(recipe)
     findings.stop()
-    return recipe
+    return replace(recipe, notes=(*findings.notes, *_notes(recipe, get_method(recipe.method))))
+
+
+def _notes(recipe: Recipe, method: Method) -> Iterator[str]:
+    """Yield what mergekit does without saying so, once the recipe is sound."""
+    for slice_ in recipe.slices:
+        inputs = inputs_of(slice_, method, recipe)
+        if inputs.base and inputs.base.parameters:
+            yield f"{inputs.base.where}: is the base model; its own parameters have no effect"
+        for source in inputs.sources[len(slice_.sources) :]:
+            yield f"{recipe.path}: base_model {source.model} is one more input: {method.name} has no base"
 
 
 def _validate(findings: Findings, data: dict[str, Any]) -> RecipeFile:
@@ -57,7 +72,7 @@ def _validate(findings: Findings, data: dict[str, Any]) -> RecipeFile:
         faults = error.errors()
     rest = copy.deepcopy(data)
     for fault in faults:
-        path: Path = tuple(fault["loc"])
+        path: Path = fault["loc"]
         if fault["type"] == "extra_forbidden":
             unknown_key(findings, path, str(data.get("merge_method")))
         elif fault["type"] == "missing":
@@ -65,7 +80,11 @@ def _validate(findings: Findings, data: dict[str, Any]) -> RecipeFile:
         else:
             own = fault.get("ctx", {}).get("error")
             findings.problem(path, str(own) if own else f"{fault['msg']}, got {fault['input']!r}")
-        _remove(rest, path)
+        # Without these the rest can still be checked; a fault in the models ends here.
+        if fault["type"] == "extra_forbidden":
+            _remove(rest, path)
+        elif path[0] in _INDEPENDENT:
+            rest.pop(path[0], None)
     try:
         return RecipeFile.model_validate(rest)
     except ValidationError:
@@ -73,12 +92,9 @@ def _validate(findings: Findings, data: dict[str, Any]) -> RecipeFile:
 
 
 def _remove(data: Any, path: Path) -> None:
-    """Delete what ``path`` leads to, if it is the value of a key."""
-    *parents, last = path
-    for step in parents:
+    for step in path[:-1]:
         data = data[step]
-    if isinstance(data, dict):
-        data.pop(last, None)
+    data.pop(path[-1], None)
 
 
 def _assemble(findings: Findings, file: RecipeFile, method: Method | None) -> Recipe:
@@ -88,7 +104,7 @@ def _assemble(findings: Findings, file: RecipeFile, method: Method | None) -> Re
         settings = {}
         for name, value in table.items():
             here = (*path, "parameters", name)
-            if parameter_of(findings, here, file.merge_method, method):
+            if parameter_of(findings, here, file, method):
                 settings[name] = read_setting(findings, here, value)
         return settings
 
@@ -108,6 +124,8 @@ def _assemble(findings: Findings, file: RecipeFile, method: Method | None) -> Re
     else:
         for i, part in enumerate(file.slices or ()):
             path = ("slices", i)
+            if part.residual_weight is not None:
+                findings.note((*path, "residual_weight"), "has no effect, here and in mergekit")
             sources = tuple(source((*path, "sources", j), item) for j, item in enumerate(part.sources))
             slices.append(SliceSpec(sources, part.base_model, parameters(path, part.parameters), document.where(path)))
     if file.tokenizer and file.tokenizer_source:
@@ -125,5 +143,4 @@ def _assemble(findings: Findings, file: RecipeFile, method: Method | None) -> Re
         chat_template=file.chat_template,
         semantics=file.semantics,
         seed=file.seed or 0,
-        notes=tuple(findings.notes),
     )

@@ -15,25 +15,28 @@ def method_of(findings: Findings, name: str) -> Method | None:
     methods = all_methods()
     if name in methods:
         return methods[name]
+    what = f"unknown merge method {name!r}"
     if name in mergekit_names.METHODS:
-        what, remedy = f"{name!r} of mergekit is not available yet", f"available: {', '.join(methods)}"
-    else:
-        what = f"unknown merge method {name!r}"
-        remedy = _did_you_mean(name, [*methods, *mergekit_names.METHODS]) or f"available: {', '.join(methods)}"
-    findings.problem(("merge_method",), what, remedy)
+        what = f"the method {name!r} of mergekit is not available yet"
+    close = _did_you_mean(name, [*methods, *mergekit_names.METHODS])
+    findings.problem(("merge_method",), what, f"{close} available: {', '.join(methods)}".lstrip())
     return None
 
 
-def parameter_of(findings: Findings, path: Path, method_name: str, method: Method | None) -> Parameter | None:
+def parameter_of(findings: Findings, path: Path, file: RecipeFile, method: Method | None) -> Parameter | None:
     """Return the parameter that the last step of ``path`` names, or None after saying why it does not count."""
-    name = str(path[-1])
-    own = {parameter.name: parameter for parameter in method.parameters} if method else {}
-    if name in own:
+    name, method_name = str(path[-1]), file.merge_method
+    every = {parameter.name: parameter for parameter in method.parameters} if method else {}
+    own = {p.name: p for p in method.parameters_of(file.semantics or method.semantics[0])} if method else {}
+    if name in mergekit_names.HINTS:
+        findings.note(path, "has no effect here; it does not change the result")
+    elif name in own:
         if own[name].per_model or not _belongs_to_model(path):
             return own[name]
         findings.problem(path, "is one value for all models", "move it to the parameters of the slice or the recipe")
-    elif name in mergekit_names.HINTS:
-        findings.note(path, "has no effect here; it does not change the result")
+    elif name in every:
+        what = f"is a parameter of {method_name} only with semantics {' or '.join(every[name].semantics)}"
+        findings.problem(path, what, "delete it or change semantics:")
     elif name in mergekit_names.METHODS.get(method_name, ()):
         if method:
             findings.problem(path, f"this parameter of {method_name} is not supported yet", "delete it")
@@ -42,8 +45,8 @@ def parameter_of(findings: Findings, path: Path, method_name: str, method: Metho
     elif name in RecipeFile.model_fields:
         findings.problem(path, "is not a parameter", f"write {name}: at the top level of the recipe")
     else:
-        close = _did_you_mean(name, [*own] if method else [*_known_parameters()])
-        findings.problem(path, "unknown parameter", close or f"{method_name} takes {', '.join(own) or 'none'}")
+        takes = f"{method_name} takes {', '.join(own) or 'none'}" if method else "delete it"
+        findings.problem(path, "unknown parameter", _did_you_mean(name, [*own]) or takes)
     return None
 
 
@@ -67,7 +70,7 @@ def unknown_key(findings: Findings, path: Path, method_name: str) -> None:
             findings.note(path, f"is not a parameter of {method_name}; it has no effect")
     else:
         close = _did_you_mean(name, list(level.model_fields))
-        findings.problem(path, "unknown key", close or f"known here: {', '.join(level.model_fields)}")
+        findings.problem(path, "unknown key", close or "delete it; mergekit ignores it")
 
 
 def _belongs_to_model(path: Path) -> bool:
@@ -90,10 +93,10 @@ def _takes(method_name: str, parameter: str) -> bool:
     return parameter in own | mergekit_names.METHODS.get(method_name, frozenset())
 
 
-def _known_parameters() -> set[str]:
+def _known_parameters() -> frozenset[str]:
     return mergekit_names.PARAMETERS.union(p.name for method in all_methods().values() for p in method.parameters)
 
 
 def _did_you_mean(name: str, choices: list[str]) -> str:
-    close = get_close_matches(name.replace("-", "_").lower(), choices, n=1)
+    close = get_close_matches(name.replace("-", "_").lower(), choices, n=1, cutoff=0.8)
     return f"did you mean {close[0]!r}?" if close else ""

@@ -27,8 +27,8 @@ class Inputs:
 def inputs_of(slice_: SliceSpec, method: Method, recipe: Recipe) -> Inputs:
     """Return the base and the inputs of a slice, as mergekit chooses them.
 
-    A method with a base does not count the base among its inputs, listed or not. A method without one
-    treats the base as an input like the others: a base that is not listed comes last.
+    A method with a base does not count the base among its inputs, listed or not. A method without one treats it as
+    an input like the others; with ``models:`` a base that is not listed is the last input, with ``slices:`` it is none.
     """
     ref = slice_.base or recipe.base
     if ref is None:
@@ -36,8 +36,14 @@ def inputs_of(slice_: SliceSpec, method: Method, recipe: Recipe) -> Inputs:
     listed = next((source for source in slice_.sources if source.model == ref), None)
     base = listed or SourceSpec(ref, where=slice_.where)
     if method.base == "ignored":
-        return Inputs(None, slice_.sources if listed else (*slice_.sources, base))
+        appended = () if listed or slice_.sources[0].layers else (base,)
+        return Inputs(None, (*slice_.sources, *appended))
     return Inputs(base, tuple(source for source in slice_.sources if source.model != ref))
+
+
+def parameters_of(recipe: Recipe, method: Method) -> tuple[Parameter, ...]:
+    """Return the parameters that ``method`` has under the semantics of the recipe."""
+    return method.parameters_of(recipe.semantics or method.semantics[0])
 
 
 def levels(recipe: Recipe, slice_: SliceSpec, source: SourceSpec | None, parameter: Parameter) -> list[Parameters]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ..methods import Parameter
@@ -49,46 +48,47 @@ def _read_value(findings: Findings, path: Path, value: Any, matches: str | None)
     return Branch(tuple(items) if isinstance(value, list) else value, matches, findings.document.where(path))
 
 
-def coerce(parameter: Parameter, value: Scalar) -> bool | int | float:
-    """Return ``value`` as the type of ``parameter``, within its range.
+def coerce(parameter: Parameter, value: Scalar) -> Scalar:
+    """Return ``value`` as the kind of ``parameter``, within its range.
 
-    Text counts when it spells the type: YAML reads 1e-8 as text. Raises ValueError saying what was expected.
+    Text counts when it spells a number: YAML reads 1e-8 as text. A bool may be 0 or 1 (mergekit-evolve writes 1.0).
+    Raises ValueError saying what was expected.
     """
-    plain = value.strip().lower() if isinstance(value, str) else value
-    if parameter.kind is bool:
-        if plain in (True, False, "true", "false"):  # 1 and 0 equal True and False
-            return plain in (True, "true")
-        raise ValueError(f"is {value!r}, expected true or false")
+    number = _number(value)
+    result: Scalar = value
+    if parameter.kind is bool and number in (0, 1):
+        result = number == 1
+    elif parameter.kind is float and number is not None:
+        result = number
+    elif parameter.kind is int and number is not None and number.is_integer():
+        result = int(number)
+    if not parameter.accepts(result):
+        raise ValueError(f"is {value!r}, expected {parameter.expected}")
+    return result
+
+
+def _number(value: Scalar) -> float | None:
+    """Return the number that ``value`` is or spells; None for others."""
+    if isinstance(value, bool):
+        return None
     try:
-        number = float("nan") if isinstance(plain, bool) else float(plain)
+        return float(value)
     except (ValueError, OverflowError):
-        number = float("nan")
-    if not math.isfinite(number) or (parameter.kind is int and number != int(number)):
-        raise ValueError(f"is {value!r}, expected {'a whole number' if parameter.kind is int else 'a finite number'}")
-    low, high = parameter.minimum, parameter.maximum
-    if (low is not None and number < low) or (high is not None and number > high):
-        raise ValueError(f"is {value!r}, expected {_range(low, high)}")
-    return int(number) if parameter.kind is int else number
+        return None
 
 
-def _range(low: float | None, high: float | None) -> str:
-    if low is None:
-        return f"at most {high:g}"
-    return f"at least {low:g}" if high is None else f"a value from {low:g} to {high:g}"
-
-
-def at(parameter: Parameter, branch: Branch, t: float) -> bool | int | float:
+def at(parameter: Parameter, branch: Branch, t: float) -> Scalar:
     """Return the value of ``branch`` at depth ``t`` in [0, 1] of its slice.
 
-    Gradients of numbers are interpolated linearly (whole numbers then rounded down), gradients of booleans take
-    element ``int(t * (length - 1))``, as in mergekit.
+    Gradients of numbers are interpolated linearly (whole numbers are then cut), other gradients take element
+    ``int(t * (length - 1))``, as in mergekit.
     """
     if not isinstance(branch.value, tuple):
         return coerce(parameter, branch.value)
     values = [coerce(parameter, value) for value in branch.value]
     place = t * (len(values) - 1)
     low = int(place)
-    if parameter.kind is bool:
+    if parameter.kind not in (int, float):
         return values[low]
     high, share = min(low + 1, len(values) - 1), place - low
-    return parameter.kind((1 - share) * values[low] + share * values[high])
+    return parameter.kind((1 - share) * float(values[low]) + share * float(values[high]))

@@ -1,0 +1,106 @@
+"""Small output tensors: many in one go, with one read per file where they lie side by side, and one write."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+
+from ..plan.types import OutputTensor
+from ..source import Chunk, Resident
+from .arena import LINE, PAGE, Slot
+from .checksums import Checksum
+from .large import Large
+from .scheduler import Task, Unit
+from .workshop import Workshop, apply_after_survey, split
+
+# A batch is the work of one thread: few enough tensors that the last ones still go to several threads.
+MOST = 256
+
+
+def units(shop: Workshop, outputs: Sequence[OutputTensor]) -> Iterator[Unit]:
+    """Cut ``outputs`` (in the order of their places) into units of work."""
+    batch: list[OutputTensor] = []
+    filled = end = 0
+    for output in outputs:
+        need = _slot_bytes(output)
+        small = need <= shop.sizes.slot - PAGE and not any(tensor.adapters for tensor in output.every_input)
+        apart = batch and (output.shard, output.offset) != (batch[0].shard, end)
+        if batch and (not small or apart or filled + need > shop.sizes.slot - PAGE or len(batch) == MOST):
+            yield Batch(shop, batch)
+            batch, filled = [], 0
+        if small:
+            batch.append(output)
+            filled += need
+            end = output.offset + output.nbytes
+        else:
+            yield Large(shop, output)
+    if batch:
+        yield Batch(shop, batch)
+
+
+def _slot_bytes(output: OutputTensor) -> int:
+    return output.nbytes + sum(tensor.nbytes + LINE for tensor in output.every_input)
+
+
+class Batch:
+    """Consecutive outputs that fit the scratch of one worker together with their inputs."""
+
+    def __init__(self, shop: Workshop, outputs: Sequence[OutputTensor]):
+        self._shop, self._outputs = shop, outputs
+
+    def start(self) -> bool:
+        return True
+
+    def finish(self) -> None:
+        pass
+
+    def stages(self) -> Generator[Sequence[Task], None, None]:
+        yield [self._run]
+
+    def _run(self, slot: Slot) -> None:
+        slot.reset()
+        outputs = self._outputs
+        first = outputs[0]
+        total = outputs[-1].offset + outputs[-1].nbytes - first.offset
+        start = slot.take(total, phase=first.offset, align=PAGE)
+        places = self._read(slot)
+        with self._shop.meter.stage("compute"):
+            for output in outputs:
+                self._merge(output, start + output.offset - first.offset, places)
+        data = self._shop.write(first, 0, start, total)
+        for output in outputs:
+            checksum = Checksum(output.nbytes // output.dtype.itemsize, output.dtype.itemsize)
+            offset = output.offset - first.offset
+            checksum.add(0, data[offset : offset + output.nbytes])
+            self._shop.sink.finish(output, checksum.hex())
+
+    def _merge(self, output: OutputTensor, at: int, places: dict[tuple[str, int], int]) -> None:
+        arena = self._shop.arena
+        if output.nbytes == 0:
+            return
+        sources = [(places[tensor.path, tensor.offset], tensor) for tensor in output.every_input]
+        if output.group is None:
+            ((source, _),) = sources
+            arena.bytes[at : at + output.nbytes] = arena.bytes[source : source + output.nbytes]
+            return
+        tensors = [arena.tensor(source, tensor.dtype, tensor.shape) for source, tensor in sources]
+        base, others = split(output, tensors)
+        apply = apply_after_survey(output, Resident(base, others))
+        apply(arena.tensor(at, output.dtype, output.shape), Chunk(base, others))
+
+    def _read(self, slot: Slot) -> dict[tuple[str, int], int]:
+        """Read every input, neighbours in one request; return where each one lies."""
+        ranges = sorted({(t.path, t.offset, t.nbytes) for output in self._outputs for t in output.every_input})
+        places: dict[tuple[str, int], int] = {}
+        i = 0
+        while i < len(ranges):
+            path, begin, nbytes = ranges[i]
+            end, last = begin + nbytes, i + 1
+            while last < len(ranges) and ranges[last][:2] == (path, end):
+                end += ranges[last][2]
+                last += 1
+            at = slot.take(end - begin, phase=begin)
+            self._shop.reader.raw(path, begin, end - begin, at)
+            for _, offset, _ in ranges[i:last]:
+                places[path, offset] = at + offset - begin
+            i = last
+        return places

@@ -1,0 +1,90 @@
+"""The journal: which output tensors are finished and on the disk, so that a killed run can go on.
+
+Line 0 names the plan and the state of every input file; each further line is one finished tensor and its
+checksum. A tensor's line is written only after its bytes were flushed, many tensors per flush.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from typing import Any
+
+from ..plan.types import OutputTensor, Plan
+from .files import Outputs, explained
+
+FLUSH_SECONDS = 2.0
+FLUSH_BYTES = 4 << 30
+
+
+def identity(plan: Plan) -> dict[str, Any]:
+    """Return line 0: all that must be equal for a run to go on with another one's files."""
+    files = {file.path: [file.nbytes, file.mtime_ns, file.header_digest] for m in plan.models for file in m.files}
+    return {"journal": 1, "plan": plan.digest, "inputs": files}
+
+
+def read_journal(path: str, plan: Plan) -> dict[str, str]:
+    """Return the checksums of the finished tensors by name; empty when the journal is missing or of another state.
+
+    A last line that was cut off by a crash is ignored.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file.read().split("\n")[:-1]]
+    except (FileNotFoundError, ValueError):
+        return {}
+    if not lines or lines[0] != identity(plan):
+        return {}
+    return {line["name"]: line["checksum"] for line in lines[1:]}
+
+
+class Journal:
+    """Appends to the journal. ``finished`` may be called from any thread, the rest from one."""
+
+    def __init__(self, path: str, plan: Plan, outputs: Outputs, finished: dict[str, str]):
+        """Start the journal anew with what is known to be ``finished``."""
+        self._path, self._outputs = path, outputs
+        self._lock = threading.Lock()
+        self._pending: list[tuple[OutputTensor, str]] = []
+        self._pending_bytes = 0
+        self._flushed = time.monotonic()
+        self.checksums = dict(finished)
+        lines = [identity(plan), *({"name": name, "checksum": checksum} for name, checksum in finished.items())]
+        draft = path + ".new"
+        with explained(path, "starting the journal"):
+            with open(draft, "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+
+    def finished(self, output: OutputTensor, checksum: str) -> None:
+        """Note a tensor whose bytes were handed to the operating system."""
+        with self._lock:
+            self._pending.append((output, checksum))
+            self._pending_bytes += output.nbytes
+
+    def tick(self) -> None:
+        """Flush when it is time: every two seconds, or 4 GiB."""
+        if time.monotonic() - self._flushed > FLUSH_SECONDS or self._pending_bytes > FLUSH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring the noted tensors to the disk, and then their lines."""
+        with self._lock:
+            batch, self._pending, self._pending_bytes = self._pending, [], 0
+        if batch:
+            self._outputs.sync({output.shard for output, _ in batch})
+            with explained(self._path, "writing the journal"):
+                self._file.writelines(
+                    json.dumps({"name": output.name, "checksum": checksum}) + "\n" for output, checksum in batch
+                )
+                self._file.flush()
+            self.checksums.update((output.name, checksum) for output, checksum in batch)
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._file.close()

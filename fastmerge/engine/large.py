@@ -1,0 +1,169 @@
+"""A large output tensor: chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..plan.types import OutputTensor
+from ..source import Chunk, Resident
+from .arena import PAGE, Slot
+from .checksums import Checksum
+from .inputs import Folded, folded_bytes
+from .scheduler import Task
+from .sizing import adapter_bytes, input_bytes, whole_bytes
+from .workshop import Workshop, apply_after_survey, apply_without_survey, split
+
+
+class Large:
+    """One output tensor, chunk by chunk.
+
+    Its inputs are brought into a region of the arena, whole, when a survey has to see them first and
+    they fit. Otherwise each chunk is read where it is needed: once, or once more for every survey.
+    """
+
+    def __init__(self, shop: Workshop, output: OutputTensor):
+        self._shop, self._output = shop, output
+        self._numel = output.nbytes // output.dtype.itemsize
+        self._checksum = Checksum(self._numel, output.dtype.itemsize)
+        self._apply = None if output.group is None else apply_without_survey(output)
+        surveyed = output.group is not None and self._apply is None
+        self._whole = surveyed and whole_bytes(output) <= shop.sizes.regions
+        self._need = whole_bytes(output) if self._whole else adapter_bytes(output)
+        self._region: int | None = None
+        self._folded: list[Folded | None] = []
+        self._tensors: list[Tensor] = []
+        self._places: list[int] = []
+
+    def start(self) -> bool:
+        if self._need:
+            self._region = self._shop.arena.take(self._need)
+            if self._region is None:
+                return False
+        return True
+
+    def finish(self) -> None:
+        self._tensors, self._folded = [], []
+        if self._region is not None:
+            self._shop.arena.give_back(self._region, self._need)
+
+    def stages(self) -> Generator[Sequence[Task], None, None]:
+        output = self._output
+        chunk = self._shop.sizes.chunk
+        spans = [(start, min(start + chunk, self._numel)) for start in range(0, self._numel, chunk)]
+        if output.group is None:
+            yield [partial(self._copy, *span) for span in spans]
+        else:
+            self._place()
+            if any(self._folded):
+                yield [self._load_adapters]
+            if self._whole:
+                yield list(self._loads())
+            if self._apply is None:
+                yield [self._solve]
+            yield [partial(self._merge, *span) for span in spans]
+        self._shop.sink.finish(output, self._checksum.hex())
+
+    def _place(self) -> None:
+        """Lay the region out: adapters first, then the inputs."""
+        at = self._region or 0
+        for tensor in self._output.every_input:
+            self._folded.append(Folded(tensor, self._shop.arena, at) if tensor.adapters else None)
+            at += folded_bytes(tensor)
+        if not self._whole:
+            return
+        for tensor, folded in zip(self._output.every_input, self._folded, strict=True):
+            dtype = tensor.dtype if folded is None else torch.float32
+            self._tensors.append(self._shop.arena.tensor(at, dtype, tensor.shape))
+            self._places.append(at)
+            at += input_bytes(tensor)
+
+    def _load_adapters(self, slot: Slot) -> None:
+        for folded in self._folded:
+            if folded is not None:
+                folded.load(self._shop.reader, slot, self._shop.sizes.chunk)
+
+    def _loads(self) -> Iterator[Task]:
+        inputs = zip(self._output.every_input, self._folded, self._tensors, self._places, strict=True)
+        for tensor, folded, view, at in inputs:
+            if folded is None:
+                step = self._shop.sizes.chunk * tensor.dtype.itemsize
+                for start in range(0, tensor.nbytes, step):
+                    nbytes = min(step, tensor.nbytes - start)
+                    yield partial(self._read, tensor.path, tensor.offset + start, nbytes, at + start)
+            else:
+                rows, columns = tensor.shape
+                step = max(1, self._shop.sizes.chunk // columns)
+                for first in range(0, rows, step):
+                    last = min(first + step, rows)
+                    yield partial(self._fold, tensor, first, last, folded, view[first:last])
+
+    def _read(self, path, offset, nbytes, at, slot: Slot) -> None:
+        self._shop.reader.raw(path, offset, nbytes, at)
+
+    def _fold(self, tensor, first, last, folded, out, slot: Slot) -> None:
+        slot.reset()
+        self._shop.reader.fold(tensor, first, last, folded, out, slot)
+
+    def _solve(self, slot: Slot) -> None:
+        if not self._whole:
+            self._apply = apply_after_survey(self._output, _Streamed(self, self._numel, self._shop.sizes.chunk, slot))
+            return
+        with self._shop.meter.stage("compute"):
+            self._apply = apply_after_survey(self._output, Resident(*split(self._output, self._tensors)))
+
+    def _merge(self, start: int, stop: int, slot: Slot) -> None:
+        assert self._apply is not None
+        slot.reset()
+        chunk = self.chunk(start, stop, slot)
+        size = self._output.dtype.itemsize
+        at = slot.take((stop - start) * size, phase=self._output.offset + start * size, align=PAGE)
+        with self._shop.meter.stage("compute"):
+            self._apply(self._shop.arena.tensor(at, self._output.dtype, (stop - start,)), chunk)
+        self._write(start, stop, at)
+
+    def _copy(self, start: int, stop: int, slot: Slot) -> None:
+        slot.reset()
+        (tensor,) = self._output.inputs
+        size = self._output.dtype.itemsize
+        at = slot.take((stop - start) * size, phase=self._output.offset + start * size, align=PAGE)
+        self._shop.reader.raw(tensor.path, tensor.offset + start * size, (stop - start) * size, at)
+        self._write(start, stop, at)
+
+    def _write(self, start: int, stop: int, at: int) -> None:
+        size = self._output.dtype.itemsize
+        data = self._shop.write(self._output, start * size, at, (stop - start) * size)
+        self._checksum.add(start * size, data)
+
+    def chunk(self, start: int, stop: int, slot: Slot) -> Chunk:
+        """Return elements ``start .. stop - 1`` of every input: views of the region, or read into ``slot``."""
+        if self._whole:
+            tensors = [tensor.view(-1)[start:stop] for tensor in self._tensors]
+        else:
+            inputs = zip(self._output.every_input, self._folded, strict=True)
+            tensors = [self._shop.reader.elements(t, start, stop, folded, slot) for t, folded in inputs]
+        return Chunk(*split(self._output, tensors), start)
+
+
+class _Streamed:
+    """A source that reads chunks where they are asked for."""
+
+    whole = False
+
+    def __init__(self, large: Large, numel: int, step: int, slot: Slot):
+        self._large, self._step, self._slot = large, step, slot
+        self.numel = numel
+
+    def chunks(self) -> Iterator[Chunk]:
+        for start in range(0, self.numel, self._step):
+            yield self.read(start, min(start + self._step, self.numel))
+
+    def read(self, start: int, stop: int) -> Chunk:
+        self._slot.reset()
+        return self._large.chunk(start, stop, self._slot)
+
+    def reduce(self, state: Tensor) -> Tensor:
+        return state

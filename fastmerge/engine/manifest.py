@@ -1,0 +1,73 @@
+"""The manifest ``fastmerge.json`` of an output: what it was made from and how, and a checksum of every tensor.
+
+It holds nothing that changes from run to run, so equal merges have equal manifests.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..errors import CheckpointError
+from ..plan.digest import NUMERICS
+from ..plan.types import Plan
+from .checksums import NAME
+
+FILENAME = "fastmerge.json"
+FORMAT = 1
+
+
+def write_manifest(plan: Plan, checksums: Mapping[str, str]) -> str:
+    """Return the text of the manifest; ``checksums`` by name of the output tensor."""
+    manifest = {
+        "format": FORMAT,
+        "versions": {"fastmerge": __version__, "torch": torch.__version__, "numerics": NUMERICS},
+        "method": plan.method,
+        "semantics": plan.semantics,
+        "seed": plan.seed,
+        "recipe": plan.recipe,
+        "plan": plan.digest,
+        "inputs": [
+            {
+                "reference": model.reference,
+                "folder": model.folder,
+                "files": [
+                    {
+                        "name": str(Path(file.path).name),
+                        "path": file.path,
+                        "bytes": file.nbytes,
+                        "mtime_ns": file.mtime_ns,
+                        "header": file.header_digest,
+                    }
+                    for file in model.files
+                ],
+            }
+            for model in plan.models
+        ],
+        "checksum": NAME,
+        "tensors": {output.name: checksums[output.name] for output in plan.outputs},
+        "dropped": [
+            {"model": plan.models[item.model].reference, "name": item.name, "reason": item.reason}
+            for item in plan.dropped
+        ],
+    }
+    return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_manifest(out: Path) -> dict[str, Any]:
+    """Return the manifest of an output folder; CheckpointError when there is none or it is not ours."""
+    path = out / FILENAME
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}; only outputs of fastmerge can be verified") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is not valid JSON ({error})") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: is not a manifest of format {FORMAT}")
+    return manifest

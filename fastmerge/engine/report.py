@@ -1,0 +1,134 @@
+"""What a run cost, what bounded it, and how far it stayed from that bound."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+STAGES = ("read", "compute", "write")
+
+
+def peak_rss() -> int:
+    """Return the highest resident memory of this process so far, in bytes."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the pipeline.
+
+    Attributes:
+        seconds: time spent in it, summed over the threads.
+        active:  time during which at least one thread was in it.
+    """
+
+    seconds: float
+    active: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did.
+
+    Attributes:
+        tensors:       tensors of the output.
+        resumed:       of these, the ones that an earlier run had finished.
+        bytes_read:    input bytes that were read (a second read of the same byte counts again).
+        bytes_written: output bytes that were written.
+        seconds:       wall time, from opening the inputs to the published folder.
+        cpu_seconds:   CPU time of the whole process in that time, all threads.
+        peak_rss:      highest resident memory of the process, in bytes.
+        threads:       worker threads.
+        stages:        read, compute, write.
+        io_active:     time during which at least one read or write was under way: what the disk and the
+                       page cache took for these bytes in this run.
+    """
+
+    tensors: int
+    resumed: int
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+    cpu_seconds: float
+    peak_rss: int
+    threads: int
+    stages: dict[str, Stage] = field(default_factory=dict)
+    io_active: float = 0.0
+
+    @property
+    def bound_seconds(self) -> float:
+        """The least time that the measured rates allow: moving the bytes, or all cores busy with the CPU work."""
+        return max(self.io_active, self.cpu_seconds / (len(os.sched_getaffinity(0)) or 1))
+
+    @property
+    def distance(self) -> float:
+        """``seconds / bound_seconds``: 1 is the bound."""
+        return self.seconds / self.bound_seconds if self.bound_seconds else 1.0
+
+    @property
+    def bounded_by(self) -> str:
+        """What bounded the run: "read", "compute" or "write"."""
+        cores = len(os.sched_getaffinity(0))
+        if self.cpu_seconds / cores > self.io_active or not self.stages:
+            return "compute"
+        return max(("read", "write"), key=lambda name: self.stages[name].active)
+
+
+class Meter:
+    """Counts the time and the bytes of the stages over all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._started = time.perf_counter()
+        self._cpu = time.process_time()
+        self._running = dict.fromkeys((*STAGES, "io"), 0)
+        self._since = dict.fromkeys((*STAGES, "io"), 0.0)
+        self._active = dict.fromkeys((*STAGES, "io"), 0.0)
+        self._seconds = dict.fromkeys((*STAGES, "io"), 0.0)
+        self._bytes = dict.fromkeys(STAGES, 0)
+
+    @contextlib.contextmanager
+    def stage(self, name: str, nbytes: int = 0) -> Iterator[None]:
+        """Count the time of the block, and ``nbytes`` moved, to a stage."""
+        names = (name,) if name == "compute" else (name, "io")
+        begin = time.perf_counter()
+        with self._lock:
+            for key in names:
+                if self._running[key] == 0:
+                    self._since[key] = begin
+                self._running[key] += 1
+        try:
+            yield
+        finally:
+            end = time.perf_counter()
+            with self._lock:
+                self._bytes[name] += nbytes
+                for key in names:
+                    self._running[key] -= 1
+                    self._seconds[key] += end - begin
+                    if self._running[key] == 0:
+                        self._active[key] += end - self._since[key]
+
+    @property
+    def bytes_written(self) -> int:
+        return self._bytes["write"]
+
+    def report(self, *, tensors: int, resumed: int, threads: int) -> Report:
+        """Return the report of the time since the meter was made."""
+        return Report(
+            tensors=tensors,
+            resumed=resumed,
+            bytes_read=self._bytes["read"],
+            bytes_written=self._bytes["write"],
+            seconds=time.perf_counter() - self._started,
+            cpu_seconds=time.process_time() - self._cpu,
+            peak_rss=peak_rss(),
+            threads=threads,
+            stages={name: Stage(self._seconds[name], self._active[name]) for name in STAGES},
+            io_active=self._active["io"],
+        )

@@ -1,0 +1,179 @@
+"""A run: from a plan to a published checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..kernels import use_backend
+from ..plan.types import OutputTensor, Plan
+from .arena import Arena, Slot
+from .batches import units
+from .checksums import CELL
+from .files import Inputs, Outputs
+from .inputs import Reader
+from .journal import Journal, read_journal
+from .manifest import write_manifest
+from .publish import Workplace
+from .rehash import Found, Rehash
+from .report import Meter, Report
+from .scheduler import Scheduler, Unit
+from .sizing import Sizes, divide
+from .workshop import Sink, Workshop
+
+Progress = Callable[[int, int], None]
+"""Called several times a second on the calling thread with the output bytes that are written, and all of them."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a plan is run. Nothing here changes a bit of the output.
+
+    Attributes:
+        ram:       memory budget in bytes, for everything beyond the interpreter with torch imported.
+        threads:   worker threads; None takes the cores and two more, which wait for the disk meanwhile.
+        backend:   backend of the operations, pinned; None takes the fastest available.
+        overwrite: replace an existing checkpoint.
+        chunk:     elements per chunk of a large tensor, a multiple of 65536; None chooses.
+    """
+
+    ram: int = 4 << 30
+    threads: int | None = None
+    backend: str | None = None
+    overwrite: bool = False
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None and (self.chunk <= 0 or self.chunk % CELL):
+            raise ValueError(f"chunk is {self.chunk}; expected a positive multiple of {CELL}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads is {self.threads}; expected at least 1")
+
+
+def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress: Progress | None = None) -> Report:
+    """Carry out ``plan`` and publish the checkpoint as the folder ``out``.
+
+    The work happens in a folder beside ``out``. A run that was interrupted, even by SIGKILL, goes on
+    where it stopped when it is started again with the same plan, and gives the same bytes.
+
+    Raises:
+        OutputError:     ``out`` exists, another run writes it, or the disk is full. The work that is done is kept.
+        CheckpointError: an input changed, is truncated, or cannot be read.
+        BudgetError:     ``options.ram`` is too small; the message says how much is needed.
+        KeyboardInterrupt: Ctrl-C; the message says how to go on.
+    """
+    options = options or RunOptions()
+    meter = Meter()
+    place = Workplace(Path(out), plan, options.overwrite)
+    with use_backend(options.backend), place.locked(), Inputs(f for m in plan.models for f in m.files) as inputs:
+        place.check_target()
+        sizes = divide(plan.outputs, options.ram, options.threads or default_threads(), options.chunk)
+        inputs.open()
+        place.make()
+        with Outputs(str(place.out), plan.shards) as outputs:
+            outputs.open()
+            finished = _confirmed(plan, place, outputs, sizes, inputs)
+            journal = Journal(place.journal, plan, outputs, finished)
+            todo = [output for output in plan.outputs if output.name not in finished]
+            done = sum(output.nbytes for output in plan.outputs if output.name in finished)
+            total = sum(output.nbytes for output in plan.outputs)
+
+            def tick() -> None:
+                journal.tick()
+                if progress is not None:
+                    progress(done + meter.bytes_written, total)
+
+            def make_units(shop: Workshop) -> Iterator[Unit]:
+                return units(shop, todo)
+
+            try:
+                work(make_units, sizes, inputs, FileSink(outputs, journal), meter, tick)
+                inputs.check()
+                journal.flush()
+            except KeyboardInterrupt:
+                journal.flush()
+                raise KeyboardInterrupt(
+                    f"stopped with {len(journal.checksums)} of {len(plan.outputs)} tensors finished, "
+                    f"in {place.folder}; the same command goes on from there"
+                ) from None
+            except BaseException:
+                # What was finished before the failure stays finished.
+                with contextlib.suppress(Exception):
+                    journal.flush()
+                raise
+            finally:
+                journal.close()
+            outputs.sync(range(len(plan.shards)))
+        place.write_small_files(plan, write_manifest(plan, journal.checksums))
+        place.publish()
+    if progress is not None:
+        progress(total, total)
+    return meter.report(tensors=len(plan.outputs), resumed=len(finished), threads=sizes.workers)
+
+
+def default_threads() -> int:
+    """Return the number of workers: one per core, and two that wait for the disk while the others compute."""
+    return len(os.sched_getaffinity(0)) + 2
+
+
+def work(
+    make_units: Callable[[Workshop], Iterator[Unit]],
+    sizes: Sizes,
+    inputs: Inputs,
+    sink: Sink,
+    meter: Meter,
+    tick: Callable[[], None],
+) -> None:
+    """Run units on ``sizes.workers`` threads in one arena."""
+    arena = Arena(sizes.arena)
+    slots = []
+    for _ in range(sizes.workers):
+        start = arena.take(sizes.slot)
+        assert start is not None, "the slots are part of the arena"
+        slots.append(Slot(arena, start, sizes.slot))
+    shop = Workshop(arena, sizes, Reader(arena, inputs, meter), sink, meter)
+    with _one_torch_thread(), torch.no_grad():
+        Scheduler(make_units(shop), slots).run(tick)
+
+
+class FileSink:
+    """Results go to the output files, finished tensors to the journal."""
+
+    def __init__(self, outputs: Outputs, journal: Journal):
+        self._outputs, self._journal = outputs, journal
+
+    def write(self, output: OutputTensor, offset: int, data: memoryview, address: int) -> None:
+        self._outputs.write(output.shard, offset, data, address)
+
+    def finish(self, output: OutputTensor, checksum: str) -> None:
+        self._journal.finished(output, checksum)
+
+
+def _confirmed(plan: Plan, place: Workplace, outputs: Outputs, sizes: Sizes, inputs: Inputs) -> dict[str, str]:
+    """Return the finished tensors of an earlier run whose bytes still have the checksum of its journal."""
+    promised = read_journal(place.journal, plan)
+    if not promised:
+        return {}
+    found = Found()
+
+    def make_units(shop: Workshop) -> Iterator[Unit]:
+        return (Rehash(shop, output, outputs.read) for output in plan.outputs if output.name in promised)
+
+    work(make_units, sizes, inputs, found, Meter(), lambda: None)
+    return {name: checksum for name, checksum in promised.items() if found.checksums.get(name) == checksum}
+
+
+@contextlib.contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Let each worker compute alone: the units are what runs in parallel."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,101 @@
+"""How a memory budget is divided: scratch for each worker, and a region for tensors that are surveyed whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .. import kernels
+from ..errors import BudgetError
+from ..plan.types import InputTensor, OutputTensor
+from .arena import PAGE, round_up
+from .checksums import CELL
+from .inputs import folded_bytes, slot_bytes
+
+# Elements per chunk, best first: 2 MiB of bfloat16 are few system calls and still fit the cache.
+CHUNKS = (1 << 20, 1 << 19, 1 << 18, 1 << 17, CELL)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Attributes:
+    workers: threads.
+    chunk:   elements of an output that are computed at once, a multiple of ``CELL``.
+    slot:    bytes of scratch of one worker.
+    arena:   bytes of everything in the arena: the slots and the regions.
+    """
+
+    workers: int
+    chunk: int
+    slot: int
+    arena: int
+
+    @property
+    def regions(self) -> int:
+        """Bytes left for regions."""
+        return self.arena - self.workers * self.slot
+
+
+def divide(outputs: Iterable[OutputTensor], ram: int, workers: int, chunk: int | None = None) -> Sizes:
+    """Return the best division of ``ram`` bytes for up to ``workers`` threads.
+
+    ``chunk`` pins the elements per chunk. BudgetError says how much the least division needs.
+    """
+    kinds = _kinds(outputs)
+    chunks = CHUNKS if chunk is None else (chunk,)
+    outside = outside_bytes_per_element(max((len(o.every_input) for o in kinds), default=1))
+    adapters = max((adapter_bytes(o) for o in kinds), default=0)
+    options = [(w, c) for w in dict.fromkeys((workers, min(workers, 2), 1)) for c in chunks]
+    needed = 0
+    for count, elements in options:
+        slot = round_up(max((_chunk_bytes(o, elements) for o in kinds), default=0)) + PAGE
+        needed = count * (slot + outside * elements) + adapters
+        # Half of the budget is kept for tensors that are surveyed whole: reading twice costs more than small chunks.
+        if needed <= (ram // 2 if (count, elements) != options[-1] else ram):
+            return Sizes(count, elements, slot, ram - count * outside * elements)
+    raise BudgetError(f"the memory budget of {ram} bytes is too small: this merge needs at least {needed} (--ram)")
+
+
+def outside_bytes_per_element(inputs: int) -> int:
+    """Return a bound of the memory per element that an operation takes besides its arguments.
+
+    The compiled backend works in registers and on the stack. The reference makes float32 and int64
+    temporaries: one per input and about ten more.
+    """
+    native = all(op.choose("cpu")[0] != "reference" for op in kernels.OPERATIONS.values())
+    return 0 if native else 8 * inputs + 64
+
+
+def adapter_bytes(output: OutputTensor) -> int:
+    """Return the bytes of the adapters of all inputs, as float32."""
+    return sum(folded_bytes(tensor) for tensor in output.every_input)
+
+
+def whole_bytes(output: OutputTensor) -> int:
+    """Return the bytes of a region that holds every input of a tensor, and its adapters."""
+    return sum(input_bytes(tensor) for tensor in output.every_input) + adapter_bytes(output)
+
+
+def input_bytes(tensor: InputTensor) -> int:
+    """Return the bytes of one input in a region, with room to start at any place of a page."""
+    size = tensor.nbytes // tensor.dtype.itemsize * 4 if tensor.adapters else tensor.nbytes
+    return round_up(size) + PAGE
+
+
+def _chunk_bytes(output: OutputTensor, elements: int) -> int:
+    """Return the slot that one chunk of an output needs; copies read straight into the output's place."""
+    elements = min(elements, max(1, output.nbytes // output.dtype.itemsize))
+    out = elements * output.dtype.itemsize + PAGE
+    if output.group is None:
+        return out
+    return out + sum(slot_bytes(tensor, elements) for tensor in output.every_input)
+
+
+def _kinds(outputs: Iterable[OutputTensor]) -> list[OutputTensor]:
+    """Return one output of each kind that matters for memory, so that thousands of tensors are measured in no time."""
+    kinds: dict[tuple, OutputTensor] = {}
+    for output in outputs:
+        inputs = tuple((tensor.dtype, tensor.adapters) for tensor in output.every_input)
+        key = (output.shape, output.dtype, output.group is None, inputs)
+        kinds.setdefault(key, output)
+    return list(kinds.values())

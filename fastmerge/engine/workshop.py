@@ -1,0 +1,71 @@
+"""What the units of a run share: memory, inputs, the sink, and the way from an output tensor to its apply step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ..apply import Apply
+from ..errors import FastmergeError
+from ..merging import solve, solve_without_data
+from ..methods import get_method
+from ..plan.types import OutputTensor
+from ..source import Source
+from .arena import Arena
+from .inputs import Reader
+from .report import Meter
+from .sizing import Sizes
+
+
+class Sink(Protocol):
+    """What becomes of the results."""
+
+    def write(self, output: OutputTensor, offset: int, data: memoryview, address: int) -> None:
+        """Take the bytes of a shard from ``offset`` on, in any order; ``address`` is their place modulo a page."""
+
+    def finish(self, output: OutputTensor, checksum: str) -> None:
+        """Take note that every byte of an output was written."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What the units of a run share."""
+
+    arena: Arena
+    sizes: Sizes
+    reader: Reader
+    sink: Sink
+    meter: Meter
+
+    def write(self, output: OutputTensor, start: int, at: int, nbytes: int) -> memoryview:
+        """Hand the bytes at ``at`` of the arena to the sink: ``output`` (and its successors) from byte ``start`` on."""
+        data = self.arena.bytes[at : at + nbytes]
+        with self.meter.stage("write", nbytes):
+            self.sink.write(output, output.offset + start, data, at)
+        return data
+
+
+def split(output: OutputTensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """Return the base, if there is one, and the other inputs."""
+    return (None, tuple(tensors)) if output.base is None else (tensors[0], tuple(tensors[1:]))
+
+
+def apply_without_survey(output: OutputTensor) -> Apply | None:
+    """Return the apply step of an output whose method asks for no survey, else None."""
+    assert output.group is not None
+    try:
+        return solve_without_data(get_method(output.method), output.group)
+    except ValueError as error:
+        raise FastmergeError(f"{output.name}: {error}") from error
+
+
+def apply_after_survey(output: OutputTensor, source: Source) -> Apply:
+    """Let the method of an output survey its inputs and return the apply step."""
+    assert output.group is not None
+    try:
+        return solve(get_method(output.method), output.group, source)
+    except ValueError as error:
+        raise FastmergeError(f"{output.name}: {error}") from error

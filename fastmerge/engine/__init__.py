@@ -1,6 +1,7 @@
 """The streaming engine: carries out a plan within a memory budget, resumably, and verifies the result."""
 
 from .report import Report, Stage
-from .running import RunOptions, run
+from .running import Progress, RunOptions, run
+from .verify import VerifyReport, verify
 
-__all__ = ["Report", "RunOptions", "Stage", "run"]
+__all__ = ["Progress", "Report", "RunOptions", "Stage", "VerifyReport", "run", "verify"]

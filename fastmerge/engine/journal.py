@@ -21,8 +21,8 @@ FLUSH_BYTES = 4 << 30
 
 def identity(plan: Plan) -> dict[str, Any]:
     """Return line 0: all that must be equal for a run to go on with another one's files."""
-    files = {file.path: [file.nbytes, file.mtime_ns, file.header_digest] for m in plan.models for file in m.files}
-    return {"journal": 1, "plan": plan.digest, "inputs": files}
+    files = [[file.path, file.nbytes, file.mtime_ns, file.header_digest] for m in plan.models for file in m.files]
+    return {"journal": 1, "plan": plan.digest, "recipe": plan.recipe, "inputs": files}
 
 
 def read_journal(path: str, plan: Plan) -> dict[str, str]:

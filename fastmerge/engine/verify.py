@@ -1,0 +1,228 @@
+"""Verification of an output: recompute tensors from the inputs and compare bits; check the checksums of the rest."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..errors import CheckpointError, Problem
+from ..kernels import use_backend
+from ..plan import make_plan
+from ..plan.types import OutputTensor, Plan
+from ..recipe import ModelRef, Recipe, load
+from .batches import units
+from .files import Inputs
+from .manifest import read_manifest
+from .rehash import Rehash
+from .report import Meter
+from .running import Progress, default_threads, work
+from .scheduler import Unit
+from .sizing import divide
+from .workshop import Workshop
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What a verification found.
+
+    Attributes:
+        tensors:    tensors of the output.
+        recomputed: of these, the ones that were computed again from the inputs.
+        checked:    the others, whose checksums were compared with the manifest.
+        mismatches: what is wrong, each with the file and tensor. Empty when the output is what the manifest says.
+        notes:      what the user should know, one sentence each.
+        seconds:    wall time.
+        bytes_read: of inputs and output.
+    """
+
+    tensors: int
+    recomputed: int
+    checked: int
+    mismatches: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    seconds: float
+    bytes_read: int
+
+    @property
+    def ok(self) -> bool:
+        return not self.mismatches
+
+
+def verify(
+    out: str | Path,
+    *,
+    sample: int | None = None,
+    checksums: bool = True,
+    backend: str | None = None,
+    seed: int = 0,
+    ram: int = 4 << 30,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Check the output folder ``out`` against its manifest and its inputs.
+
+    Args:
+        sample:    number of tensors to recompute, chosen at random by ``seed``; None recomputes all.
+        checksums: compare the checksums of the tensors that are not recomputed.
+        backend, ram, threads: as in ``RunOptions``; any of them gives the same bits.
+        progress:  called with the bytes that were checked, and all of them.
+    Raises:
+        CheckpointError: there is no manifest, or an input is missing or no longer the one of the merge.
+        InvalidInput:    the recipe in the manifest cannot be planned any more.
+    """
+    out = Path(os.path.abspath(out))
+    manifest = read_manifest(out)
+    checkpoint = open_checkpoint(str(out))
+    plan, notes = _replan(manifest)
+    outputs, mismatches = _located(plan, checkpoint, manifest["tensors"])
+    chosen = outputs if sample is None else random.Random(seed).sample(outputs, min(sample, len(outputs)))
+    names = {output.name for output in chosen}
+    again = [output for output in outputs if output.name in names]
+    rest = [output for output in outputs if output.name not in names] if checksums else []
+
+    meter = Meter()
+    paths = [file.path for file in checkpoint.files]
+    files = {file.path: file for model in plan.models for file in model.files}
+    with use_backend(backend), Inputs([*files.values(), *checkpoint.files]) as inputs:
+        inputs.open()
+        sink = _Comparison(paths, outputs, inputs, manifest["tensors"])
+
+        def read(shard: int, offset: int, into: memoryview) -> None:
+            inputs.read(paths[shard], offset, into)
+
+        def make_units(shop: Workshop) -> Iterator[Unit]:
+            yield from units(shop, again)
+            yield from (Rehash(shop, output, read) for output in rest)
+
+        total = sum(output.nbytes for output in (*again, *rest))
+        sizes = divide(outputs, ram, threads or default_threads())
+        work(make_units, sizes, inputs, sink, meter, lambda: progress and progress(sink.done, total))
+    if progress is not None:
+        progress(total, total)
+    report = meter.report(tensors=len(outputs), resumed=0, threads=sizes.workers)
+    return VerifyReport(
+        tensors=len(plan.outputs),
+        recomputed=len(again),
+        checked=len(rest),
+        mismatches=(*mismatches, *sink.mismatches()),
+        notes=tuple(notes),
+        seconds=report.seconds,
+        bytes_read=report.bytes_read + report.bytes_written,
+    )
+
+
+class _Comparison:
+    """A sink that compares results with what lies in the output files, and checksums with the manifest's."""
+
+    def __init__(
+        self, paths: Sequence[str], outputs: Sequence[OutputTensor], inputs: Inputs, checksums: dict[str, str]
+    ):
+        self._paths, self._outputs, self._inputs, self._checksums = paths, outputs, inputs, checksums
+        self._starts = np.array([(output.shard << 48) + output.offset for output in outputs])
+        self._lock = threading.Lock()
+        self._differing: dict[int, list[int]] = {}
+        self._unexpected: set[str] = set()
+        self.done = 0
+
+    def write(self, output: OutputTensor, offset: int, data: memoryview, address: int) -> None:
+        found = np.empty(len(data), np.uint8)
+        self._inputs.read(self._paths[output.shard], offset, memoryview(found))
+        expected = np.frombuffer(data, np.uint8)
+        if np.array_equal(expected, found):
+            return
+        places = (output.shard << 48) + offset + np.flatnonzero(expected != found)
+        owners = np.searchsorted(self._starts, places, side="right") - 1
+        with self._lock:
+            for owner in np.unique(owners):
+                wrong = places[owners == owner] - self._starts[owner]
+                count, first = self._differing.get(int(owner), [0, int(wrong[0])])
+                self._differing[int(owner)] = [count + len(wrong), min(first, int(wrong[0]))]
+
+    def finish(self, output: OutputTensor, checksum: str) -> None:
+        with self._lock:
+            self.done += output.nbytes
+            if checksum != self._checksums[output.name]:
+                self._unexpected.add(output.name)
+
+    def mismatches(self) -> Iterator[Problem]:
+        """Yield what was found, in the order of the outputs."""
+        for i, output in enumerate(self._outputs):
+            where = f"{self._paths[output.shard]}: {output.name}"
+            if i in self._differing:
+                count, first = self._differing[i]
+                element = first // output.dtype.itemsize
+                yield Problem(where, f"{count} bytes differ from the recomputed tensor, the first in element {element}")
+            elif output.name in self._unexpected:
+                yield Problem(where, "the checksum is not the one in the manifest")
+
+
+def _replan(manifest: dict[str, Any]) -> tuple[Plan, list[str]]:
+    """Plan the merge of a manifest again, from the very folders that it names, and compare the inputs."""
+    recipe = load(manifest["recipe"] + "\n", semantics=manifest["semantics"], seed=manifest["seed"])
+    folders = {item["reference"]: item["folder"] for item in manifest["inputs"]}
+    for folder in folders.values():
+        if not os.path.isdir(folder):
+            raise CheckpointError(
+                f"{folder}: an input of the merge is missing; its output cannot be verified without it"
+            )
+    plan = make_plan(_relocated(recipe, folders), allow_mixed_types=True)
+    recorded = [file for item in manifest["inputs"] for file in item["files"]]
+    present = [file for model in plan.models for file in model.files]
+    if len(recorded) != len(present):
+        raise CheckpointError(f"the inputs have {len(present)} weight files now; the merge read {len(recorded)}")
+    notes = []
+    for was, file in zip(recorded, present, strict=True):
+        if (was["bytes"], was["header"]) != (file.nbytes, file.header_digest):
+            raise CheckpointError(
+                f"{file.path}: is not the file that was merged (its size or header changed); restore it to verify"
+            )
+        if was["mtime_ns"] != file.mtime_ns:
+            notes.append(f"{file.path} was written again after the merge.")
+    return plan, notes
+
+
+def _relocated(recipe: Recipe, folders: dict[str, str]) -> Recipe:
+    """Point the references of a recipe to the folders that the merge read, wherever this process runs."""
+
+    def moved(ref: ModelRef) -> ModelRef:
+        return replace(ref, path=folders[str(ref)], revision=None) if str(ref) in folders else ref
+
+    slices = tuple(
+        replace(
+            part,
+            base=part.base and moved(part.base),
+            sources=tuple(replace(source, model=moved(source.model)) for source in part.sources),
+        )
+        for part in recipe.slices
+    )
+    tokenizer = recipe.tokenizer
+    if tokenizer is not None and isinstance(tokenizer.source, ModelRef):
+        tokenizer = replace(tokenizer, source=moved(tokenizer.source))
+    return replace(recipe, base=recipe.base and moved(recipe.base), slices=slices, tokenizer=tokenizer)
+
+
+def _located(plan: Plan, checkpoint: Checkpoint, checksums: dict[str, str]) -> tuple[list[OutputTensor], list[Problem]]:
+    """Return the planned outputs at their places in the files that are there, and what does not fit the plan."""
+    shards = {file.path: i for i, file in enumerate(checkpoint.files)}
+    located, problems = [], []
+    planned = {output.name: output for output in plan.outputs}
+    for name in [name for name in checkpoint.tensors if name not in planned]:
+        problems.append(Problem(f"{checkpoint.tensors[name].path}: {name}", "is no tensor of this merge"))
+    for name, output in planned.items():
+        entry = checkpoint.tensors.get(name)
+        if entry is None or name not in checksums:
+            problems.append(Problem(f"{checkpoint.folder}: {name}", "is missing"))
+        elif (entry.dtype, entry.shape) != (output.dtype, output.shape):
+            what = f"is {entry.dtype} {entry.shape}; the merge gives {output.dtype} {output.shape}"
+            problems.append(Problem(f"{entry.path}: {name}", what))
+        else:
+            located.append(replace(output, shard=shards[entry.path], offset=entry.offset))
+    return sorted(located, key=lambda output: (output.shard, output.offset)), problems

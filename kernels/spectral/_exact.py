@@ -1,0 +1,70 @@
+r"""Exact routes: a full decomposition by LAPACK or cuSOLVER.
+
+A singular value is null where it is at most ``NULL`` of the largest: what rounding a rank-deficient matrix to float32
+leaves. Its direction is arbitrary, so it maps to zero; a route that cannot tell does not accept the matrix.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._info import Info
+from ._rules import Rule
+
+NULL = 2.0**-22
+# Below this share of the largest, a float32 SVD cannot tell a small singular value from a null one.
+SVD_FLOOR = 2.0**-19
+
+# The mapped matrices, what was done with each, and which are certified.
+Outcome = tuple[Tensor, list[Info], list[bool]]
+
+
+def by_svd(x: Tensor, rule: Rule, dtype: torch.dtype, keep: bool, fill: bool = False) -> Outcome:
+    """Map through ``torch.linalg.svd``. ``fill``: take null directions as the library returns them."""
+    driver = "gesvd" if x.is_cuda else None
+    try:
+        u, s, vh = torch.linalg.svd(x.to(dtype), full_matrices=False, driver=driver)
+    except torch.linalg.LinAlgError:
+        return x, [], [False] * len(x)
+    floor = SVD_FLOOR if dtype == torch.float32 else 0.0
+    values = s.double().cpu()
+    mapped, infos, nullities = _mapped(values, rule, "svd" if dtype == torch.float32 else "svd64", fill)
+    accepted = [
+        fill or (float(v[-1]) > floor * float(v[0]) if floor else keep or not nullity)
+        for v, nullity in zip(values, nullities, strict=True)
+    ]
+    return ((u * mapped.to(s).unsqueeze(-2)) @ vh).to(x.dtype), infos, accepted
+
+
+def by_gram(x: Tensor, rule: Rule, tol: float, keep: bool) -> Outcome:
+    """Map through the eigenvectors of ``X^T X`` in float64: ``X V diag(f(s) / s) V^T``."""
+    wide = x.double()
+    squares, v = torch.linalg.eigh(wide.mT @ wide)
+    squares, v = squares.flip(-1).clamp(min=0), v.flip(-1)
+    values = squares.sqrt().cpu()
+    mapped, infos, nullities = _mapped(values, rule, "exact", fill=False)
+    gain = torch.where(mapped > 0, mapped / values, 0.0).to(x.device)
+    accepted = []
+    for s, nullity in zip(values, nullities, strict=True):
+        # Squaring costs the square of the condition number, on the few directions at the end of the spectrum.
+        smallest = float(s[len(s) - nullity - 1]) / float(s[0])
+        accepted.append(2.0**-52 / smallest**2 <= tol and (keep or not nullity))
+    return ((wide @ (v * gain.unsqueeze(-2))) @ v.mT).to(x.dtype), infos, accepted
+
+
+def _mapped(values: Tensor, rule: Rule, method: str, fill: bool) -> tuple[Tensor, list[Info], list[int]]:
+    """Return f(s) for full spectra ``values`` [batch, n], float64 on the host, falling."""
+    mapped, infos, nullities = torch.empty_like(values), [], []
+    for row, s in enumerate(values):
+        nullity = int((s <= NULL * s[0]).sum())
+        nuclear = float(s.sum())
+        cut = rule.cut(s, nuclear, len(s))
+        assert cut is not None
+        mapped[row] = cut.value
+        mapped[row, : cut.k] = s[: cut.k]
+        if not fill:
+            mapped[row, len(s) - nullity :] = 0
+        infos.append(Info(method, cut.k, cut.value, nuclear, cut.margin, nullity))
+        nullities.append(nullity)
+    return mapped, infos, nullities

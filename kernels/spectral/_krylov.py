@@ -1,0 +1,108 @@
+r"""Leading singular triplets by thick-restarted block Golub-Kahan bidiagonalization with full reorthogonalization.
+
+The invariants, with V [n, p] and U [m, p] orthonormal and a small ``core`` [p, p]:
+
+    X V = U core        X^T U = V core^T + fresh link E^T        (E: the last block of columns)
+
+so the singular values of ``core`` approximate the largest of X, and the residual of a triplet is a row of ``link``: it
+costs no product with X. A restart keeps the leading approximate triplets, and the invariants with them.
+(Baglama and Reichel 2005 for the restart; Musco and Musco 2015 for block Krylov from a random start.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Triplets:
+    """Approximate leading singular triplets of each matrix, by falling singular value.
+
+    Attributes:
+        values:    [batch, p] float64 on the host.
+        residuals: [batch, p] float64 on the host: ||X^T u - s v||, which bounds the error of the value.
+        passes:    products with X or its transpose so far.
+    """
+
+    values: Tensor
+    residuals: Tensor
+    passes: int
+
+
+class BlockKrylov:
+    """The search space of one batch of matrices [batch, m, n], m >= n; grows by ``block`` columns a step.
+
+    Start vectors come from a private generator on the host: the result depends on the input and the backend alone.
+    """
+
+    def __init__(self, x: Tensor, block: int):
+        batch, m, n = x.shape
+        start = torch.randn(n, block, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        fresh = torch.linalg.qr(start).Q.to(x.dtype).to(x.device)
+        self.x = x
+        self.block = block
+        self.fresh = fresh.expand(batch, n, block)
+        self.left = x.new_empty(batch, m, 0)
+        self.right = x.new_empty(batch, n, 0)
+        self.core = x.new_empty(batch, 0, 0, dtype=torch.float64)
+        self.passes = 0
+
+    @property
+    def size(self) -> int:
+        """Columns of the search space."""
+        return self.right.shape[-1]
+
+    def expand(self) -> None:
+        """Add one block: two products with X."""
+        left, upper, corner = _orthonormal_against(self.left, self.x @ self.fresh)
+        batch, old, block = self.core.shape[0], self.core.shape[1], corner.shape[-1]
+        core = self.core.new_zeros(batch, old + block, old + block)
+        core[:, :old, :old] = self.core
+        core[:, :old, old:] = upper
+        core[:, old:, old:] = corner
+        self.core = core
+        self.left = torch.cat([self.left, left], dim=-1)
+        self.right = torch.cat([self.right, self.fresh], dim=-1)
+        self.fresh, _, self.link = _orthonormal_against(self.right, self.x.mT @ left)
+        self.passes += 2
+        self._decompose()
+
+    def triplets(self) -> Triplets:
+        """Return values and residuals of the present search space."""
+        return Triplets(self._values, self._residuals, self.passes)
+
+    def vectors(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return the left [batch, m, count] and right [batch, n, count] vectors of the leading triplets."""
+        return self.left @ self._rotation(self._x[..., :count]), self.right @ self._rotation(self._y[..., :count])
+
+    def restart(self, keep: int) -> None:
+        """Shrink the search space to the leading ``keep`` triplets."""
+        self.left, self.right = self.vectors(keep)
+        self.core = torch.diag_embed(self._values[:, :keep]).to(self.x.device)
+
+    def _decompose(self) -> None:
+        # Small and in float64: on the host, where it is both faster and the same for every device.
+        self._x, self._values, y = torch.linalg.svd(self.core.cpu())
+        self._y = y.mT
+        block = self.link.shape[-1]
+        self._residuals = torch.linalg.vector_norm(self.link.cpu() @ self._x[..., -block:, :], dim=-2)
+
+    def _rotation(self, small: Tensor) -> Tensor:
+        return small.to(self.x.dtype).to(self.x.device)
+
+
+def _orthonormal_against(basis: Tensor, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (q, coefficients, r) with ``block = basis @ coefficients + q @ r`` and [basis, q] orthonormal.
+
+    Projected before and after the QR: where nothing but rounding is left of ``block``, the second
+    projection makes ``q`` an arbitrary direction that is still orthogonal to ``basis``.
+    """
+    coefficients = basis.mT @ block
+    q, r = torch.linalg.qr(block - basis @ coefficients)
+    again = basis.mT @ q
+    q, r_again = torch.linalg.qr(q - basis @ again)
+    r = r.double()
+    return q, coefficients.double() + again.double() @ r, r_again.double() @ r

@@ -1,0 +1,44 @@
+"""Argument checks and numerical surroundings shared by the spectral operations."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+def check_matrices(name: str, x: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> None:
+    """Refuse what is not a finite [..., m, n] float32 tensor."""
+    if x.dtype not in dtypes:
+        expected = " or ".join(str(dtype) for dtype in dtypes)
+        raise ValueError(
+            f"{name} has dtype {x.dtype}; expected {expected} (rounding a delta moves its small singular values)"
+        )
+    if x.dim() < 2:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; expected [..., m, n]")
+    if not torch.isfinite(x).all():
+        raise ValueError(f"{name} has elements that are NaN or infinite; expected finite values")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a word that is not among ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Keep float32 matrix products in float32 inside the block: TF32 costs three digits times the condition number."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def frobenius(x: Tensor) -> Tensor:
+    """Frobenius norm of each matrix of [..., m, n], accumulated in float64."""
+    return torch.linalg.vector_norm(x, dim=(-2, -1), dtype=torch.float64)

@@ -1,0 +1,64 @@
+r"""Routes from a matrix to its spectral map, from fast to certain. Each certifies its result or leaves it to the next.
+
+fast, accurate   polar factor by polynomial iteration, leading triplets by block Krylov: matrix products only
+exact            Gram matrix and its eigenvectors in float64
+svd              torch.linalg.svd in float32; in float64 as the last resort
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ._by_products import ACCURATE, FAST, by_products
+from ._exact import Outcome, by_gram, by_svd
+from ._info import Info
+from ._matrices import check_choice, check_matrices, full_float32
+from ._rules import Rule
+
+METHODS = ("auto", "fast", "accurate", "exact", "svd")
+NULLS = ("keep", "reference")
+
+
+def spectral_map(x: Tensor, rule: Rule, *, tol: float, null: str, method: str) -> tuple[Tensor, list[Info]]:
+    """Apply ``rule`` to the singular values of each matrix of ``x`` [..., m, n]; arguments as in ``subspace_boost``."""
+    check_matrices("x", x)
+    check_choice("method", method, METHODS)
+    check_choice("null", null, NULLS)
+    if not tol > 0:
+        raise ValueError(f"tol is {tol}; expected a positive relative error")
+    m, n = x.shape[-2:]
+    flat = x.reshape(-1, m, n)
+    tall = flat if m >= n else flat.mT
+    out = torch.zeros_like(tall)
+    infos = [Info("zero")] * len(flat)
+    pending = (flat != 0).flatten(1).any(dim=1).nonzero().flatten().tolist() if flat.numel() else []
+    with full_float32():
+        for route in _routes(x.device, rule, tol, null, method):
+            if not pending:
+                break
+            result, details, accepted = route(tall if len(pending) == len(tall) else tall[pending])
+            for position, index in enumerate(pending):
+                if accepted[position]:
+                    out[index], infos[index] = result[position], details[position]
+            pending = [index for index, done in zip(pending, accepted, strict=True) if not done]
+    return (out if m >= n else out.mT).reshape(x.shape), infos
+
+
+def _routes(
+    device: torch.device, rule: Rule, tol: float, null: str, method: str
+) -> Sequence[Callable[[Tensor], Outcome]]:
+    keep = null == "keep"
+    last = [lambda x: by_gram(x, rule, tol, keep), lambda x: by_svd(x, rule, torch.float64, keep)]
+    if not keep:
+        last.append(lambda x: by_svd(x, rule, torch.float32, keep, fill=True))
+    if method == "auto":
+        # LAPACK's divide and conquer is the fastest accurate path on a CPU; on a GPU, products are.
+        method = "svd" if device.type == "cpu" else "fast" if tol >= 3e-3 else "accurate" if tol >= 1e-5 else "exact"
+    if method == "exact":
+        return last
+    if method == "svd":
+        return [lambda x: by_svd(x, rule, torch.float32, keep, fill=not keep), *last]
+    return [lambda x: by_products(x, rule, FAST if method == "fast" else ACCURATE), *last]

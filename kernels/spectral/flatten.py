@@ -1,0 +1,31 @@
+r"""Isotropic spectrum: every singular value becomes their mean, ``X' = (sum s / min(m, n)) U V^T``.
+
+Iso-C (Marczak et al. 2025, arXiv 2502.04959). Needs only the polar factor P: ``sum s = <P, X>``.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ._info import Info
+from ._routes import spectral_map
+from ._rules import Mean
+
+__all__ = ["flatten_spectrum"]
+
+
+def flatten_spectrum(
+    delta: Tensor, *, tol: float = 1e-5, null: str = "keep", method: str = "auto"
+) -> tuple[Tensor, list[Info]]:
+    """Return each matrix with all singular values set to their mean, and what was done.
+
+    Args:
+        delta:  [..., m, n] float32, finite. A matrix of zeros is returned as it is.
+        tol:    relative Frobenius error that ``auto`` may choose a route for on a GPU.
+        null:   ``keep`` leaves null directions at zero (they count in the mean); ``reference`` gives them the mean as
+                well, along the arbitrary vectors of a float32 SVD.
+        method: ``auto``, ``fast``, ``accurate``, ``exact`` or ``svd``; see ``subspace_boost``.
+    Raises:
+        ValueError: an argument is out of range; the message names it and its value.
+    """
+    return spectral_map(delta, Mean(), tol=tol, null=null, method=method)

@@ -39,7 +39,7 @@ def load(
     findings = Findings(read_document(source))
     data = findings.document.data
     if not isinstance(data, dict):
-        findings.problem((), f"is {type(data).__name__}, expected keys and values", "write merge_method: and models:")
+        findings.problem((), f"is a {type(data).__name__}, expected keys and values", "write merge_method: and models:")
         findings.stop()
     for key, meaning in OTHER_FILES.items():
         if key in data:

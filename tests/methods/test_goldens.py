@@ -45,9 +45,9 @@ def bound_sparse(golden: Golden) -> tuple[Tensor, Tensor]:
     """``base + m``: one rounding of the sum, and those of ``m``, relative to ``lambda sum |f d| / divisor``.
 
     On the way to m: delta, weight, product, lambda, its product, division (6), N - 1 sums and the N of the
-    divisor; a rescale adds its ratio, its product and two norms (2 + 2 SUM). Not compared: elements at the
-    trim threshold where more are equal than may stay, since mergekit keeps any of them; and, with a
-    rescale, elements whose vote is so close to 0 that its own rounding decides it.
+    divisor; a rescale adds its ratio, its product and two norms (2 + 2 SUM), or PEFT's 1 / density (3).
+    Not compared: elements at the trim threshold where more are equal than may stay, since mergekit keeps
+    any of them; and, with a rescale, elements whose vote is so close to 0 that its own rounding decides it.
     """
     group, deltas = golden.group, golden.deltas
     compared = torch.ones_like(golden.out, dtype=torch.bool)
@@ -66,7 +66,7 @@ def bound_sparse(golden: Golden) -> tuple[Tensor, Tensor]:
     elif rescales:
         ratios = [1 / density for density in group["density"]]
     terms = [w * r * d for w, r, d in zip(group["weight"], ratios, kept, strict=True)]
-    roundings = 2 * group.models + 5 + (2 + 2 * SUM if rescales else 0)
+    roundings = 2 * group.models + 5 + (0 if not rescales else 3 if peft else 2 + 2 * SUM)
 
     size, divisor = sum(t.abs() for t in terms), torch.ones_like(kept[0])
     if golden.method.name.endswith("ties"):

@@ -1,0 +1,283 @@
+"""What holds for every method: the matrix of the registry. A new method is in it by being there.
+
+Parameters are drawn from their declarations, so every combination that a recipe may write is tried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sources import Chunked, run_sharded
+from torch import Tensor
+
+from fastmerge import kernels
+from fastmerge.apply import Copy
+from fastmerge.kernels import GRID
+from fastmerge.kernels._registry import PREFERENCE
+from fastmerge.merging import merge_source, solve, solve_without_data
+from fastmerge.methods import REQUIRED, Group, Method, Parameter, all_methods, get_method
+from fastmerge.source import Resident
+
+RANDOM = {"dare_linear", "dare_ties"}
+# Values of required parameters at which one model alone returns itself.
+NEUTRAL = {"weight": 1.0, "t": 1.0}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+U = 2.0**-24
+NUMEL = 2 * GRID + 77
+
+every_method = pytest.mark.parametrize("name", sorted(all_methods()))
+examples = settings(max_examples=10, deadline=None)
+seeds = st.integers(0, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method, what it is told, and its inputs."""
+
+    method: Method
+    group: Group
+    base: Tensor | None
+    tensors: list[Tensor]
+
+    @property
+    def source(self) -> Resident:
+        return Resident(self.base, self.tensors)
+
+    def merge(self, source=None, dtype=torch.float32) -> Tensor:
+        out = torch.full(self.group.shape, float("nan"), dtype=dtype)
+        merge_source(self.method, self.group, source or self.source, out)
+        return out
+
+    def map(self, change) -> Case:
+        """Return the case with ``change`` applied to every input."""
+        return replace(
+            self, base=None if self.base is None else change(self.base), tensors=[change(t) for t in self.tensors]
+        )
+
+
+def parameter_values(parameter: Parameter) -> st.SearchStrategy:
+    if parameter.choices:
+        return st.sampled_from(parameter.choices)
+    if parameter.kind is bool:
+        return st.booleans()
+    low = -2.0 if parameter.minimum is None else parameter.minimum
+    high = 2.0 if parameter.maximum is None else parameter.maximum
+    numbers = st.floats(low, high, width=32) | st.sampled_from([low, high, (low + high) / 2])
+    return numbers.map(parameter.kind)
+
+
+@st.composite
+def cases(
+    draw, name: str, shape: tuple[int, ...] = (NUMEL,), models: int | None = None, dtypes=DTYPES, **fixed
+) -> Case:
+    """Draw anything that a recipe may say of a tensor, and inputs; what the method refuses by itself is left out.
+
+    ``fixed`` are values of the group: ``semantics``, ``seed``.
+    """
+    method = get_method(name)
+    least, most = method.inputs
+    count = draw(st.integers(least, most or 4)) if models is None else models
+    semantics = fixed.get("semantics") or draw(st.sampled_from(method.semantics))
+    values = {}
+    for parameter in method.parameters_of(semantics):
+        one = parameter_values(parameter)
+        values[parameter.name] = draw(st.tuples(*[one] * count) if parameter.per_model else one)
+    group = Group("model.w", shape, count, values, draw(st.integers(0, 2**64 - 1)), semantics)
+    with contextlib.suppress(ValueError):
+        solve_without_data(method, group)
+        return Case(method, group, *inputs(draw, method, group, dtypes))
+    assume(False)
+    raise AssertionError
+
+
+def inputs(draw, method: Method, group: Group, dtypes) -> tuple[Tensor | None, list[Tensor]]:
+    """Return a base (or None) and fine-tunes of mixed dtypes, with many equal magnitudes among the deltas."""
+    generator = torch.Generator().manual_seed(draw(seeds))
+    base = 0.02 * torch.randn(group.shape, generator=generator)
+    noises = [(2e-3 * torch.randn(group.shape, generator=generator)).bfloat16().float() for _ in range(group.models)]
+    tensors = [(base + noise).to(draw(st.sampled_from(dtypes))) for noise in noises]
+    return None if method.base == "ignored" else base.to(draw(st.sampled_from(dtypes))), tensors
+
+
+def neutral_case(name: str, models: int, generator: torch.Generator) -> Case:
+    """Return a case with default parameters and ``NEUTRAL`` ones, on float32 inputs."""
+    method = get_method(name)
+    values = {}
+    for parameter in method.parameters_of(method.semantics[0]):
+        value = NEUTRAL[parameter.name] if parameter.default is REQUIRED else parameter.default
+        values[parameter.name] = (value,) * models if parameter.per_model else value
+    base = 0.02 * torch.randn(1023, generator=generator)
+    tensors = [base + 2e-3 * torch.randn(1023, generator=generator) for _ in range(models)]
+    return Case(method, Group("w", (1023,), models, values), None if method.base == "ignored" else base, tensors)
+
+
+@every_method
+def test_declaration(name):
+    method = get_method(name)
+    assert name == method.name == type(method).__module__.rpartition(".")[2]
+    assert inspect.getdoc(method) and method.paper and "=" in inspect.getdoc(method)
+    assert method.semantics[0] == "mergekit"
+    for parameter in method.parameters:
+        assert parameter.doc and not parameter.doc.endswith(".")
+        assert parameter.default is REQUIRED or parameter.accepts(parameter.default)
+        assert set(parameter.semantics) <= set(method.semantics)
+
+
+@every_method
+@examples
+@given(data=st.data())
+def test_cutting_a_tensor_changes_no_bit(name, data):
+    case = data.draw(cases(name))
+    whole = case.merge()
+    assert not whole.isnan().any()
+    for cells in (1, 2):
+        assert torch.equal(case.merge(Chunked(case.base, case.tensors, cells)), whole)
+
+    def shard(source: Chunked) -> list[tuple[int, Tensor]]:
+        apply = solve(case.method, case.group, source)
+        parts = []
+        for chunk in source.chunks():
+            out = torch.empty(chunk.tensors[0].shape)
+            apply(out, chunk)
+            parts.append((chunk.offset, out))
+        return parts
+
+    first, second = run_sharded(case.base, case.tensors, 1, shard)
+    assert torch.equal(torch.cat([part for _, part in first + second]), whole)
+
+
+@every_method
+@pytest.mark.parametrize("backend", [b for b in PREFERENCE["cpu"] if b != "reference"])
+@examples
+@given(data=st.data())
+def test_backends_return_the_same_bits(name, backend, data):
+    case = data.draw(cases(name))
+    dtype = data.draw(st.sampled_from(DTYPES))
+    with kernels.use_backend("reference"):
+        expected = case.merge(dtype=dtype)
+    with kernels.use_backend(backend):
+        try:
+            assert torch.equal(case.merge(dtype=dtype), expected)
+        except kernels.BackendError as error:
+            pytest.skip(str(error))
+
+
+@every_method
+@examples
+@given(data=st.data())
+def test_result_is_rounded_once(name, data):
+    case = data.draw(cases(name, shape=(7, 129)))
+    for dtype in DTYPES:
+        assert torch.equal(case.merge(dtype=dtype), case.merge().to(dtype))
+
+
+@every_method
+@examples
+@given(data=st.data(), shape=st.sampled_from([(0,), (3, 0), (), (1,), (5, 1, 3)]))
+def test_shapes(name, data, shape):
+    case = data.draw(cases(name, shape=shape))
+    out = case.merge()
+    assert out.shape == shape and out.isfinite().all()
+
+
+@every_method
+@examples
+@given(data=st.data(), position=st.integers(0, 1022), value=st.sampled_from([float("nan"), float("inf")]))
+def test_nan_and_infinity_are_never_lost(name, data, position, value):
+    case = data.draw(cases(name, shape=(1023,)))
+    assume(not isinstance(solve_without_data(case.method, case.group), Copy))
+    data.draw(st.sampled_from([t for t in (case.base, *case.tensors) if t is not None]))[position] = value
+    try:
+        assert not case.merge()[position].isfinite()
+    except ValueError as error:
+        assert "model.w" in str(error) and "NaN or infinity" in str(error)
+
+
+@every_method
+@examples
+@given(data=st.data())
+def test_power_of_two_scales_the_result(name, data):
+    case = data.draw(cases(name, shape=(1023,), dtypes=[torch.float32]))
+    # Far from the absolute guards on tiny norms, and from subnormal numbers.
+    assert torch.equal(case.map(lambda t: t * 64).merge(), case.map(lambda t: t * 8).merge() * 8)
+
+
+@every_method
+@examples
+@given(data=st.data())
+def test_two_models_can_be_swapped(name, data):
+    method = get_method(name)
+    if name in RANDOM or method.inputs[1] == 1:
+        return
+    case = data.draw(cases(name, shape=(7, 129), models=2))
+    per_model = {p.name for p in method.parameters if p.per_model}
+    values = {key: value[::-1] if key in per_model else value for key, value in case.group.values.items()}
+    swapped = replace(case, group=replace(case.group, values=values), tensors=case.tensors[::-1])
+    assert torch.equal(swapped.merge(), case.merge())
+
+
+@every_method
+@examples
+@given(data=st.data())
+def test_weight_0_removes_a_model(name, data):
+    method = get_method(name)
+    if "weight" not in {p.name for p in method.parameters}:
+        return
+    # PEFT elects signs and counts models without their weights.
+    case = data.draw(cases(name, shape=(7, 129), models=2, semantics="mergekit"))
+    per_model = {p.name for p in method.parameters if p.per_model}
+    values = {
+        key: (*v, 0.0 if key == "weight" else v[0]) if key in per_model else v for key, v in case.group.values.items()
+    }
+    more = replace(
+        case, group=replace(case.group, models=3, values=values), tensors=[*case.tensors, case.tensors[0] * 3]
+    )
+    assert torch.equal(more.merge(), case.merge())
+
+
+@every_method
+def test_one_model_returns_itself(name, generator):
+    if get_method(name).inputs[0] > 1:
+        return
+    case = neutral_case(name, 1, generator)
+    (model,) = case.tensors
+    # Through a delta, base + (model - base) has two roundings, one of the delta and one of the sum.
+    delta = torch.zeros(()) if case.base is None else (model - case.base).abs().double()
+    bound = 0.0 if case.base is None else (delta + model.abs()) * U * (1 + 2 * U)
+    assert ((case.merge().double() - model.double()).abs() <= bound).all()
+
+
+@every_method
+def test_merging_equal_models_returns_them(name, generator):
+    models = max(get_method(name).inputs[0], min(3, get_method(name).inputs[1] or 3))
+    case = neutral_case(name, models, generator)
+    like = case.tensors[0]
+    equal = case.map(lambda _: like)
+    # Deltas of 0 leave the base; a normalized sum of N equal terms has 2 N roundings of their sum.
+    bound = 0.0 if case.base is not None else 2 * models * U * (1 + 4 * models * U) * like.double().abs()
+    assert ((equal.merge().double() - like.double()).abs() <= bound).all()
+
+
+@every_method
+@examples
+@given(data=st.data())
+def test_randomness_depends_on_seed_and_name_only(name, data):
+    case = data.draw(cases(name, shape=(1023,)))
+    assert torch.equal(case.merge(), case.merge())
+    if name not in RANDOM:
+        for changed in (replace(case.group, seed=case.group.seed ^ 1), replace(case.group, name="model.v")):
+            assert torch.equal(replace(case, group=changed).merge(), case.merge())
+        return
+    values = dict(case.group.values) | {"density": (0.5,) * case.group.models, "weight": (1.0,) * case.group.models}
+    case = replace(case, group=replace(case.group, values=values | ({"lambda": 1.0} if "lambda" in values else {})))
+    results = [
+        replace(case, group=replace(case.group, seed=seed, name=tensor)).merge()
+        for seed, tensor in ((1, "a"), (2, "a"), (1, "b"))
+    ]
+    assert all((results[i] != results[j]).sum() > 200 for i, j in ((0, 1), (0, 2), (1, 2)))

@@ -130,10 +130,10 @@ def _function(name: str) -> Callable[..., Tensor]:
     def without_base(tensors: Sequence[Tensor] | Tensor, **arguments: Any) -> Tensor:
         return merge_tensors(None, tensors, method=name, **arguments)
 
-    function = without_base if method.base == "ignored" else with_base
+    function: Any = without_base if method.base == "ignored" else with_base
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"{inspect.getdoc(method)}\n\nThe other arguments are those of ``merge_tensors``."
-    function.__signature__ = _signature(function, method)  # type: ignore[attr-defined]
+    function.__signature__ = _signature(function, method)
     return function
 
 

@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 from ..kernels import Keep, drop_threshold, keep_all, keep_random, keep_top, tensor_key
-from ..kernels.sparse_merge import Vote
+from ..kernels.sparse_merge import Divide, Vote
 from ..survey import Boundaries, Norms, Survey
 from ._base import Group, Parameter
 
@@ -96,3 +96,8 @@ def dare_factors(group: Group, keeps: Sequence[Keep]) -> Generator[Survey, Any, 
     if group.semantics == "peft":
         return [w / d if d > 0 else w for w, d in zip(group["weight"], group["density"], strict=True)]
     return (yield from l1_factors(group, keeps)) if group["rescale"] else list(group["weight"])
+
+
+def divisor(group: Group) -> Divide:
+    """Return what the sum of a method with ``normalize`` is divided by."""
+    return "weights" if group["normalize"] else "none"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..apply import SparseMerge
 from ._base import Group, Method, Solve, method
-from ._sparse import DARE_PARAMETERS, dare_factors, keep_at_random
+from ._sparse import DARE_PARAMETERS, dare_factors, divisor, keep_at_random
 
 
 @method
@@ -32,5 +32,4 @@ class DareLinear(Method):
         factors = yield from dare_factors(group, keeps)
         if group.semantics == "peft":
             return SparseMerge(factors, keeps)
-        divide = "weights" if group["normalize"] else "none"
-        return SparseMerge(factors, keeps, group["weight"], divide=divide, scale=group["lambda"])
+        return SparseMerge(factors, keeps, group["weight"], divide=divisor(group), scale=group["lambda"])

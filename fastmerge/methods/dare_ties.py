@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..apply import SparseMerge
 from ._base import Group, Method, Solve, method
-from ._sparse import DARE_PARAMETERS, SIGN_METHOD, SIGN_VOTES, dare_factors, keep_at_random
+from ._sparse import DARE_PARAMETERS, SIGN_METHOD, SIGN_VOTES, dare_factors, divisor, keep_at_random
 
 
 @method
@@ -39,5 +39,6 @@ class DareTies(Method):
             factors = yield from dare_factors(group, keeps)
             return SparseMerge(factors, keeps, vote=SIGN_VOTES[group["majority_sign_method"]], divide="count")
         factors = yield from dare_factors(group, keeps)
-        divide = "weights" if group["normalize"] else "none"
-        return SparseMerge(factors, keeps, group["weight"], vote="weighted", divide=divide, scale=group["lambda"])
+        return SparseMerge(
+            factors, keeps, group["weight"], vote="weighted", divide=divisor(group), scale=group["lambda"]
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..apply import Apply, SparseMerge
 from ..kernels import keep_all
 from ._base import Group, Method, Parameter, method
-from ._sparse import INT8_MASK, LAMBDA, WEIGHT
+from ._sparse import INT8_MASK, LAMBDA, WEIGHT, divisor
 
 
 @method
@@ -36,5 +36,4 @@ class TaskArithmetic(Method):
         keeps = [keep_all()] * group.models
         if group.semantics == "peft":
             return SparseMerge(group["weight"], keeps)
-        divide = "weights" if group["normalize"] else "none"
-        return SparseMerge(group["weight"], keeps, divide=divide, scale=group["lambda"])
+        return SparseMerge(group["weight"], keeps, divide=divisor(group), scale=group["lambda"])

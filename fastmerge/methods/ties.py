@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..apply import SparseMerge
 from ._base import Group, Method, Parameter, Solve, method
-from ._sparse import INT8_MASK, LAMBDA, SIGN_METHOD, SIGN_VOTES, WEIGHT, density, keep_largest, l1_factors
+from ._sparse import INT8_MASK, LAMBDA, SIGN_METHOD, SIGN_VOTES, WEIGHT, density, divisor, keep_largest, l1_factors
 
 
 @method
@@ -49,5 +49,4 @@ class Ties(Method):
         keeps = yield from keep_largest(group, least=1)
         weights = group["weight"]
         factors = (yield from l1_factors(group, keeps)) if group["rescale"] else weights
-        divide = "weights" if group["normalize"] else "none"
-        return SparseMerge(factors, keeps, weights, vote="weighted", divide=divide, scale=group["lambda"])
+        return SparseMerge(factors, keeps, weights, vote="weighted", divide=divisor(group), scale=group["lambda"])

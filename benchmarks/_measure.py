@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import threading
 import time
@@ -52,7 +53,7 @@ def copy_contenders(nbytes: int, threads: int) -> dict[str, Contender]:
 
     source, target = torch.zeros(nbytes, dtype=torch.uint8), torch.zeros(nbytes, dtype=torch.uint8)
     bounds = [i * nbytes // threads for i in range(threads + 1)]
-    parts = [(target.numpy()[a:b], source.numpy()[a:b]) for a, b in zip(bounds, bounds[1:])]
+    parts = [(target.numpy()[a:b], source.numpy()[a:b]) for a, b in itertools.pairwise(bounds)]
 
     def memcpy() -> None:
         workers = [threading.Thread(target=np.copyto, args=part) for part in parts[1:]]

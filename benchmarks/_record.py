@@ -1,4 +1,4 @@
-"""CSV rows: what is recorded beside every measurement, and how rows are appended. The columns are described in README.md."""
+"""CSV rows: what is recorded beside every measurement, and how rows are appended. README.md describes the columns."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ KERNEL_COLUMNS = (
     "bytes", "gbps", "fraction", "bytes_once", "gbps_once", "fraction_once", "copy_gbps", "ratio",
 )  # fmt: skip
 MERGE_COLUMNS = (
-    *RUN_COLUMNS, "op", "tool", "backend", "shape", "dtype", "models", "tensors", "cache", *TIME_COLUMNS,
-    "cpu_ms", "peak_rss_mb", "bytes_read", "bytes_written", "startup_ms", "bare_ms", "times_bare", "ratio",
+    *RUN_COLUMNS, "op", "tool", "backend", "shape", "dtype", "models", "tensors", "cache", "output",
+    *TIME_COLUMNS, "cpu_ms", "peak_rss_mb", "bytes_read", "bytes_written", "startup_ms",
+    "bare_ms", "times_bare", "times_bare_net", "ratio",
 )  # fmt: skip
 
 
 def run_facts(threads: int, mergekit: str = "") -> dict[str, object]:
-    """Return what is the same for all rows of a run: date, commit, machine and versions (``mergekit`` as found there)."""
+    """Return what all rows of a run share: date, commit, machine and versions."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "commit": _commit(),

@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastmerge import kernels
+from fastmerge.kernels import _native
 
 from .. import _measure, _record
 from .cases import CASES, Case, make_tensors
 from .plain_torch import MERGES
 
 # Odd, so that the last vector of a loop is a partial one, and more than one chunk of the reduction grid.
-VERIFY_ELEMENTS = kernels.GRID + 123457
+VERIFY_ELEMENTS = 64 * kernels.GRID + 12345
 COPY_BYTES = 128 << 20
 
 
@@ -75,8 +76,8 @@ def verify(case: Case, mergekit_python: str | None, threads: int) -> None:
             peer.merge(case, save=saved)
             peer.close()
             results["mergekit"] = load_file(saved)["merged"].clone()
-    # The peers round every step to bfloat16 and break ties and draw random numbers in their own way, so that single elements
-    # differ; the size of what was added to the base must not.
+    # The peers round every step to bfloat16, break ties and draw random numbers in their own way, so that single
+    # elements differ; the size of what was added to the base must not.
     size = (out.float() - tensors[0]).norm()
     for tool, result in results.items():
         other = (result.float() - tensors[0]).norm()
@@ -102,6 +103,8 @@ def measure(
     copy_gbps = max(2e-6 * COPY_BYTES / times[name]["ms"] for name in times if name.startswith("copy"))
     elements, itemsize = out.numel(), out.element_size()
     backend, _ = kernels.OPERATIONS["weighted_sum"].choose("cpu")
+    if backend == "cpu":
+        backend = f"cpu {_native.cpu_extension().isa()}"
     rows = []
     for tool in ("fastmerge", "torch", "mergekit"):
         if tool not in times:
@@ -116,6 +119,13 @@ def measure(
             "copy_gbps": copy_gbps, "ratio": times[tool]["ms"] / times["fastmerge"]["ms"],
         })  # fmt: skip
     return rows
+
+
+def set_threads(count: int) -> None:
+    """Set the threads of torch and of the compiled backend, where there is one."""
+    torch.set_num_threads(count)
+    if _native.why_no_cpu_extension() is None:
+        _native.cpu_extension().set_threads(count)
 
 
 def main() -> None:
@@ -133,7 +143,7 @@ def main() -> None:
     cases = [case for case in CASES if case.method in options.ops]
     mergekit = _record.mergekit_version(options.mergekit_python)
     for threads in options.threads:
-        torch.set_num_threads(threads)
+        set_threads(threads)
         facts = _record.run_facts(threads, mergekit)
         for case in cases:
             verify(case, options.mergekit_python, threads)

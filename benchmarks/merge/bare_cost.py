@@ -1,8 +1,8 @@
 """The least that a merge from disk to disk can cost: read every input once, write the output once, make it durable.
 
-``python -m benchmarks.merge.bare_cost WAY OUT MODEL...`` does it in one of several plain ways, without torch and without arithmetic,
-and prints the seconds between the first read and the return of the last fsync. The output has the size of the first model
-and is one of its inputs unchanged. ``WAYS`` lists the ways; the fastest one on the machine counts.
+``python -m benchmarks.merge.bare_cost WAY OUT MODEL...`` does it in one of several plain ways, without torch or
+arithmetic, and prints the seconds between the first read and the return of the last fsync. The output is a copy of
+the first model's files. ``WAYS`` lists the ways; the fastest one on the machine counts.
 """
 
 from __future__ import annotations

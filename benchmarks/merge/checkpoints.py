@@ -16,6 +16,13 @@ from typing import BinaryIO
 EXPERTS = 3
 BLOCK = 16 << 20
 
+# The smallest tokenizer that transformers, and so mergekit, loads.
+TOKENIZER = {
+    "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+    "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
+    "model": {"type": "WordLevel", "vocab": {"<unk>": 0}, "unk_token": "<unk>"},
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -66,7 +73,8 @@ SHAPES = {
     "llama-0.5b": Shape(hidden=1536, inner=4096, layers=16, heads=12, kv_heads=12, vocab=32000, tied=False, shards=3),
     # Llama-3.2-1B.
     "llama-1b": Shape(hidden=2048, inner=8192, layers=16, heads=32, kv_heads=8, vocab=128256, tied=True, shards=1),
-    # Almost no data in 7,203 tensors: what is left is the cost per tensor.
+    # Almost no data: what is left is the cost per tensor, and with one layer the cost of starting.
+    "llama-start": Shape(hidden=16, inner=32, layers=1, heads=2, kv_heads=2, vocab=64, tied=False, shards=1),
     "llama-tiny": Shape(hidden=16, inner=32, layers=800, heads=2, kv_heads=2, vocab=64, tied=False, shards=1),
 }
 
@@ -84,6 +92,8 @@ def make_checkpoints(folder: Path, shape: Shape, seed: int = 0) -> None:
     for model in folders:
         model.mkdir(parents=True)
         (model / "config.json").write_text(json.dumps(shape.config(), indent=2))
+        (model / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+        (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     for filename, tensors in _shards(folders, shape).items():
         files = [_start_file(model / filename, tensors) for model in folders]
         for name, size in tensors.items():

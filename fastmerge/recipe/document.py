@@ -11,7 +11,7 @@ import yaml
 
 from ..errors import InvalidInput, Problem
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 # A recipe of a thousand slices has about 20,000 nodes; aliases of aliases expand without limit.
 MOST_NODES = 200_000
@@ -26,7 +26,7 @@ class Document:
     data: Any
     nodes: yaml.Node | None = None
 
-    def line(self, path: Path) -> int:
+    def line(self, path: KeyPath) -> int:
         """Return the line of the deepest part of ``path`` that the text holds; 0 without text."""
         node, line = self.nodes, 0 if self.nodes is None else self.nodes.start_mark.line + 1
         for step in path:
@@ -42,14 +42,14 @@ class Document:
                 break
         return line
 
-    def where(self, path: Path = ()) -> str:
+    def where(self, path: KeyPath = ()) -> str:
         """Return ``file:line: key path``."""
         line = self.line(path)
         place = f"{self.name}:{line}" if line else self.name
         return f"{place}: {key_path(path)}" if path else place
 
 
-def key_path(path: Path) -> str:
+def key_path(path: KeyPath) -> str:
     """Return a path as people write it: ``models[1].parameters.density``."""
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
 
@@ -122,7 +122,7 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
     return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
-def _duplicates(name: str, node: yaml.Node, path: Path, seen: set[int]) -> list[Problem]:
+def _duplicates(name: str, node: yaml.Node, path: KeyPath, seen: set[int]) -> list[Problem]:
     """Find keys that a mapping holds twice; YAML would silently keep the last."""
     if id(node) in seen:
         return []
@@ -174,10 +174,10 @@ class Findings:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def problem(self, path: Path, what: str, remedy: str = "") -> None:
+    def problem(self, path: KeyPath, what: str, remedy: str = "") -> None:
         self.problems.append(Problem(self.document.where(path), what, remedy))
 
-    def note(self, path: Path, what: str) -> None:
+    def note(self, path: KeyPath, what: str) -> None:
         self.notes.append(f"{self.document.where(path)}: {what}")
 
     def stop(self) -> None:

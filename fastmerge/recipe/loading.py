@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from ..errors import InvalidInput
 from ..methods import Method, get_method
 from .checks import check
-from .document import Findings, Path, read_document
+from .document import Findings, KeyPath, read_document
 from .document_schema import ModelItem, RecipeFile, SourceItem
 from .mergekit_names import OTHER_FILES
 from .names import method_of, parameter_of, unknown_key
@@ -72,7 +72,7 @@ def _validate(findings: Findings, data: dict[str, Any]) -> RecipeFile:
         faults = error.errors()
     rest = copy.deepcopy(data)
     for fault in faults:
-        path: Path = fault["loc"]
+        path: KeyPath = fault["loc"]
         if fault["type"] == "extra_forbidden":
             unknown_key(findings, path, str(data.get("merge_method")))
         elif fault["type"] == "missing":
@@ -91,7 +91,7 @@ def _validate(findings: Findings, data: dict[str, Any]) -> RecipeFile:
         raise InvalidInput(findings.problems) from None
 
 
-def _remove(data: Any, path: Path) -> None:
+def _remove(data: Any, path: KeyPath) -> None:
     for step in path[:-1]:
         data = data[step]
     data.pop(path[-1], None)
@@ -100,7 +100,7 @@ def _remove(data: Any, path: Path) -> None:
 def _assemble(findings: Findings, file: RecipeFile, method: Method | None) -> Recipe:
     document = findings.document
 
-    def parameters(path: Path, table: dict[str, Any]) -> Parameters:
+    def parameters(path: KeyPath, table: dict[str, Any]) -> Parameters:
         settings = {}
         for name, value in table.items():
             here = (*path, "parameters", name)
@@ -108,7 +108,7 @@ def _assemble(findings: Findings, file: RecipeFile, method: Method | None) -> Re
                 settings[name] = read_setting(findings, here, value)
         return settings
 
-    def source(path: Path, item: ModelItem | SourceItem) -> SourceSpec:
+    def source(path: KeyPath, item: ModelItem | SourceItem) -> SourceSpec:
         layers = getattr(item, "layer_range", None)
         return SourceSpec(
             item.model, layers and (layers[0], layers[1]), parameters(path, item.parameters), document.where(path)

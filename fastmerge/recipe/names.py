@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 from ..methods import Method, Parameter, all_methods
 from . import mergekit_names
-from .document import Findings, Path
+from .document import Findings, KeyPath
 from .document_schema import Keys, ModelItem, RecipeFile, SliceItem, SourceItem, TokenizerItem
 
 
@@ -23,7 +23,7 @@ def method_of(findings: Findings, name: str) -> Method | None:
     return None
 
 
-def parameter_of(findings: Findings, path: Path, file: RecipeFile, method: Method | None) -> Parameter | None:
+def parameter_of(findings: Findings, path: KeyPath, file: RecipeFile, method: Method | None) -> Parameter | None:
     """Return the parameter that the last step of ``path`` names, or None after saying why it does not count."""
     name, method_name = str(path[-1]), file.merge_method
     every = {parameter.name: parameter for parameter in method.parameters} if method else {}
@@ -50,7 +50,7 @@ def parameter_of(findings: Findings, path: Path, file: RecipeFile, method: Metho
     return None
 
 
-def unknown_key(findings: Findings, path: Path, method_name: str) -> None:
+def unknown_key(findings: Findings, path: KeyPath, method_name: str) -> None:
     """Report a key that the schema does not have, or note that it does nothing."""
     name, level = str(path[-1]), _level(path[:-1])
     if level is RecipeFile and name in mergekit_names.EVOLVE_KEYS:
@@ -73,11 +73,11 @@ def unknown_key(findings: Findings, path: Path, method_name: str) -> None:
         findings.problem(path, "unknown key", close or "delete it; mergekit ignores it")
 
 
-def _belongs_to_model(path: Path) -> bool:
+def _belongs_to_model(path: KeyPath) -> bool:
     return path[0] == "models" or "sources" in path
 
 
-def _level(path: Path) -> type[Keys]:
+def _level(path: KeyPath) -> type[Keys]:
     if not path:
         return RecipeFile
     if path[0] == "tokenizer":

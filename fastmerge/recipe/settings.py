@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..methods import Parameter
-from .document import Findings, Path
+from .document import Findings, KeyPath
 from .types import Branch, Scalar, Setting
 
 
-def read_setting(findings: Findings, path: Path, value: Any) -> Setting:
+def read_setting(findings: Findings, path: KeyPath, value: Any) -> Setting:
     """Make a Setting of a scalar, a gradient list, ``{filter, value}`` or a list of those; report what it cannot be."""
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         branches = [_read_branch(findings, (*path, index), item) for index, item in enumerate(value)]
@@ -18,7 +18,7 @@ def read_setting(findings: Findings, path: Path, value: Any) -> Setting:
     return Setting(tuple(branch for branch in branches if branch), findings.document.where(path))
 
 
-def _read_branch(findings: Findings, path: Path, part: Any) -> Branch | None:
+def _read_branch(findings: Findings, path: KeyPath, part: Any) -> Branch | None:
     if not isinstance(part, dict):
         return _read_value(findings, path, part, None)
     matches = part.get("filter")
@@ -36,7 +36,7 @@ def _read_branch(findings: Findings, path: Path, part: Any) -> Branch | None:
     return _read_value(findings, (*path, "value"), part["value"], None if matches == "*" else matches)
 
 
-def _read_value(findings: Findings, path: Path, value: Any, matches: str | None) -> Branch | None:
+def _read_value(findings: Findings, path: KeyPath, value: Any, matches: str | None) -> Branch | None:
     items = value if isinstance(value, list) else [value]
     if not items:
         findings.problem(path, "is an empty list", "give a value, or a list of values for a gradient")

@@ -2,6 +2,7 @@
 
 from .folder import open_checkpoint, read_json, read_weights
 from .locate import locate, looks_like_hub_id
+from .lora import LowRank, read_adapter
 from .safetensors_header import DTYPES, read_header
 from .types import Checkpoint, InputFile, TensorEntry
 
@@ -9,10 +10,12 @@ __all__ = [
     "DTYPES",
     "Checkpoint",
     "InputFile",
+    "LowRank",
     "TensorEntry",
     "locate",
     "looks_like_hub_id",
     "open_checkpoint",
+    "read_adapter",
     "read_header",
     "read_json",
     "read_weights",

@@ -19,9 +19,10 @@ def looks_like_hub_id(path: str) -> bool:
 
 
 def locate(path: str, revision: str | None = None) -> str:
-    """Return the folder of a model or adapter: a local folder, else the hub's snapshot of ``revision`` (cached, else downloaded).
+    """Return the folder of a model or adapter: a local folder, else the hub's snapshot of ``revision``.
 
-    Only weights (safetensors where the repository has them, else ``.bin``), configs and tokenizer files are fetched.
+    What is not in the cache is downloaded: weights (safetensors where the repository has them, else ``.bin``),
+    configs and tokenizer files.
 
     Raises:
         CheckpointError: neither a folder nor a hub id, huggingface_hub is missing, or the hub cannot be reached and

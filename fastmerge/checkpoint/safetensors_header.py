@@ -47,7 +47,7 @@ def read_header(path: str) -> tuple[InputFile, dict[str, TensorEntry]]:
     """Return the identity of a safetensors file and its tensors in the order of their offsets; no tensor data is read.
 
     Raises:
-        CheckpointError: the file is missing, truncated or corrupt; the message names the file, the finding and the remedy.
+        CheckpointError: the file is missing, truncated or corrupt.
     """
     try:
         with open(path, "rb") as file:

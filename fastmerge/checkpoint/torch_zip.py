@@ -85,7 +85,7 @@ def _locate(path: str, state: dict[str, torch.Tensor], starts: dict[int, int]) -
             raise CheckpointError(f"{path}: {name} is sparse, quantized or not contiguous ({_CONVERT})")
     stored = {name: tensor for name, tensor in state.items() if tensor.numel()}
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in stored.values()}
-    # The mapping's address is not known; the lowest storage is the lowest member that is not empty, and all others must fit.
+    # The mapping's address is not known: the lowest storage is the lowest member with data, and all others must fit.
     mapping = min(storages, default=0) - min((start for start, size in starts.items() if size), default=0)
     if any(starts.get(address - mapping) != nbytes for address, nbytes in storages.items()):
         raise CheckpointError(f"{path}: its tensors cannot be located in the zip ({_CONVERT})")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import gc
+from collections.abc import Iterator, Sequence
 
 from ..apply import Apply, Copy
 from ..errors import InvalidInput, Problem
 from ..methods import Group, Method, get_method
 from ..recipe.types import Recipe
-from .checks import agreed_dtype, check_models, check_shapes
+from .checks import check_dtypes, check_models, check_shapes, output_dtype
 from .digest import digest
 from .files import small_files
 from .layout import Sized, lay_out
@@ -21,6 +23,19 @@ DEFAULT_SHARD_SIZE = 5 * 10**9
 """Bytes of tensor data per output file, as transformers writes them."""
 
 
+@contextlib.contextmanager
+def _without_gc() -> Iterator[None]:
+    """Pause the garbage collector: it would walk a growing pile of live objects again and again, half of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_gc()
 def make_plan(recipe: Recipe, *, shard_size: int = DEFAULT_SHARD_SIZE, allow_mixed_types: bool = False) -> Plan:
     """Plan the merge that ``recipe`` describes, from headers and configs alone.
 
@@ -72,44 +87,54 @@ def _raise(problems: Sequence[Problem]) -> None:
 def _decide(recipe: Recipe, method: Method, found: Rows, problems: list[Problem]) -> list[OutputTensor]:
     """Decide dtype, values and action of every row; what is wrong is added to ``problems``."""
     semantics = recipe.semantics or method.semantics[0]
-    rows = check_shapes(found.rows, problems)
     values = Values(recipe, method, problems)
-    refused: dict[str, str] = {}
+    actions = _Actions(method)
     outputs = []
-    for row in rows:
-        tensors, shape = row.tensors, row.tensors[0].shape
-        dtype = agreed_dtype(row, recipe, problems)
-        settings = values.of(row) if dtype is not None else None
-        if dtype is None or settings is None:
+    for row in check_dtypes(check_shapes(found.rows, problems), problems):
+        settings = values.of(row)
+        if settings is None:
             continue
+        tensors, dtype = row.tensors, output_dtype(row, recipe)
         base, inputs = (tensors[0], tensors[1:]) if row.members.has_base else (None, tensors)
-        group = Group(row.name, shape, len(inputs), settings, recipe.seed, semantics)
-        try:
-            single = None if dtype.is_floating_point else 0
-            if single is None:
-                single = _copied(method, group)
-        except ValueError as error:
-            refused.setdefault(str(error).replace(row.name, ""), str(error))
-            continue
+        group = Group(row.name, tensors[0].shape, len(inputs), settings, recipe.seed, semantics)
         nbytes = group.numel * dtype.itemsize
+        single = actions.copied(group) if dtype.is_floating_point else 0
         if single is not None and tensors[single].dtype == dtype and not tensors[single].adapters:
-            outputs.append(OutputTensor(row.name, dtype, shape, 0, 0, nbytes, "copy", (tensors[single],)))
+            outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, "copy", (tensors[single],)))
         else:
-            outputs.append(OutputTensor(row.name, dtype, shape, 0, 0, nbytes, method.name, inputs, base, group))
-    problems.extend(Problem(recipe.path, message, "change the parameters") for message in refused.values())
+            outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, method.name, inputs, base, group))
+    problems.extend(Problem(recipe.path, message, "change the parameters") for message in actions.refusals)
     return outputs
 
 
-def _copied(method: Method, group: Group) -> int | None:
-    """Return which input the method copies as it is (counted with the base first), or None when it computes."""
-    step = method.merge(group)
-    if not isinstance(step, Apply):
-        try:
-            next(step)
-            return None
-        except StopIteration as stop:
-            step = stop.value
-    return step.index if isinstance(step, Copy) else None
+class _Actions:
+    """Asks the method what it does with a tensor, before any data: refuse, copy an input, or compute."""
+
+    def __init__(self, method: Method):
+        self._method = method
+        self._known: dict[tuple, int | None] = {}
+        self.refusals: list[str] = []
+
+    def copied(self, group: Group) -> int | None:
+        """Return the input that is copied as it is (the base counts, first), or None when the method computes."""
+        key = (id(group.values), group.models, group.shape)
+        if key not in self._known:
+            try:
+                self._known[key] = self._ask(group)
+            except ValueError as error:
+                self._known[key] = None
+                self.refusals.append(str(error))
+        return self._known[key]
+
+    def _ask(self, group: Group) -> int | None:
+        step = self._method.merge(group)
+        if not isinstance(step, Apply):
+            try:
+                next(step)
+                return None
+            except StopIteration as stop:
+                step = stop.value
+        return step.index if isinstance(step, Copy) else None
 
 
 def _placed(output: OutputTensor, shard: int, offset: int) -> OutputTensor:

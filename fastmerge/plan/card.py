@@ -45,10 +45,11 @@ Recipe:
 {recipe.text.rstrip()}
 {fence}
 
-Semantics `{recipe.semantics or method.semantics[0]}`, seed {recipe.seed}. `fastmerge.json` lists the inputs and a checksum of every tensor.
+Semantics `{recipe.semantics or method.semantics[0]}`, seed {recipe.seed}.
+`fastmerge.json` lists the inputs and a checksum of every tensor.
 
-To make it again, save the recipe as `recipe.yml` and run `fastmerge merge recipe.yml OUT`. To check this copy against the
-inputs, run `fastmerge verify` on its folder.
+To make it again, save the recipe as `recipe.yml` and run `fastmerge merge recipe.yml OUT`.
+To check this copy against the inputs, run `fastmerge verify` on its folder.
 """
 
 

@@ -9,12 +9,9 @@ import torch
 
 from ..errors import Problem
 from ..recipe.types import ModelRef, Recipe
-from .models import OpenModel, is_vocabulary
+from .models import MERGED, OpenModel, is_vocabulary
 from .rows import Row
 from .types import InputTensor
-
-MERGED = (torch.float32, torch.bfloat16, torch.float16)
-"""Dtypes that are merged and written."""
 
 
 def check_models(
@@ -66,30 +63,55 @@ def check_shapes(rows: Sequence[Row], problems: list[Problem]) -> list[Row]:
     return good
 
 
-def agreed_dtype(row: Row, recipe: Recipe, problems: list[Problem]) -> torch.dtype | None:
-    """Return the dtype of the output, or None when the inputs cannot be merged (then a problem is added)."""
+def check_dtypes(rows: Sequence[Row], problems: list[Problem]) -> list[Row]:
+    """Return the rows that can be merged or copied; report the others, once per model and dtype."""
+    wrong: dict[tuple[int, torch.dtype], list[tuple[InputTensor, OpenModel]]] = {}
+    good = []
+    for row in rows:
+        refused = {(model.index, t.dtype): (t, model) for t, model in _inputs(row) if not _mergeable(t.dtype)}
+        if not refused:
+            good.append(row)
+        for key, found in refused.items():
+            wrong.setdefault(key, []).append(found)
+    for (_, dtype), found in wrong.items():
+        tensor, model = found[0]
+        remedy = "convert the model to bfloat16 or float32 first"
+        if dtype.itemsize == 1:
+            remedy = "float8 weights need their scales: dequantize the model to bfloat16 first"
+        what = f"{len(found)} tensors are {_names([dtype])}, which is not merged"
+        problems.append(Problem(f"{model.checkpoint.folder}: {tensor.name}", what, remedy))
+    return [row for row in good if _check_integers(row, problems)]
+
+
+def output_dtype(row: Row, recipe: Recipe) -> torch.dtype:
+    """Return the dtype of the output: what the recipe says, else what holds every value of the inputs."""
     dtypes = {tensor.dtype for tensor in row.tensors}
-    if dtypes <= set(MERGED):
-        name = recipe.out_dtype or recipe.dtype
-        return getattr(torch, name) if name else functools.reduce(torch.promote_types, sorted(dtypes, key=str))
-    for tensor, model in zip(row.tensors, row.members.models, strict=True):
-        if tensor.dtype not in MERGED and (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
-            remedy = "convert the model to bfloat16 or float32 first"
-            if tensor.dtype.itemsize == 1:
-                remedy = "float8 weights need their scales: dequantize the model to bfloat16 first"
-            what = f"{_names([tensor.dtype])} weights are not merged"
-            problems.append(Problem(f"{model.checkpoint.folder}: {tensor.name}", what, remedy))
-            return None
-    where = f"{row.members.models[-1].checkpoint.folder}: {row.tensors[-1].name}"
-    if len(dtypes) > 1:
-        what = f"dtypes {_names(sorted(dtypes, key=str))} cannot be merged"
-        problems.append(Problem(where, what, "integer and bool tensors are copied and must be equal in all models"))
-        return None
-    if not _equal_bytes(row.tensors):
-        what = f"an {_names(dtypes)} tensor that differs between the models"
-        problems.append(Problem(where, what, "integer and bool tensors are copied and must be equal in all models"))
-        return None
-    return row.tensors[0].dtype
+    name = recipe.out_dtype or recipe.dtype
+    if name and row.tensors[0].dtype in MERGED:
+        return getattr(torch, name)
+    return functools.reduce(torch.promote_types, dtypes)
+
+
+def _inputs(row: Row):
+    return zip(row.tensors, row.members.models, strict=True)
+
+
+def _mergeable(dtype: torch.dtype) -> bool:
+    return dtype in MERGED or not (dtype.is_floating_point or dtype.is_complex)
+
+
+def _check_integers(row: Row, problems: list[Problem]) -> bool:
+    """Check that a tensor that can only be copied is the same in all inputs."""
+    if all(tensor.dtype in MERGED for tensor in row.tensors):
+        return True
+    dtypes = {tensor.dtype for tensor in row.tensors}
+    if len(dtypes) == 1 and _equal_bytes(row.tensors):
+        return True
+    tensor, model = next((t, m) for t, m in _inputs(row) if t.dtype not in MERGED)
+    what = f"a tensor of {_names(sorted(dtypes, key=str))} differs between the models"
+    remedy = "integer and bool tensors are copied, so they must be equal in all models"
+    problems.append(Problem(f"{model.checkpoint.folder}: {tensor.name}", what, remedy))
+    return False
 
 
 def _names(dtypes) -> str:

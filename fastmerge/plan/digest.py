@@ -16,18 +16,30 @@ def digest(
     outputs: Sequence[OutputTensor], shards: Sequence[Shard], files: Sequence[InputFile], semantics: str, seed: int
 ) -> str:
     """Return the plan's hash. Input files count by size and header, not by path or time."""
-    identity = {file.path: f"{file.nbytes}:{file.header_digest}" for file in files}
+    numbers = {file.path: i for i, file in enumerate(files)}
+    known: dict[int, str] = {}
 
     def source(tensor: InputTensor) -> str:
-        text = f"{identity[tensor.path]}:{tensor.offset}:{tensor.nbytes}:{tensor.dtype}"
+        # Dtype and shape follow from the file's header.
+        text = f"{numbers[tensor.path]}:{tensor.offset}"
         return text + "".join(f"+{a.scale!r}*{source(a.up)}@{source(a.down)}" for a in tensor.adapters)
 
-    hasher = hashlib.sha256(f"fastmerge numerics {NUMERICS} {semantics} {seed}\n".encode())
+    def values(output: OutputTensor) -> str:
+        if output.group is None:
+            return ""
+        key = id(output.group.values)
+        if key not in known:
+            known[key] = repr(sorted(output.group.values.items()))
+        return known[key]
+
+    lines = [f"fastmerge numerics {NUMERICS} {semantics} {seed}"]
+    lines += [f"{file.nbytes} {file.header_digest}" for file in files]
+    lines += [
+        f"{output.method} {output.base is not None} {values(output)} {' '.join(map(source, output.every_input))}"
+        for output in outputs
+    ]
+    hasher = hashlib.sha256("\n".join(lines).encode())
+    # The headers say names, dtypes, shapes and places of the outputs, in their order.
     for shard in shards:
-        hasher.update(f"{shard.filename} {shard.nbytes}\n".encode())
-        hasher.update(shard.header)
-    for output in outputs:
-        values = sorted(output.group.values.items()) if output.group else ()
-        inputs = " ".join(source(tensor) for tensor in output.every_input)
-        hasher.update(f"{output.name} {output.method} {output.base is None} {values!r} {inputs}\n".encode())
+        hasher.update(shard.filename.encode() + shard.header)
     return hasher.hexdigest()

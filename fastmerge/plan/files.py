@@ -39,7 +39,7 @@ def small_files(
 ) -> tuple[dict[str, TextFile | CopiedFile], list[str]]:
     """Return the small files by name, and notes for the user.
 
-    Configs come from the base, else from the first model. The tokenizer comes from ``tokenizer_source``, else from the same model.
+    Configs come from the base, else from the first model; so does the tokenizer, unless the recipe names its source.
     """
     donor = models[recipe.models[0]]
     notes: list[str] = []
@@ -56,9 +56,12 @@ def small_files(
         problems.append(Problem(f"{recipe.path}: tokenizer_source", f"{source} is no model of the recipe", "name one"))
         return files, notes
     files |= _copies(tokenizer.checkpoint.folder, TOKENIZER_FILES)
-    if recipe.tokenizer:
-        _check_tokenizers(tokenizer, list(models.values()), problems)
-    _set_chat_template(recipe, tokenizer, list(models.values()), files, notes, problems)
+    try:
+        if recipe.tokenizer:
+            _check_tokenizers(tokenizer, list(models.values()), problems)
+        _set_chat_template(recipe, tokenizer, list(models.values()), files, notes, problems)
+    except CheckpointError as error:
+        problems.append(Problem(recipe.path, str(error)))
     files["README.md"] = TextFile(model_card(recipe, list(models.values())))
     return files, notes
 
@@ -76,7 +79,8 @@ def _check_tokenizers(chosen: OpenModel, models: Sequence[OpenModel], problems: 
         differing = [i for i in tokens.keys() & expected.keys() if tokens[i] != expected[i]]
         if differing:
             i = min(differing)
-            what = f"{len(differing)} token ids mean other tokens than in {chosen}: {i} is {tokens[i]!r}, there {expected[i]!r}"
+            what = f"{len(differing)} token ids mean other tokens than in {chosen}: "
+            what += f"{i} is {tokens[i]!r}, there {expected[i]!r}"
             remedy = "choose models with one vocabulary; merging by token is not offered yet"
             problems.append(Problem(os.path.join(model.checkpoint.folder, "tokenizer.json"), what, remedy))
 
@@ -86,12 +90,9 @@ def _token_of_id(model: OpenModel) -> dict[int, str]:
     data = read_json(path, missing_ok=True) or {}
     try:
         vocabulary = data.get("model", {}).get("vocab", {})
-        pairs = (
-            vocabulary.items()
-            if isinstance(vocabulary, dict)
-            else ((entry[0], i) for i, entry in enumerate(vocabulary))
-        )
-        return {i: token for token, i in pairs} | {t["id"]: t["content"] for t in data.get("added_tokens", [])}
+        # A unigram vocabulary is a list of [token, score].
+        tokens = vocabulary if isinstance(vocabulary, dict) else {entry[0]: i for i, entry in enumerate(vocabulary)}
+        return {i: token for token, i in tokens.items()} | {t["id"]: t["content"] for t in data.get("added_tokens", [])}
     except (AttributeError, KeyError, TypeError, IndexError) as error:
         raise CheckpointError(f"{path}: is not a tokenizer file: {error!r}") from error
 

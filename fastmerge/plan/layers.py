@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 _NUMBERED = re.compile(r"(?:(.*?)\.)??(\d+)\.(.+)")
 _STACK_NAMES = ("layers", "layer", "h", "blocks", "block")
@@ -13,17 +13,12 @@ LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """Names that configs give the number of layers."""
 
 
-@dataclass(frozen=True)
-class LayerName:
+class LayerName(NamedTuple):
     """A tensor's name taken apart: ``model.layers`` . ``3`` . ``mlp.up_proj.weight``."""
 
     stack: str
     index: int
     rest: str
-
-    def at(self, index: int) -> str:
-        """Return the name of the same tensor of another layer."""
-        return f"{self.stack}.{index}.{self.rest}" if self.stack else f"{index}.{self.rest}"
 
 
 def split_layer(name: str) -> LayerName | None:
@@ -51,12 +46,12 @@ class Stacks:
 
 
 def find_stacks(names: Iterable[LayerName]) -> Stacks:
-    """Return the stacks among the names. A list that is not called layers, h or block counts only if it is the main one."""
+    """Return the stacks among the names. What is not called layers, h or block is a stack only if nothing else is."""
     indices: dict[str, set[int]] = {}
     tensors: dict[str, int] = {}
-    for name in names:
-        indices.setdefault(name.stack, set()).add(name.index)
-        tensors[name.stack] = tensors.get(name.stack, 0) + 1
+    for stack, index, _ in names:
+        indices.setdefault(stack, set()).add(index)
+        tensors[stack] = tensors.get(stack, 0) + 1
     counts = {stack: len(found) for stack, found in indices.items() if max(found) == len(found) - 1}
     named = [stack for stack in counts if stack.rpartition(".")[2] in _STACK_NAMES]
     main = max(named or counts, key=lambda stack: tensors[stack], default=None)
@@ -64,7 +59,7 @@ def find_stacks(names: Iterable[LayerName]) -> Stacks:
 
 
 def config_layers(config: Mapping[str, Any]) -> tuple[tuple[str, ...], int] | None:
-    """Return where a config states its number of layers (a path of keys) and the number; nested text configs count too."""
+    """Return where a config, or the text config in it, states its number of layers (a path of keys), and the number."""
     for key in LAYER_COUNT_KEYS:
         if isinstance(config.get(key), int):
             return (key,), config[key]
@@ -77,6 +72,6 @@ def config_layers(config: Mapping[str, Any]) -> tuple[tuple[str, ...], int] | No
 
 
 def belongs_before_layers(name: str) -> bool:
-    """True for embeddings and what follows them; False for the final norm, the head and whatever comes after the layers."""
+    """True for embeddings; False for the final norm, the head and whatever else lies outside the layers."""
     parts = name.split(".")
     return any(("embed" in part and part != "embed_out") or part in ("wte", "wpe") for part in parts)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from ..checkpoint import Checkpoint, locate, open_checkpoint
+import torch
+
+from ..checkpoint import Checkpoint, LowRank, locate, open_checkpoint, read_adapter
 from ..errors import CheckpointError, Problem
 from ..recipe.types import ModelRef, Recipe
 from .layers import LayerName, Stacks, config_layers, find_stacks, split_layer
-from .types import InputFile, InputModel, InputTensor
+from .types import Adapter, InputFile, InputModel, InputTensor
 
-_HEAD = re.compile(r"(.*\.)?(lm_head|embed_out)\.weight")
-_EMBEDDING = re.compile(r"(.*\.)?(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|shared)\.weight")
+MERGED = (torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes that are merged and written."""
 
-# Buffers that transformers computes from the config and ignores in checkpoints.
-_COMPUTED = re.compile(
-    r"(.*\.)?(rotary_emb\.inv_freq|attn\.masked_bias|attention\.masked_bias|attn\.bias|position_ids)"
-)
+_HEADS = ("lm_head", "embed_out")
+_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared")
+
+# Buffers that transformers computes from the config and ignores in checkpoints; attn.bias only as a mask.
+_COMPUTED = ("rotary_emb.inv_freq", "attn.masked_bias", "attention.masked_bias", "attn.bias", "position_ids")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class OpenModel:
     @cached_property
     def embedding(self) -> InputTensor | None:
         """The input embedding, to which an output head may be tied."""
-        return next((tensor for name, tensor in self.tensors.items() if _EMBEDDING.fullmatch(name)), None)
+        return next((tensor for name, tensor in self.outside.items() if _module(name) in _EMBEDDINGS), None)
 
     @property
     def record(self) -> InputModel:
@@ -84,58 +86,97 @@ class OpenModel:
 
 def is_head(name: str) -> bool:
     """True for the output head, which may be tied to the embedding."""
-    return _HEAD.fullmatch(name) is not None
+    return _module(name) in _HEADS
 
 
 def is_vocabulary(name: str) -> bool:
     """True for tensors with one row per token."""
-    return _HEAD.fullmatch(name) is not None or _EMBEDDING.fullmatch(name) is not None
+    return _module(name) in _HEADS + _EMBEDDINGS
 
 
 def is_computed(tensor: InputTensor) -> bool:
     """True for a buffer that transformers computes itself, so that no checkpoint needs it."""
-    match = _COMPUTED.fullmatch(tensor.name)
-    return match is not None and (match[2] != "attn.bias" or len(tensor.shape) == 4)
+    name = tensor.name
+    return name.endswith(_COMPUTED) and (not name.endswith("attn.bias") or len(tensor.shape) == 4)
+
+
+def _module(name: str) -> str:
+    """Return the last part of a name before ``.weight``."""
+    return name.removesuffix(".weight").rpartition(".")[2] if name.endswith(".weight") else ""
 
 
 def open_models(recipe: Recipe, problems: list[Problem]) -> dict[ModelRef, OpenModel]:
-    """Open every model that the recipe names. What is wrong with one is added to ``problems``; the others are returned."""
-    opened: dict[tuple[str, str | None], Checkpoint] = {}
+    """Open every model of the recipe. What is wrong with one is added to ``problems``; the others are returned."""
+    opened: dict[ModelRef, Checkpoint] = {}
+    split: dict[str, LayerName | None] = {}
     models = {}
     for index, reference in enumerate(recipe.models):
-        key = (reference.path, reference.revision)
+        folder = ModelRef(reference.path, reference.revision)
+        where = f"{recipe.path}: model {reference}"
         try:
-            if key not in opened:
-                opened[key] = open_checkpoint(locate(*key))
-            models[reference] = _open(index, reference, opened[key], problems)
+            if folder not in opened:
+                opened[folder] = open_checkpoint(locate(reference.path, reference.revision))
+            model = _open(index, reference, opened[folder], split, where, problems)
         except CheckpointError as error:
-            problems.append(Problem(f"{recipe.path}: model {reference}", str(error)))
+            problems.append(Problem(where, str(error)))
+        else:
+            problems.extend(_check(model))
+            models[reference] = model
     return models
 
 
-def _open(index: int, reference: ModelRef, checkpoint: Checkpoint, problems: list[Problem]) -> OpenModel:
+def _open(
+    index: int,
+    reference: ModelRef,
+    checkpoint: Checkpoint,
+    split: dict[str, LayerName | None],
+    where: str,
+    problems: list[Problem],
+) -> OpenModel:
+    """Collect what is known of a model. ``split`` keeps names that other models have, too."""
     tensors = {name: InputTensor(index, name, *entry) for name, entry in checkpoint.tensors.items()}
-    names = {name: parts for name in tensors if (parts := split_layer(name)) is not None}
-    model = OpenModel(index, reference, checkpoint, checkpoint.files, tensors, names, find_stacks(names.values()))
-    problems.extend(_check(model))
-    return model
+    files = checkpoint.files
+    if reference.lora:
+        file, terms = read_adapter(locate(reference.lora.path, reference.lora.revision))
+        files = (*files, file)
+        problems.extend(_attach(index, tensors, terms, file.path))
+    for name in tensors:
+        if name not in split:
+            split[name] = split_layer(name)
+    layer_names = {name: parts for name in tensors if (parts := split[name]) is not None}
+    return OpenModel(index, reference, checkpoint, files, tensors, layer_names, find_stacks(layer_names.values()))
 
 
-def _check(model: OpenModel) -> Sequence[Problem]:
+def _attach(index: int, tensors: dict[str, InputTensor], terms: Mapping[str, LowRank], path: str) -> Iterator[Problem]:
+    """Attach the terms of an adapter to the tensors that they change; yield what does not fit."""
+    for name in sorted(terms.keys() - tensors.keys()):
+        yield Problem(
+            f"{path}: {name}", "the adapter changes a tensor that the model does not have", "name its own base"
+        )
+    for name in terms.keys() & tensors.keys():
+        tensor, (up, down, scale) = tensors[name], terms[name]
+        if tensor.shape != (up.shape[0], down.shape[1]):
+            what = f"the adapter is for shape {[up.shape[0], down.shape[1]]}, the model has {list(tensor.shape)}"
+            yield Problem(f"{path}: {name}", what, "name the adapter's own base")
+            continue
+        for side, entry in (("lora_B", up), ("lora_A", down)):
+            if entry.dtype not in MERGED:
+                yield Problem(f"{path}: {name}", f"{side} is {entry.dtype}", "save the adapter in float32 or bfloat16")
+        adapter = Adapter(InputTensor(index, f"{name}:lora_B", *up), InputTensor(index, f"{name}:lora_A", *down), scale)
+        tensors[name] = replace(tensor, adapters=(adapter,))
+
+
+def _check(model: OpenModel) -> Iterator[Problem]:
     """Check a model's config against its tensors."""
-    config = model.checkpoint.config
-    if config is None:
-        return []
+    config = model.checkpoint.config or {}
     where = f"{model.checkpoint.folder}/config.json"
-    problems = []
-    if config.get("quantization_config"):
-        kind = config["quantization_config"].get("quant_method", "unknown method")
+    quantization = config.get("quantization_config")
+    if quantization:
+        kind = quantization.get("quant_method", "unknown method") if isinstance(quantization, dict) else quantization
         remedy = "use the original checkpoint, or dequantize it to bfloat16 first"
-        problems.append(Problem(f"{where}: quantization_config", f"the weights are quantized ({kind})", remedy))
+        yield Problem(f"{where}: quantization_config", f"the weights are quantized ({kind})", remedy)
     stated = config_layers(config)
     if stated and model.stacks.main is not None and model.stacks.layers < stated[1]:
         what = f"is {stated[1]}, but the weights hold {model.stacks.layers} layers of {model.stacks.main}"
-        problems.append(
-            Problem(f"{where}: {'.'.join(stated[0])}", what, "the checkpoint is incomplete: download it again")
-        )
-    return problems
+        remedy = "the checkpoint is incomplete: download it again"
+        yield Problem(f"{where}: {'.'.join(stated[0])}", what, remedy)

@@ -83,27 +83,15 @@ def _members(
     opened = tuple(models[source.model] for source in every)
     if len(recipe.slices) == 1 and all(source.layers is None for source in every):
         return Members(slice_, inputs.sources, opened, None, 0, inputs.base is not None)
-    # A base that the slice does not list takes part with the layers that the listed models have.
-    listed = [source.layers or (0, models[source.model].stacks.layers) for source in slice_.sources]
-    ranges = [
-        source.layers or ((0, model.stacks.layers) if source in slice_.sources else listed[0])
-        for source, model in zip(every, opened, strict=True)
-    ]
+    ranges = [source.layers or (0, model.stacks.layers) for source, model in zip(every, opened, strict=True)]
     before = len(problems)
     for source, model, (start, stop) in zip(every, opened, ranges, strict=True):
-        if not 0 <= start < stop:
-            problems.append(
-                Problem(source.where, f"layer_range [{start}, {stop}] is empty", "write [first, last + 1], from 0")
-            )
-        elif stop > model.stacks.layers:
+        if stop > model.stacks.layers:
             what = f"layer_range [{start}, {stop}] exceeds the {model.stacks.layers} layers of {model}"
             problems.append(Problem(source.where, what, f"end it at {model.stacks.layers} or less"))
         elif stop - start != ranges[0][1] - ranges[0][0]:
             what = f"layer_range [{start}, {stop}] has another length than [{ranges[0][0]}, {ranges[0][1]}]"
             problems.append(Problem(source.where, what, "give all sources of a slice as many layers"))
-    if len(set(listed)) > 1 and any(source not in slice_.sources for source in every):
-        what = "the base model is not listed and the sources have different layer ranges"
-        problems.append(Problem(slice_.where, what, "list the base model with its layer_range"))
     if len(problems) > before:
         return None
     starts = tuple(start for start, _ in ranges)
@@ -122,7 +110,7 @@ def _pair_whole(found: Rows, members: Members) -> None:
 
 
 def _pair_slices(found: Rows, slices: Sequence[Members]) -> None:
-    """Stack the layers of the slices. What lies before the layers comes from the first slice, what lies behind from the last."""
+    """Stack the layers of the slices. Tensors before the layers come from the first slice, those behind from the last."""
     head, tail = slices[0], slices[-1]
     before = [{n: t for n, t in model.outside.items() if belongs_before_layers(n)} for model in head.models]
     behind = [{n: t for n, t in model.outside.items() if not belongs_before_layers(n)} for model in tail.models]
@@ -153,7 +141,9 @@ def _settle_head(
     A model that ties its head to its embedding has no tensor for it. Where others have one, it takes part with its
     embedding; where all others are tied too, their redundant copies are left out.
     """
-    heads = {name for table in tables for name in table if is_head(name)}
+    heads = {name for model in members.models for name in model.outside if is_head(name)}
+    if not heads:
+        return tables
     settled = [dict(table) for table in tables]
     for name in heads:
         having = [model for model, table in zip(members.models, tables, strict=True) if name in table]
@@ -174,7 +164,7 @@ def _align(
 ) -> Iterator[tuple[str, tuple[InputTensor, ...]]]:
     """Yield the names that all tables share, in the order of the first, with their tensors; report the others."""
     first = tables[0]
-    computed = {name for table in tables for name, tensor in table.items() if is_computed(tensor)}
+    computed = {name for table in tables for name in table if is_computed(table[name])}
     for model, table in zip(members.models, tables, strict=True):
         for name in computed & table.keys():
             found.dropped[model.index, table[name].name] = "a buffer that is computed from the config"

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import InvalidInput, Problem
-from ..methods import Method
-from ..recipe import resolve
-from ..recipe.resolving import levels
-from ..recipe.types import Branch, Recipe, SliceSpec, SourceSpec
+from ..methods import Method, Parameter
+from ..recipe import Recipe, SourceSpec, resolve
+from ..recipe.resolving import levels, parameters_of
 from .rows import Members, Row
 
 
@@ -20,16 +19,18 @@ class Values:
     """
 
     def __init__(self, recipe: Recipe, method: Method, problems: list[Problem]):
-        self._recipe, self._method, self._problems = recipe, method, problems
-        self._branches: dict[int, list[Branch]] = {}
+        self._recipe, self._problems = recipe, problems
+        self._parameters = parameters_of(recipe, method)
+        self._settings: dict[int, tuple[list[str], bool]] = {}
         self._known: dict[tuple, dict[str, Any] | None] = {}
 
     def of(self, row: Row) -> dict[str, Any] | None:
         """Return the values by parameter, or None when one is invalid (reported once)."""
-        branches = self._branches_of(row.members)
-        matching = tuple(branch.matches(row.name) for branch in branches if branch.filter is not None)
-        depth = row.t if any(isinstance(branch.value, tuple) for branch in branches) else 0.0
-        key = (id(row.members), matching, depth)
+        members = row.members
+        if id(members) not in self._settings:
+            self._settings[id(members)] = self._filters_and_gradients(members)
+        filters, graded = self._settings[id(members)]
+        key = (id(members), tuple(part in row.name for part in filters), row.t if graded else None)
         if key not in self._known:
             try:
                 self._known[key] = self._resolve(row)
@@ -38,28 +39,25 @@ class Values:
                 self._known[key] = None
         return self._known[key]
 
-    def _branches_of(self, members: Members) -> list[Branch]:
-        if id(members) not in self._branches:
-            owners: list[SourceSpec | None] = [None, *members.sources]
-            tables = [
-                table
-                for parameter in self._method.parameters
-                for owner in owners
-                for table in levels(self._recipe, members.slice_, owner, parameter)
-            ]
-            names = {parameter.name for parameter in self._method.parameters}
-            found = [
-                b for table in tables for name, setting in table.items() if name in names for b in setting.branches
-            ]
-            self._branches[id(members)] = list(dict.fromkeys(found))
-        return self._branches[id(members)]
+    def _filters_and_gradients(self, members: Members) -> tuple[list[str], bool]:
+        """Return the filters that the settings of these inputs use, and whether any of them is a gradient."""
+        owners: list[SourceSpec | None] = [None, *members.sources]
+        branches = [
+            branch
+            for parameter in self._parameters
+            for owner in owners
+            for table in levels(self._recipe, members.slice_, owner, parameter)
+            if parameter.name in table
+            for branch in table[parameter.name].branches
+        ]
+        filters = dict.fromkeys(branch.filter for branch in branches if branch.filter is not None)
+        return list(filters), any(isinstance(branch.value, tuple) for branch in branches)
 
     def _resolve(self, row: Row) -> dict[str, Any]:
-        def value(source: SourceSpec | None, parameter) -> Any:
-            slice_: SliceSpec = row.members.slice_
-            return resolve(self._recipe, slice_, source, parameter, row.name, row.t)
+        def value(source: SourceSpec | None, parameter: Parameter) -> Any:
+            return resolve(self._recipe, row.members.slice_, source, parameter, row.name, row.t)
 
         return {
             p.name: tuple(value(source, p) for source in row.members.sources) if p.per_model else value(None, p)
-            for p in self._method.parameters
+            for p in self._parameters
         }

@@ -3,7 +3,7 @@
 from .checks import check
 from .document_schema import schema
 from .loading import load
-from .resolving import Inputs, inputs_of, resolve
+from .resolving import Inputs, inputs_of, levels, parameters_of, resolve
 from .types import Branch, ModelRef, Recipe, Setting, SliceSpec, SourceSpec, TokenizerSpec
 
 __all__ = [
@@ -17,7 +17,9 @@ __all__ = [
     "TokenizerSpec",
     "check",
     "inputs_of",
+    "levels",
     "load",
+    "parameters_of",
     "resolve",
     "schema",
 ]

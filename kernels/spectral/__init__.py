@@ -5,8 +5,27 @@ for the same input on the same backend: random start blocks come from private ge
 """
 
 from ._info import Info
+from .blocks import orthogonalize_blocks
 from .boost import subspace_boost
+from .diagnostics import energy_rank, spectrum, stable_rank
+from .factored import boost_factored, factored_svd
 from .flatten import flatten_spectrum
+from .hogsvd import HigherOrderGSVD, higher_order_gsvd
 from .polar import polar
+from .top import top_singular
 
-__all__ = ["Info", "flatten_spectrum", "polar", "subspace_boost"]
+__all__ = [
+    "HigherOrderGSVD",
+    "Info",
+    "boost_factored",
+    "energy_rank",
+    "factored_svd",
+    "flatten_spectrum",
+    "higher_order_gsvd",
+    "orthogonalize_blocks",
+    "polar",
+    "spectrum",
+    "stable_rank",
+    "subspace_boost",
+    "top_singular",
+]

@@ -18,7 +18,7 @@ from ._krylov import BlockKrylov, Triplets
 from ._matrices import frobenius
 from ._polynomial import polar_factor
 from ._products import Products
-from ._rules import Cut, Rule
+from ._rules import Cut, Rule, found
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def by_products(x: Tensor, rule: Rule, settings: Settings) -> Outcome:
         # P'X is the symmetric factor: its eigenvalues are the singular values, not squared.
         values, v = torch.linalg.eigh((h + h.mT) / 2)
         values, v = values.flip(-1).double().cpu(), v.flip(-1)
-        cuts = {i: _found(rule.cut(values[i], nuclear[i], n)) for i in wanted}
+        cuts = {i: found(rule.cut(values[i], nuclear[i], n, complete=True)) for i in wanted}
         u = p @ v
     else:
         values = search.triplets().values
@@ -124,8 +124,3 @@ def _converged(triplets: Triplets, index: int, cut: Cut, size: int, budget: floa
     drift = min(r, r * r / gap if gap > 0 else r)
     floor = 4 * 2.0**-24 * float(values[0])
     return float(residuals[:k].norm()) <= budget * norm and drift <= max(budget * cut.value, floor)
-
-
-def _found(cut: Cut | None) -> Cut:
-    assert cut is not None, "a rule cuts every full spectrum"
-    return cut

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._info import Info
-from ._rules import Rule
+from ._rules import Rule, found
 
 NULL = 2.0**-22
 # Below this share of the largest, a float32 SVD cannot tell a small singular value from a null one.
@@ -58,13 +58,12 @@ def _mapped(values: Tensor, rule: Rule, method: str, fill: bool) -> tuple[Tensor
     mapped, infos, nullities = torch.empty_like(values), [], []
     for row, s in enumerate(values):
         nullity = int((s <= NULL * s[0]).sum())
-        nuclear = float(s.sum())
-        cut = rule.cut(s, nuclear, len(s))
-        assert cut is not None
+        kept = s if fill else s[: len(s) - nullity]
+        nuclear = float(kept.sum())
+        cut = found(rule.cut(kept, nuclear, len(s), complete=True))
         mapped[row] = cut.value
         mapped[row, : cut.k] = s[: cut.k]
-        if not fill:
-            mapped[row, len(s) - nullity :] = 0
+        mapped[row, len(kept) :] = 0
         infos.append(Info(method, cut.k, cut.value, nuclear, cut.margin, nullity))
         nullities.append(nullity)
     return mapped, infos, nullities

@@ -7,6 +7,7 @@ svd              torch.linalg.svd in float32; in float64 as the last resort
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -30,11 +31,13 @@ def spectral_map(x: Tensor, rule: Rule, *, tol: float, null: str, method: str) -
     if not tol > 0:
         raise ValueError(f"tol is {tol}; expected a positive relative error")
     m, n = x.shape[-2:]
+    if not x.numel():
+        return x.clone(), [Info("zero")] * math.prod(x.shape[:-2])
     flat = x.reshape(-1, m, n)
     tall = flat if m >= n else flat.mT
     out = torch.zeros_like(tall)
     infos = [Info("zero")] * len(flat)
-    pending = (flat != 0).flatten(1).any(dim=1).nonzero().flatten().tolist() if flat.numel() else []
+    pending = (flat != 0).flatten(1).any(dim=1).nonzero().flatten().tolist()
     with full_float32():
         for route in _routes(x.device, rule, tol, null, method):
             if not pending:

@@ -27,8 +27,21 @@ class Rule(Protocol):
 
     flat: bool
 
-    def cut(self, values: Tensor, nuclear: float, size: int) -> Cut | None:
-        """Return where to cut, given the leading ``values`` of ``size``, float64 on the host; None: more needed."""
+    def cut(self, values: Tensor, nuclear: float, size: int, complete: bool = False) -> Cut | None:
+        """Return where to cut; None: more values are needed.
+
+        Args:
+            values:   leading singular values, float64 on the host.
+            nuclear:  sum of all.
+            size:     number of all, null ones included.
+            complete: ``values`` are all that are not null.
+        """
+
+
+def found(cut: Cut | None) -> Cut:
+    """Return the cut of a full spectrum, which every rule finds."""
+    assert cut is not None
+    return cut
 
 
 class Unit:
@@ -36,7 +49,7 @@ class Unit:
 
     flat = True
 
-    def cut(self, values: Tensor, nuclear: float, size: int) -> Cut:
+    def cut(self, values: Tensor, nuclear: float, size: int, complete: bool = False) -> Cut:
         return Cut(0, 1.0)
 
 
@@ -45,7 +58,7 @@ class Mean:
 
     flat = True
 
-    def cut(self, values: Tensor, nuclear: float, size: int) -> Cut:
+    def cut(self, values: Tensor, nuclear: float, size: int, complete: bool = False) -> Cut:
         return Cut(0, nuclear / size)
 
 
@@ -56,13 +69,17 @@ class Boost:
     beta: float
     flat = False
 
-    def cut(self, values: Tensor, nuclear: float, size: int) -> Cut | None:
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta <= 1:
+            raise ValueError(f"beta is {self.beta}; expected a share in [0, 1]")
+
+    def cut(self, values: Tensor, nuclear: float, size: int, complete: bool = False) -> Cut | None:
         totals = values.cumsum(0)
         target = self.beta * nuclear
         reached = (totals >= target).nonzero()
-        if not len(reached) and len(values) < size:
+        if not len(reached) and not complete:
             return None
         # Where rounding keeps the sum of all values below beta = 1, the last one is the cut and nothing changes.
-        k = int(reached[0]) if len(reached) else size - 1
+        k = int(reached[0]) if len(reached) else len(values) - 1
         below = target - (float(totals[k - 1]) if k else 0.0)
         return Cut(k, float(values[k]), min(abs(float(totals[k]) - target), below if k else float("inf")) / nuclear)

@@ -38,6 +38,4 @@ def subspace_boost(
     Raises:
         ValueError: an argument is out of range; the message names it and its value.
     """
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta is {beta}; expected a share in [0, 1]")
     return spectral_map(delta, Boost(beta), tol=tol, null=null, method=method)

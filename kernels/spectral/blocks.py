@@ -1,0 +1,55 @@
+r"""TSV-M: the leading singular triplets of every task, made orthogonal to one another, then summed.
+
+    D_t ~ U_t diag(s_t) V_t^T (rank k each),   U = [U_1 ... U_T],   V = [V_1 ... V_T]
+    M = polar(U) diag(s_1, ..., s_T) polar(V)^T
+
+(Gargiulo et al. 2025, arXiv 2412.00081.) Mutually orthogonal tasks are summed exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._info import Info
+from ._matrices import check_matrices, full_float32
+from .polar import polar
+from .top import top_singular
+
+__all__ = ["orthogonalize_blocks"]
+
+
+def orthogonalize_blocks(
+    deltas: Sequence[Tensor], rank: int | None = None, *, null: str = "keep", method: str = "auto"
+) -> tuple[Tensor, list[Info]]:
+    """Return the merged delta [..., m, n], and what was done: per task its triplets, then the two polar factors.
+
+    Args:
+        deltas: T tensors [..., m, n], float32, finite.
+        rank:   triplets kept of each; by default min(m, n) // T, at least 1.
+        null:   tasks that share directions leave U or V rank-deficient: ``keep`` adds nothing (a task given twice
+                counts once), ``reference`` completes them with arbitrary vectors, as the reference code does.
+        method: route of the polar factors; see ``subspace_boost``.
+    Raises:
+        ValueError: shapes disagree or an argument is out of range; the message names it and its value.
+    """
+    if not len(deltas):
+        raise ValueError("deltas is empty; expected at least one tensor")
+    for index, delta in enumerate(deltas):
+        check_matrices(f"deltas[{index}]", delta)
+        if delta.shape != deltas[0].shape:
+            raise ValueError(f"deltas[{index}] has shape {tuple(delta.shape)}, deltas[0] has {tuple(deltas[0].shape)}")
+    size = min(deltas[0].shape[-2:])
+    rank = max(1, size // len(deltas)) if rank is None else rank
+    if not 1 <= rank * len(deltas) <= max(size, len(deltas)):
+        most = max(1, size // len(deltas))
+        raise ValueError(f"rank is {rank}; expected 1 to {most} for {len(deltas)} tasks of size {size}")
+    triplets = [top_singular(delta, rank) for delta in deltas]
+    left, left_infos = polar(torch.cat([t[0] for t in triplets], dim=-1), null=null, method=method)
+    right, right_infos = polar(torch.cat([t[2].mT for t in triplets], dim=-1), null=null, method=method)
+    values = torch.cat([t[1] for t in triplets], dim=-1)
+    with full_float32():
+        merged = (left * values.unsqueeze(-2)) @ right.mT
+    return merged, [info for t in triplets for info in t[3]] + left_infos + right_infos

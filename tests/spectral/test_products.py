@@ -1,0 +1,57 @@
+"""The polynomial iteration and its products in reduced precision, emulated on the CPU term by term."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from deltas import KINDS, make_delta, relative_error
+
+from fastmerge.kernels.spectral._polynomial import minimax, polar_factor, schedule
+from fastmerge.kernels.spectral._products import Products
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(256, 256), (512, 192)], ids=str)
+def test_split_float16_iteration_is_within_twice_the_error_of_float32(kind, shape, generator):
+    delta = make_delta(kind, *shape, generator)
+    u, s, vh = torch.linalg.svd(delta.double(), full_matrices=False)
+    if s[-1] < 1e-5 * s[0]:
+        pytest.skip("the smallest singular value of this draw is below what float32 resolves")
+    errors = {}
+    for precision in ("float32", "split16"):
+        factor, _, orth = polar_factor(delta[None], 1.01 * s[:1], Products(precision), 3e-6)
+        assert orth[0] <= 3e-6
+        errors[precision] = relative_error(factor[0], u @ vh)
+    assert errors["split16"] <= 2 * errors["float32"]
+
+
+@pytest.mark.parametrize("chunk", [64, 1000, 4096])
+def test_split_products(chunk, generator):
+    a = torch.randn(2, 100, 300, generator=generator) * 1e-3
+    b = torch.randn(2, 300, 50, generator=generator) * 1e5
+    exact = a.double() @ b.double()
+    split, single = Products("split16", chunk), Products("half", chunk)
+    assert relative_error(split.multiply(a, b), exact) < 5e-7
+    assert relative_error(single.multiply(a, b), exact) < 5e-4
+    gram = split.gram(a)
+    assert torch.equal(gram, gram.mT)
+    assert relative_error(gram, a.double().mT @ a.double()) < 5e-7
+
+
+@pytest.mark.parametrize("low", [0.5, 0.05, 1e-3])
+def test_minimax_polynomial_alternates(low):
+    a, b, c = minimax(low, 1.0)
+    x = torch.linspace(low, 1, 100001, dtype=torch.float64)
+    error = 1 - (a * x + b * x**3 + c * x**5)
+    largest = error.abs().max()
+    assert error[0] == pytest.approx(float(largest), rel=1e-6)
+    assert error[-1] == pytest.approx(-float(largest), rel=1e-6)
+    assert error.min() == pytest.approx(-float(largest), rel=1e-6)
+
+
+@pytest.mark.parametrize("lower", [0.1, 1e-3, 1e-5])
+def test_schedule_brings_its_interval_to_one(lower):
+    x = torch.logspace(torch.log10(torch.tensor(lower)), 0, 10001, dtype=torch.float64)
+    for a, b, c in schedule(lower):
+        x = a * x + b * x**3 + c * x**5
+    assert (x - 1).abs().max() < 0.05

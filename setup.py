@@ -16,7 +16,7 @@ HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
 
 # The contract is bit-equality with the reference: no fused multiply-add, no value-changing
 # optimization. Instruction sets above the baseline are chosen at run time, per function.
-FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra"]
+FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra"]
 
 extension = Pybind11Extension(
     "fastmerge._C",
@@ -29,7 +29,7 @@ extension = Pybind11Extension(
 )
 
 setup(
-    packages=[*find_packages(include=["fastmerge", "fastmerge.*"]), "fastmerge.kernels"],
+    packages=[*find_packages(include=["fastmerge", "fastmerge.*"]), "fastmerge.kernels", "fastmerge.kernels.spectral"],
     package_dir={"fastmerge": "fastmerge", "fastmerge.kernels": "kernels"},
     ext_modules=[extension],
     cmdclass={"build_ext": build_ext},

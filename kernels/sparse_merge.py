@@ -7,7 +7,7 @@ Per element, in float32, each operation rounded separately, models in the order 
     vote none:      m = c_0 + c_1 + ...
     vote weighted:  s = c_0 + c_1 + ...                        elected sign: + if s >= 0 else -
     vote sum:       s = d'_0 + d'_1 + ...                      like weighted, over the kept deltas without their factors
-    vote count:     s = sign(d'_0) + sign(d'_1) + ...          like weighted, over their signs
+    vote count:     s = sign(d'_0) + sign(d'_1) + ...          like weighted, over their signs; a NaN votes 0
                     m = 0 + sum of the c_k whose kept delta (vote weighted: whose c_k) has the elected sign
                     w = 0 + sum of their ``weights[k]`` (divide weights), or of ones (divide count)
     divide:         m = m / w                                  where w == 0, m is left as it is; not for divide none
@@ -112,19 +112,21 @@ def _sparse_merge(
     deltas, contributions = [], []
     for tensor, factor, keep in zip(tensors, factors, keeps, strict=True):
         delta = tensor.float().flatten() - start
-        mask = kept(delta, keep, offset).float()
-        deltas.append(delta * mask)
-        contributions.append(delta * (mask * factor))
+        mask = kept(delta, keep, offset)
+        deltas.append(delta * mask.float())
+        # A factor of exactly +0, whatever the sign of the model's: -0 would change the sign of a zero sum.
+        contributions.append(delta * torch.where(mask, factor, 0.0))
     if VOTES[vote] == "none":
         merged = _sum(contributions)
         divisor = _constant_divisor(DIVIDES[divide], weights, merged)
     else:
-        voters = {"weighted": contributions, "sum": deltas, "count": [torch.sign(d) for d in deltas]}[VOTES[vote]]
-        positive = _sum(voters) >= 0
+        parts = contributions if VOTES[vote] == "weighted" else deltas
+        # torch.sign(NaN) is 0.
+        positive = _sum([torch.sign(part) for part in parts] if VOTES[vote] == "count" else parts) >= 0
         merged, divisor = torch.zeros_like(start), torch.zeros_like(start)
-        for voter, contribution, weight in zip(voters, contributions, weights, strict=True):
+        for part, contribution, weight in zip(parts, contributions, weights, strict=True):
             # NaN is neither <= 0 nor >= 0, so it passes both tests.
-            agrees = torch.where(positive, ~(voter <= 0), ~(voter >= 0))
+            agrees = torch.where(positive, ~(part <= 0), ~(part >= 0))
             merged = torch.where(agrees, merged + contribution, merged)
             divisor = torch.where(agrees, divisor + (weight if DIVIDES[divide] == "weights" else 1.0), divisor)
     if DIVIDES[divide] != "none":

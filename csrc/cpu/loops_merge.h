@@ -1,0 +1,246 @@
+// Keep masks and the fused sparse merge. Part of loops.h.
+#pragma once
+
+#include "loops_input.h"
+
+namespace fastmerge::cpu {
+namespace {
+
+// Elements of a tile of masks or float32 values: small enough that those of eight models stay in the second-level cache.
+constexpr std::size_t kTile = 1024;
+// A random mask starts at a multiple of 8 elements and is made in whole groups of 8 elements per lane.
+constexpr std::size_t kMaskSize = kTile + 8 + 8 * 16;
+
+// Masks hold 0xFFFF for a kept element, 0 for a dropped one.
+FASTMERGE_INLINE S load_mask(const std::uint16_t* p) { return __builtin_convertvector(load_as<HalfS16>(p), S); }
+
+// The 32-bit word of an element whose high half equals that of the drop threshold: decides by the low halves of stream 1.
+bool keeps_low_half(std::uint64_t key, std::uint32_t model, std::uint32_t drop_low, std::uint64_t index) {
+  const std::uint64_t block = index >> 3;
+  std::uint32_t words[4] = {static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(block >> 32), model, 1};
+  philox4x32<float>(words, key);
+  return ((words[(index & 7) >> 1] >> (16 * (index & 1))) & 0xFFFFu) >= drop_low;
+}
+
+// Fills the mask of the elements index .. index + n - 1 (n <= kTile) and returns its first element.
+const std::uint16_t* random_mask(std::uint16_t* mask, const Keep& keep, std::uint64_t index, std::size_t n) {
+  const auto key = static_cast<std::uint64_t>(keep.a);
+  const auto model = static_cast<std::uint32_t>(keep.b);
+  const auto drop_high = static_cast<std::uint32_t>(keep.c >> 16), drop_low = static_cast<std::uint32_t>(keep.c) & 0xFFFFu;
+  const std::uint16_t* const result = mask + (index & 7);
+  if (drop_high > 0xFFFFu) {
+    std::memset(mask, 0, (n + 8) * sizeof *mask);
+    return result;
+  }
+  U lane{};
+  for (int i = 0; i < kWidth; ++i) lane[i] = i;
+  const H high = H{} + static_cast<std::uint16_t>(drop_high);
+  const std::uint64_t last = (index + n + 7) >> 3;
+  for (std::uint64_t block = index >> 3; block < last; block += kWidth, mask += 8 * kWidth) {
+    const U low = lane + static_cast<std::uint32_t>(block);
+    const U carry = (U)(low < lane) & 1u;
+    U words[4] = {low, carry + static_cast<std::uint32_t>(block >> 32), U{} + model, U{}};
+    philox4x32<F>(words, key);
+    // Four words of a lane are the eight elements of its block: transpose 4 x 4 words inside every 16 bytes.
+    const U a = interleave_low(words[0], words[1]), b = interleave_low(words[2], words[3]);
+    const U c = interleave_high(words[0], words[1]), d = interleave_high(words[2], words[3]);
+    const H halves[4] = {(H)interleave_low_pairs(a, b), (H)interleave_high_pairs(a, b), (H)interleave_low_pairs(c, d),
+                         (H)interleave_high_pairs(c, d)};
+    U undecided{};
+    for (int j = 0; j < 4; ++j) {
+      const auto kept = halves[j] >= high;
+      undecided |= (U)(halves[j] == high);
+      using Block = std::uint16_t __attribute__((vector_size(16)));
+      Block blocks[kWidth / 4];
+      std::memcpy(blocks, &kept, sizeof blocks);
+      for (int q = 0; q < kWidth / 4; ++q) store_as(mask + 8 * (4 * q + j), blocks[q]);
+    }
+    if (drop_low != 0 && mask_bits((S)(undecided != 0u)) != 0) {
+      for (int j = 0; j < 4; ++j) {
+        for (int i = 0; i < 2 * kWidth; ++i) {
+          if (halves[j][i] != drop_high) continue;
+          const int element = 8 * (4 * (i / 8) + j) + i % 8;
+          if (!keeps_low_half(key, model, drop_low, (block << 3) + element)) mask[element] = 0;
+        }
+      }
+    }
+  }
+  return result;
+}
+
+template <class T>
+void band_mask(std::uint16_t* mask, const T* tensor, const T* base, std::int32_t inside, std::int32_t outside,
+               std::size_t n) {
+  for (std::size_t i = 0; i < n; i += kWidth) {
+    const S bits = magnitude_bits(load(tensor + i) - load(base + i));
+    store_halves(mask + i, (bits > inside) & ~(bits > outside));
+  }
+}
+
+// What differs from one segment of a range to the next: the thresholds change at break indices.
+struct Segment {
+  std::vector<std::int32_t> inside, outside;
+  std::vector<const std::uint16_t*> masks;
+};
+
+// n is a number of whole vectors; kCount 0 takes the count at run time.
+template <class T, int kCount, int kVote, bool kMasked>
+void merge_uniform(T* out, const T* base, const T* const* tensors, const Merge& merge, const Segment& segment,
+                   std::size_t n) {
+  constexpr int kArrays = kCount ? kCount : 1;
+  const int count = kCount ? kCount : static_cast<int>(merge.factors.size());
+  MergeScalars s{merge.factors.data(), merge.weights.data(), merge.scale, merge.divisor, merge.divides};
+  const std::int32_t* thresholds = segment.inside.data();
+  const std::uint16_t* const* masks = segment.masks.data();
+  // Copies, since `out` may alias anything as far as the compiler knows.
+  const T* in[kArrays];
+  const std::uint16_t* m[kArrays];
+  float factors[kArrays], weights[kArrays];
+  std::int32_t t[kArrays];
+  if constexpr (kCount != 0) {
+    tensors = std::copy_n(tensors, kCount, in) - kCount;
+    masks = std::copy_n(masks, kMasked ? kCount : 0, m) - (kMasked ? kCount : 0);
+    s.factors = std::copy_n(s.factors, kCount, factors) - kCount;
+    s.weights = std::copy_n(s.weights, kCount, weights) - kCount;
+    thresholds = std::copy_n(thresholds, kCount, t) - kCount;
+  }
+  for (std::size_t i = 0; i < n; i += kWidth) {
+    const F b = load(base + i);
+    store(out + i, sparse_merge_element<kVote>(b, count, s, [&](int k) __attribute__((always_inline)) {
+            const F delta = load(tensors[k] + i) - b;
+            return Part<F, S>{delta, kMasked ? load_mask(masks[k] + i) : magnitude_bits(delta) > thresholds[k]};
+          }));
+  }
+}
+
+template <class T, int kVote, bool kMasked>
+void merge_counted(T* out, const T* base, const T* const* tensors, const Merge& merge, const Segment& segment,
+                   std::size_t n) {
+  switch (merge.factors.size()) {
+    case 1: return merge_uniform<T, 1, kVote, kMasked>(out, base, tensors, merge, segment, n);
+    case 2: return merge_uniform<T, 2, kVote, kMasked>(out, base, tensors, merge, segment, n);
+    case 3: return merge_uniform<T, 3, kVote, kMasked>(out, base, tensors, merge, segment, n);
+    case 4: return merge_uniform<T, 4, kVote, kMasked>(out, base, tensors, merge, segment, n);
+    default: return merge_uniform<T, 0, kVote, kMasked>(out, base, tensors, merge, segment, n);
+  }
+}
+
+template <class T, bool kMasked>
+void merge_voted(T* out, const T* base, const T* const* tensors, const Merge& merge, const Segment& segment,
+                 std::size_t n) {
+  switch (merge.vote) {
+    case kVoteNone: return merge_counted<T, kVoteNone, kMasked>(out, base, tensors, merge, segment, n);
+    case kVoteWeighted: return merge_counted<T, kVoteWeighted, kMasked>(out, base, tensors, merge, segment, n);
+    case kVoteSum: return merge_uniform<T, 0, kVoteSum, kMasked>(out, base, tensors, merge, segment, n);
+    default: return merge_uniform<T, 0, kVoteCount, kMasked>(out, base, tensors, merge, segment, n);
+  }
+}
+
+// One call's state on one thread.
+class Merger {
+ public:
+  Merger(Output out, const Group& group, const Merge& merge)
+      : out_(out), group_(group), merge_(merge), dtype_(shared_dtype(group, &out)) {
+    for (const Keep& keep : merge.keeps) {
+      masked_ |= keep.rule == kRuleRandom || (keep.rule == kRuleBand && keep.c <= 0x7FFFFFFF);
+    }
+    const std::size_t count = merge.keeps.size();
+    segment_.inside.resize(count);
+    segment_.outside.resize(count);
+    if (masked_) {
+      mask_storage_.resize(count * kMaskSize);
+      segment_.masks.resize(count);
+    }
+  }
+
+  void run(std::size_t begin, std::size_t end) {
+    for (std::size_t at = begin; at < end;) {
+      std::size_t stop = masked_ ? std::min(end, at + kTile) : end;
+      for (const Keep& keep : merge_.keeps) {
+        if (keep.rule != kRuleBand) continue;
+        for (const std::int64_t index : {keep.b, keep.d}) stop = first_break(index, at, stop);
+      }
+      set_thresholds(merge_.offset + at);
+      at = segment(at, stop);
+    }
+  }
+
+ private:
+  std::size_t first_break(std::int64_t index, std::size_t at, std::size_t stop) const {
+    const auto global = static_cast<std::uint64_t>(index);
+    return global > merge_.offset + at && global < merge_.offset + stop ? global - merge_.offset : stop;
+  }
+
+  void set_thresholds(std::uint64_t index) {
+    for (std::size_t k = 0; k < merge_.keeps.size(); ++k) {
+      const Keep& keep = merge_.keeps[k];
+      const bool band = keep.rule == kRuleBand;
+      segment_.inside[k] = band ? threshold_at(keep.a, keep.b, static_cast<std::int64_t>(index)) : -1;
+      segment_.outside[k] = band ? threshold_at(keep.c, keep.d, static_cast<std::int64_t>(index)) : 0x7FFFFFFF;
+    }
+  }
+
+  // Merges [at, stop), in which no threshold changes; returns stop.
+  std::size_t segment(std::size_t at, std::size_t stop) {
+    const std::size_t whole = (stop - at) / kWidth * kWidth;
+    if (whole && dtype_ == kBFloat16) at = uniform<BFloat16>(at, whole);
+    if (whole && dtype_ == kFloat32) at = uniform<float>(at, whole);
+    while (at < stop) at = tile(at, std::min(kTile, stop - at));
+    return stop;
+  }
+
+  template <class T>
+  std::size_t uniform(std::size_t at, std::size_t n) {
+    std::vector<const T*> tensors;
+    for (const Array& tensor : group_.tensors) tensors.push_back(static_cast<const T*>(tensor.data) + at);
+    merge(static_cast<T*>(out_.data) + at, static_cast<const T*>(group_.base.data) + at, tensors.data(), at, n);
+    return at + n;
+  }
+
+  // Mixed dtypes, float16, and the elements beyond the last whole vector: by tiles of float32.
+  std::size_t tile(std::size_t at, std::size_t n) {
+    const std::size_t count = group_.tensors.size();
+    tiles_.resize((count + 1) * kTile);
+    std::vector<const float*> tensors;
+    for (std::size_t k = 0; k < count; ++k) {
+      tensors.push_back(tiles_.data() + k * kTile);
+      widen(tiles_.data() + k * kTile, group_.tensors[k], at, n);
+    }
+    float* base = tiles_.data() + count * kTile;
+    widen(base, group_.base, at, n);
+    merge(base, base, tensors.data(), at, padded(n));
+    narrow(out_, at, base, n);
+    return at + n;
+  }
+
+  template <class T>
+  void merge(T* out, const T* base, const T* const* tensors, std::size_t at, std::size_t n) {
+    if (!masked_) return merge_voted<T, false>(out, base, tensors, merge_, segment_, n);
+    for (std::size_t k = 0; k < merge_.keeps.size(); ++k) {
+      std::uint16_t* mask = mask_storage_.data() + k * kMaskSize;
+      segment_.masks[k] = mask;
+      if (merge_.keeps[k].rule == kRuleRandom) {
+        segment_.masks[k] = random_mask(mask, merge_.keeps[k], merge_.offset + at, n);
+      } else {
+        band_mask(mask, tensors[k], base, segment_.inside[k], segment_.outside[k], n);
+      }
+    }
+    merge_voted<T, true>(out, base, tensors, merge_, segment_, n);
+  }
+
+  Output out_;
+  const Group& group_;
+  const Merge& merge_;
+  int dtype_;
+  bool masked_ = false;
+  Segment segment_;
+  std::vector<std::uint16_t> mask_storage_;
+  std::vector<float> tiles_;
+};
+
+void sparse_merge(Output out, const Group& group, const Merge& merge, std::size_t begin, std::size_t end) {
+  Merger(out, group, merge).run(begin, end);
+}
+
+}  // namespace
+}  // namespace fastmerge::cpu

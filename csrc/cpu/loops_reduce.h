@@ -1,0 +1,162 @@
+// Gram matrix and norms over the reduction grid. Part of loops.h.
+//
+// The order of additions is fixed by kernels/_checks.py (lane_sums). Products of float32 are exact in float64, so a fused
+// multiply-add rounds once where the reference rounds once.
+#pragma once
+
+#include "loops_input.h"
+
+namespace fastmerge::cpu {
+namespace {
+
+constexpr std::size_t kRows = 8;                 // rows of 256 lanes that are widened at a time
+constexpr std::size_t kBlock = kRows * kLanes;
+
+FASTMERGE_INLINE D load_doubles(const float* p) { return __builtin_convertvector(load_as<HalfF>(p), D); }
+
+FASTMERGE_INLINE D add_product(D acc, D a, D b) {
+#if FASTMERGE_VECTOR_BYTES == 64
+  return (D)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)acc);
+#elif FASTMERGE_VECTOR_BYTES == 32
+  return (D)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)acc);
+#else
+  return acc + a * b;
+#endif
+}
+
+// Adds up 256 lanes in a binary tree; overwrites them.
+double tree_sum(double* lanes) {
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
+// Adds the products of all pairs of kCount rows of tiles ([k][kBlock]) to lanes [pairs][256].
+template <int kCount>
+void add_pairs(double* lanes, const float* tiles) {
+  constexpr int kPairs = kCount * (kCount + 1) / 2;
+  for (int lane = 0; lane < kLanes; lane += kDoubles) {
+    D sums[kPairs];
+    for (int p = 0; p < kPairs; ++p) sums[p] = load_as<D>(lanes + p * kLanes + lane);
+    for (std::size_t row = 0; row < kRows; ++row) {
+      D values[kCount];
+      for (int k = 0; k < kCount; ++k) values[k] = load_doubles(tiles + k * kBlock + row * kLanes + lane);
+      int p = 0;
+      for (int i = 0; i < kCount; ++i) {
+        for (int j = i; j < kCount; ++j, ++p) sums[p] = add_product(sums[p], values[i], values[j]);
+      }
+    }
+    for (int p = 0; p < kPairs; ++p) store_as(lanes + p * kLanes + lane, sums[p]);
+  }
+}
+
+void add_pair(double* lanes, const float* a, const float* b) {
+  for (int lane = 0; lane < kLanes; lane += kDoubles) {
+    D sum = load_as<D>(lanes + lane);
+    for (std::size_t i = lane; i < kBlock; i += kLanes) sum = add_product(sum, load_doubles(a + i), load_doubles(b + i));
+    store_as(lanes + lane, sum);
+  }
+}
+
+void add_all_pairs(double* lanes, const float* tiles, int count) {
+  switch (count) {
+    case 1: return add_pairs<1>(lanes, tiles);
+    case 2: return add_pairs<2>(lanes, tiles);
+    case 3: return add_pairs<3>(lanes, tiles);
+    case 4: return add_pairs<4>(lanes, tiles);
+    default: break;
+  }
+  for (int i = 0; i < count; ++i) {
+    for (int j = i; j < count; ++j, lanes += kLanes) add_pair(lanes, tiles + i * kBlock, tiles + j * kBlock);
+  }
+}
+
+// Fills a tile with the deltas of one block; missing elements are zeros, which leave every lane as it is.
+void fill_tile(float* tile, Array tensor, Array base, std::size_t begin, std::size_t end) {
+  deltas(tile, tensor, base, begin, end);
+  std::fill(tile + (end - begin), tile + kBlock, 0.0f);
+}
+
+void gram(double* partials, const Group& group, std::size_t first_chunk, std::size_t last_chunk) {
+  const int count = group.count(), pairs = count * (count + 1) / 2;
+  std::vector<float> tiles(count * kBlock);
+  std::vector<double> lanes(static_cast<std::size_t>(pairs) * kLanes);
+  for (std::size_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
+    std::fill(lanes.begin(), lanes.end(), 0.0);
+    const std::size_t stop = std::min(group.size, (chunk + 1) * kGrid);
+    for (std::size_t at = chunk * kGrid; at < stop; at += kBlock) {
+      for (int k = 0; k < count; ++k) {
+        fill_tile(tiles.data() + k * kBlock, group.tensors[k], group.base, at, std::min(stop, at + kBlock));
+      }
+      add_all_pairs(lanes.data(), tiles.data(), count);
+    }
+    for (int p = 0; p < pairs; ++p) partials[chunk * pairs + p] = tree_sum(lanes.data() + p * kLanes);
+  }
+}
+
+// The powers of deltas in float64, and the same times 0 or 1: multiplied, so that a dropped NaN stays visible.
+template <int kPower>
+FASTMERGE_INLINE D power_of(D delta) {
+  return kPower == 1 ? (D)((U64)delta & (U64{} + 0x7FFFFFFFFFFFFFFFu)) : delta * delta;
+}
+
+template <int kPower>
+void add_norms(double* all, double* kept, const float* tile, const float* keep) {
+  for (int lane = 0; lane < kLanes; lane += kDoubles) {
+    D all_sum = load_as<D>(all + lane), kept_sum = load_as<D>(kept + lane);
+    for (std::size_t i = lane; i < kBlock; i += kLanes) {
+      const D power = power_of<kPower>(load_doubles(tile + i));
+      all_sum += power;
+      kept_sum += power * load_doubles(keep + i);
+    }
+    store_as(all + lane, all_sum);
+    store_as(kept + lane, kept_sum);
+  }
+}
+
+// Writes 1 for a kept and 0 for a dropped delta of a tile of n elements that starts at a global index.
+void keep_factors(float* factors, const float* tile, const Keep& keep, std::uint64_t index, std::size_t n) {
+  if (keep.rule == kRuleAll) {
+    std::fill(factors, factors + n, 1.0f);
+  } else if (keep.rule == kRuleRandom) {
+    std::uint16_t storage[kMaskSize];
+    for (std::size_t i = 0; i < n; i += kTile) {
+      const std::size_t count = std::min(kTile, n - i);
+      const std::uint16_t* mask = random_mask(storage, keep, index + i, count);
+      for (std::size_t j = 0; j < count; ++j) factors[i + j] = mask[j] ? 1.0f : 0.0f;
+    }
+  } else {
+    for (std::size_t i = 0; i < n; ++i) {
+      const auto at = static_cast<std::int64_t>(index + i);
+      const std::int32_t bits = magnitude_bits(tile[i]);
+      const bool inside = bits > threshold_at(keep.a, keep.b, at), outside = bits > threshold_at(keep.c, keep.d, at);
+      factors[i] = inside && !outside ? 1.0f : 0.0f;
+    }
+  }
+}
+
+void norms(double* partials, const Group& group, const std::vector<Keep>& keeps, int power, std::uint64_t offset,
+           std::size_t first_chunk, std::size_t last_chunk) {
+  const int count = group.count();
+  std::vector<float> tile(kBlock), factors(kBlock);
+  std::vector<double> lanes(2 * kLanes);
+  double* const all = lanes.data();
+  double* const kept = all + kLanes;
+  for (std::size_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
+    const std::size_t stop = std::min(group.size, (chunk + 1) * kGrid);
+    for (int k = 0; k < count; ++k) {
+      std::fill(lanes.begin(), lanes.end(), 0.0);
+      for (std::size_t at = chunk * kGrid; at < stop; at += kBlock) {
+        fill_tile(tile.data(), group.tensors[k], group.base, at, std::min(stop, at + kBlock));
+        keep_factors(factors.data(), tile.data(), keeps[k], offset + at, kBlock);
+        (power == 1 ? add_norms<1> : add_norms<2>)(all, kept, tile.data(), factors.data());
+      }
+      partials[(chunk * count + k) * 2] = tree_sum(all);
+      partials[(chunk * count + k) * 2 + 1] = tree_sum(kept);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fastmerge::cpu

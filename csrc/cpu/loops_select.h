@@ -1,0 +1,129 @@
+// Counting and collecting magnitudes. Part of loops.h.
+#pragma once
+
+#include "loops_input.h"
+
+namespace fastmerge::cpu {
+namespace {
+
+// Counts of a chunk: lanes hold negated counts, since a mask is -1.
+template <class T, bool kBase, bool kAtoms>
+BracketCounts collect_uniform(std::uint32_t* out, const T* tensor, const T* base, const Bracket& bracket, std::size_t n) {
+  S above{}, first{}, second{};
+  std::uint32_t* next = out;
+  const S high = S{} + bracket.high, low = S{} + (bracket.low - 1);
+  std::size_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) {
+    const F delta = kBase ? load(tensor + i) - load(base + i) : load(tensor + i);
+    const S bits = magnitude_bits(delta);
+    const S over = bits > high;
+    above += over;
+    S inside = (bits > low) & ~over;
+    if constexpr (kAtoms) {
+      const S a = bits == bracket.atoms[0], b = bits == bracket.atoms[1];
+      first += a;
+      second += b;
+      inside &= ~(a | b);
+    }
+    const unsigned selected = mask_bits(inside);
+    if (selected) next += store_selected(next, (U)bits, selected);
+  }
+  BracketCounts counts{static_cast<std::uint32_t>(-sum_of_lanes(above)),
+                       {static_cast<std::uint32_t>(-sum_of_lanes(first)), static_cast<std::uint32_t>(-sum_of_lanes(second))},
+                       0};
+  if (i < n) {
+    float tail[2 * kWidth];
+    widen(tail, tensor + i, n - i);
+    if (kBase) subtract(tail, base + i, n - i);
+    for (std::size_t j = 0; j < n - i; ++j) {
+      const std::int32_t bits = magnitude_bits(tail[j]);
+      if (bits > bracket.high) {
+        ++counts.above;
+      } else if (bits == bracket.atoms[0]) {
+        ++counts.atoms[0];
+      } else if (bits == bracket.atoms[1]) {
+        ++counts.atoms[1];
+      } else if (bits >= bracket.low) {
+        *next++ = static_cast<std::uint32_t>(bits);
+      }
+    }
+  }
+  counts.collected = static_cast<std::uint32_t>(next - out);
+  return counts;
+}
+
+template <class T, bool kBase>
+BracketCounts collect_typed(std::uint32_t* out, const T* tensor, const T* base, const Bracket& bracket, std::size_t n) {
+  return bracket.atoms[0] == kNoAtom ? collect_uniform<T, kBase, false>(out, tensor, base, bracket, n)
+                                     : collect_uniform<T, kBase, true>(out, tensor, base, bracket, n);
+}
+
+template <class T>
+const T* elements(Array array, std::size_t begin) {
+  return static_cast<const T*>(array.data) + begin;
+}
+
+BracketCounts collect(std::uint32_t* out, Array tensor, Array base, const Bracket& bracket, std::size_t begin,
+                      std::size_t end) {
+  const std::size_t n = end - begin;
+  if (base.data && tensor.dtype == base.dtype) {
+    if (tensor.dtype == kBFloat16) {
+      return collect_typed<BFloat16, true>(out, elements<BFloat16>(tensor, begin), elements<BFloat16>(base, begin), bracket, n);
+    }
+    if (tensor.dtype == kFloat32) {
+      return collect_typed<float, true>(out, elements<float>(tensor, begin), elements<float>(base, begin), bracket, n);
+    }
+  }
+  // Mixed dtypes, float16, or no base: by blocks of float32 deltas.
+  constexpr std::size_t kBlockSize = 2048;
+  float block[kBlockSize];
+  BracketCounts sum{};
+  for (std::size_t i = begin; i < end; i += kBlockSize) {
+    const std::size_t stop = std::min(end, i + kBlockSize);
+    deltas(block, tensor, base, i, stop);
+    const BracketCounts counts =
+        collect_typed<float, false>(out + sum.collected, block, nullptr, bracket, stop - i);
+    sum.above += counts.above;
+    sum.atoms[0] += counts.atoms[0];
+    sum.atoms[1] += counts.atoms[1];
+    sum.collected += counts.collected;
+  }
+  return sum;
+}
+
+std::size_t count_equal(Array tensor, Array base, std::int32_t magnitude, std::size_t begin, std::size_t end) {
+  constexpr std::size_t kBlockSize = 2048;
+  float block[kBlockSize];
+  std::size_t count = 0;
+  for (std::size_t i = begin; i < end; i += kBlockSize) {
+    const std::size_t n = std::min(kBlockSize, end - i);
+    deltas(block, tensor, base, i, i + n);
+    S equal{};
+    std::size_t j = 0;
+    for (; j + kWidth <= n; j += kWidth) equal += magnitude_bits(load(block + j)) == magnitude;
+    count += static_cast<std::size_t>(-sum_of_lanes(equal));
+    for (; j < n; ++j) count += magnitude_bits(block[j]) == magnitude;
+  }
+  return count;
+}
+
+void histogram(std::uint32_t* counts, Array tensor, Array base, std::int64_t prefix, std::size_t begin,
+               std::size_t end) {
+  constexpr std::size_t kBlockSize = 2048;
+  float block[kBlockSize];
+  for (std::size_t i = begin; i < end; i += kBlockSize) {
+    const std::size_t n = std::min(kBlockSize, end - i);
+    deltas(block, tensor, base, i, i + n);
+    for (std::size_t j = 0; j < n; ++j) {
+      const std::int32_t bits = magnitude_bits(block[j]);
+      if (prefix < 0) {
+        ++counts[bits >> 16];
+      } else if (bits >> 16 == prefix) {
+        ++counts[bits & 0xFFFF];
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fastmerge::cpu

@@ -1,0 +1,27 @@
+// The operations of the CPU backend on whole tensors: they share the work out to threads. Contracts: kernels/*.py.
+#pragma once
+
+#include <utility>
+
+#include "isa.h"
+
+namespace fastmerge::cpu {
+
+// kernels/keep.py: the cut of the magnitude order.
+struct Boundary {
+  std::int64_t threshold, break_index;
+};
+
+void weighted_sum(Output out, const Group& group, const std::vector<float>& weights);
+void sparse_merge(Output out, const Group& group, const Merge& merge);
+void gram(double* partials, const Group& group);
+void norms(double* partials, const Group& group, const std::vector<Keep>& keeps, int power, std::uint64_t offset);
+void magnitude_histogram(std::int64_t* counts, const Group& group, int level, const std::vector<std::int64_t>& prefixes);
+void equal_counts(std::int64_t* counts, const Group& group, const std::vector<std::int64_t>& thresholds);
+void low_rank(Output out, Array weight, const float* up, const float* down, std::size_t rows, std::size_t columns,
+              std::size_t rank, float scale);
+
+// Per tensor and rank (0 < rank < size), the boundary that keeps exactly that many elements.
+std::vector<std::vector<Boundary>> select(const Group& group, const std::vector<std::vector<std::size_t>>& ranks);
+
+}  // namespace fastmerge::cpu

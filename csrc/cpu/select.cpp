@@ -1,0 +1,274 @@
+// Exact k-th magnitude without a sort.
+//
+// A sample gives a bracket of magnitudes that surely holds rank k. One pass counts what lies above the bracket and collects
+// what lies inside; the answer is found among the few collected. Deltas of bfloat16 weights often repeat one magnitude, so the
+// two most frequent values of the bracket ("atoms") are only counted. Should the bracket miss the rank or hold too much
+// (an adversarial input), two histograms of the magnitude bits find it instead.
+//
+// Extra memory per boundary: 4 bytes for each of size / 32 + 65536 elements, and 32 bytes per 16384 elements.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <numeric>
+
+#include "operations.h"
+#include "threads.h"
+
+namespace fastmerge::cpu {
+namespace {
+
+constexpr std::size_t kSampleRun = 32;  // neighbours that are sampled together: a cache line of bfloat16
+constexpr std::size_t kSmall = 65536;   // below this everything is collected
+constexpr std::size_t kLeast = std::size_t{1} << 19;
+
+// What one chunk contributed, and where it put what it collected.
+struct ChunkRecord {
+  std::size_t first;
+  BracketCounts counts;
+};
+
+// One boundary that is looked for.
+struct Search {
+  Array tensor, base;
+  std::size_t size, rank;
+
+  Bracket bracket{};
+  std::size_t capacity = 0;
+  std::unique_ptr<std::uint32_t[]> collected;
+  std::atomic<std::size_t> used{0};
+  std::vector<ChunkRecord> chunks;
+  Boundary boundary{};
+
+  void take_sample();
+  void collect(std::size_t chunk, std::uint32_t* scratch);
+  bool finish();
+  void fall_back();
+
+ private:
+  std::size_t equal_in_chunk(std::size_t chunk, std::int32_t threshold) const;
+  void cut(std::int32_t threshold, std::size_t equal, std::size_t keep, const std::vector<std::size_t>& per_chunk);
+  std::size_t nth_equal(std::size_t chunk, std::int32_t threshold, std::size_t nth) const;
+};
+
+// The most frequent values of a sorted range, if they are frequent enough to be worth a comparison per element.
+void find_atoms(Bracket& bracket, const std::vector<std::int32_t>& inside, std::size_t sample) {
+  std::size_t best[2] = {};
+  bracket.atoms[0] = bracket.atoms[1] = kNoAtom;
+  for (auto at = inside.begin(); at != inside.end();) {
+    const auto stop = std::upper_bound(at, inside.end(), *at);
+    const auto count = static_cast<std::size_t>(stop - at);
+    if (count * 512 > sample && count > best[1]) {
+      best[1] = count;
+      bracket.atoms[1] = *at;
+      if (best[1] > best[0]) {
+        std::swap(best[0], best[1]);
+        std::swap(bracket.atoms[0], bracket.atoms[1]);
+      }
+    }
+    at = stop;
+  }
+}
+
+void Search::take_sample() {
+  chunks.resize((size + kChunk - 1) / kChunk);
+  if (size <= kSmall) {
+    bracket = {0, 0x7FFFFFFF, {kNoAtom, kNoAtom}};
+    capacity = size;
+  } else {
+    // The cost of sorting the sample and that of what the bracket collects balance at about size ** (2 / 3).
+    const double wanted = std::pow(static_cast<double>(size), 2.0 / 3.0);
+    const std::size_t runs = std::max<std::size_t>(256, static_cast<std::size_t>(wanted) / kSampleRun);
+    const std::size_t stride = size / runs;
+    std::vector<std::int32_t> sample(runs * kSampleRun);
+    std::uint64_t random = 0x9E3779B97F4A7C15u;
+    for (std::size_t run = 0; run < runs; ++run) {
+      // A jittered grid, so that no period of the data can fool it.
+      random = random * 6364136223846793005u + 1442695040888963407u;
+      const std::size_t spread = stride > kSampleRun ? stride - kSampleRun : 1;
+      const std::size_t begin = std::min(size - kSampleRun, run * stride + (random >> 33) % spread);
+      float run_deltas[kSampleRun];
+      loops().deltas(run_deltas, tensor, base, begin, begin + kSampleRun);
+      for (std::size_t i = 0; i < kSampleRun; ++i) {
+        std::memcpy(&sample[run * kSampleRun + i], &run_deltas[i], 4);
+        sample[run * kSampleRun + i] &= 0x7FFFFFFF;
+      }
+    }
+    const auto count = static_cast<double>(sample.size());
+    const double share = static_cast<double>(rank) / static_cast<double>(size);
+    // Six standard deviations; neighbours are not independent, hence no fewer.
+    const double margin = 6.0 * std::sqrt(count * share * (1 - share)) + 32;
+    const double middle = count * (1 - share);  // ascending order
+    const auto first = static_cast<std::ptrdiff_t>(std::max(0.0, middle - margin));
+    const auto last = static_cast<std::ptrdiff_t>(std::min(count - 1, middle + margin));
+    std::nth_element(sample.begin(), sample.begin() + first, sample.end());
+    std::nth_element(sample.begin() + first, sample.begin() + last, sample.end());
+    bracket.low = middle - margin < 0 ? 0 : sample[first];
+    bracket.high = middle + margin > count - 1 ? 0x7FFFFFFF : sample[last];
+    std::vector<std::int32_t> inside;
+    for (const std::int32_t bits : sample) {
+      if (bits >= bracket.low && bits <= bracket.high) inside.push_back(bits);
+    }
+    std::sort(inside.begin(), inside.end());
+    find_atoms(bracket, inside, sample.size());
+    capacity = size / 32 + kSmall;
+  }
+  collected.reset(new std::uint32_t[capacity]);
+}
+
+void Search::collect(std::size_t chunk, std::uint32_t* scratch) {
+  if (used.load(std::memory_order_relaxed) > capacity) return;  // falls back anyway
+  const std::size_t begin = chunk * kChunk;
+  const BracketCounts counts = loops().collect(scratch, tensor, base, bracket, begin, std::min(size, begin + kChunk));
+  const std::size_t first = used.fetch_add(counts.collected);
+  chunks[chunk] = {first, counts};
+  if (first + counts.collected <= capacity) std::copy_n(scratch, counts.collected, &collected[first]);
+}
+
+// Finds the boundary among what was collected; false when it is not there.
+bool Search::finish() {
+  if (used > capacity) return false;
+  std::size_t above = 0, atoms[2] = {};
+  for (const ChunkRecord& chunk : chunks) {
+    above += chunk.counts.above;
+    atoms[0] += chunk.counts.atoms[0];
+    atoms[1] += chunk.counts.atoms[1];
+  }
+  if (rank <= above || rank > above + atoms[0] + atoms[1] + used) return false;
+  // Narrow the bracket by a histogram of the collected values until few are left.
+  std::size_t inside_rank = rank - above;  // from the largest, 1-based
+  constexpr std::size_t kBins = 4096;
+  const auto low = static_cast<std::uint32_t>(bracket.low), span = static_cast<std::uint32_t>(bracket.high) - low;
+  int shift = 0;
+  while ((span >> shift) >= kBins) ++shift;
+  std::vector<std::size_t> bins(kBins);
+  for (std::size_t i = 0; i < used; ++i) ++bins[(collected[i] - low) >> shift];
+  for (int a = 0; a < 2; ++a) {
+    if (atoms[a]) bins[(static_cast<std::uint32_t>(bracket.atoms[a]) - low) >> shift] += atoms[a];
+  }
+  std::size_t bin = kBins - 1;
+  while (inside_rank > bins[bin]) inside_rank -= bins[bin--];
+  // Count the values of that bin, each once, from the largest.
+  std::vector<std::uint32_t> values;
+  for (std::size_t i = 0; i < used; ++i) {
+    if ((collected[i] - low) >> shift == bin) values.push_back(collected[i]);
+  }
+  std::sort(values.begin(), values.end(), std::greater<>());
+  std::size_t at = 0;
+  for (;;) {
+    // The next largest value: a collected one or an atom of this bin.
+    std::int64_t value = at < values.size() ? static_cast<std::int64_t>(values[at]) : -1;
+    for (int a = 0; a < 2; ++a) {
+      const std::int64_t atom = bracket.atoms[a];
+      if (!atoms[a] || (static_cast<std::uint32_t>(atom) - low) >> shift != bin) continue;
+      if (atom > value) value = atom;
+    }
+    std::size_t equal = 0;
+    for (; at < values.size() && values[at] == value; ++at) ++equal;
+    for (int a = 0; a < 2; ++a) {
+      if (atoms[a] && bracket.atoms[a] == value) equal += std::exchange(atoms[a], 0);
+    }
+    if (inside_rank <= equal) {
+      const auto threshold = static_cast<std::int32_t>(value);
+      std::vector<std::size_t> per_chunk;
+      if (inside_rank < equal) {
+        for (std::size_t chunk = 0; chunk < chunks.size(); ++chunk) per_chunk.push_back(equal_in_chunk(chunk, threshold));
+      }
+      cut(threshold, equal, inside_rank, per_chunk);
+      return true;
+    }
+    inside_rank -= equal;
+  }
+}
+
+std::size_t Search::equal_in_chunk(std::size_t chunk, std::int32_t threshold) const {
+  const auto& [first, counts] = chunks[chunk];
+  for (int a = 0; a < 2; ++a) {
+    if (bracket.atoms[a] == threshold) return counts.atoms[a];
+  }
+  const std::uint32_t* begin = &collected[first];
+  return std::count(begin, begin + counts.collected, static_cast<std::uint32_t>(threshold));
+}
+
+// The boundary that keeps the first `keep` of the `equal` elements at the threshold.
+void Search::cut(std::int32_t threshold, std::size_t equal, std::size_t keep, const std::vector<std::size_t>& per_chunk) {
+  boundary = {threshold, INT64_MAX};
+  if (keep == equal) return;
+  std::size_t chunk = 0;
+  while (keep > per_chunk[chunk]) keep -= per_chunk[chunk++];
+  boundary.break_index = static_cast<std::int64_t>(nth_equal(chunk, threshold, keep)) + 1;
+}
+
+std::size_t Search::nth_equal(std::size_t chunk, std::int32_t threshold, std::size_t nth) const {
+  const std::size_t begin = chunk * kChunk, end = std::min(size, begin + kChunk);
+  std::vector<float> values(kChunk + kSlack);
+  loops().deltas(values.data(), tensor, base, begin, end);
+  std::size_t i = 0;
+  for (;; ++i) {
+    std::int32_t bits;
+    std::memcpy(&bits, &values[i], 4);
+    if ((bits & 0x7FFFFFFF) == threshold && --nth == 0) return begin + i;
+  }
+}
+
+// Returns the bin that holds an element of that rank (from the largest bin), and reduces the rank to that inside the bin.
+std::size_t descend(const std::vector<std::int64_t>& counts, std::size_t& rank) {
+  std::size_t bin = counts.size() - 1;
+  while (rank > static_cast<std::size_t>(counts[bin])) rank -= counts[bin--];
+  return bin;
+}
+
+void Search::fall_back() {
+  collected.reset();
+  const Group group{{tensor}, base, size};
+  std::size_t remaining = rank;
+  std::vector<std::int64_t> counts(std::size_t{1} << 15);
+  magnitude_histogram(counts.data(), group, 0, {});
+  const std::size_t prefix = descend(counts, remaining);
+  counts.assign(std::size_t{1} << 16, 0);
+  magnitude_histogram(counts.data(), group, 1, {static_cast<std::int64_t>(prefix)});
+  const std::size_t low = descend(counts, remaining);
+  const auto threshold = static_cast<std::int32_t>(prefix << 16 | low);
+  std::vector<std::int64_t> equal(chunks.size());
+  if (remaining < static_cast<std::size_t>(counts[low])) equal_counts(equal.data(), group, {threshold});
+  cut(threshold, counts[low], remaining, {equal.begin(), equal.end()});
+}
+
+}  // namespace
+
+std::vector<std::vector<Boundary>> select(const Group& group, const std::vector<std::vector<std::size_t>>& ranks) {
+  std::vector<std::unique_ptr<Search>> searches;
+  for (int k = 0; k < group.count(); ++k) {
+    for (const std::size_t rank : ranks[k]) {
+      searches.push_back(std::make_unique<Search>());
+      Search& search = *searches.back();
+      search.tensor = group.tensors[k];
+      search.base = group.base;
+      search.size = group.size;
+      search.rank = rank;
+    }
+  }
+  const int workers = group.size * searches.size() < kLeast ? 1 : threads();
+  parallel_for(searches.size(), workers, [&](std::size_t i) { searches[i]->take_sample(); });
+  // Every chunk of the base is read from memory once, for all boundaries.
+  const std::size_t chunks = (group.size + kChunk - 1) / kChunk;
+  parallel_for(chunks, workers, [&](std::size_t chunk) {
+    thread_local std::vector<std::uint32_t> scratch(kChunk + kSlack);
+    for (auto& search : searches) search->collect(chunk, scratch.data());
+  });
+  std::vector<char> found(searches.size());
+  parallel_for(searches.size(), workers, [&](std::size_t i) { found[i] = searches[i]->finish(); });
+  std::vector<std::vector<Boundary>> result;
+  std::size_t at = 0;
+  for (const auto& wanted : ranks) {
+    result.emplace_back();
+    for (std::size_t i = 0; i < wanted.size(); ++i, ++at) {
+      if (!found[at]) searches[at]->fall_back();
+      result.back().push_back(searches[at]->boundary);
+    }
+  }
+  return result;
+}
+
+}  // namespace fastmerge::cpu

@@ -1,0 +1,211 @@
+// The arithmetic of every element-wise operation, once. The CPU backend instantiates it with vectors of lanes, nvcc with
+// scalars, and both must return the bits of the PyTorch references in kernels/*.py, which hold the contracts.
+//
+// F is a float or a vector of floats; see Lanes. Nothing here may be contracted into a fused multiply-add
+// (-ffp-contract=off, --fmad=false). Everything has internal linkage: the CPU backend compiles this file once per
+// instruction set, and the linker must not keep one copy for all.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define FASTMERGE_HD __host__ __device__ __forceinline__ static
+#else
+#define FASTMERGE_HD __attribute__((always_inline)) static inline
+#endif
+
+namespace fastmerge {
+
+enum Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+enum Rule : int { kRuleAll = 0, kRuleBand = 1, kRuleRandom = 2 };
+enum Vote : int { kVoteNone = 0, kVoteWeighted = 1, kVoteSum = 2, kVoteCount = 3 };
+enum Divide : int { kDivideNone = 0, kDivideWeights = 1, kDivideCount = 2 };
+
+// Reductions: elements per chunk of the grid, and lanes that a chunk's elements are dealt to.
+constexpr int kGrid = 16384;
+constexpr int kLanes = 256;
+
+struct BFloat16 {
+  std::uint16_t bits;
+};
+struct Float16 {
+  std::uint16_t bits;
+};
+
+// The integer types as wide as F, and the product that Philox needs. Specialized for vectors in cpu/simd.h.
+template <class F>
+struct Lanes;
+
+template <>
+struct Lanes<float> {
+  using Signed = std::int32_t;
+  using Unsigned = std::uint32_t;
+
+  FASTMERGE_HD Unsigned multiply(Unsigned a, std::uint32_t b, Unsigned& high) {
+    const std::uint64_t product = static_cast<std::uint64_t>(a) * b;
+    high = static_cast<Unsigned>(product >> 32);
+    return static_cast<Unsigned>(product);
+  }
+};
+
+template <class To, class From>
+FASTMERGE_HD To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "the types differ in size");
+  return __builtin_bit_cast(To, from);
+}
+
+// Subtracting zero keeps the sign of a zero, adding it would not.
+template <class F>
+FASTMERGE_HD F splat(float value) {
+  return value - F{};
+}
+
+// ---- dtypes: bits of a bfloat16 or float16 in the low half of a 32-bit lane ----
+
+template <class F, class U = typename Lanes<F>::Unsigned>
+FASTMERGE_HD F from_bfloat16(U bits) {
+  return bit_cast<F>(bits << 16);
+}
+
+// The bfloat16 nearest to x, ties to even, in the high half of the lane; the low half is arbitrary.
+template <class F, class U = typename Lanes<F>::Unsigned>
+FASTMERGE_HD U to_bfloat16_high(F x) {
+  const U bits = bit_cast<U>(x);
+  const U rounded = bits + (((bits >> 16) & 1u) + 0x7FFFu);
+  return x == x ? rounded : U{} + 0x7FC00000u;
+}
+
+// Exact. Subnormals are rebuilt by a float32 subtraction instead of a multiplication with a denormal operand.
+template <class F, class U = typename Lanes<F>::Unsigned>
+FASTMERGE_HD F from_float16(U bits) {
+  const U shifted = (bits & 0x7FFFu) << 13;
+  const U exponent = shifted & (0x7C00u << 13);
+  const U normal = shifted + (112u << 23);
+  const U special = shifted + (224u << 23);
+  const U subnormal = bit_cast<U>(bit_cast<F>(shifted + (113u << 23)) - splat<F>(6.103515625e-05f));
+  const U magnitude = exponent == (0x7C00u << 13) ? special : (exponent == 0u ? subnormal : normal);
+  return bit_cast<F>(magnitude | ((bits & 0x8000u) << 16));
+}
+
+// The float16 nearest to x, ties to even, in the low half of the lane; the high half is zero.
+template <class F, class U = typename Lanes<F>::Unsigned>
+FASTMERGE_HD U to_float16(F x) {
+  const U bits = bit_cast<U>(x);
+  const U magnitude = bits & 0x7FFFFFFFu;
+  const U sign = (bits >> 16) & 0x8000u;
+  // Adding 0.5 shifts a subnormal result's last bit to that of the sum, so that the adder rounds it.
+  const U subnormal = bit_cast<U>(bit_cast<F>(magnitude) + splat<F>(0.5f)) - 0x3F000000u;
+  const U normal = (magnitude + (((magnitude >> 13) & 1u) + 0xFFFu) - (112u << 23)) >> 13;
+  const U finite = magnitude < 0x38800000u ? subnormal : normal;
+  const U special = magnitude > 0x7F800000u ? U{} + 0x7E00u : U{} + 0x7C00u;
+  return (magnitude < 0x477FF000u ? finite : special) | sign;
+}
+
+// ---- weighted sums ----
+
+// Two roundings. Weighted sums, low-rank updates and merges accumulate with this and nothing else.
+template <class F>
+FASTMERGE_HD F multiply_add(F acc, F a, F b) {
+  return acc + a * b;
+}
+
+// fetch(k) returns the element of tensor k.
+template <class F, class Fetch>
+FASTMERGE_HD F weighted_sum_element(int count, const float* weights, Fetch fetch) {
+  F acc = fetch(0) * splat<F>(weights[0]);
+  for (int k = 1; k < count; ++k) acc = multiply_add<F>(acc, fetch(k), splat<F>(weights[k]));
+  return acc;
+}
+
+// ---- deltas and keep rules ----
+
+// The float32 bits of |delta|: they order like the magnitudes, and a NaN ranks above infinity.
+template <class F, class S = typename Lanes<F>::Signed>
+FASTMERGE_HD S magnitude_bits(F delta) {
+  return bit_cast<S>(delta) & 0x7FFFFFFF;
+}
+
+// A boundary at one index: elements whose magnitude bits exceed the returned value are kept.
+FASTMERGE_HD std::int32_t threshold_at(std::int64_t threshold, std::int64_t break_index, std::int64_t index) {
+  const std::int64_t above = index < break_index ? threshold - 1 : threshold;
+  return static_cast<std::int32_t>(above < 0x7FFFFFFF ? above : 0x7FFFFFFF);
+}
+
+// ---- fused sparse merge ----
+
+// The scalars of a merge. factors, weights: one per model (weights are ones for divide count).
+struct MergeScalars {
+  const float* factors;
+  const float* weights;
+  float scale;
+  float divisor;  // of vote none
+  bool divides;
+};
+
+// One model's part in an element. Mask is the type of a comparison of two F.
+template <class F, class Mask>
+struct Part {
+  F delta;
+  Mask kept;
+
+  // Multiplied, so that a dropped NaN or infinity becomes NaN and never vanishes.
+  FASTMERGE_HD F times(const Part& part, float factor) { return part.delta * (part.kept ? splat<F>(factor) : F{}); }
+};
+
+// Returns base + the merged deltas of `count` models; fetch(k) returns model k's Part. With a constant count the compiler
+// unrolls the loops and computes each part once.
+template <int kVote, class F, class Fetch>
+FASTMERGE_HD F sparse_merge_element(F base, int count, const MergeScalars& s, Fetch fetch) {
+  F merged{};
+  if constexpr (kVote == kVoteNone) {
+    for (int k = 0; k < count; ++k) {
+      const auto part = fetch(k);
+      const F contribution = part.times(part, s.factors[k]);
+      merged = k == 0 ? contribution : merged + contribution;
+    }
+    if (s.divides) merged = merged / splat<F>(s.divisor);
+  } else {
+    F votes{};
+    for (int k = 0; k < count; ++k) {
+      const auto part = fetch(k);
+      F vote = part.times(part, kVote == kVoteWeighted ? s.factors[k] : 1.0f);
+      if constexpr (kVote == kVoteCount) {
+        vote = (vote > F{} ? splat<F>(1.0f) : F{}) - (vote < F{} ? splat<F>(1.0f) : F{});
+      }
+      votes = k == 0 ? vote : votes + vote;
+    }
+    const auto positive = votes >= F{};
+    F divisor{};
+    for (int k = 0; k < count; ++k) {
+      const auto part = fetch(k);
+      const F contribution = part.times(part, s.factors[k]);
+      const F signed_part = kVote == kVoteWeighted ? contribution : part.times(part, 1.0f);
+      // A NaN is neither <= 0 nor >= 0, so it never opposes.
+      const auto opposes = positive ? signed_part <= F{} : signed_part >= F{};
+      merged = opposes ? merged : merged + contribution;
+      divisor = opposes ? divisor : divisor + splat<F>(s.weights[k]);
+    }
+    if (s.divides) merged = divisor == F{} ? merged : merged / divisor;
+  }
+  return base + merged * splat<F>(s.scale);
+}
+
+// ---- Philox4x32-10 (Salmon et al. 2011) ----
+
+template <class F, class U = typename Lanes<F>::Unsigned>
+FASTMERGE_HD void philox4x32(U (&counter)[4], std::uint64_t key) {
+  std::uint32_t key0 = static_cast<std::uint32_t>(key), key1 = static_cast<std::uint32_t>(key >> 32);
+  for (int round = 0; round < 10; ++round) {
+    U high0, high1;
+    const U low0 = Lanes<F>::multiply(counter[0], 0xD2511F53u, high0);
+    const U low1 = Lanes<F>::multiply(counter[2], 0xCD9E8D57u, high1);
+    counter[0] = high1 ^ counter[1] ^ key0;
+    counter[1] = low1;
+    counter[2] = high0 ^ counter[3] ^ key1;
+    counter[3] = low0;
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+}
+
+}  // namespace fastmerge

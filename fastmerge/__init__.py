@@ -1,3 +1,40 @@
-"""fastmerge: merge the weights of fine-tuned language models with fused kernels."""
+"""fastmerge: merge the weights of fine-tuned language models with fused kernels.
+
+The names below are imported on first use, so that ``import fastmerge`` does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import functional
+    from .api import check, merge, verify
+    from .errors import FastmergeError, InvalidInput
+    from .state_dicts import merge_state_dicts
 
 __version__ = "0.1.0"
+
+__all__ = ["FastmergeError", "InvalidInput", "check", "functional", "merge", "merge_state_dicts", "verify"]
+
+_HOMES = {
+    "FastmergeError": "errors",
+    "InvalidInput": "errors",
+    "check": "api",
+    "merge": "api",
+    "merge_state_dicts": "state_dicts",
+    "verify": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "functional":
+        return importlib.import_module(f"{__name__}.functional")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

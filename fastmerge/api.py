@@ -1,0 +1,94 @@
+"""Merging from Python: a recipe and an output folder in, a checkpoint and a report out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from .engine import Report, RunOptions, VerifyReport, run
+from .engine import verify as verify_output
+from .plan import DEFAULT_SHARD_SIZE, make_plan
+from .plan.types import Plan
+from .recipe import load
+from .sizes import parse_size
+
+__all__ = ["check", "merge", "verify"]
+
+RecipeLike = str | os.PathLike[str] | dict[str, Any]
+Progress = Callable[[int, int], None]
+
+
+def merge(
+    recipe: RecipeLike,
+    out: str | os.PathLike[str],
+    *,
+    ram: int | str = "4GiB",
+    threads: int | None = None,
+    backend: str | None = None,
+    semantics: str | None = None,
+    seed: int | None = None,
+    shard_size: int | str = DEFAULT_SHARD_SIZE,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Merge the models of ``recipe`` into the folder ``out``. An interrupted merge goes on when it is called again.
+
+    Args:
+        recipe:     path of a YAML file, YAML text (it contains a newline), or a dict.
+        out:        folder of the result; it appears when it is complete.
+        ram:        memory budget beyond the interpreter with torch imported: bytes, or text such as "4GiB".
+        threads:    worker threads; None takes the cores and two more, which wait for the disk meanwhile.
+        backend:    pin a backend of the operations; None takes the fastest available. Each gives the same bits.
+        semantics:  replaces the recipe's own: whose definition of the method.
+        seed:       replaces the recipe's own.
+        shard_size: bytes of tensor data per output file, or text such as "5GB".
+        overwrite:  replace an existing checkpoint.
+        progress:   called several times a second with the output bytes that are written, and all of them.
+    Raises:
+        InvalidInput:   the recipe or its models cannot be merged; all problems are in ``problems``.
+        FastmergeError: a file is corrupt, the disk is full, the budget is too small, ``out`` exists.
+    """
+    plan = check(recipe, semantics=semantics, seed=seed, shard_size=shard_size)
+    options = RunOptions(ram=parse_size(ram), threads=threads, backend=backend, overwrite=overwrite)
+    return run(plan, os.fspath(out), options, progress)
+
+
+def check(
+    recipe: RecipeLike,
+    *,
+    semantics: str | None = None,
+    seed: int | None = None,
+    shard_size: int | str = DEFAULT_SHARD_SIZE,
+    allow_mixed_types: bool = False,
+) -> Plan:
+    """Check a recipe and its models from headers and configs alone, and return the plan of the merge.
+
+    Raises:
+        InvalidInput: with every problem that was found, each with its place and remedy.
+    """
+    loaded = load(recipe, semantics=semantics, seed=seed)
+    return make_plan(loaded, shard_size=parse_size(shard_size), allow_mixed_types=allow_mixed_types)
+
+
+def verify(
+    out: str | os.PathLike[str],
+    *,
+    sample: int | None = None,
+    backend: str | None = None,
+    seed: int = 0,
+    ram: int | str = "4GiB",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Recompute tensors of the output folder ``out`` from its inputs and compare bits; the rest by checksum.
+
+    Args:
+        sample: number of tensors to recompute, chosen at random by ``seed``; None recomputes all.
+    Raises:
+        CheckpointError: there is no manifest, or an input is missing or no longer the one of the merge.
+    """
+    return verify_output(
+        os.fspath(out), sample=sample, backend=backend, seed=seed, ram=parse_size(ram), threads=threads,
+        progress=progress,
+    )  # fmt: skip

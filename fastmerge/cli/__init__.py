@@ -1,0 +1,31 @@
+"""The command ``fastmerge``. A thin layer: it reads options, calls the package, and prints.
+
+Modules of this folder import click and nothing heavy; torch and the engine are imported by the commands that use them.
+"""
+
+from __future__ import annotations
+
+import click
+
+from .. import __version__
+from ._errors import Commands
+from .bench import bench
+from .compare import diff
+from .demo import demo
+from .doctor import doctor
+from .inspect import inspect
+from .merge import check, merge, plan
+from .methods import methods
+from .verify import verify
+
+__all__ = ["main"]
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="fastmerge")
+def main() -> None:
+    """Merge the weights of fine-tuned language models: exact, streamed, resumable and verifiable."""
+
+
+for command in (merge, plan, check, verify, inspect, diff, methods, doctor, bench, demo):
+    main.add_command(command)

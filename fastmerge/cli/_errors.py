@@ -1,0 +1,62 @@
+"""How errors reach the user: one clear message, a status, no traceback."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from ..errors import FastmergeError
+
+FAILED = 2
+INTERRUPTED = 130
+
+
+class Failure(click.ClickException):
+    """An error that the user can act on; exits with status 2."""
+
+    exit_code = FAILED
+
+    def __init__(self, error: Exception, as_json: bool):
+        super().__init__(str(error))
+        self._problems = getattr(error, "problems", ())
+        self._as_json = as_json
+
+    def show(self, file: Any = None) -> None:
+        if self._as_json:
+            problems = [{"where": p.where, "what": p.what, "remedy": p.remedy} for p in self._problems]
+            click.echo(json.dumps({"error": self.message, "problems": problems}, indent=2))
+        elif self._problems:
+            count = len(self._problems)
+            click.echo(f"error: {count} problem{'s' if count > 1 else ''}", err=True)
+            for problem in self._problems:
+                click.echo(f"  - {problem}", err=True)
+        else:
+            click.echo(f"error: {self.message}", err=True)
+
+
+class Command(click.Command):
+    """A command whose errors become one message: as text, or as an object when it was called with ``--json``."""
+
+    def invoke(self, context: click.Context) -> Any:
+        as_json = context.params.get("as_json", False)
+        try:
+            return super().invoke(context)
+        except FastmergeError as error:
+            raise Failure(error, as_json) from error
+        except RuntimeError as error:
+            # The kernels do not know fastmerge.errors, so a backend that cannot run is a class of its own.
+            if type(error).__name__ != "BackendError":
+                raise
+            raise Failure(error, as_json) from error
+        except KeyboardInterrupt as interrupt:
+            click.echo(f"\ninterrupted: {interrupt}" if str(interrupt) else "\ninterrupted", err=True)
+            context.exit(INTERRUPTED)
+
+
+class Commands(click.Group):
+    """A group that lists its commands in the order in which they were added."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)

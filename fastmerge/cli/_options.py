@@ -1,0 +1,69 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from ..sizes import parse_size
+
+
+class Size(click.ParamType):
+    """A number of bytes: 4GiB, 500MB, 1000000."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+_FACTORS = {"k": 10**3, "m": 10**6, "b": 10**9}
+
+
+class ShardSize(click.ParamType):
+    """mergekit's size: a number with the suffix K, M or B for 10^3, 10^6 or 10^9 bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value).strip().lower()
+        factor = _FACTORS.get(text[-1:], 1)
+        try:
+            return int(float(text.rstrip("kmb")) * factor)
+        except ValueError:
+            self.fail(f"{value!r} is not a size like 5B or 500M", param, ctx)
+
+
+def together(*options: Callable) -> Callable:
+    """Make one decorator of several, first on top."""
+
+    def decorate(function: Callable) -> Callable:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+RECIPE = click.argument("recipe", type=click.Path(exists=True, dir_okay=False))
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+QUIET = click.option("--quiet", is_flag=True, help="No progress, no notes.")
+SEED = click.option("--seed", type=int, help="Seed of random methods; replaces the recipe's own.")
+SEMANTICS = click.option("--semantics", help="Whose definition of the method; replaces the recipe's own.")
+SHARD_SIZE = click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Bytes per output file.")
+RAM = click.option(
+    "--ram", type=Size(), default="4GiB", show_default=True, help="Memory budget, beyond the interpreter with torch."
+)
+THREADS = click.option("--threads", "-j", type=click.IntRange(min=1), help="Worker threads.  [default: cores + 2]")
+BACKEND = click.option(
+    "--backend",
+    type=click.Choice(("auto", "reference", "cpu", "triton", "cuda")),
+    default="auto",
+    show_default=True,
+    help="Pin a backend of the operations; all give the same bits.",
+)

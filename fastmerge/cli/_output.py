@@ -1,0 +1,55 @@
+"""Printing: tables on stdout, notes on stderr, JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+
+def note(text: str, quiet: bool = False) -> None:
+    """Print a note on stderr."""
+    if not quiet:
+        click.echo(f"note: {text}", err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print ``value`` as JSON; dataclasses become objects."""
+    click.echo(json.dumps(value, indent=2, default=_plain))
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Print aligned ``name  value`` lines."""
+    facts = list(facts)
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> None:
+    """Print a table; the last ``numbers`` columns are aligned to the right. Long cells fold on a terminal."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(box=SIMPLE_HEAD)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i >= len(columns) - numbers else "left", overflow="fold")
+    cells = [[*row] for row in rows]
+    for row in cells:
+        table.add_row(*row)
+    if not console.is_terminal:
+        # A pipe has no width: give every column the space that it needs.
+        longest = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
+        console = Console(width=sum(longest) + 3 * len(columns) + 3)
+    console.print(table, markup=False, highlight=False)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value)

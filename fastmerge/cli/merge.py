@@ -1,0 +1,158 @@
+"""``fastmerge merge``, and its two dry forms ``plan`` and ``check``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..sizes import show_size
+from ._errors import Command
+from ._mergekit import mergekit_flags, translate
+from ._options import BACKEND, JSON, QUIET, RAM, RECIPE, SEED, SEMANTICS, SHARD_SIZE, THREADS, together
+from ._output import note, print_facts, print_json
+from ._progress import progress
+
+if TYPE_CHECKING:
+    from ..engine import Report
+    from ..plan.types import Plan
+
+PLANNING = together(SEED, SEMANTICS, SHARD_SIZE, RAM, JSON, QUIET, mergekit_flags)
+
+
+@click.command(cls=Command)
+@RECIPE
+@click.argument("out", type=click.Path())
+@click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@together(THREADS, BACKEND)
+@PLANNING
+def merge(recipe: str, out: str, overwrite: bool, dry_run: bool, backend: str, **given: Any) -> None:
+    """Merge the models of RECIPE into the folder OUT.
+
+    An interrupted merge goes on where it stopped when the same command is run again.
+    """
+    plan, options = _planned(recipe, given)
+    if dry_run:
+        _show_plan(plan, options)
+        return
+    from ..engine import RunOptions, run
+
+    settings = RunOptions(ram=options["ram"], threads=options["threads"], backend=backend, overwrite=overwrite)
+    with progress("merging", given["quiet"] or given["as_json"]) as update:
+        report = run(plan, out, settings, update)
+    if given["as_json"]:
+        print_json(_report_values(report))
+    elif not given["quiet"]:
+        _show_report(out, plan, report)
+
+
+@click.command(cls=Command)
+@RECIPE
+@PLANNING
+def plan(recipe: str, **given: Any) -> None:
+    """Print what a merge of RECIPE would read, write and need. Reads headers only."""
+    _show_plan(*_planned(recipe, given))
+
+
+@click.command(cls=Command)
+@RECIPE
+@PLANNING
+def check(recipe: str, **given: Any) -> None:
+    """Check RECIPE and its models, from headers and configs alone. Reports every problem at once."""
+    found, _ = _planned(recipe, given)
+    if given["as_json"]:
+        print_json({"ok": True, "notes": found.notes})
+    elif not given["quiet"]:
+        click.echo(f"{recipe}: nothing is wrong; {len(found.outputs)} tensors of {len(found.models)} models")
+
+
+def _planned(recipe: str, given: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
+    """Return the plan, and the options with mergekit's flags taken in. Prints the notes of both."""
+    from ..api import check as check_recipe
+
+    silent = given["quiet"] or given["as_json"]
+    options = given | translate(given, lambda text: note(text, silent))
+    plan = check_recipe(
+        recipe,
+        semantics=options["semantics"],
+        seed=options["seed"],
+        shard_size=options["shard_size"],
+        allow_mixed_types=options.get("allow_mixed_types", False),
+    )
+    for text in plan.notes:
+        note(text, silent)
+    return plan, options
+
+
+def _show_plan(plan: Plan, options: dict[str, Any]) -> None:
+    from ..forecast import forecast
+
+    expected = forecast(plan, options["ram"])
+    copied = sum(output.method == "copy" for output in plan.outputs)
+    if options["as_json"]:
+        print_json(
+            {
+                "method": plan.method,
+                "semantics": plan.semantics,
+                "seed": plan.seed,
+                "models": [model.reference for model in plan.models],
+                "tensors": len(plan.outputs),
+                "copied": copied,
+                "dropped": [
+                    {"model": plan.models[item.model].reference, "name": item.name, "reason": item.reason}
+                    for item in plan.dropped
+                ],
+                "shards": {shard.filename: shard.nbytes for shard in plan.shards},
+                "bytes_read": plan.bytes_read,
+                "bytes_written": plan.bytes_written,
+                "notes": plan.notes,
+                **dataclasses.asdict(expected),
+            }
+        )
+        return
+    print_facts(
+        [
+            ("method", f"{plan.method} (semantics: {plan.semantics}, seed: {plan.seed})"),
+            ("models", ", ".join(model.reference for model in plan.models)),
+            ("tensors", f"{len(plan.outputs)}: {len(plan.outputs) - copied} merged, {copied} copied"),
+            ("dropped", f"{len(plan.dropped)} input tensors"),
+            *((f"  {plan.models[item.model].reference}", f"{item.name}: {item.reason}") for item in plan.dropped[:20]),
+            ("reads", show_size(plan.bytes_read)),
+            ("writes", f"{show_size(plan.bytes_written)} in {len(plan.shards)} files"),
+            ("memory", f"at most {show_size(expected.memory)} beyond the interpreter with torch"),
+            (
+                "bound",
+                f"{expected.seconds:.2f} s at {show_size(expected.read_rate)}/s, the rate at which a sample of the"
+                " inputs was read just now; writes at the same rate",
+            ),
+        ]
+    )
+
+
+def _report_values(report: Report) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(report),
+        "bound_seconds": report.bound_seconds,
+        "distance": report.distance,
+        "bounded_by": report.bounded_by,
+    }
+
+
+def _show_report(out: str, plan: Plan, report: Report) -> None:
+    moved = report.bytes_read + report.bytes_written
+    resumed = f", {report.resumed} of them taken over from an interrupted run" if report.resumed else ""
+    print_facts(
+        [
+            ("output", f"{out}: {report.tensors} tensors in {len(plan.shards)} files{resumed}"),
+            ("read", show_size(report.bytes_read)),
+            ("written", show_size(report.bytes_written)),
+            ("time", f"{report.seconds:.2f} s ({show_size(moved / report.seconds)}/s), {report.cpu_seconds:.2f} CPU-s"),
+            (
+                "bound",
+                f"{report.bound_seconds:.2f} s, by {report.bounded_by}; the run took {report.distance:.2f} times that",
+            ),
+            ("peak memory", f"{show_size(report.peak_rss)}, with the interpreter and torch"),
+        ]
+    )

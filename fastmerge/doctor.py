@@ -1,0 +1,111 @@
+"""What is installed here, what was chosen, and why."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from typing import Any
+
+import torch
+
+from . import __version__, kernels
+from .engine.running import default_threads
+from .kernels import _native
+
+REQUIRED = ("torch", "numpy", "safetensors", "pydantic", "PyYAML", "click", "rich")
+OPTIONAL = {
+    "huggingface_hub": "models given as hub ids (fastmerge[hub])",
+    "triton": "kernels for GPUs (fastmerge[triton])",
+    "transformers": "loading the results (not needed for merging)",
+    "matplotlib": "plots of the benchmarks (fastmerge[plot])",
+}
+VARIABLES = {"FASTMERGE_BACKEND": "pins the backend of every operation: auto, reference, cpu, triton or cuda"}
+SIMD = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_bf16")
+
+
+def diagnose() -> dict[str, Any]:
+    """Return sections of facts by name; every value is text, or None for what is missing."""
+    return {
+        "versions": {
+            "fastmerge": __version__,
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            **{name: _version(name) for name in REQUIRED},
+        },
+        "optional packages": {name: f"{_version(name) or 'not installed'}: {use}" for name, use in OPTIONAL.items()},
+        "machine": {
+            "cpu": _cpu_info("model name") or platform.processor() or platform.machine(),
+            "instructions": " ".join(flag for flag in SIMD if flag in (_cpu_info("flags") or "").split()) or "unknown",
+            "cores": str(len(os.sched_getaffinity(0))),
+            "memory": _memory(),
+            "free disk": f"{shutil.disk_usage('.').free / 1e9:.0f} GB here ({os.getcwd()})",
+            "gpu": _gpu(),
+        },
+        "extension": _extension(),
+        "threads": {
+            "merge workers": f"{default_threads()} (one per core, and two that wait for the disk)",
+            "torch": str(torch.get_num_threads()),
+        },
+        "backends": {name: _choice(op) for name, op in sorted(kernels.OPERATIONS.items())},
+        "environment": _environment(),
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_info(key: str) -> str | None:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next((line.split(":", 1)[1].strip() for line in file if line.startswith(key)), None)
+    except OSError:
+        return None
+
+
+def _memory() -> str:
+    page = os.sysconf("SC_PAGE_SIZE")
+    total, free = (os.sysconf(name) * page for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+    return f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} GiB of it unused"
+
+
+def _gpu() -> str:
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "none: this torch is built without CUDA and ROCm"
+    if not torch.cuda.is_available():
+        return "none: torch finds no device or no driver"
+    count = torch.cuda.device_count()
+    return f"{count} x {torch.cuda.get_device_name(0)} (CUDA {torch.version.cuda})"
+
+
+def _extension() -> dict[str, str]:
+    why = _native.why_no_cpu_extension()
+    if why is not None:
+        return {"fastmerge._C": f"missing: {why}"}
+    module = _native.cpu_extension()
+    return {
+        "fastmerge._C": str(module.__file__),
+        "instruction set": f"{module.isa()} (runs here: {', '.join(module.available_isas())})",
+        "threads": str(module.get_threads()),
+    }
+
+
+def _choice(op: Any) -> str:
+    try:
+        name, reason = op.choose("cpu")
+    except kernels.BackendError as error:
+        return f"none: {error}"
+    return f"{name} ({reason})"
+
+
+def _environment() -> dict[str, str]:
+    facts = {name: f"{os.environ.get(name, 'not set')}: {use}" for name, use in VARIABLES.items()}
+    for name in sorted(os.environ):
+        if name.startswith("FASTMERGE_") and name not in VARIABLES:
+            facts[name] = f"{os.environ[name]}: not a variable of fastmerge; check its spelling"
+    return facts

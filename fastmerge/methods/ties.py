@@ -23,7 +23,7 @@ class Ties(Method):
 
     semantics peft: ``ties`` of PEFT, on deltas. Keeps int(density_k * n); the sign is elected by the
     deltas without their weights, by sum (``majority_sign_method: total``) or by number
-    (``frequency``); divides by the number of models that agree.
+    (``frequency``, which may outvote an infinite delta); divides by the number of models that agree.
 
     Raises ValueError with ``rescale`` when a delta holds NaN or infinity. Otherwise they propagate.
     """

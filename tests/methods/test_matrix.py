@@ -68,7 +68,8 @@ def parameter_values(parameter: Parameter) -> st.SearchStrategy:
         return st.booleans()
     low = -2.0 if parameter.minimum is None else parameter.minimum
     high = 2.0 if parameter.maximum is None else parameter.maximum
-    numbers = st.floats(low, high, width=32) | st.sampled_from([low, high, (low + high) / 2])
+    # Rounded, since products with subnormal numbers do not scale.
+    numbers = st.floats(low, high).map(lambda x: round(x, 4)) | st.sampled_from([low, high, (low + high) / 2])
     return numbers.map(parameter.kind)
 
 
@@ -192,6 +193,8 @@ def test_shapes(name, data, shape):
 def test_nan_and_infinity_are_never_lost(name, data, position, value):
     case = data.draw(cases(name, shape=(1023,)))
     assume(not isinstance(solve_without_data(case.method, case.group), Copy))
+    # An infinite delta is one vote of several.
+    assume(value != float("inf") or case.group.values.get("majority_sign_method") != "frequency")
     data.draw(st.sampled_from([t for t in (case.base, *case.tensors) if t is not None]))[position] = value
     try:
         assert not case.merge()[position].isfinite()

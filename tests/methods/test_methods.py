@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from fastmerge import functional
-from fastmerge.apply import Copy, SparseMerge, WeightedSum
+from fastmerge.apply import Apply, Copy, SparseMerge, WeightedSum
 from fastmerge.merging import solve_without_data
 from fastmerge.methods import Group, get_method
 from fastmerge.methods._base import METHODS, Method, method
+from fastmerge.survey import Survey
 
 
 def tensors(*rows):
@@ -184,6 +186,12 @@ def test_methods_refuse_what_has_no_norm(call, message):
 def test_weighted_sums_are_solved_without_data():
     values = {"weight": (1.0, 3.0), "normalize": True}
     assert solve_without_data(get_method("linear"), Group("a", (2,), 2, values)) == WeightedSum((0.25, 0.75))
+
+
+def test_the_guide_lists_every_survey_and_apply():
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text()
+    for kind in (*Survey.__subclasses__(), *Apply.__subclasses__()):
+        assert f"`{kind.__name__}(" in guide
 
 
 def test_a_name_is_registered_once():

@@ -74,7 +74,7 @@ def make_plan(recipe: Recipe, *, shard_size: int = DEFAULT_SHARD_SIZE, allow_mix
         index=index,
         dropped=tuple(_dropped(opened, found, placed)),
         files=files,
-        notes=tuple(notes),
+        notes=(*recipe.notes, *notes),
         digest=digest(placed, shards, [file for model in opened for file in model.files], semantics, recipe.seed),
     )
 

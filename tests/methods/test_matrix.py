@@ -25,7 +25,7 @@ from fastmerge.methods import REQUIRED, Group, Method, Parameter, all_methods, g
 from fastmerge.source import Resident
 
 RANDOM = {"dare_linear", "dare_ties"}
-# Values of required parameters at which one model alone returns itself.
+# Values at which one model alone returns itself, for parameters whose default does not make it so.
 NEUTRAL = {"weight": 1.0, "t": 1.0}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 U = 2.0**-24
@@ -107,11 +107,12 @@ def inputs(draw, method: Method, group: Group, dtypes) -> tuple[Tensor | None, l
 
 
 def neutral_case(name: str, models: int, generator: torch.Generator) -> Case:
-    """Return a case with default parameters and ``NEUTRAL`` ones, on float32 inputs."""
+    """Return a case with ``NEUTRAL`` and default parameters, on float32 inputs."""
     method = get_method(name)
     values = {}
     for parameter in method.parameters_of(method.semantics[0]):
-        value = NEUTRAL[parameter.name] if parameter.default is REQUIRED else parameter.default
+        value = NEUTRAL.get(parameter.name, parameter.default)
+        assert value is not REQUIRED, f"add {parameter.name} to NEUTRAL"
         values[parameter.name] = (value,) * models if parameter.per_model else value
     base = 0.02 * torch.randn(1023, generator=generator)
     tensors = [base + 2e-3 * torch.randn(1023, generator=generator) for _ in range(models)]

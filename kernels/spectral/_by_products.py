@@ -54,7 +54,7 @@ SEARCH_STEPS = 200
 
 
 def by_products(x: Tensor, rule: Rule, settings: Settings) -> Outcome:
-    """Map the singular values of ``x`` [batch, m, n], m >= n, none of them zero, by ``rule``."""
+    """Map the singular values of ``x`` [batch, m, n], m >= n, none of them all zeros, by ``rule``."""
     n = x.shape[-1]
     products = Products(settings.precision if x.is_cuda else settings.cpu_precision)
     search = BlockKrylov(x, max(1, min(BLOCK, n // 4)))
@@ -96,8 +96,8 @@ def _search_cuts(
     """Return the cut of each matrix in ``nuclear``, its triplets converged; None: the search does not pay."""
     for _ in range(SEARCH_STEPS):
         triplets = search.triplets()
-        found = {i: rule.cut(triplets.values[i], total, size) for i, total in nuclear.items()}
-        cuts = {i: cut for i, cut in found.items() if cut is not None}
+        candidates = {i: rule.cut(triplets.values[i], total, size) for i, total in nuclear.items()}
+        cuts = {i: cut for i, cut in candidates.items() if cut is not None}
         reached = len(cuts) == len(nuclear)
         k = max((cut.k for cut in cuts.values()), default=0)
         if reached and (rule.flat or all(_converged(triplets, i, cut, size, budget) for i, cut in cuts.items())):

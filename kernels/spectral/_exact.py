@@ -6,6 +6,8 @@ leaves. Its direction is arbitrary, so it maps to zero; a route that cannot tell
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,8 +15,6 @@ from ._info import Info
 from ._rules import Rule, found
 
 NULL = 2.0**-22
-# Below this share of the largest, a float32 SVD cannot tell a small singular value from a null one.
-SVD_FLOOR = 2.0**-19
 
 # The mapped matrices, what was done with each, and which are certified.
 Outcome = tuple[Tensor, list[Info], list[bool]]
@@ -27,7 +27,8 @@ def by_svd(x: Tensor, rule: Rule, dtype: torch.dtype, keep: bool, fill: bool = F
         u, s, vh = torch.linalg.svd(x.to(dtype), full_matrices=False, driver=driver)
     except torch.linalg.LinAlgError:
         return x, [], [False] * len(x)
-    floor = SVD_FLOOR if dtype == torch.float32 else 0.0
+    # What a float32 SVD returns for null values grows as sqrt(n): 2.7e-7 of the largest at 64, 8.8e-7 at 1024.
+    floor = max(4 * NULL, 2.0**-24 * math.sqrt(x.shape[-1])) if dtype == torch.float32 else 0.0
     values = s.double().cpu()
     mapped, infos, nullities = _mapped(values, rule, "svd" if dtype == torch.float32 else "svd64", fill)
     accepted = [

@@ -2,7 +2,7 @@ r"""Polar factor by a composition of odd polynomials of degree 5 that maps ``[lo
 
 Step t is the minimax polynomial ``p(x) = a x + b x^3 + c x^5`` of the constant 1 on the interval that the steps
 before it left, ``[l, u]``; it maps that interval to ``[p(l), 2 - p(l)]``, and greedy choice is optimal for the whole
-composition (Polar Express, arXiv 2505.16932). Computed in float64 on the host.
+composition (Polar Express, arXiv 2505.16932), up to two concessions to rounding, CUSHION and SLACK.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from ._products import Products
 # Smallest singular value over the largest that the schedule serves: square matrices have a tail, tall ones an edge.
 SQUARE_LOWER, TALL_LOWER = 1e-5, 1e-3
 TALL = 1.3
-CLEAN_UPS = 10
+# With this many steps after the schedule, what a square matrix has above 2.5e-7 of the largest converges: all but null.
+CLEAN_UPS = 7
 # Where the interval has shrunk to a point: the Taylor polynomial of the inverse square root at 1, of cubic convergence.
 CLEAN_UP = (15 / 8, -10 / 8, 3 / 8)
 # The minimax polynomial of a wide interval dips to its lower end: it maps large singular values to tiny ones, and loses
@@ -62,7 +63,7 @@ def minimax(low: float, high: float) -> Quintic:
         points = torch.tensor([low, q, r, high], dtype=torch.float64)
         signs = torch.tensor([1, -1, 1, -1], dtype=torch.float64)
         system = torch.stack([points, points**3, points**5, signs], dim=1)
-        a, b, c, previous = (*torch.linalg.solve(system, torch.ones(4, dtype=torch.float64)).tolist(),)
+        a, b, c, previous = torch.linalg.solve(system, torch.ones(4, dtype=torch.float64)).tolist()
         root = math.sqrt(9 * b * b - 20 * a * c)
         q, r = math.sqrt((-3 * b - root) / (10 * c)), math.sqrt((-3 * b + root) / (10 * c))
         if abs(error - previous) < 1e-14:
@@ -93,6 +94,6 @@ def polar_factor(x: Tensor, largest: Tensor, products: Products, tolerance: floa
             if step == len(steps) + CLEAN_UPS or all(value <= tolerance for value in orth):
                 break
         a, b, c = steps[step] if step < len(steps) else CLEAN_UP
-        multiplier = products.multiply(gram, gram).mul_(c).add_(gram, alpha=b)
+        multiplier = products.gram(gram).mul_(c).add_(gram, alpha=b)
         x = torch.add(products.multiply(x, multiplier), x, alpha=a)
     return x, step, orth

@@ -47,7 +47,7 @@ def spectral_map(x: Tensor, rule: Rule, *, tol: float, null: str, method: str) -
                 if accepted[position]:
                     out[index], infos[index] = result[position], details[position]
             pending = [index for index, done in zip(pending, accepted, strict=True) if not done]
-    return (out if m >= n else out.mT).reshape(x.shape), infos
+    return (out if m >= n else out.mT.contiguous()).reshape(x.shape), infos
 
 
 def _routes(

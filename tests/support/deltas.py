@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Singular values of at most this share of the largest count as zero.
+NULL = 2.0**-22
+
 KINDS = ("low_rank_noise", "bfloat16_difference", "lora_sum", "power_half", "power_one", "gaussian")
 
 
@@ -38,11 +41,11 @@ def make_delta(kind: str, m: int, n: int, generator: torch.Generator) -> Tensor:
 
 
 def boost_oracle(delta: Tensor, beta: float, dtype: torch.dtype = torch.float64) -> tuple[Tensor, int]:
-    """Return the boosted delta by a full SVD in ``dtype``, as the formula reads, and k."""
+    """Return the boosted delta by a full SVD in ``dtype``, as the formula reads, and k; null directions map to zero."""
     u, s, vh = torch.linalg.svd(delta.to(dtype), full_matrices=False)
     reached = (s.cumsum(0) / s.sum() >= beta).nonzero()
     k = int(reached[0]) if len(reached) else len(s) - 1
-    return (u * s.clamp(min=s[k])) @ vh, k
+    return (u * s.clamp(min=s[k]) * (s > NULL * s[0])) @ vh, k
 
 
 def relative_error(result: Tensor, exact: Tensor) -> float:

@@ -61,7 +61,9 @@ def _read_sharded(folder: str, index: str) -> tuple[tuple[InputFile, ...], dict[
     weight_map = (read_json(index_path) or {}).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index_path}: weight_map does not map tensor names to file names")
-    files, tensors, home = [], {}, {}
+    files: list[InputFile] = []
+    tensors: dict[str, TensorEntry] = {}
+    home: dict[str, str] = {}
     for filename in sorted(set(weight_map.values())):
         # Lexical, because the files of the hub's cache are links that lead out of their folder.
         if os.path.isabs(filename) or os.path.normpath(filename).startswith(".."):

@@ -53,7 +53,7 @@ def make_plan(recipe: Recipe, *, shard_size: int = DEFAULT_SHARD_SIZE, allow_mix
         problems.append(Problem("shard size", f"is {shard_size}, expected at least 1 byte"))
     models = open_models(recipe, problems)
     _raise(problems)
-    check_models(recipe, models, allow_mixed_types, problems)
+    check_models(models, allow_mixed_types, problems)
     found = pair_tensors(recipe, method, models, problems)
     outputs = _decide(recipe, method, found, problems)
     files, notes = small_files(recipe, models, found, outputs, problems)
@@ -103,7 +103,7 @@ def _decide(recipe: Recipe, method: Method, found: Rows, problems: list[Problem]
             outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, "copy", (tensors[single],)))
         else:
             outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, method.name, inputs, base, group))
-    problems.extend(Problem(recipe.path, message, "change the parameters") for message in actions.refusals)
+    problems.extend(Problem(recipe.path, message) for message in actions.refusals.values())
     return outputs
 
 
@@ -113,7 +113,7 @@ class _Actions:
     def __init__(self, method: Method):
         self._method = method
         self._known: dict[tuple, int | None] = {}
-        self.refusals: list[str] = []
+        self.refusals: dict[str, str] = {}
 
     def copied(self, group: Group) -> int | None:
         """Return the input that is copied as it is (the base counts, first), or None when the method computes."""
@@ -123,7 +123,8 @@ class _Actions:
                 self._known[key] = self._ask(group)
             except ValueError as error:
                 self._known[key] = None
-                self.refusals.append(str(error))
+                # One message for all tensors that are refused for the same reason.
+                self.refusals.setdefault(str(error).replace(group.name, ""), str(error))
         return self._known[key]
 
     def _ask(self, group: Group) -> int | None:

@@ -14,10 +14,8 @@ from .rows import Row
 from .types import InputTensor
 
 
-def check_models(
-    recipe: Recipe, models: Mapping[ModelRef, OpenModel], allow_mixed_types: bool, problems: list[Problem]
-) -> None:
-    """Check that the models are of one type and that the recipe's dtypes can be written."""
+def check_models(models: Mapping[ModelRef, OpenModel], allow_mixed_types: bool, problems: list[Problem]) -> None:
+    """Check that the models are of one type."""
     first = next(iter(models.values()))
     expected = (first.checkpoint.config or {}).get("model_type")
     for model in models.values():
@@ -26,9 +24,6 @@ def check_models(
             what = f"model_type is {kind!r}, but {first} is {expected!r}"
             remedy = "merge fine-tunes of one model, or allow mixed types if you know that they compute the same"
             problems.append(Problem(f"{model.checkpoint.folder}/config.json", what, remedy))
-    for key, name in (("dtype", recipe.dtype), ("out_dtype", recipe.out_dtype)):
-        if name and getattr(torch, name, None) not in MERGED:
-            problems.append(Problem(f"{recipe.path}: {key}", f"cannot write {name}", f"use one of {_names(MERGED)}"))
 
 
 def check_shapes(rows: Sequence[Row], problems: list[Problem]) -> list[Row]:
@@ -71,8 +66,8 @@ def check_dtypes(rows: Sequence[Row], problems: list[Problem]) -> list[Row]:
         refused = {(model.index, t.dtype): (t, model) for t, model in _inputs(row) if not _mergeable(t.dtype)}
         if not refused:
             good.append(row)
-        for key, found in refused.items():
-            wrong.setdefault(key, []).append(found)
+        for key, tensor_of_model in refused.items():
+            wrong.setdefault(key, []).append(tensor_of_model)
     for (_, dtype), found in wrong.items():
         tensor, model = found[0]
         remedy = "convert the model to bfloat16 or float32 first"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 _NUMBERED = re.compile(r"(?:(.*?)\.)??(\d+)\.(.+)")
 _STACK_NAMES = ("layers", "layer", "h", "blocks", "block")
@@ -13,7 +13,8 @@ LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """Names that configs give the number of layers."""
 
 
-class LayerName(NamedTuple):
+@dataclass(frozen=True)
+class LayerName:
     """A tensor's name taken apart: ``model.layers`` . ``3`` . ``mlp.up_proj.weight``."""
 
     stack: str
@@ -49,9 +50,9 @@ def find_stacks(names: Iterable[LayerName]) -> Stacks:
     """Return the stacks among the names. What is not called layers, h or block is a stack only if nothing else is."""
     indices: dict[str, set[int]] = {}
     tensors: dict[str, int] = {}
-    for stack, index, _ in names:
-        indices.setdefault(stack, set()).add(index)
-        tensors[stack] = tensors.get(stack, 0) + 1
+    for name in names:
+        indices.setdefault(name.stack, set()).add(name.index)
+        tensors[name.stack] = tensors.get(name.stack, 0) + 1
     counts = {stack: len(found) for stack, found in indices.items() if max(found) == len(found) - 1}
     named = [stack for stack in counts if stack.rpartition(".")[2] in _STACK_NAMES]
     main = max(named or counts, key=lambda stack: tensors[stack], default=None)

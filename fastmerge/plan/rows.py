@@ -110,7 +110,7 @@ def _pair_whole(found: Rows, members: Members) -> None:
 
 
 def _pair_slices(found: Rows, slices: Sequence[Members]) -> None:
-    """Stack the layers of the slices. Tensors before the layers come from the first slice, those behind from the last."""
+    """Stack the layers of the slices. Tensors before the layers come from the first slice, the others from the last."""
     head, tail = slices[0], slices[-1]
     before = [{n: t for n, t in model.outside.items() if belongs_before_layers(n)} for model in head.models]
     behind = [{n: t for n, t in model.outside.items() if not belongs_before_layers(n)} for model in tail.models]
@@ -135,7 +135,7 @@ def _depth(index: int, layers: int) -> float:
 
 def _settle_head(
     found: Rows, members: Members, tables: Sequence[dict[str, InputTensor]]
-) -> list[dict[str, InputTensor]]:
+) -> Sequence[dict[str, InputTensor]]:
     """Give every table an output head, or none of them one.
 
     A model that ties its head to its embedding has no tensor for it. Where others have one, it takes part with its

@@ -1,0 +1,106 @@
+"""Checkpoint folders: single files, shards with an index, and indices that lie."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from checkpoint_files import read_entry
+from safetensors.torch import save_file
+from tiny_models import make_tensors, save_model
+
+from fastmerge.checkpoint import open_checkpoint
+from fastmerge.errors import CheckpointError
+
+
+@pytest.mark.parametrize("shards", [1, 2, 37])
+def test_reads_every_tensor(tmp_path, shards):
+    tensors = make_tensors(layers=5)
+    checkpoint = open_checkpoint(str(save_model(tmp_path / "m", tensors, shards=shards)))
+    assert len(checkpoint.files) == shards
+    assert checkpoint.config["num_hidden_layers"] == 5
+    assert checkpoint.tensors.keys() == tensors.keys()
+    assert all(torch.equal(read_entry(checkpoint.tensors[name]), tensor) for name, tensor in tensors.items())
+
+
+def sharded(tmp_path):
+    folder = save_model(tmp_path / "m", make_tensors(), shards=3)
+    index = folder / "model.safetensors.index.json"
+    return folder, index, json.loads(index.read_text())
+
+
+def expect(folder, *messages):
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(str(folder))
+    for message in messages:
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("outside", ["../elsewhere.safetensors", "a/../../x.safetensors", "/etc/passwd"])
+def test_index_outside_its_folder(tmp_path, outside):
+    folder, path, index = sharded(tmp_path)
+    index["weight_map"]["model.norm.weight"] = outside
+    path.write_text(json.dumps(index))
+    expect(folder, str(path), "points outside its folder", outside)
+
+
+def test_missing_shard(tmp_path):
+    folder, path, _ = sharded(tmp_path)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    expect(folder, str(path), "model-00002-of-00003.safetensors is missing", "download it again")
+
+
+def test_tensor_in_two_shards(tmp_path):
+    folder, _, index = sharded(tmp_path)
+    home = index["weight_map"]["model.norm.weight"]
+    other = next(name for name in index["weight_map"].values() if name != home)
+    names = [name for name, shard in index["weight_map"].items() if shard == other]
+    save_file({name: torch.zeros(2) for name in [*names, "model.norm.weight"]}, folder / other)
+    expect(folder, "model.norm.weight is also in")
+
+
+def test_tensor_that_the_index_does_not_list(tmp_path):
+    folder, path, index = sharded(tmp_path)
+    del index["weight_map"]["model.norm.weight"]
+    path.write_text(json.dumps(index))
+    expect(folder, "are in its shards but not in the index: model.norm.weight")
+
+
+def test_tensor_that_no_shard_holds(tmp_path):
+    folder, path, index = sharded(tmp_path)
+    index["weight_map"]["model.ghost.weight"] = index["weight_map"]["model.norm.weight"]
+    path.write_text(json.dumps(index))
+    expect(folder, "are not in any shard: model.ghost.weight")
+
+
+def test_tensor_in_another_shard(tmp_path):
+    folder, path, index = sharded(tmp_path)
+    home = index["weight_map"]["model.norm.weight"]
+    index["weight_map"]["model.norm.weight"] = next(name for name in index["weight_map"].values() if name != home)
+    path.write_text(json.dumps(index))
+    expect(folder, "are in another shard than it says: model.norm.weight")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "not a JSON object"),
+        ("{}", "weight_map"),
+        ('{"weight_map": {"a": 1}}', "weight_map"),
+    ],
+)
+def test_broken_index(tmp_path, text, message):
+    folder, path, _ = sharded(tmp_path)
+    path.write_text(text)
+    expect(folder, str(path), message)
+
+
+def test_no_weights(tmp_path):
+    expect(tmp_path, str(tmp_path), "no weights; expected one of model.safetensors")
+
+
+def test_adapter_alone(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    expect(tmp_path, "is a LoRA adapter, not a model", "model+adapter")

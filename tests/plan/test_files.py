@@ -1,0 +1,174 @@
+"""Heads and ties, adapters, and the small files of an output."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from checkpoint_files import read_entry, write_adapter
+from tiny_models import make_tensors, save_model
+
+from fastmerge.errors import InvalidInput
+from fastmerge.plan.types import CopiedFile, TextFile
+
+LINEAR = "merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: a}, {model: b}]\n"
+
+
+def config_of(plan):
+    return json.loads(plan.files["config.json"].text)
+
+
+@pytest.fixture
+def pair(tmp_path, monkeypatch):
+    """A function that saves models ``a`` and ``b`` in the current folder: which are tied, and their configs."""
+    monkeypatch.chdir(tmp_path)
+
+    def save(tied_a, tied_b, **configs):
+        for name, tied in (("a", tied_a), ("b", tied_b)):
+            save_model(name, make_tensors(tied=tied), **configs.get(name, {}))
+
+    return save
+
+
+def test_both_tied(pair, plan_of):
+    pair(True, True)
+    plan = plan_of(LINEAR)
+    assert "lm_head.weight" not in {output.name for output in plan.outputs}
+    assert config_of(plan)["tie_word_embeddings"] is True
+
+
+@pytest.mark.parametrize("tied", ["a", "b"])
+def test_a_tied_model_takes_part_with_its_embedding(pair, plan_of, tied):
+    pair(tied == "a", tied == "b")
+    plan = plan_of(LINEAR)
+    (head,) = (output for output in plan.outputs if output.name == "lm_head.weight")
+    names = {"lm_head.weight": "ab".replace(tied, ""), "model.embed_tokens.weight": tied}
+    assert {tensor.name: "ab"[tensor.model] for tensor in head.inputs} == names
+    assert config_of(plan)["tie_word_embeddings"] is False
+
+
+def test_redundant_head_of_a_tied_model(pair, plan_of):
+    pair(True, False, b={"tie_word_embeddings": True})
+    plan = plan_of(LINEAR)
+    assert "lm_head.weight" not in {output.name for output in plan.outputs}
+    assert [(d.model, d.name, d.reason) for d in plan.dropped] == [
+        (1, "lm_head.weight", "every model ties it to the embedding")
+    ]
+    assert config_of(plan)["tie_word_embeddings"] is True
+
+
+def test_adapters(family, plan_of):
+    written = write_adapter("lora", {"model.layers.2.mlp.up_proj": (160, 64)}, rank=4, lora_alpha=2)
+    plan = plan_of(LINEAR.replace("{model: b}", "{model: a+lora}"))
+    assert [model.reference for model in plan.models] == ["a", "a+lora"]
+    assert plan.models[1].files[-1].path.endswith("lora/adapter_model.safetensors")
+    for output in plan.outputs:
+        plain, tuned = output.inputs
+        assert plain.adapters == ()
+        if output.name != "model.layers.2.mlp.up_proj.weight":
+            assert tuned.adapters == ()
+            continue
+        (adapter,) = tuned.adapters
+        assert adapter.scale == 0.5
+        assert torch.equal(read_entry(adapter.up), written["base_model.model.model.layers.2.mlp.up_proj.lora_B.weight"])
+        assert torch.equal(
+            read_entry(adapter.down), written["base_model.model.model.layers.2.mlp.up_proj.lora_A.weight"]
+        )
+    passed = plan_of("merge_method: passthrough\nmodels: [{model: a+lora}]")
+    assert {o.method for o in passed.outputs if o.inputs[0].adapters} == {"passthrough"}
+    assert {o.method for o in passed.outputs if not o.inputs[0].adapters} == {"copy"}
+    assert passed.digest != plan_of("merge_method: passthrough\nmodels: [{model: a}]").digest
+
+
+def test_configs_come_from_the_base_or_the_first_model(family, plan_of):
+    for name in ("base", "a"):
+        save_model(name, make_tensors(layers=4), mark=name, _name_or_path="/home/someone")
+    based = config_of(
+        plan_of("merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: a, parameters: {weight: 1}}]")
+    )
+    assert based["mark"] == "base" and "_name_or_path" not in based
+    assert config_of(plan_of(LINEAR))["mark"] == "a"
+
+
+def test_dtype_key_of_new_configs(family, plan_of):
+    path = Path("a/config.json")
+    config = json.loads(path.read_text())
+    del config["torch_dtype"]
+    path.write_text(json.dumps(config | {"dtype": "bfloat16", "text_config": {"dtype": "bfloat16"}}))
+    written = config_of(plan_of(LINEAR + "dtype: float32"))
+    assert written["dtype"] == written["text_config"]["dtype"] == "float32" and "torch_dtype" not in written
+
+
+def test_side_files(family, plan_of, tmp_path):
+    for name in (
+        "tokenizer.model",
+        "merges.txt",
+        "preprocessor_config.json",
+        "modeling_x.py",
+        "optimizer.pt",
+        "notes.md",
+    ):
+        (tmp_path / "a" / name).write_text("a")
+        (tmp_path / "b" / name).write_text("b")
+    plan = plan_of(LINEAR + "tokenizer_source: b")
+    folders = {name: file.path.split("/")[-2] for name, file in plan.files.items() if isinstance(file, CopiedFile)}
+    assert folders == {
+        "tokenizer.model": "b", "merges.txt": "b", "tokenizer_config.json": "b",
+        "preprocessor_config.json": "a", "modeling_x.py": "a", "generation_config.json": "a",
+    }  # fmt: skip
+    assert {name for name, file in plan.files.items() if isinstance(file, TextFile)} == {"config.json", "README.md"}
+
+
+def tokenizer(folder, tokens):
+    text = json.dumps({"model": {"vocab": {token: i for i, token in enumerate(tokens)}}, "added_tokens": []})
+    (folder / "tokenizer.json").write_text(text)
+
+
+def test_token_ids_must_agree_with_the_tokenizer_source(family, plan_of, tmp_path):
+    tokenizer(tmp_path / "a", ["x", "y"])
+    tokenizer(tmp_path / "b", ["x", "y", "only here"])
+    assert plan_of(LINEAR + "tokenizer_source: a").outputs
+    tokenizer(tmp_path / "b", ["x", "z"])
+    with pytest.raises(InvalidInput, match="1 token ids mean other tokens than in a: 1 is 'z', there 'y'"):
+        plan_of(LINEAR + "tokenizer_source: a")
+    (tmp_path / "b" / "tokenizer.json").write_text('{"model": []}')
+    with pytest.raises(InvalidInput, match="is not a tokenizer file"):
+        plan_of(LINEAR + "tokenizer_source: a")
+
+
+def template_of(plan):
+    return json.loads(plan.files["tokenizer_config.json"].text)["chat_template"]
+
+
+def test_chat_templates(family, plan_of, tmp_path):
+    (tmp_path / "a" / "chat_template.jinja").write_text("{{ from_a }}")
+    for name in ("b", "c"):
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ common }}"}))
+    three = LINEAR.replace("{model: b}", "{model: b}, {model: c}")
+    assert "chat_template.jinja" in plan_of(three).files
+    plan = plan_of(three + "chat_template: auto")
+    assert template_of(plan) == "{{ common }}" and "chat_template.jinja" not in plan.files
+    assert template_of(plan_of(LINEAR + "chat_template: '{{ mine }}'")) == "{{ mine }}"
+    assert "<|im_start|>" in template_of(plan_of(LINEAR + "chat_template: chatml"))
+
+
+def test_named_template_renders(family, plan_of):
+    jinja2 = pytest.importorskip("jinja2")
+    template = jinja2.Template(template_of(plan_of(LINEAR + "chat_template: chatml")))
+    text = template.render(messages=[{"role": "user", "content": "hi"}], add_generation_prompt=True)
+    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_model_card(family, plan_of, tmp_path):
+    for name in "ab":
+        (tmp_path / name / "README.md").write_text("---\nlicense: apache-2.0\n---\ntext")
+    text = plan_of(LINEAR).files["README.md"].text
+    _, front, body = text.split("---\n", 2)
+    metadata = yaml.safe_load(front)
+    assert metadata == {"license": "apache-2.0", "library_name": "transformers", "tags": ["merge", "fastmerge"]}
+    assert LINEAR.strip() in body and "`linear`" in body and "2203.05482" in body and "seed 0" in body
+    (tmp_path / "b" / "README.md").write_text("---\nlicense: mit\n---\ntext")
+    assert "license" not in plan_of(LINEAR).files["README.md"].text

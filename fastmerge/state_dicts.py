@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -115,15 +115,19 @@ def _input_problems(named: Mapping[str, StateDict]) -> list[Problem]:
     problems = []
     (first, reference), *others = named.items() or [("models", {})]
     for label, state in others:
-        for names, what in ((reference.keys() - state.keys(), "lacks"), (state.keys() - reference.keys(), "has extra")):
-            if names:
-                listed = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
-                problems.append(Problem(label, f"{what} {len(names)} tensors compared with {first}: {listed}"))
+        if missing := reference.keys() - state.keys():
+            problems.append(Problem(label, f"lacks tensors that {first} has: {_listed(missing)}"))
+        if extra := state.keys() - reference.keys():
+            problems.append(Problem(label, f"has tensors that {first} lacks: {_listed(extra)}"))
     for label, state in named.items():
         for name, tensor in state.items():
             if name in reference:
                 problems += _tensor_problems(f"{label}[{name!r}]", tensor, f"{first}[{name!r}]", reference[name])
     return problems
+
+
+def _listed(names: Set[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
 
 
 def _tensor_problems(where: str, tensor: Any, like_where: str, like: Any) -> list[Problem]:
@@ -152,7 +156,7 @@ def _out_problems(reference: StateDict, out: Mapping[str, Tensor] | None, dtype:
     if out is None:
         return []
     if missing := reference.keys() - out.keys():
-        return [Problem("out", f"lacks {', '.join(sorted(missing)[:5])}", "it needs a tensor for every name")]
+        return [Problem("out", f"lacks {_listed(missing)}", "it needs a tensor for every name")]
     problems = []
     for name, like in reference.items():
         where, target = f"out[{name!r}]", out[name]

@@ -191,8 +191,8 @@ def test_all_problems_of_state_dicts_are_named_at_once(generator):
         merge_state_dicts(base, [a, b], method="tie", wieght=1)
     for expected in (
         "method: 'tie' is unknown (did you mean ties?)",
-        "models[0]: lacks 1 tensors compared with base: norm",
-        "models[0]: has extra 1 tensors compared with base: extra",
+        "models[0]: lacks tensors that base has: norm",
+        "models[0]: has tensors that base lacks: extra",
         "models[0]['position']: has dtype torch.int64 and differs from base['position'] (only equal ones are copied)",
         "models[1]['layers.2.w']: has shape (5, 9), base['layers.2.w'] has (9, 5)",
         "models[1]['layers.10.w']: has dtype torch.float64; expected float32, bfloat16 or float16 (convert it)",

@@ -27,14 +27,14 @@ SIGN_METHOD = Parameter(
 _TINY_NORM = 1e-7
 
 
-def density(kept: str) -> Parameter:
+def density_parameter(kept: str) -> Parameter:
     """Return the parameter ``density``; ``kept`` says which elements of a delta are kept."""
     return Parameter("density", float, 1.0, per_model=True, minimum=0.0, maximum=1.0, doc=kept)
 
 
 DARE_PARAMETERS = (
     WEIGHT,
-    density("probability that an element of the delta is kept"),
+    density_parameter("probability that an element of the delta is kept"),
     Parameter("rescale", bool, True, semantics=("mergekit",), doc="give each dropped delta its L1 norm back"),
     Parameter("normalize", bool, False, semantics=("mergekit",), doc="divide by the sum of the weights"),
     LAMBDA,

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from ..apply import SparseMerge
 from ._base import Group, Method, Parameter, Solve, method
-from ._sparse import INT8_MASK, LAMBDA, SIGN_METHOD, SIGN_VOTES, WEIGHT, density, divisor, keep_largest, l1_factors
+from ._sparse import (
+    INT8_MASK,
+    LAMBDA,
+    SIGN_METHOD,
+    SIGN_VOTES,
+    WEIGHT,
+    density_parameter,
+    divisor,
+    keep_largest,
+    l1_factors,
+)
 
 
 @method
@@ -32,7 +42,7 @@ class Ties(Method):
     base = "required"
     parameters = (
         WEIGHT,
-        density("share of each delta that is kept, largest magnitudes first"),
+        density_parameter("share of each delta that is kept, largest magnitudes first"),
         Parameter("normalize", bool, True, semantics=("mergekit",), doc="divide by the weights that agree in sign"),
         Parameter("rescale", bool, False, semantics=("mergekit",), doc="give each trimmed delta its L1 norm back"),
         LAMBDA,

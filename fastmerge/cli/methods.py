@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,9 +20,13 @@ COLUMNS = ("method", "formula", "base", "models", "parameters", "source")
 
 @click.command(cls=Command)
 @click.argument("name", required=False)
-@click.option("--markdown", is_flag=True, help="Print the table of the README.")
+@click.option(
+    "--update",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Write the table between the markers of a Markdown file.",
+)
 @JSON
-def methods(name: str | None, markdown: bool, as_json: bool) -> None:
+def methods(name: str | None, update: Path | None, as_json: bool) -> None:
     """List the merge methods, or describe the one called NAME."""
     from ..functional import find_method
     from ..methods import all_methods
@@ -31,14 +36,24 @@ def methods(name: str | None, markdown: bool, as_json: bool) -> None:
         print_json([_values(method) for method in chosen.values()])
     elif name is not None:
         _describe(chosen[name])
-    elif markdown:
-        click.echo(markdown_table(chosen), nl=False)
+    elif update is not None:
+        update.write_text(with_table(update.read_text()))
     else:
         print_table(COLUMNS, [_row(method) for method in chosen.values()])
 
 
-def markdown_table(chosen: dict[str, Method]) -> str:
-    """Return the table of the README."""
+def with_table(text: str) -> str:
+    """Return a Markdown text with the table of all methods between its markers."""
+    from ..methods import all_methods
+
+    before, marker, rest = text.partition("<!-- methods: begin -->\n")
+    _, end, after = rest.partition("<!-- methods: end -->")
+    if not end:
+        raise click.UsageError("the file lacks the lines <!-- methods: begin --> and <!-- methods: end -->")
+    return f"{before}{marker}\n{_markdown(all_methods())}\n{end}{after}"
+
+
+def _markdown(chosen: dict[str, Method]) -> str:
     rows = [COLUMNS, ("---",) * len(COLUMNS)]
     for method in chosen.values():
         name, formula, base, models, parameters, source = (cell.replace("|", "\\|") for cell in _row(method))

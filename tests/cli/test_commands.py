@@ -1,0 +1,145 @@
+"""verify, inspect, diff, methods, doctor and bench through the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from commands import call, call_json
+from safetensors.torch import load_file, save_file
+
+from fastmerge import kernels
+from fastmerge.cli import _options
+from fastmerge.methods import all_methods
+
+
+@pytest.fixture(scope="module")
+def merged(ties, tmp_path_factory):
+    out = tmp_path_factory.mktemp("merged") / "out"
+    assert call("merge", ties, out, "--quiet").exit_code == 0
+    return out
+
+
+def damaged(merged, tmp_path):
+    """Return a copy of ``merged`` with one element of one tensor changed."""
+    out = tmp_path / "damaged"
+    shutil.copytree(merged, out)
+    tensors = load_file(out / "model.safetensors")
+    tensors["model.norm.weight"][3] += 1
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+def test_verify_accepts_what_merge_wrote(merged):
+    result = call("verify", merged, "--backend", "reference")
+    assert result.exit_code == 0, result.output
+    assert "every bit as recomputed" in result.stdout
+    assert call_json("verify", merged, "--sample", 3)["report"]["recomputed"] == 3
+
+
+@pytest.mark.parametrize("arguments", [[], ["--sample", 0]])
+def test_verify_finds_a_changed_element(arguments, merged, tmp_path):
+    result = call("verify", damaged(merged, tmp_path), *arguments)
+    assert result.exit_code == 1
+    assert "model.norm.weight" in result.stderr and result.stderr.count("differs: ") == 1
+
+
+def test_verify_refuses_what_fastmerge_did_not_make(models):
+    result = call("verify", models / "base")
+    assert result.exit_code == 2
+    assert "only outputs of fastmerge can be verified" in result.stderr
+
+
+def test_inspect(merged, models):
+    text = call("inspect", merged, "--tensors").stdout
+    for word in ("ties", "merge_method: ties", "model.norm.weight", "bfloat16", "[256, 64]"):
+        assert word in text
+    assert "merged by" not in call("inspect", models / "base").stdout
+    values = call_json("inspect", merged)
+    assert values["tensors"]["model.norm.weight"]["shape"] == [64]
+    assert values["manifest"]["method"] == "ties"
+
+
+def test_inspect_names_what_is_missing(tmp_path):
+    result = call("inspect", tmp_path)
+    assert result.exit_code == 2
+    assert "no weights" in result.stderr
+
+
+def test_diff_measures_every_tensor(merged, tmp_path):
+    other = damaged(merged, tmp_path)
+    found = {item["name"]: item for item in call_json("diff", merged, other)}
+    assert len(found) == 21
+    item = found.pop("model.norm.weight")
+    a, b = (load_file(folder / "model.safetensors")["model.norm.weight"].double() for folder in (merged, other))
+    assert item["changed"] == 1 / 64
+    assert item["l2"] == pytest.approx((b - a).norm().item(), rel=1e-12)
+    assert item["cosine"] == pytest.approx(torch.nn.functional.cosine_similarity(a, b, dim=0).item(), rel=1e-12)
+    assert all(item["changed"] == 0 and item["l2"] == 0 for item in found.values())
+    text = call("diff", merged, other, "--changed").stdout
+    assert "model.norm.weight" in text and "lm_head" not in text
+
+
+def test_diff_of_tensors_that_do_not_pair(tmp_path):
+    for name, tensors in {
+        "a": {"same": torch.arange(3), "shape": torch.zeros(2), "left": torch.zeros(1), "empty": torch.zeros(0)},
+        "b": {"same": torch.arange(3), "shape": torch.zeros(3), "right": torch.zeros(1), "empty": torch.zeros(0)},
+    }.items():
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    found = {item["name"]: item for item in call_json("diff", tmp_path / "a", tmp_path / "b")}
+    assert {name: item["status"] for name, item in found.items()} == {
+        "same": "compared", "empty": "compared", "shape": "shapes differ", "left": "only in a", "right": "only in b"
+    }  # fmt: skip
+    assert found["same"] == {"name": "same", "status": "compared", "changed": 0.0, "l2": None, "cosine": None}
+    assert found["empty"]["cosine"] is None
+
+
+def test_methods_lists_the_registry():
+    assert [item["name"] for item in call_json("methods")] == list(all_methods())
+    text = call("methods").stdout
+    assert all(name in text for name in all_methods())
+
+
+@pytest.mark.parametrize("name", all_methods())
+def test_methods_describes_each(name):
+    text = call("methods", name).stdout
+    assert text.startswith(name)
+    assert all(parameter.name in text and parameter.doc in text for parameter in all_methods()[name].parameters)
+
+
+def test_methods_suggests_a_name():
+    result = call("methods", "tise")
+    assert result.exit_code == 2
+    assert "did you mean ties?" in result.stderr
+
+
+def test_doctor_tells_what_is_chosen(monkeypatch):
+    monkeypatch.setenv("FASTMERGE_BACKEND", "reference")
+    monkeypatch.setenv("FASTMERGE_TYPO", "1")
+    sections = call_json("doctor")
+    assert sections["backends"] == dict.fromkeys(sorted(kernels.OPERATIONS), "reference (pinned)")
+    assert sections["environment"]["FASTMERGE_BACKEND"].startswith("reference: ")
+    assert "not a variable of fastmerge" in sections["environment"]["FASTMERGE_TYPO"]
+    text = call("doctor").stdout
+    assert "fastmerge._C" in text and torch.__version__ in text
+
+
+def test_the_offered_backends_are_those_of_the_registry():
+    parameters = {p.name: p for p in _options.BACKEND(lambda: None).__click_params__}
+    assert set(parameters["backend"].type.choices) == {"auto", *kernels.BACKENDS}
+
+
+def test_bench_measures_beside_a_copy():
+    found = call_json("bench", "--elements", 20000)
+    assert found[0]["name"] == "copy" and found[0]["of_copy"] == 1
+    assert all(item["seconds"] > 0 for item in found)
+    assert "of copy" in call("bench", "--elements", 20000).stdout
+
+
+def test_errors_as_json(tmp_path):
+    result = call("inspect", tmp_path, "--json")
+    assert result.exit_code == 2
+    assert "no weights" in json.loads(result.stdout)["error"]

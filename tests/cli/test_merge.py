@@ -1,0 +1,147 @@
+"""merge, plan and check through the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from commands import call, call_json, write_recipe
+from safetensors.torch import load_file
+
+import fastmerge
+from fastmerge.cli import _mergekit
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return {name: t for path in sorted(folder.glob("*.safetensors")) for name, t in load_file(path).items()}
+
+
+def test_merge_equals_the_merge_of_state_dicts(models, ties, tmp_path):
+    result = call("merge", ties, tmp_path / "out", "--ram", "512MiB", "--threads", 2)
+    assert result.exit_code == 0, result.output
+    base, *tuned = (weights(models / name) for name in ("base", "one", "two", "three"))
+    expected = fastmerge.merge_state_dicts(base, tuned, method="ties", weight=1.0, density=0.5)
+    merged = weights(tmp_path / "out")
+    assert merged.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(merged[name], tensor), name
+    for word in ("read", "written", "time", "bound", "peak memory"):
+        assert f"\n{word} " in result.stdout
+
+
+def test_python_merge_writes_the_same_files(models, ties, tmp_path):
+    report = fastmerge.merge(ties, tmp_path / "a", ram="512MiB", shard_size="100kB", threads=1)
+    assert call("merge", ties, tmp_path / "b", "--shard-size", "100kB", "--quiet").output == ""
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert len([name for name in names if name.endswith(".safetensors")]) > 1
+    assert names == sorted(path.name for path in (tmp_path / "b").iterdir())
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    assert report.bytes_read == sum(p.stat().st_size for p in models.glob("*/*.safetensors")) - header_bytes(models)
+
+
+def header_bytes(models) -> int:
+    return sum(8 + int.from_bytes(p.read_bytes()[:8], "little") for p in models.glob("*/*.safetensors"))
+
+
+def test_report_as_json(ties, tmp_path):
+    report = call_json("merge", ties, tmp_path / "out")
+    assert report["tensors"] == 21 and report["resumed"] == 0
+    assert report["distance"] == pytest.approx(report["seconds"] / report["bound_seconds"])
+    assert report["bounded_by"] in ("read", "compute", "write")
+
+
+def test_dry_run_and_plan_agree_and_write_nothing(ties, tmp_path):
+    planned = call_json("plan", ties, "--ram", "1GiB")
+    dry = call_json("merge", ties, tmp_path / "out", "--dry-run", "--ram", "1GiB")
+    measured = {"read_rate", "seconds"}
+    assert {k: v for k, v in planned.items() if k not in measured} == {
+        k: v for k, v in dry.items() if k not in measured
+    }
+    assert planned["tensors"] == 21 and planned["memory"] == 2**30 and planned["seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
+    assert "reads" in call("plan", ties).stdout
+
+
+def test_existing_output_is_refused_and_overwritten_when_asked(ties, tmp_path):
+    out = tmp_path / "out"
+    assert call("merge", ties, out, "--quiet").exit_code == 0
+    refused = call("merge", ties, out)
+    assert refused.exit_code == 2
+    assert refused.stderr == f"error: {out} exists; choose another folder, or replace it with --overwrite\n"
+    assert call("merge", ties, out, "--overwrite").exit_code == 0
+
+
+def test_check_reports_every_problem(models, tmp_path):
+    recipe = write_recipe(tmp_path / "r.yml", models, merge_metod="x", parameters={"lamda": 1, "normalize": "perhaps"})
+    result = call("check", recipe)
+    assert result.exit_code == 2
+    lines = result.stderr.splitlines()
+    assert lines[0] == "error: 3 problems"
+    assert len([line for line in lines if line.startswith("  - ")]) == 3
+    for word in ("merge_metod", "lamda", "lambda", "normalize"):
+        assert word in result.stderr
+    problems = json.loads(call("check", recipe, "--json").stdout)["problems"]
+    assert len(problems) == 3 and all(problem["where"] and problem["what"] for problem in problems)
+
+
+def test_check_says_when_nothing_is_wrong(ties):
+    result = call("check", ties)
+    assert result.exit_code == 0
+    assert result.stdout == f"{ties}: nothing is wrong; 21 tensors of 4 models\n"
+    assert call_json("check", ties)["ok"] is True
+
+
+def test_seed_replaces_the_seed_of_the_recipe(models, tmp_path):
+    recipe = write_recipe(tmp_path / "r.yml", models, merge_method="dare_ties", seed=1)
+    for name, arguments in {"a": [], "b": ["--seed", 1], "c": ["--random-seed", 2]}.items():
+        assert call("merge", recipe, tmp_path / name, "--quiet", *arguments).exit_code == 0
+    a, b, c = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not all(torch.equal(a[name], c[name]) for name in a)
+
+
+def test_mergekit_flags_are_accepted(ties, tmp_path):
+    flags = ["--cuda", "--lazy-unpickle", "--allow-crimes", "--copy-tokenizer", "--low-cpu-memory", "--gpu-rich", "-v"]
+    flags += ["--trust-remote-code", "--write-model-card", "--no-async-write", "--device", "cuda:0"]
+    result = call("merge", ties, tmp_path / "out", *flags, "--out-shard-size", "0.0001B", "--num-threads", 1)
+    assert result.exit_code == 0, result.output
+    assert "note: --cuda means nothing here: " in result.stderr
+    assert "--allow-crimes" not in result.stderr
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
+
+
+@pytest.mark.parametrize("flag", list(_mergekit.IGNORED))
+def test_every_flag_without_a_meaning_has_a_note(flag, ties):
+    kind, why = _mergekit.IGNORED[flag]
+    name = flag.split("/")[0]
+    result = call("check", ties, name, *([] if kind is None else ["1"]))
+    assert result.exit_code == 0, result.output
+    assert f"note: {name} means nothing here: {why}\n" in result.stderr
+
+
+@pytest.mark.parametrize(("text", "nbytes"), [("5B", 5 * 10**9), ("500M", 5 * 10**8), ("2k", 2000), ("7", 7)])
+def test_sizes_of_mergekit(text, nbytes):
+    assert _mergekit.ShardSize().convert(text, None, None) == nbytes
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--ram", "lots"], ["--threads", 0], ["--backend", "gpu"], ["--out-shard-size", "B"]]
+)
+def test_bad_options_are_usage_errors(arguments, ties, tmp_path):
+    result = call("merge", ties, tmp_path / "out", *arguments)
+    assert result.exit_code == 2
+    assert arguments[0] in result.stderr
+
+
+def test_a_budget_that_is_too_small_says_what_is_needed(ties, tmp_path):
+    result = call("merge", ties, tmp_path / "out", "--ram", "1kB")
+    assert result.exit_code == 2
+    assert "memory budget of 1000 bytes is too small: this merge needs at least" in result.stderr
+
+
+def test_a_backend_that_cannot_run_is_one_message(ties, tmp_path):
+    result = call("merge", ties, tmp_path / "out", "--backend", "cuda")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ") and "'cuda' was asked for but cannot run" in result.stderr

@@ -1,0 +1,109 @@
+"""The installed command in its own process: start-up, pipes, statuses, interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import write_recipe
+from safetensors.torch import save_file
+from tiny_models import make_tensors, save_model
+
+COMMAND = Path(sys.executable).with_name("fastmerge")
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    command = [str(COMMAND), *(str(argument) for argument in arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+def imported_by(statement: str) -> set[str]:
+    """Return the top-level modules that a fresh interpreter has loaded after ``statement``."""
+    code = f"{statement}\nimport sys, json\nprint(json.dumps([name.split('.')[0] for name in sys.modules]))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(json.loads(result.stdout))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    base = make_tensors(seed=0)
+    save_model(folder / "base", base)
+    for seed, name in enumerate(("one", "two", "three"), start=1):
+        save_model(folder / name, make_tensors(seed=seed, base=base))
+    return folder
+
+
+@pytest.mark.parametrize("statement", ["import fastmerge", "import fastmerge.cli"])
+def test_importing_loads_nothing_heavy(statement):
+    heavy = {"torch", "numpy", "pydantic", "yaml", "rich", "transformers", "huggingface_hub", "safetensors"}
+    assert not imported_by(statement) & heavy
+
+
+def test_a_merge_loads_no_optional_package(models, tmp_path):
+    recipe = write_recipe(tmp_path / "r.yml", models)
+    statement = f"import fastmerge; fastmerge.merge({str(recipe)!r}, {str(tmp_path / 'out')!r})"
+    assert not imported_by(statement) & {"transformers", "huggingface_hub", "triton", "rich", "click"}
+
+
+def test_help_names_every_command():
+    result = run("--help")
+    assert result.returncode == 0
+    for name in ("merge", "plan", "check", "verify", "inspect", "diff", "methods", "doctor", "bench", "demo"):
+        assert f"\n  {name} " in result.stdout
+
+
+def test_merge_in_a_pipe(models, tmp_path):
+    recipe = write_recipe(tmp_path / "r.yml", models)
+    result = run("merge", recipe, tmp_path / "out", "--json")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert json.loads(result.stdout)["tensors"] == 21
+
+
+def test_an_error_is_one_message_without_a_traceback(models, tmp_path):
+    recipe = write_recipe(tmp_path / "r.yml", models, base_model=str(tmp_path / "nowhere"))
+    result = run("merge", recipe, tmp_path / "out")
+    assert result.returncode == 2
+    assert "nowhere" in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_tables_have_no_colours_in_a_pipe():
+    result = run("methods", FORCE_COLOR="", NO_COLOR="1")
+    assert result.returncode == 0
+    assert "\x1b[" not in result.stdout
+
+
+@pytest.mark.slow
+def test_an_interrupted_merge_says_how_to_go_on_and_does(tmp_path):
+    tensors = {
+        f"model.layers.{i}.mlp.up_proj.weight": make_tensors()["lm_head.weight"].repeat(64, 8) for i in range(24)
+    }
+    for name in ("base", "one", "two", "three"):
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    recipe = write_recipe(tmp_path / "r.yml", tmp_path)
+    # The reference backend is slow enough to be interrupted.
+    arguments = ["merge", recipe, tmp_path / "out", "--backend", "reference", "--threads", "1"]
+    process = subprocess.Popen([COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not any(path.stat().st_size > 1000 for path in tmp_path.glob(".out.partial-*/journal.jsonl")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "interrupted: stopped with" in stderr and "the same command goes on from there" in stderr
+    assert "Traceback" not in stderr
+    report = json.loads(run("merge", recipe, tmp_path / "out", "--json").stdout)
+    assert 0 < report["resumed"] < len(tensors)

@@ -1,0 +1,61 @@
+"""The README: its code runs, its tables are current, its set-up commands are those of CI."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import make_tensors, save_model
+
+from fastmerge.cli.methods import with_table
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_table_of_methods_is_current():
+    assert with_table(README) == README, "run: fastmerge methods --update README.md"
+
+
+def test_the_set_up_commands_are_single_lines_that_ci_runs():
+    setup = blocks("sh")[:2]
+    ci = (ROOT / ".ci" / "run").read_text().splitlines()
+    for block in setup:
+        assert block.count("\n") == 1
+        assert block.strip() in ci
+
+
+def test_every_environment_variable_is_in_the_table():
+    sources = [*ROOT.glob("kernels/**/*.py"), *ROOT.glob("fastmerge/**/*.py"), ROOT / "setup.py"]
+    used = {name for path in sources for name in re.findall(r"\"(FASTMERGE_[A-Z_]*[A-Z])\"", path.read_text())}
+    assert used
+    assert used == set(re.findall(r"^\| `(FASTMERGE_[A-Z_]+)`", README, re.MULTILINE))
+
+
+def test_links_and_folders_exist():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for folder in re.findall(r"^([a-z/]+/) ", README, re.MULTILINE):
+        assert (ROOT / folder).is_dir(), folder
+
+
+@pytest.mark.slow
+def test_the_code_runs(tmp_path):
+    base = make_tensors(seed=0)
+    save_model(tmp_path / "fastmerge-demo" / "base", base)
+    for seed, name in enumerate(("red", "green", "blue"), start=1):
+        save_model(tmp_path / "fastmerge-demo" / name, make_tensors(seed=seed, base=base))
+    (tmp_path / "recipe.yml").write_text(blocks("yaml")[0])
+    shell = blocks("sh")[2].replace("source .venv/bin/activate\n", "set -e\n")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for command in [["bash", "-c", shell], *([sys.executable, "-c", code] for code in blocks("python"))]:
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 from collections.abc import Iterator, Sequence
 
 from ..apply import Apply, Copy
@@ -57,6 +58,11 @@ def make_plan(recipe: Recipe, *, shard_size: int = DEFAULT_SHARD_SIZE, allow_mix
     found = pair_tensors(recipe, method, models, problems)
     outputs = _decide(recipe, method, found, problems)
     files, notes = small_files(recipe, models, found, outputs, problems)
+    notes += [
+        f"{reference}: a local folder has no revisions, so @{reference.revision} has no effect"
+        for reference in models
+        if reference.revision and os.path.isdir(os.path.expanduser(reference.path))
+    ]
     _raise(problems)
     shards, places, index = lay_out([Sized(o.name, o.dtype, o.shape, o.nbytes) for o in outputs], shard_size)
     placed = [_placed(o, place.shard, place.offset) for o, place in zip(outputs, places, strict=True)]

@@ -182,6 +182,11 @@ def test_digest_depends_on_what_decides_the_bytes(family, plan_of, tmp_path):
     assert plan_of(TIES, shard_size=1000).digest != digest
 
 
+def test_a_revision_of_a_local_folder_has_no_effect(family, plan_of):
+    plan = plan_of(LINEAR.replace("model: a,", "model: a@main,"))
+    assert plan.notes == ("a@main: a local folder has no revisions, so @main has no effect",)
+
+
 def test_forecast(family, plan_of):
     plan = plan_of(TIES)
     cost = forecast(plan, 1 << 30)

@@ -52,7 +52,7 @@ class Rows:
     Attributes:
         rows:     in the order of the output.
         dropped:  reason by (model, name).
-        untied:   True when a head of its own is written although some input ties it to its embedding.
+        untied:   True when a head is written that is not tied to the embedding.
         problems: findings so far.
     """
 
@@ -101,7 +101,7 @@ def _members(
 def _pair_whole(found: Rows, members: Members) -> None:
     """Pair models tensor by tensor, by name, in the order of the first one's files."""
     first = members.models[0]
-    tables = _settle_head(found, members, [model.tensors for model in members.models])
+    tables = _settle_head(found, members, [model.tensors for model in members.models], members.models)
     for name, tensors in _align(found, members, tables):
         parts = first.layer_names.get(name)
         layers = first.stacks.counts.get(parts.stack, 0) if parts else 0
@@ -125,7 +125,8 @@ def _pair_slices(found: Rows, slices: Sequence[Members]) -> None:
             for rest, tensors in _align(found, members, layer):
                 found.rows.append(Row(prefix + rest, _depth(i, members.length), members, tensors))
             position += 1
-    for name, tensors in _align(found, tail, _settle_head(found, tail, behind)):
+    every = list({model.index: model for members in slices for model in members.models}.values())
+    for name, tensors in _align(found, tail, _settle_head(found, tail, behind, every)):
         found.rows.append(Row(name, 0.0, tail, tensors))
 
 
@@ -134,20 +135,17 @@ def _depth(index: int, layers: int) -> float:
 
 
 def _settle_head(
-    found: Rows, members: Members, tables: Sequence[dict[str, InputTensor]]
+    found: Rows, members: Members, tables: Sequence[dict[str, InputTensor]], models: Sequence[OpenModel]
 ) -> Sequence[dict[str, InputTensor]]:
-    """Give every table an output head, or none of them one.
+    """Give every table an output head, or none of them one. ``models`` are those of all slices.
 
-    A model that ties its head to its embedding has no tensor for it. Where others have one, it takes part with its
-    embedding; where all others are tied too, their redundant copies are left out.
+    A model that ties its head to its embedding has no tensor for it. Where any model has a head of its own, the tied
+    ones take part with their embedding; where all are tied, redundant copies are left out.
     """
-    heads = {name for model in members.models for name in model.outside if is_head(name)}
-    if not heads:
-        return tables
     settled = [dict(table) for table in tables]
-    for name in heads:
-        having = [model for model, table in zip(members.models, tables, strict=True) if name in table]
-        if all(model.says_tied for model in having) and len(having) < len(members.models):
+    for name in {name for model in models for name in model.outside if is_head(name)}:
+        having = [model for model in models if name in model.outside]
+        if all(model.says_tied for model in having) and len(having) < len(models):
             for model, table in zip(members.models, settled, strict=True):
                 if table.pop(name, None):
                     found.dropped[model.index, name] = "every model ties it to the embedding"

@@ -60,6 +60,18 @@ def test_redundant_head_of_a_tied_model(pair, plan_of):
     assert config_of(plan)["tie_word_embeddings"] is True
 
 
+@pytest.mark.parametrize("tied", ["a", "b"])
+def test_heads_of_stacked_models(pair, plan_of, tied):
+    pair(tied == "a", tied == "b")
+    ranges = "".join(f"  - sources: [{{model: {name}, layer_range: [0, 2]}}]\n" for name in "ab")
+    plan = plan_of(f"merge_method: passthrough\nslices:\n{ranges}")
+    inputs = {output.name: output.inputs[0] for output in plan.outputs}
+    embedding, head = inputs["model.embed_tokens.weight"], inputs["lm_head.weight"]
+    assert ("ab"[embedding.model], "ab"[head.model]) == ("a", "b")
+    assert head.name == ("model.embed_tokens.weight" if tied == "b" else "lm_head.weight")
+    assert config_of(plan)["tie_word_embeddings"] is False
+
+
 def test_adapters(family, plan_of):
     written = write_adapter("lora", {"model.layers.2.mlp.up_proj": (160, 64)}, rank=4, lora_alpha=2)
     plan = plan_of(LINEAR.replace("{model: b}", "{model: a+lora}"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..errors import OutputError
 from ..kernels import use_backend
 from ..plan.types import OutputTensor, Plan
 from .arena import Arena, Slot
@@ -76,7 +77,12 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
         inputs.open()
         place.make()
         with Outputs(str(place.out), plan.shards) as outputs:
-            outputs.open()
+            try:
+                outputs.open()
+            except OutputError:
+                if not os.path.exists(place.journal):
+                    place.discard()
+                raise
             finished = _confirmed(plan, place, outputs, sizes, inputs)
             journal = Journal(place.journal, plan, outputs, finished)
             todo = [output for output in plan.outputs if output.name not in finished]

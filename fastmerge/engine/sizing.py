@@ -15,6 +15,9 @@ from .inputs import folded_bytes, slot_bytes
 # Elements per chunk, best first: 2 MiB of bfloat16 are few system calls and still fit the cache.
 CHUNKS = (1 << 20, 1 << 19, 1 << 18, 1 << 17, CELL)
 
+# Scratch of a worker where tensors are tiny: that many bytes are gathered into a batch.
+BATCH_BYTES = 4 << 20
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -43,27 +46,37 @@ def divide(outputs: Iterable[OutputTensor], ram: int, workers: int, chunk: int |
     """
     kinds = _kinds(outputs)
     chunks = CHUNKS if chunk is None else (chunk,)
-    outside = outside_bytes_per_element(max((len(o.every_input) for o in kinds), default=1))
+    outside = _outside_bytes(max((len(o.every_input) for o in kinds), default=1))
+    # What the operations take beside a region grows with the tensors in it, so the region gets a fixed share.
+    merged = [o for o in kinds if o.group is not None and o.nbytes]
+    share = 1 + max((outside * _numel(o) / whole_bytes(o) for o in merged), default=0)
     adapters = max((adapter_bytes(o) for o in kinds), default=0)
-    options = [(w, c) for w in dict.fromkeys((workers, min(workers, 2), 1)) for c in chunks]
+    options = [(count, elements) for count in dict.fromkeys((workers, min(workers, 2), 1)) for elements in chunks]
     needed = 0
     for count, elements in options:
-        slot = round_up(max((_chunk_bytes(o, elements) for o in kinds), default=0)) + PAGE
-        needed = count * (slot + outside * elements) + adapters
+        slot = max((_chunk_bytes(o, elements) for o in kinds), default=0) + PAGE
+        slot = round_up(max(slot, min(BATCH_BYTES, ram // (8 * count))))
+        scratch = count * (slot + int(outside * min(elements, max(map(_numel, merged), default=0))))
+        needed = scratch + int(adapters * share) + PAGE
         # Half of the budget is kept for tensors that are surveyed whole: reading twice costs more than small chunks.
-        if needed <= (ram // 2 if (count, elements) != options[-1] else ram):
-            return Sizes(count, elements, slot, ram - count * outside * elements)
+        if needed <= (ram if (count, elements) == options[-1] else ram // 2):
+            return Sizes(count, elements, slot, count * slot + int((ram - scratch) / share))
     raise BudgetError(f"the memory budget of {ram} bytes is too small: this merge needs at least {needed} (--ram)")
 
 
-def outside_bytes_per_element(inputs: int) -> int:
+def _outside_bytes(inputs: int) -> float:
     """Return a bound of the memory per element that an operation takes besides its arguments.
 
-    The compiled backend works in registers and on the stack. The reference makes float32 and int64
-    temporaries: one per input and about ten more.
+    The compiled backend works in registers, except that a selection (csrc/cpu/select.cpp) collects 1/32
+    of the magnitudes for each boundary and keeps 32 bytes per 16384 elements; methods ask for up to two
+    boundaries per input. The reference makes float32 and int64 temporaries: one per input and about ten more.
     """
     native = all(op.choose("cpu")[0] != "reference" for op in kernels.OPERATIONS.values())
-    return 0 if native else 8 * inputs + 64
+    return 2 * inputs / 7 if native else 8 * inputs + 64
+
+
+def _numel(output: OutputTensor) -> int:
+    return output.nbytes // output.dtype.itemsize
 
 
 def adapter_bytes(output: OutputTensor) -> int:
@@ -84,7 +97,7 @@ def input_bytes(tensor: InputTensor) -> int:
 
 def _chunk_bytes(output: OutputTensor, elements: int) -> int:
     """Return the slot that one chunk of an output needs; copies read straight into the output's place."""
-    elements = min(elements, max(1, output.nbytes // output.dtype.itemsize))
+    elements = min(elements, _numel(output))
     out = elements * output.dtype.itemsize + PAGE
     if output.group is None:
         return out

@@ -1,0 +1,206 @@
+"""Crashes, full disks and rivals: a run stops in any way, and the same command finishes it with the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import pytest
+from tiny_merges import make_merge, same_files
+
+from fastmerge.engine import RunOptions, run
+from fastmerge.engine.checksums import CELL
+from fastmerge.engine.files import Inputs, Outputs
+from fastmerge.errors import CheckpointError, OutputError
+
+WIDE = {"hidden": 256, "inner": 640, "vocab": 768, "layers": 2}
+
+# Runs in slow motion that journal as often as they can, each killed after a random time. One process imports torch
+# for all of them; it computes nothing itself, so it may fork.
+KILLED_RUNS = f"""
+import os, random, signal, sys, time
+from fastmerge.engine import RunOptions, journal, run
+from fastmerge.engine.files import Outputs
+from fastmerge.engine.scheduler import Scheduler
+from fastmerge.plan import make_plan
+from fastmerge.recipe import load
+journal.FLUSH_SECONDS = 0
+write, wait = Outputs.write, Scheduler._wait
+Outputs.write = lambda *args: (time.sleep(0.005), write(*args))
+Scheduler._wait = lambda self, interval: wait(self, 0.002)
+recipe, out, seed = sys.argv[1:]
+dice = random.Random(int(seed))
+for _ in range(6):
+    child = os.fork()
+    if child == 0:
+        run(make_plan(load(recipe)), out, RunOptions(chunk={CELL}, ram=8 << 20))
+        os._exit(0)
+    time.sleep(dice.uniform(0.01, 0.2))
+    os.kill(child, signal.SIGKILL)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    if os.path.exists(out):
+        break
+"""
+
+
+def partial_folder(merge):
+    (folder,) = merge.out.parent.glob(".out.partial-*")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_killed_at_random_points(tmp_path, method):
+    merge = make_merge(tmp_path, method, shards=2, **WIDE)
+    plan = merge.plan()
+    run(plan, tmp_path / "undisturbed")
+    seed = random.SystemRandom().randrange(2**31)
+    print(f"seed {seed}")
+    arguments = [sys.executable, "-c", KILLED_RUNS, merge.recipe, str(merge.out), str(seed)]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert str(-signal.SIGKILL) in done.stdout.split()
+    if not merge.out.exists():
+        journal = partial_folder(merge) / "journal.jsonl"
+        lines = journal.read_text().count("\n") if journal.exists() else 1
+        report = run(plan, merge.out)
+        assert report.resumed == max(0, lines - 1)
+    assert same_files(merge.out, tmp_path / "undisturbed")
+
+
+def stop_after(monkeypatch, writes, error):
+    """Let the output fail with ``error`` after so many writes."""
+    write = Outputs.write
+    left = iter(range(writes))
+
+    def failing(self, *args):
+        if next(left, None) is None:
+            raise error
+        return write(self, *args)
+
+    monkeypatch.setattr(Outputs, "write", failing)
+
+
+# Many small writes, in order.
+SLICED = RunOptions(chunk=CELL, threads=1, ram=3 << 20)
+
+
+def test_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
+    merge = make_merge(tmp_path, "linear", **WIDE)
+    plan = merge.plan()
+    with monkeypatch.context() as patch:
+        stop_after(patch, 12, KeyboardInterrupt())
+        with pytest.raises(
+            KeyboardInterrupt, match=r"stopped with [1-9]\d* of \d+ tensors finished.*goes on from there"
+        ):
+            run(plan, merge.out, SLICED)
+    assert run(plan, merge.out).resumed > 0
+
+
+def test_disk_that_fills_up_during_the_run(tmp_path, monkeypatch):
+    merge = make_merge(tmp_path, "linear", **WIDE)
+    plan = merge.plan()
+    run(plan, tmp_path / "undisturbed")
+    pwrite, calls = os.pwrite, iter(range(20))
+
+    def full(*args):
+        if next(calls, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(OutputError, match=r"no space left on the disk.*run the same command again"):
+            run(plan, merge.out, SLICED)
+    assert not merge.out.exists()
+    assert run(plan, merge.out).resumed > 0
+    assert same_files(merge.out, tmp_path / "undisturbed")
+
+
+def test_disk_that_is_too_small_is_found_before_anything_is_read(tmp_path, monkeypatch):
+    merge = make_merge(tmp_path, "linear", **WIDE)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small tmpfs: {mounted.stderr.decode().strip()}")
+    monkeypatch.setattr(Inputs, "read", lambda *args: pytest.fail("an input was read"))
+    try:
+        with pytest.raises(OutputError, match="no space left on the disk"):
+            run(merge.plan(), disk / "out")
+        assert not list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_damaged_partial_output_is_computed_again(tmp_path, monkeypatch):
+    merge = make_merge(tmp_path, "linear", **WIDE)
+    plan = merge.plan()
+    run(plan, tmp_path / "undisturbed")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 12, OutputError("stop"))
+        with pytest.raises(OutputError, match="stop"):
+            run(plan, merge.out, SLICED)
+    first = plan.outputs[0]
+    with open(partial_folder(merge) / "out" / "model.safetensors", "r+b") as file:
+        file.seek(first.offset)
+        file.write(b"\xff\xff")
+    journal = partial_folder(merge) / "journal.jsonl"
+    journal.write_text(journal.read_text() + '{"name": "cut o')
+    promised = journal.read_text().count("\n") - 1
+    assert run(plan, merge.out).resumed == promised - 1
+    assert same_files(merge.out, tmp_path / "undisturbed")
+
+
+def test_changed_inputs_start_anew(tmp_path, monkeypatch):
+    merge = make_merge(tmp_path, "linear", **WIDE)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 12, OutputError("stop"))
+        with pytest.raises(OutputError, match="stop"):
+            run(merge.plan(), merge.out, SLICED)
+    os.utime(tmp_path / "model1" / "model.safetensors")
+    assert run(merge.plan(), merge.out).resumed == 0
+
+
+def test_truncated_input_during_the_run(tmp_path, monkeypatch):
+    merge = make_merge(tmp_path, "ties", **WIDE)
+    opened = Inputs.open
+
+    def truncate_later(self):
+        opened(self)
+        os.truncate(tmp_path / "model1" / "model.safetensors", 200_000)
+
+    monkeypatch.setattr(Inputs, "open", truncate_later)
+    with pytest.raises(CheckpointError, match=r"model1/model.safetensors: ends at byte 200000.*truncated"):
+        run(merge.plan(), merge.out)
+    assert not merge.out.exists()
+
+
+def test_input_rewritten_during_the_run(tmp_path, monkeypatch):
+    merge = make_merge(tmp_path, "ties", **WIDE)
+    opened = Inputs.open
+
+    def touch_later(self):
+        opened(self)
+        os.utime(tmp_path / "model1" / "model.safetensors")
+
+    monkeypatch.setattr(Inputs, "open", touch_later)
+    with pytest.raises(CheckpointError, match=r"model1/model.safetensors: changed since"):
+        run(merge.plan(), merge.out)
+    assert not merge.out.exists()
+
+
+def test_second_run_on_the_same_target(tmp_path):
+    merge = make_merge(tmp_path, "linear")
+    lock = tmp_path / ".out.lock"
+    with open(lock, "w") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with pytest.raises(OutputError, match=r"out: another fastmerge is writing it"):
+            run(merge.plan(), merge.out)
+    run(merge.plan(), merge.out)
+    assert not lock.exists()

@@ -1,0 +1,153 @@
+"""The engine end to end: the bits, the files, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+
+import pytest
+import torch
+from tiny_merges import assert_same_tensors, expected, make_merge, outputs_of, same_files
+
+from fastmerge.engine import RunOptions, run
+from fastmerge.engine.checksums import CELL, Checksum
+from fastmerge.errors import BudgetError, CheckpointError, OutputError
+
+# Wide enough that the large matrices are cut into several chunks of one cell.
+WIDE = {"hidden": 256, "inner": 640, "vocab": 768, "layers": 1}
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "task_arithmetic", "model_stock"])
+@pytest.mark.parametrize("chunk", [CELL, None])
+def test_bits_are_those_of_a_merge_in_memory(tmp_path, method, chunk):
+    merge = make_merge(tmp_path, method, **WIDE)
+    plan = merge.plan()
+    report = run(plan, merge.out, RunOptions(chunk=chunk))
+    assert_same_tensors(outputs_of(merge.out), expected(plan))
+    assert report.tensors == len(plan.outputs)
+    assert report.bytes_read == plan.bytes_read
+    assert report.bytes_written == sum(output.nbytes for output in plan.outputs)
+
+
+@pytest.mark.parametrize("method", ["ties", "model_stock"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_other_dtypes(tmp_path, method, dtype):
+    merge = make_merge(tmp_path, method, dtype=dtype, **WIDE)
+    plan = merge.plan()
+    run(plan, merge.out, RunOptions(chunk=CELL))
+    assert_same_tensors(outputs_of(merge.out), expected(plan))
+
+
+def least_budget(plan, **options) -> int:
+    """Return the budget that the error about a smaller one names."""
+    with pytest.raises(BudgetError, match=r"at least \d+ ") as caught:
+        run(plan, "never", RunOptions(ram=1, **options))
+    return int(str(caught.value).split("at least ")[1].split()[0])
+
+
+@pytest.mark.parametrize("backend", ["reference", None])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_budget_threads_and_backend_change_no_byte(tmp_path, backend, threads):
+    merge = make_merge(tmp_path, "ties", **WIDE)
+    plan = merge.plan()
+    run(plan, tmp_path / "roomy")
+    # The least budget holds no large matrix whole: surveys read it again and again.
+    options = {"threads": threads, "backend": backend, "chunk": CELL}
+    report = run(plan, merge.out, RunOptions(ram=least_budget(plan, **options), **options))
+    assert same_files(merge.out, tmp_path / "roomy")
+    assert report.bytes_read > plan.bytes_read
+
+
+def test_many_shards_in_and_out(tmp_path):
+    merge = make_merge(tmp_path, "ties", shards=33, layers=4)
+    plan = merge.plan(shard_size=20_000)
+    assert len(plan.shards) > 20
+    run(plan, merge.out)
+    assert_same_tensors(outputs_of(merge.out), expected(plan))
+    index = json.loads((merge.out / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == expected(plan).keys()
+
+
+def test_empty_scalar_and_integer_tensors(tmp_path):
+    extra = {"empty": torch.empty(0, 4, dtype=torch.bfloat16), "scalar": torch.tensor(3.0, dtype=torch.bfloat16)}
+    merge = make_merge(tmp_path, "task_arithmetic", extra=extra)
+    plan = merge.plan()
+    run(plan, merge.out)
+    assert_same_tensors(outputs_of(merge.out), expected(plan))
+
+
+def test_permissions_follow_the_umask(tmp_path):
+    merge = make_merge(tmp_path, "linear")
+    old = os.umask(0o027)
+    try:
+        run(merge.plan(), merge.out)
+    finally:
+        os.umask(old)
+    for path in merge.out.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640, path
+
+
+def test_nothing_is_left_beside_the_output(tmp_path):
+    merge = make_merge(tmp_path, "linear")
+    run(merge.plan(), merge.out)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "model0", "model1", "model2", "out"]
+
+
+def test_existing_target(tmp_path):
+    merge = make_merge(tmp_path, "linear")
+    run(merge.plan(), merge.out)
+    (merge.out / "extra.txt").write_text("old")
+    with pytest.raises(OutputError, match="out exists; choose another folder, or replace it with --overwrite"):
+        run(merge.plan(), merge.out)
+    run(merge.plan(), merge.out, RunOptions(overwrite=True))
+    assert not (merge.out / "extra.txt").exists()
+
+
+def test_overwrite_replaces_checkpoints_only(tmp_path):
+    merge = make_merge(tmp_path, "linear")
+    merge.out.mkdir()
+    (merge.out / "diary.txt").write_text("precious")
+    with pytest.raises(OutputError, match="is not a checkpoint"):
+        run(merge.plan(), merge.out, RunOptions(overwrite=True))
+    with pytest.raises(OutputError, match="is an input of this merge"):
+        run(merge.plan(), tmp_path / "model0", RunOptions(overwrite=True))
+    assert (merge.out / "diary.txt").read_text() == "precious"
+
+
+def test_an_empty_folder_may_be_the_target(tmp_path):
+    merge = make_merge(tmp_path, "linear")
+    merge.out.mkdir()
+    run(merge.plan(), merge.out)
+    assert (merge.out / "model.safetensors").exists()
+
+
+def test_progress_reaches_the_total(tmp_path):
+    merge = make_merge(tmp_path, "linear")
+    plan = merge.plan()
+    calls = []
+    run(plan, merge.out, progress=lambda done, total: calls.append((done, total)))
+    total = sum(output.nbytes for output in plan.outputs)
+    assert calls[-1] == (total, total)
+    assert calls == sorted(calls)
+
+
+def test_input_that_changed_after_planning(tmp_path):
+    merge = make_merge(tmp_path, "linear")
+    plan = merge.plan()
+    os.utime(tmp_path / "model1" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model1/model.safetensors: changed since the merge was planned"):
+        run(plan, merge.out)
+    assert not merge.out.exists()
+
+
+def test_checksum_does_not_depend_on_the_order_of_the_parts():
+    data = memoryview(os.urandom(5 * CELL + 3))
+    whole, parts = Checksum(len(data), 1), Checksum(len(data), 1)
+    whole.add(0, data)
+    for start in (3 * CELL, 0):
+        parts.add(start, data[start : start + 3 * CELL])
+    assert whole.hex() == parts.hex()
+    other = Checksum(len(data), 1)
+    other.add(0, memoryview(bytes(data[:-1]) + b"!"))
+    assert other.hex() != whole.hex()

@@ -1,0 +1,99 @@
+"""Tiny merges on disk: their recipe, their plan, and what the result must be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from tiny_models import make_tensors, save_model
+
+from fastmerge.kernels import use_backend
+from fastmerge.merging import merge_source
+from fastmerge.methods import get_method
+from fastmerge.plan import make_plan
+from fastmerge.plan.types import InputTensor, OutputTensor, Plan
+from fastmerge.recipe import load
+from fastmerge.source import Resident
+
+PARAMETERS = {
+    "ties": "{weight: 0.5, density: 0.4}",
+    "dare_ties": "{weight: 0.5, density: 0.4}",
+    "linear": "{weight: 1.5}",
+    "task_arithmetic": "{weight: 0.5}",
+    "model_stock": "{}",
+}
+
+
+@dataclass
+class Merge:
+    """A recipe, its models, and where the output goes."""
+
+    recipe: str
+    out: Path
+
+    def plan(self, **options) -> Plan:
+        return make_plan(load(self.recipe), **options)
+
+
+def make_merge(folder: Path, method="ties", models=3, shards=1, dtype=torch.bfloat16, extra=None, **size) -> Merge:
+    """Write a base and fine-tunes of it into ``folder`` and return their merge by a method."""
+    base = {**make_tensors(0, dtype=dtype, **size), **(extra or {})}
+    save_model(folder / "base", base, shards=shards)
+    for k in range(models):
+        save_model(folder / f"model{k}", make_tensors(k + 1, base=base, dtype=dtype), shards=shards)
+    lines = [f"merge_method: {method}", f"base_model: {folder}/base", "models:"]
+    if method == "linear":
+        del lines[1]
+    for k in range(models):
+        lines += [f"- model: {folder}/model{k}", f"  parameters: {PARAMETERS[method]}"]
+    return Merge("\n".join(lines) + "\n", folder / "out")
+
+
+def expected(plan: Plan) -> dict[str, torch.Tensor]:
+    """Return every output tensor, merged whole and in memory by the reference."""
+    with use_backend("reference"):
+        return {output.name: _expected(output) for output in plan.outputs}
+
+
+def _expected(output: OutputTensor) -> torch.Tensor:
+    inputs = [_load(tensor) for tensor in output.every_input]
+    if output.group is None:
+        return inputs[0]
+    out = torch.full(output.shape, float("nan"), dtype=output.dtype)
+    base, others = (inputs[0], inputs[1:]) if output.base is not None else (None, inputs)
+    if out.numel():
+        merge_source(get_method(output.method), output.group, Resident(base, others), out)
+    return out
+
+
+def _load(tensor: InputTensor) -> torch.Tensor:
+    with open(tensor.path, "rb") as file:
+        file.seek(tensor.offset)
+        data = bytearray(file.read(tensor.nbytes))
+    if not data:
+        return torch.empty(tensor.shape, dtype=tensor.dtype)
+    value = torch.frombuffer(data, dtype=tensor.dtype).view(tensor.shape)
+    for adapter in tensor.adapters:
+        value = value.float() + adapter.scale * (_load(adapter.up).float() @ _load(adapter.down).float())
+    return value
+
+
+def outputs_of(out: Path) -> dict[str, torch.Tensor]:
+    """Return every tensor of an output folder."""
+    return {name: t for path in sorted(out.glob("*.safetensors")) for name, t in load_file(path).items()}
+
+
+def assert_same_tensors(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
+def same_files(a: Path, b: Path) -> bool:
+    """True when two folders hold the same files with the same bytes."""
+    names = sorted(p.relative_to(a) for p in a.rglob("*"))
+    return names == sorted(p.relative_to(b) for p in b.rglob("*")) and all(
+        (a / n).is_dir() or (a / n).read_bytes() == (b / n).read_bytes() for n in names
+    )

@@ -6,7 +6,10 @@ import os
 import time
 from dataclasses import dataclass
 
-from .plan.types import Plan
+from .engine.running import default_threads
+from .engine.sizing import divide, whole_bytes
+from .methods import get_method
+from .plan.types import OutputTensor, Plan
 
 SAMPLE_BYTES = 256 * 2**20
 BLOCK = 8 * 2**20
@@ -17,18 +20,41 @@ class Forecast:
     """Attributes:
     memory:    bytes beyond the interpreter with torch that the merge stays below.
     read_rate: bytes per second at which a sample of the inputs was read, from the disk or the page cache.
-    seconds:   time to read the inputs once and write the output once at that rate: no merge is faster.
+    seconds:   time to read the inputs and write the output at that rate: no merge is faster.
+    largest:   name of the output tensor whose inputs are largest, "" where nothing is merged.
+    largest_bytes: its inputs together.
+    read_twice: names of the tensors that do not fit the budget whole: they are read once to survey and once to merge.
     """
 
     memory: int
     read_rate: float
     seconds: float
+    largest: str
+    largest_bytes: int
+    read_twice: tuple[str, ...]
 
 
 def forecast(plan: Plan, ram: int) -> Forecast:
-    """Return the forecast of ``plan`` under a budget of ``ram`` bytes. Reads up to 256 MiB of the inputs."""
+    """Return the forecast of ``plan`` under a budget of ``ram`` bytes. Reads up to 256 MiB of the inputs.
+
+    BudgetError: the budget is too small for the merge.
+    """
     rate = _read_rate(plan)
-    return Forecast(ram, rate, (plan.bytes_read + plan.bytes_written) / rate)
+    regions = divide(plan.outputs, ram, default_threads()).regions
+    merged = {output.name: output for output in plan.outputs if output.method != "copy"}
+    sizes = {name: _input_bytes(output) for name, output in merged.items()}
+    largest = max(sizes, key=lambda name: sizes[name], default="")
+    surveyed = {method for method in {output.method for output in merged.values()} if get_method(method).surveys}
+    read_twice = tuple(
+        name for name, output in merged.items() if output.method in surveyed and whole_bytes(output) > regions
+    )
+    moved = plan.bytes_read + plan.bytes_written + sum(sizes[name] for name in read_twice)
+    return Forecast(ram, rate, moved / rate, largest, sizes.get(largest, 0), read_twice)
+
+
+def _input_bytes(output: OutputTensor) -> int:
+    factors = [factor for tensor in output.every_input for a in tensor.adapters for factor in (a.up, a.down)]
+    return sum(tensor.nbytes for tensor in (*output.every_input, *factors))
 
 
 def _read_rate(plan: Plan) -> float:

@@ -122,6 +122,8 @@ def _show_plan(plan: Plan, options: dict[str, Any]) -> None:
             ("reads", show_size(plan.bytes_read)),
             ("writes", f"{show_size(plan.bytes_written)} in {len(plan.shards)} files"),
             ("memory", f"at most {show_size(expected.memory)} beyond the interpreter with torch"),
+            ("largest", f"{expected.largest}: {show_size(expected.largest_bytes)} of inputs"),
+            ("read twice", f"{len(expected.read_twice)} tensors that do not fit the memory whole"),
             (
                 "bound",
                 f"{expected.seconds:.2f} s at {show_size(expected.read_rate)}/s, the rate at which a sample of the"

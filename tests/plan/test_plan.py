@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,8 @@ from safetensors import safe_open
 from tiny_models import make_tensors, save_model
 
 from fastmerge.checkpoint import open_checkpoint
-from fastmerge.plan import forecast
+from fastmerge.errors import BudgetError
+from fastmerge.forecast import forecast
 
 TIES = """
 merge_method: ties
@@ -190,20 +192,27 @@ def test_a_revision_of_a_local_folder_has_no_effect(family, plan_of):
 def test_forecast(family, plan_of):
     plan = plan_of(TIES)
     cost = forecast(plan, 1 << 30)
-    inputs = sum(file.nbytes - tensor_start for model in plan.models for file, tensor_start in data_starts(model))
-    assert cost.bytes_read == inputs and cost.bytes_written == sum(shard.nbytes for shard in plan.shards)
-    assert cost.actions == {"ties": len(plan.outputs)} and cost.chunked == () and cost.dropped == 0
-    largest = next(output for output in plan.outputs if output.name == cost.largest)
-    assert cost.largest_bytes == 4 * largest.nbytes == 4 * max(output.nbytes for output in plan.outputs)
-    tight = forecast(plan, cost.largest_bytes - 1)
-    assert set(tight.chunked) == {o.name for o in plan.outputs if o.nbytes == largest.nbytes}
-    assert tight.bytes_read == inputs + 3 * largest.nbytes * len(tight.chunked)
+    largest = max(plan.outputs, key=lambda output: output.nbytes)
+    assert (cost.largest_bytes, cost.read_twice) == (3 * largest.nbytes, ())
+    assert {o.nbytes for o in plan.outputs if o.name == cost.largest} == {largest.nbytes}
+    assert cost.seconds == pytest.approx((plan.bytes_read + plan.bytes_written) / cost.read_rate)
+    with pytest.raises(BudgetError, match="needs at least"):
+        forecast(plan, 1000)
+    assert forecast(plan_of("merge_method: passthrough\nmodels: [{model: a}]"), 1 << 30).largest == ""
 
 
-def data_starts(model):
-    for file in model.files:
-        with open(file.path, "rb") as raw:
-            yield file, 8 + int.from_bytes(raw.read(8), "little")
+def test_forecast_of_tensors_that_do_not_fit(tmp_path, monkeypatch, plan_of):
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(("base", "a", "b")):
+        save_model(name, make_tensors(i, layers=1, vocab=1 << 16))
+    plan = plan_of(TIES)
+    with pytest.raises(BudgetError) as caught:
+        forecast(plan, 1000)
+    needed = int(re.search(r"needs at least (\d+)", str(caught.value))[1])
+    cost = forecast(plan, needed + (1 << 20))
+    assert set(cost.read_twice) == {"model.embed_tokens.weight", "lm_head.weight"}
+    again = 2 * 3 * (1 << 16) * 64 * 2
+    assert cost.seconds == pytest.approx((plan.bytes_read + plan.bytes_written + again) / cost.read_rate)
 
 
 def test_bin_and_safetensors_make_the_same_plan(family, plan_of):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from fastmerge.checkpoint import open_checkpoint
-from fastmerge.plan import forecast, make_plan
+from fastmerge.plan import make_plan
 from fastmerge.plan.layers import split_layer
 from fastmerge.recipe import load
 
@@ -43,5 +43,4 @@ def test_plans(shared, make_models, tmp_path, monkeypatch, name):
     assert used | {(d.model, d.name) for d in plan.dropped} == held
     layers = {parts.index for output in plan.outputs if (parts := split_layer(output.name))}
     assert layers == set(range(len(layers))) and layers
-    cost = forecast(plan, 1 << 20)
-    assert cost.bytes_written > 0 and sum(cost.actions.values()) == len(plan.outputs)
+    assert len({output.name for output in plan.outputs}) == len(plan.outputs)

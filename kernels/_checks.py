@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 
 import torch
@@ -60,7 +61,7 @@ def check_offset(offset: int, numel: int, total: int | None = None) -> None:
 
 def float32(value: float) -> float:
     """Round a scalar to the nearest float32 (ties to even), as every backend does before it multiplies."""
-    return torch.tensor(value, dtype=torch.float64).to(torch.float32).item()
+    return struct.unpack("f", struct.pack("f", value))[0]
 
 
 def grid_chunks(numel: int) -> int:

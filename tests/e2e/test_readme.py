@@ -48,7 +48,7 @@ def test_links_and_folders_exist():
 
 
 @pytest.mark.slow
-def test_the_code_runs(tmp_path):
+def test_the_code_runs(tmp_path, monkeypatch):
     base = make_tensors(seed=0)
     save_model(tmp_path / "fastmerge-demo" / "base", base)
     for seed, name in enumerate(("red", "green", "blue"), start=1):
@@ -56,6 +56,8 @@ def test_the_code_runs(tmp_path):
     (tmp_path / "recipe.yml").write_text(blocks("yaml")[0])
     shell = blocks("sh")[2].replace("source .venv/bin/activate\n", "set -e\n")
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for command in [["bash", "-c", shell], *([sys.executable, "-c", code] for code in blocks("python"))]:
-        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, result.stdout + result.stderr
+    result = subprocess.run(["bash", "-c", shell], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    monkeypatch.chdir(tmp_path)
+    for code in blocks("python"):
+        exec(code, {})

@@ -6,7 +6,7 @@
 
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension, build_ext
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import find_packages, setup
 
 SOURCES = sorted(str(path) for path in Path("csrc").glob("*.cpp")) + sorted(
@@ -16,7 +16,8 @@ HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.h"))
 
 # The contract is bit-equality with the reference: no fused multiply-add, no value-changing
 # optimization. Instruction sets above the baseline are chosen at run time, per function.
-FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra"]
+FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS += ["-fvisibility=hidden", "-g0", "-Wall", "-Wextra"]
 
 extension = Pybind11Extension(
     "fastmerge._C",
@@ -28,8 +29,13 @@ extension = Pybind11Extension(
     extra_link_args=["-pthread"],
 )
 
+KERNEL_PACKAGES = [f"fastmerge.kernels.{name}" for name in find_packages("kernels")]
+
+# One compiler per processor.
+ParallelCompile(default=0).install()
+
 setup(
-    packages=[*find_packages(include=["fastmerge", "fastmerge.*"]), "fastmerge.kernels", "fastmerge.kernels.spectral"],
+    packages=[*find_packages(include=["fastmerge", "fastmerge.*"]), "fastmerge.kernels", *KERNEL_PACKAGES],
     package_dir={"fastmerge": "fastmerge", "fastmerge.kernels": "kernels"},
     ext_modules=[extension],
     cmdclass={"build_ext": build_ext},

@@ -119,16 +119,26 @@ FASTMERGE_HD F weighted_sum_element(int count, const float* weights, Fetch fetch
 
 // ---- deltas and keep rules ----
 
-// The float32 bits of |delta|: they order like the magnitudes, and a NaN ranks above infinity.
+// All NaNs count as this magnitude, just above infinity; their payloads differ between processors.
+constexpr std::int32_t kNanMagnitude = 0x7F800001;
+constexpr std::int32_t kLargestBits = 0x7FFFFFFF;
+
+// The float32 bits of |delta|: they order like the magnitudes. Those of NaNs are kNanMagnitude or more; boundaries made by
+// threshold_at need no more, anything that compares for equality takes canonical_bits.
 template <class F, class S = typename Lanes<F>::Signed>
 FASTMERGE_HD S magnitude_bits(F delta) {
-  return bit_cast<S>(delta) & 0x7FFFFFFF;
+  return bit_cast<S>(delta) & kLargestBits;
+}
+
+template <class S>
+FASTMERGE_HD S canonical_bits(S magnitude) {
+  return magnitude > kNanMagnitude ? S{} + kNanMagnitude : magnitude;
 }
 
 // A boundary at one index: elements whose magnitude bits exceed the returned value are kept.
 FASTMERGE_HD std::int32_t threshold_at(std::int64_t threshold, std::int64_t break_index, std::int64_t index) {
   const std::int64_t above = index < break_index ? threshold - 1 : threshold;
-  return static_cast<std::int32_t>(above < 0x7FFFFFFF ? above : 0x7FFFFFFF);
+  return above < kNanMagnitude ? static_cast<std::int32_t>(above) : kLargestBits;
 }
 
 // ---- fused sparse merge ----

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import kernels
 from .kernels import GRID, Boundary, Keep
+from .kernels.keep import magnitude_bits
 from .source import Chunk, Source
 
 
@@ -174,5 +175,5 @@ def _nth_equal(chunk: Chunk, model: int, threshold: int, nth: int) -> int:
     """Return the position of the nth (from 1) magnitude that equals ``threshold`` (float32 bits)."""
     tensor = chunk.tensors[model].float().flatten()
     delta = tensor if chunk.base is None else tensor - chunk.base.float().flatten()
-    equal = (delta.view(torch.int32) & 0x7FFFFFFF) == threshold
+    equal = magnitude_bits(delta) == threshold
     return int(equal.nonzero()[nth - 1])

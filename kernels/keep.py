@@ -5,8 +5,8 @@ global index, lowest first. A ``Boundary`` cuts that order after exactly k eleme
 above ``threshold`` and, of the elements equal to it, those whose index is below ``break_index``.
 A ``>=`` rule, as some tools use, is the boundary whose ``break_index`` is ``ALL_EQUAL``.
 
-Magnitudes are compared as the float32 bits without the sign, so a NaN outranks infinity and is
-never trimmed away.
+Magnitudes are compared as the float32 bits without the sign. All NaNs have one magnitude, just above
+infinity (their payloads differ between processors), so a NaN is the last to be trimmed away.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .philox import keep_mask
 __all__ = ["ALL_EQUAL", "EVERYTHING", "NOTHING", "Boundary", "Keep", "keep_all", "keep_band", "keep_random", "keep_top"]
 
 ALL_EQUAL = 2**63 - 1
+NAN_MAGNITUDE = 0x7F800001
 
 # Numbers of csrc/fastmerge_math.h.
 RULE_ALL, RULE_BAND, RULE_RANDOM = 0, 1, 2
@@ -41,7 +42,7 @@ class Keep(NamedTuple):
     """A keep rule as five integers, the form in which every backend takes it.
 
     RULE_ALL:    no argument.
-    RULE_BAND:   (threshold, break) of the boundary that an element must be inside of, then of the one it must be outside of.
+    RULE_BAND:   (threshold, break) of the boundary that an element must be inside, then of that outside which it must be.
     RULE_RANDOM: Philox key (64 bit, as signed), model index, drop threshold.
     """
 
@@ -73,8 +74,8 @@ def keep_random(key: int, model: int, drop: int) -> Keep:
 
 
 def magnitude_bits(delta: Tensor) -> Tensor:
-    """Return the float32 bits of ``|delta|`` as int32 (non-negative, ordered like the magnitudes)."""
-    return delta.view(torch.int32) & 0x7FFFFFFF
+    """Return the float32 bits of ``|delta|`` as int32 (ordered like the magnitudes), NAN_MAGNITUDE for a NaN."""
+    return (delta.view(torch.int32) & 0x7FFFFFFF).clamp(max=NAN_MAGNITUDE)
 
 
 def kept(delta: Tensor, keep: Keep, offset: int) -> Tensor:

@@ -142,7 +142,7 @@ class Merger {
   Merger(Output out, const Group& group, const Merge& merge)
       : out_(out), group_(group), merge_(merge), dtype_(shared_dtype(group, &out)) {
     for (const Keep& keep : merge.keeps) {
-      masked_ |= keep.rule == kRuleRandom || (keep.rule == kRuleBand && keep.c <= 0x7FFFFFFF);
+      masked_ |= keep.rule == kRuleRandom || (keep.rule == kRuleBand && keep.c <= kLargestBits);
     }
     const std::size_t count = merge.keeps.size();
     segment_.inside.resize(count);
@@ -176,7 +176,7 @@ class Merger {
       const Keep& keep = merge_.keeps[k];
       const bool band = keep.rule == kRuleBand;
       segment_.inside[k] = band ? threshold_at(keep.a, keep.b, static_cast<std::int64_t>(index)) : -1;
-      segment_.outside[k] = band ? threshold_at(keep.c, keep.d, static_cast<std::int64_t>(index)) : 0x7FFFFFFF;
+      segment_.outside[k] = band ? threshold_at(keep.c, keep.d, static_cast<std::int64_t>(index)) : kLargestBits;
     }
   }
 

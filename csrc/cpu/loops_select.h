@@ -100,9 +100,9 @@ std::size_t count_equal(Array tensor, Array base, std::int32_t magnitude, std::s
     deltas(block, tensor, base, i, i + n);
     S equal{};
     std::size_t j = 0;
-    for (; j + kWidth <= n; j += kWidth) equal += magnitude_bits(load(block + j)) == magnitude;
+    for (; j + kWidth <= n; j += kWidth) equal += canonical_bits(magnitude_bits(load(block + j))) == magnitude;
     count += static_cast<std::size_t>(-sum_of_lanes(equal));
-    for (; j < n; ++j) count += magnitude_bits(block[j]) == magnitude;
+    for (; j < n; ++j) count += canonical_bits(magnitude_bits(block[j])) == magnitude;
   }
   return count;
 }
@@ -115,7 +115,7 @@ void histogram(std::uint32_t* counts, Array tensor, Array base, std::int64_t pre
     const std::size_t n = std::min(kBlockSize, end - i);
     deltas(block, tensor, base, i, i + n);
     for (std::size_t j = 0; j < n; ++j) {
-      const std::int32_t bits = magnitude_bits(block[j]);
+      const std::int32_t bits = canonical_bits(magnitude_bits(block[j]));
       if (prefix < 0) {
         ++counts[bits >> 16];
       } else if (bits >> 16 == prefix) {

@@ -9,10 +9,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstring>
 #include <memory>
-#include <numeric>
 
+#include "../fastmerge_math.h"
 #include "operations.h"
 #include "threads.h"
 
@@ -59,7 +58,7 @@ void find_atoms(Bracket& bracket, const std::vector<std::int32_t>& inside, std::
   for (auto at = inside.begin(); at != inside.end();) {
     const auto stop = std::upper_bound(at, inside.end(), *at);
     const auto count = static_cast<std::size_t>(stop - at);
-    if (count * 512 > sample && count > best[1]) {
+    if (count * 512 > sample && count > best[1] && *at < kNanMagnitude) {
       best[1] = count;
       bracket.atoms[1] = *at;
       if (best[1] > best[0]) {
@@ -74,7 +73,7 @@ void find_atoms(Bracket& bracket, const std::vector<std::int32_t>& inside, std::
 void Search::take_sample() {
   chunks.resize((size + kChunk - 1) / kChunk);
   if (size <= kSmall) {
-    bracket = {0, 0x7FFFFFFF, {kNoAtom, kNoAtom}};
+    bracket = {0, kLargestBits, {kNoAtom, kNoAtom}};
     capacity = size;
   } else {
     // The cost of sorting the sample and that of what the bracket collects balance at about size ** (2 / 3).
@@ -91,8 +90,7 @@ void Search::take_sample() {
       float run_deltas[kSampleRun];
       loops().deltas(run_deltas, tensor, base, begin, begin + kSampleRun);
       for (std::size_t i = 0; i < kSampleRun; ++i) {
-        std::memcpy(&sample[run * kSampleRun + i], &run_deltas[i], 4);
-        sample[run * kSampleRun + i] &= 0x7FFFFFFF;
+        sample[run * kSampleRun + i] = canonical_bits(magnitude_bits(run_deltas[i]));
       }
     }
     const auto count = static_cast<double>(sample.size());
@@ -105,7 +103,9 @@ void Search::take_sample() {
     std::nth_element(sample.begin(), sample.begin() + first, sample.end());
     std::nth_element(sample.begin() + first, sample.begin() + last, sample.end());
     bracket.low = middle - margin < 0 ? 0 : sample[first];
-    bracket.high = middle + margin > count - 1 ? 0x7FFFFFFF : sample[last];
+    bracket.high = middle + margin > count - 1 ? kLargestBits : sample[last];
+    // NaNs are collected with their payloads.
+    if (bracket.high >= kNanMagnitude) bracket.high = kLargestBits;
     std::vector<std::int32_t> inside;
     for (const std::int32_t bits : sample) {
       if (bits >= bracket.low && bits <= bracket.high) inside.push_back(bits);
@@ -123,7 +123,10 @@ void Search::collect(std::size_t chunk, std::uint32_t* scratch) {
   const BracketCounts counts = loops().collect(scratch, tensor, base, bracket, begin, std::min(size, begin + kChunk));
   const std::size_t first = used.fetch_add(counts.collected);
   chunks[chunk] = {first, counts};
-  if (first + counts.collected <= capacity) std::copy_n(scratch, counts.collected, &collected[first]);
+  if (first + counts.collected > capacity) return;
+  for (std::size_t i = 0; i < counts.collected; ++i) {
+    collected[first + i] = std::min(scratch[i], static_cast<std::uint32_t>(kNanMagnitude));
+  }
 }
 
 // Finds the boundary among what was collected; false when it is not there.
@@ -206,9 +209,7 @@ std::size_t Search::nth_equal(std::size_t chunk, std::int32_t threshold, std::si
   loops().deltas(values.data(), tensor, base, begin, end);
   std::size_t i = 0;
   for (;; ++i) {
-    std::int32_t bits;
-    std::memcpy(&bits, &values[i], 4);
-    if ((bits & 0x7FFFFFFF) == threshold && --nth == 0) return begin + i;
+    if (canonical_bits(magnitude_bits(values[i])) == threshold && --nth == 0) return begin + i;
   }
 }
 

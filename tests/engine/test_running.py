@@ -8,9 +8,10 @@ import stat
 
 import pytest
 import torch
+from checkpoint_files import write_adapter
 from tiny_merges import assert_same_tensors, expected, make_merge, outputs_of, same_files
 
-from fastmerge.engine import RunOptions, run
+from fastmerge.engine import RunOptions, run, verify
 from fastmerge.engine.checksums import CELL, Checksum
 from fastmerge.errors import BudgetError, CheckpointError, OutputError
 
@@ -75,6 +76,23 @@ def test_empty_scalar_and_integer_tensors(tmp_path):
     plan = merge.plan()
     run(plan, merge.out)
     assert_same_tensors(outputs_of(merge.out), expected(plan))
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+@pytest.mark.parametrize("budget", ["least", "roomy"])
+def test_adapters_are_folded_in(tmp_path, method, budget):
+    merge = make_merge(tmp_path, method, **WIDE)
+    # Rows of 640 elements: chunks end inside of them.
+    modules = {"model.layers.0.mlp.down_proj": (256, 640), "model.layers.0.self_attn.q_proj": (256, 256)}
+    write_adapter(tmp_path / "adapter", modules, rank=4)
+    merge.recipe = merge.recipe.replace(f"{tmp_path}/model1", f"{tmp_path}/model1+{tmp_path}/adapter")
+    plan = merge.plan()
+    assert sum(len(t.adapters) for output in plan.outputs for t in output.every_input) == 2
+    options = {"chunk": CELL, "threads": 2}
+    ram = least_budget(plan, **options) if budget == "least" else 1 << 30
+    run(plan, merge.out, RunOptions(ram=ram, **options))
+    assert_same_tensors(outputs_of(merge.out), expected(plan))
+    assert verify(merge.out).ok
 
 
 def test_permissions_follow_the_umask(tmp_path):

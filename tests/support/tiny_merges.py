@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import make_tensors, save_model
 
-from fastmerge.kernels import use_backend
+from fastmerge.kernels import low_rank_update, use_backend
 from fastmerge.merging import merge_source
 from fastmerge.methods import get_method
 from fastmerge.plan import make_plan
@@ -76,7 +76,9 @@ def _load(tensor: InputTensor) -> torch.Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype)
     value = torch.frombuffer(data, dtype=tensor.dtype).view(tensor.shape)
     for adapter in tensor.adapters:
-        value = value.float() + adapter.scale * (_load(adapter.up).float() @ _load(adapter.down).float())
+        folded = torch.empty(tensor.shape, dtype=torch.float32)
+        low_rank_update(folded, value, _load(adapter.up).float(), _load(adapter.down).float(), adapter.scale)
+        value = folded
     return value
 
 

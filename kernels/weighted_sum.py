@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import _native
+from . import _native, _triton
 from ._checks import check_group, check_scalars, float32
 from ._registry import operation
 
@@ -48,3 +48,10 @@ def _weighted_sum(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[floa
 @_weighted_sum.backend("cpu", probe=_native.why_no_cpu_extension)
 def _cpu(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
     _native.cpu_extension().weighted_sum(*_native.one(out), *_native.group(tensors, None), list(weights))
+
+
+@_weighted_sum.backend("triton", probe=_triton.why_unavailable)
+def _run_triton(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
+    from ._triton.weighted_sum import weighted_sum as run
+
+    run(out, tensors, weights)

@@ -30,7 +30,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import _native
+from . import _native, _triton
 from ._checks import check_group, check_scalars, float32
 from ._registry import operation
 from .keep import Keep, kept
@@ -118,7 +118,7 @@ def _sparse_merge(
         contributions.append(delta * torch.where(mask, factor, 0.0))
     if VOTES[vote] == "none":
         merged = _sum(contributions)
-        divisor = _constant_divisor(DIVIDES[divide], weights, merged)
+        divisor = torch.full_like(merged, _constant_divisor(DIVIDES[divide], weights))
     else:
         parts = contributions if VOTES[vote] == "weighted" else deltas
         # torch.sign(NaN) is 0.
@@ -141,12 +141,12 @@ def _sum(terms: Sequence[Tensor]) -> Tensor:
     return acc
 
 
-def _constant_divisor(divide: str, weights: Sequence[float], like: Tensor) -> Tensor:
+def _constant_divisor(divide: str, weights: Sequence[float]) -> float:
     """Return the divisor of an unelected sum, accumulated in float32 in the order of the models."""
     if divide == "count":
-        return torch.full_like(like, float(len(weights)))
+        return float(len(weights))
     total = _sum([torch.tensor(w, dtype=torch.float32) for w in weights])
-    return torch.full_like(like, 1.0 if total.abs() < 1e-8 else total.item())
+    return 1.0 if total.abs() < 1e-8 else total.item()
 
 
 @_sparse_merge.backend("cpu", probe=_native.why_no_cpu_extension)
@@ -165,3 +165,22 @@ def _cpu(
     _native.cpu_extension().sparse_merge(
         *_native.one(out), *_native.group(tensors, base), factors, weights, keeps, vote, divide, scale, offset
     )
+
+
+@_sparse_merge.backend("triton", probe=_triton.why_unavailable)
+def _run_triton(
+    out: Tensor,
+    base: Tensor,
+    tensors: Sequence[Tensor],
+    factors: Sequence[float],
+    weights: Sequence[float],
+    keeps: Sequence[Keep],
+    vote: int,
+    divide: int,
+    scale: float,
+    offset: int,
+) -> None:
+    from ._triton.sparse_merge import sparse_merge as run
+
+    divisor = _constant_divisor(DIVIDES[divide], weights)
+    run(out, base, tensors, factors, weights, keeps, vote, divide, scale, offset, divisor)

@@ -1,0 +1,90 @@
+"""Keep rules on the device: the table of their integers, and what they keep of a block. See ``kernels.keep``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..keep import RULE_ALL, RULE_BAND, RULE_RANDOM, Keep
+from ._element import magnitude_bits
+from ._launch import to_device
+from ._philox import any_half, halves, words
+
+# A band that has no upper end is a rule of its own here, since it costs half of a band.
+ALL, TOP, BAND, RANDOM = (tl.constexpr(rule) for rule in range(4))
+# Integers per rule. TOP and BAND: per boundary the threshold below its break index, the one from there on, the break
+# index; elements above the threshold are inside. RANDOM: key, model, drop threshold.
+COLUMNS = tl.constexpr(6)
+
+_LARGEST = 0x7FFFFFFF
+
+
+def rule_of(keep: Keep) -> int:
+    """Return which of ALL, TOP, BAND and RANDOM a keep rule is."""
+    if keep.rule == RULE_ALL:
+        return ALL.value
+    if keep.rule == RULE_RANDOM:
+        return RANDOM.value
+    return BAND.value if keep.c <= _LARGEST else TOP.value
+
+
+def keep_table(keeps: Sequence[Keep], like: Tensor) -> Tensor:
+    """Return the table [N, COLUMNS] that kernels read, on the device of ``like``."""
+    return to_device([_row(keep) for keep in keeps], like)
+
+
+def _row(keep: Keep) -> list[int]:
+    if keep.rule != RULE_BAND:
+        return [keep.a, keep.b, keep.c, 0, 0, 0]
+    return [
+        min(keep.a - 1, _LARGEST), min(keep.a, _LARGEST), keep.b,
+        min(keep.c - 1, _LARGEST), min(keep.c, _LARGEST), keep.d,
+    ]  # fmt: skip
+
+
+@triton.jit
+def kept(delta, table, k, index, RULE: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return what rule ``k`` keeps of ``delta`` [BLOCK], whose first element has the global index ``index``.
+
+    ALIGNED promises that ``index`` is a multiple of 8.
+    """
+    row = table + k * COLUMNS
+    if RULE == RANDOM:
+        keep = _drawn(row, index, BLOCK, ALIGNED)
+    elif RULE == ALL:
+        keep = tl.full([BLOCK], 1, tl.int1)
+    else:
+        bits = magnitude_bits(delta)
+        keep = _inside(bits, row, index, BLOCK)
+        if RULE == BAND:
+            keep = keep & ~_inside(bits, row + 3, index, BLOCK)
+    return keep
+
+
+@triton.jit
+def _inside(bits, row, index, BLOCK: tl.constexpr):
+    """Return which elements lie inside the boundary at ``row`` of the table."""
+    # The break index relative to the block fits 32 bits, so that no element compares 64.
+    relative = tl.minimum(tl.maximum(tl.load(row + 2) - index, 0), BLOCK).to(tl.int32)
+    below, above = tl.load(row).to(tl.int32), tl.load(row + 1).to(tl.int32)
+    return bits > tl.where(tl.arange(0, BLOCK) < relative, below, above)
+
+
+@triton.jit
+def _drawn(row, index, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return which elements a random rule keeps: those whose 32-bit word is not below the drop threshold."""
+    key, model, drop = tl.load(row), tl.load(row + 1), tl.load(row + 2)
+    drop_high, drop_low = (drop >> 16).to(tl.uint32), (drop & 0xFFFF).to(tl.uint32)
+    w0, w1, w2, w3 = words(key, model, index, 0, BLOCK, ALIGNED)
+    high = halves(w0, w1, w2, w3, index, BLOCK, ALIGNED)
+    keep = high >= drop_high
+    if drop_low != 0:
+        # One element in 65536: most blocks have none and skip the second draw.
+        if any_half(w0, w1, w2, w3, drop_high):
+            w0, w1, w2, w3 = words(key, model, index, 1, BLOCK, ALIGNED)
+            low = halves(w0, w1, w2, w3, index, BLOCK, ALIGNED)
+            keep = keep & ((high != drop_high) | (low >= drop_low))
+    return keep

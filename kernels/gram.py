@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _native
+from . import _native, _triton
 from ._checks import check_group, grid_chunks, lane_sums
 from ._registry import operation
 from ._sums import total
@@ -64,3 +64,10 @@ def _gram(partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None) -> N
 @_gram.backend("cpu", probe=_native.why_no_cpu_extension)
 def _cpu(partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None) -> None:
     _native.cpu_extension().gram(partials.data_ptr(), *_native.group(tensors, base))
+
+
+@_gram.backend("triton", probe=_triton.why_unavailable)
+def _run_triton(partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None) -> None:
+    from ._triton.gram import gram as run
+
+    run(partials, tensors, base)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _native
+from . import _native, _triton
 from ._checks import check_group, check_offset, grid_chunks, lane_sums
 from ._registry import operation
 from .keep import Keep, kept
@@ -74,3 +74,12 @@ def _cpu(
     partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None, keeps: Sequence[Keep], power: int, offset: int
 ) -> None:
     _native.cpu_extension().norms(partials.data_ptr(), *_native.group(tensors, base), keeps, power, offset)
+
+
+@_norms.backend("triton", probe=_triton.why_unavailable)
+def _run_triton(
+    partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None, keeps: Sequence[Keep], power: int, offset: int
+) -> None:
+    from ._triton.norms import norms as run
+
+    run(partials, tensors, base, keeps, power, offset)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import _native
+from . import _native, _triton
 from ._checks import check_float, check_scalars, float32
 from ._registry import operation
 
@@ -69,3 +69,10 @@ def _cpu(out: Tensor, weight: Tensor, up: Tensor, down: Tensor, scale: float) ->
     _native.cpu_extension().low_rank(
         *_native.one(out), *_native.one(weight), up.data_ptr(), down.data_ptr(), *out.shape, up.shape[1], scale
     )
+
+
+@_low_rank.backend("triton", probe=_triton.why_unavailable)
+def _run_triton(out: Tensor, weight: Tensor, up: Tensor, down: Tensor, scale: float) -> None:
+    from ._triton.low_rank import low_rank as run
+
+    run(out, weight, up, down, scale)

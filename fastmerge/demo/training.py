@@ -38,6 +38,16 @@ def fine_tune(base: Decoder, words: Dictionaries, language: int, seed: int, step
 
 
 def _train(model: Decoder, batch: Callable[[], Tensor], steps: int, learning_rate: float) -> None:
+    # One thread: the matrices are tiny, and the result is the same on any number of cores.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _descend(model, batch, steps, learning_rate)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _descend(model: Decoder, batch: Callable[[], Tensor], steps: int, learning_rate: float) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
     for step in range(steps):
         for group in optimizer.param_groups:

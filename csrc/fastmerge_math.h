@@ -41,6 +41,9 @@ struct Lanes<float> {
   using Signed = std::int32_t;
   using Unsigned = std::uint32_t;
 
+  // x where the mask is set, +0 elsewhere.
+  FASTMERGE_HD float select(bool mask, float x) { return mask ? x : 0.0f; }
+
   FASTMERGE_HD Unsigned multiply(Unsigned a, std::uint32_t b, Unsigned& high) {
     const std::uint64_t product = static_cast<std::uint64_t>(a) * b;
     high = static_cast<Unsigned>(product >> 32);
@@ -159,7 +162,7 @@ struct Part {
   Mask kept;
 
   // Multiplied, so that a dropped NaN or infinity becomes NaN and never vanishes.
-  FASTMERGE_HD F times(const Part& part, float factor) { return part.delta * (part.kept ? splat<F>(factor) : F{}); }
+  FASTMERGE_HD F times(const Part& part, float factor) { return part.delta * Lanes<F>::select(part.kept, splat<F>(factor)); }
 };
 
 // Returns base + the merged deltas of `count` models; fetch(k) returns model k's Part. With a constant count the compiler
@@ -180,7 +183,7 @@ FASTMERGE_HD F sparse_merge_element(F base, int count, const MergeScalars& s, Fe
       const auto part = fetch(k);
       F vote = part.times(part, kVote == kVoteWeighted ? s.factors[k] : 1.0f);
       if constexpr (kVote == kVoteCount) {
-        vote = (vote > F{} ? splat<F>(1.0f) : F{}) - (vote < F{} ? splat<F>(1.0f) : F{});
+        vote = Lanes<F>::select(vote > F{}, splat<F>(1.0f)) - Lanes<F>::select(vote < F{}, splat<F>(1.0f));
       }
       votes = k == 0 ? vote : votes + vote;
     }

@@ -12,8 +12,6 @@ constexpr std::size_t kTile = 1024;
 constexpr std::size_t kMaskSize = kTile + 8 + 8 * 16;
 
 // Masks hold 0xFFFF for a kept element, 0 for a dropped one.
-FASTMERGE_INLINE S load_mask(const std::uint16_t* p) { return __builtin_convertvector(load_as<HalfS16>(p), S); }
-
 // The 32-bit word of an element whose high half equals that of the drop threshold: decides by the low halves of stream 1.
 bool keeps_low_half(std::uint64_t key, std::uint32_t model, std::uint32_t drop_low, std::uint64_t index) {
   const std::uint64_t block = index >> 3;
@@ -108,7 +106,7 @@ void merge_uniform(T* out, const T* base, const T* const* tensors, const Merge& 
     const F b = load(base + i);
     store(out + i, sparse_merge_element<kVote>(b, count, s, [&](int k) __attribute__((always_inline)) {
             const F delta = load(tensors[k] + i) - b;
-            return Part<F, S>{delta, kMasked ? load_mask(masks[k] + i) : magnitude_bits(delta) > thresholds[k]};
+            return Part<F, S>{delta, kMasked ? load_signed_halves(masks[k] + i) : magnitude_bits(delta) > thresholds[k]};
           }));
   }
 }

@@ -12,8 +12,6 @@ namespace {
 constexpr std::size_t kRows = 8;                 // rows of 256 lanes that are widened at a time
 constexpr std::size_t kBlock = kRows * kLanes;
 
-FASTMERGE_INLINE D load_doubles(const float* p) { return __builtin_convertvector(load_as<HalfF>(p), D); }
-
 FASTMERGE_INLINE D add_product(D acc, D a, D b) {
 #if FASTMERGE_VECTOR_BYTES == 64
   return (D)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)acc);

@@ -12,6 +12,7 @@ BracketCounts collect_uniform(std::uint32_t* out, const T* tensor, const T* base
   S above{}, first{}, second{};
   std::uint32_t* next = out;
   const S high = S{} + bracket.high, low = S{} + (bracket.low - 1);
+  const S first_atom = S{} + bracket.atoms[0], second_atom = S{} + bracket.atoms[1];
   std::size_t i = 0;
   for (; i + kWidth <= n; i += kWidth) {
     const F delta = kBase ? load(tensor + i) - load(base + i) : load(tensor + i);
@@ -20,13 +21,12 @@ BracketCounts collect_uniform(std::uint32_t* out, const T* tensor, const T* base
     above += over;
     S inside = (bits > low) & ~over;
     if constexpr (kAtoms) {
-      const S a = bits == bracket.atoms[0], b = bits == bracket.atoms[1];
+      const S a = bits == first_atom, b = bits == second_atom;
       first += a;
       second += b;
       inside &= ~(a | b);
     }
-    const unsigned selected = mask_bits(inside);
-    if (selected) next += store_selected(next, (U)bits, selected);
+    next += store_selected(next, (U)bits, mask_bits(inside));
   }
   BracketCounts counts{static_cast<std::uint32_t>(-sum_of_lanes(above)),
                        {static_cast<std::uint32_t>(-sum_of_lanes(first)), static_cast<std::uint32_t>(-sum_of_lanes(second))},

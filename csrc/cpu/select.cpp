@@ -5,7 +5,7 @@
 // two most frequent values of the bracket ("atoms") are only counted. Should the bracket miss the rank or hold too much
 // (an adversarial input), two histograms of the magnitude bits find it instead.
 //
-// Extra memory per boundary: 4 bytes for each of size / 32 + 65536 elements, and 32 bytes per 16384 elements.
+// Extra memory per boundary: 4 bytes for each of size / 16 + 65536 elements, and 32 bytes per 16384 elements.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -112,7 +112,7 @@ void Search::take_sample() {
     }
     std::sort(inside.begin(), inside.end());
     find_atoms(bracket, inside, sample.size());
-    capacity = size / 32 + kSmall;
+    capacity = size / 16 + kSmall;
   }
   collected.reset(new std::uint32_t[capacity]);
 }

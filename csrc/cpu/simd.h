@@ -48,7 +48,20 @@ FASTMERGE_INLINE void store_as(void* p, V value) {
 FASTMERGE_INLINE F load(const float* p) { return load_as<F>(p); }
 FASTMERGE_INLINE void store(float* p, F x) { store_as(p, x); }
 
+// 16-bit numbers as 32-bit lanes, without and with sign, and float32 as float64.
+#if FASTMERGE_VECTOR_BYTES == 64
+FASTMERGE_INLINE U load_halves(const void* p) { return (U)_mm512_cvtepu16_epi32(load_as<__m256i>(p)); }
+FASTMERGE_INLINE S load_signed_halves(const void* p) { return (S)_mm512_cvtepi16_epi32(load_as<__m256i>(p)); }
+FASTMERGE_INLINE D load_doubles(const float* p) { return (D)_mm512_cvtps_pd(load_as<__m256>(p)); }
+#elif FASTMERGE_VECTOR_BYTES == 32
+FASTMERGE_INLINE U load_halves(const void* p) { return (U)_mm256_cvtepu16_epi32(load_as<__m128i>(p)); }
+FASTMERGE_INLINE S load_signed_halves(const void* p) { return (S)_mm256_cvtepi16_epi32(load_as<__m128i>(p)); }
+FASTMERGE_INLINE D load_doubles(const float* p) { return (D)_mm256_cvtps_pd(load_as<__m128>(p)); }
+#else
 FASTMERGE_INLINE U load_halves(const void* p) { return __builtin_convertvector(load_as<HalfH>(p), U); }
+FASTMERGE_INLINE S load_signed_halves(const void* p) { return __builtin_convertvector(load_as<HalfS16>(p), S); }
+FASTMERGE_INLINE D load_doubles(const float* p) { return __builtin_convertvector(load_as<HalfF>(p), D); }
+#endif
 
 // Stores the low 16 bits of every lane; they must be a sign-extended 16-bit number.
 FASTMERGE_INLINE void store_halves(void* p, S x) {
@@ -72,6 +85,8 @@ template <>
 struct Lanes<cpu::F> {
   using Signed = cpu::S;
   using Unsigned = cpu::U;
+
+  FASTMERGE_HD cpu::F select(cpu::S mask, cpu::F x) { return (cpu::F)((cpu::S)x & mask); }
 
   // Products of the even lanes and of the odd lanes, whose halves are then put back in order.
   FASTMERGE_HD cpu::U multiply(cpu::U a, std::uint32_t b, cpu::U& high) {
@@ -122,24 +137,45 @@ FASTMERGE_INLINE unsigned mask_bits(S mask) {
 #endif
 }
 
-// Stores the lanes of x whose bit is set, in order, and returns how many; may write a whole vector.
+#if FASTMERGE_VECTOR_BYTES == 32
+// Per set of eight lanes, the order that puts the lanes of the set first.
+struct FirstLanes {
+  constexpr FirstLanes() : order{} {
+    for (int set = 0; set < 256; ++set) {
+      int next = 0;
+      for (int lane = 0; lane < 8; ++lane) {
+        if (set >> lane & 1) order[set][next++] = static_cast<std::uint8_t>(lane);
+      }
+    }
+  }
+  std::uint8_t order[256][8];
+};
+constexpr FirstLanes kFirstLanes;
+#endif
+
+// Stores the lanes of x whose bit is set, in order, and returns how many; may write a whole vector. Without a branch on the
+// bits where the instruction set allows: they are as good as random.
 FASTMERGE_INLINE int store_selected(std::uint32_t* p, U x, unsigned bits) {
 #if FASTMERGE_VECTOR_BYTES == 64
   store_as(p, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), (__m512i)x));
   return __builtin_popcount(bits);
+#elif FASTMERGE_VECTOR_BYTES == 32
+  const __m256i order = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)kFirstLanes.order[bits]));
+  store_as(p, _mm256_permutevar8x32_epi32((__m256i)x, order));
+  return __builtin_popcount(bits);
 #else
-  std::uint32_t lanes[kWidth];
-  store_as(lanes, x);
   int count = 0;
-  for (; bits; bits &= bits - 1) p[count++] = lanes[__builtin_ctz(bits)];
+  for (; bits; bits &= bits - 1) p[count++] = x[__builtin_ctz(bits)];
   return count;
 #endif
 }
 
-template <class V>
-FASTMERGE_INLINE auto sum_of_lanes(V x) {
-  auto sum = x[0];
-  for (unsigned i = 1; i < sizeof x / sizeof x[0]; ++i) sum += x[i];
+FASTMERGE_INLINE std::int32_t sum_of_lanes(S x) {
+  // Through memory of its own: a subscript would keep x in memory for all its life.
+  std::int32_t lanes[kWidth];
+  store_as(lanes, x);
+  std::int32_t sum = 0;
+  for (const std::int32_t lane : lanes) sum += lane;
   return sum;
 }
 

@@ -54,13 +54,15 @@ def divide(outputs: Iterable[OutputTensor], ram: int, workers: int, chunk: int |
     options = [(count, elements) for count in dict.fromkeys((workers, min(workers, 2), 1)) for elements in chunks]
     needed = 0
     for count, elements in options:
-        slot = max((_chunk_bytes(o, elements) for o in kinds), default=0) + PAGE
-        slot = round_up(max(slot, min(BATCH_BYTES, ram // (8 * count))))
+        slot = round_up(max((_chunk_bytes(o, elements) for o in kinds), default=0)) + PAGE
         scratch = count * (slot + int(outside * min(elements, max(map(_numel, merged), default=0))))
         needed = scratch + int(adapters * share) + PAGE
         # Half of the budget is kept for tensors that are surveyed whole: reading twice costs more than small chunks.
         if needed <= (ram if (count, elements) == options[-1] else ram // 2):
-            return Sizes(count, elements, slot, count * slot + int((ram - scratch) / share))
+            # Tiny tensors are gathered into batches, which may take more than a chunk.
+            extra = max(0, min(BATCH_BYTES - slot, (ram - needed) // (4 * count))) // PAGE * PAGE
+            regions = int((ram - scratch - count * extra) / share)
+            return Sizes(count, elements, slot + extra, count * (slot + extra) + regions)
     raise BudgetError(f"the memory budget of {ram} bytes is too small: this merge needs at least {needed} (--ram)")
 
 

@@ -134,7 +134,7 @@ class _Comparison:
 
     def write(self, output: OutputTensor, offset: int, data: memoryview, address: int) -> None:
         found = np.empty(len(data), np.uint8)
-        self._inputs.read(self._paths[output.shard], offset, memoryview(found))
+        self._inputs.read(self._paths[output.shard], offset, found.data)
         expected = np.frombuffer(data, np.uint8)
         if np.array_equal(expected, found):
             return

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _native
+from . import _native, _triton
 from ._checks import GRID, check_group, grid_chunks
 from ._registry import operation
 from .keep import ALL_EQUAL, EVERYTHING, NOTHING, Boundary, magnitude_bits
@@ -176,3 +176,30 @@ def _equal_counts_cpu(
     counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None, thresholds: Sequence[int]
 ) -> None:
     _native.cpu_extension().equal_counts(counts.data_ptr(), *_native.group(tensors, base), list(thresholds))
+
+
+@_select.backend("triton", probe=_triton.why_unavailable)
+def _select_triton(
+    tensors: Sequence[Tensor], base: Tensor | None, ranks: Sequence[Sequence[int]]
+) -> list[list[Boundary]]:
+    from ._triton.select import select as run
+
+    return run(tensors, base, ranks)
+
+
+@_histogram.backend("triton", probe=_triton.why_unavailable)
+def _histogram_triton(
+    counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None, level: int, prefixes: Sequence[int]
+) -> None:
+    from ._triton.histogram import magnitude_histogram as run
+
+    run(counts, tensors, base, level, prefixes)
+
+
+@_equal_counts.backend("triton", probe=_triton.why_unavailable)
+def _equal_counts_triton(
+    counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None, thresholds: Sequence[int]
+) -> None:
+    from ._triton.histogram import equal_counts as run
+
+    run(counts, tensors, base, thresholds)

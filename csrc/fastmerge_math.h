@@ -32,7 +32,7 @@ struct Float16 {
   std::uint16_t bits;
 };
 
-// The integer types as wide as F, and the product that Philox needs. Specialized for vectors in cpu/simd.h.
+// What depends on whether F is a scalar or a vector. Specialized for vectors in cpu/simd.h.
 template <class F>
 struct Lanes;
 
@@ -43,12 +43,6 @@ struct Lanes<float> {
 
   // x where the mask is set, +0 elsewhere.
   FASTMERGE_HD float select(bool mask, float x) { return mask ? x : 0.0f; }
-
-  FASTMERGE_HD Unsigned multiply(Unsigned a, std::uint32_t b, Unsigned& high) {
-    const std::uint64_t product = static_cast<std::uint64_t>(a) * b;
-    high = static_cast<Unsigned>(product >> 32);
-    return static_cast<Unsigned>(product);
-  }
 };
 
 template <class To, class From>
@@ -169,6 +163,7 @@ struct Part {
 // unrolls the loops and computes each part once.
 template <int kVote, class F, class Fetch>
 FASTMERGE_HD F sparse_merge_element(F base, int count, const MergeScalars& s, Fetch fetch) {
+  using U = typename Lanes<F>::Unsigned;
   F merged{};
   if constexpr (kVote == kVoteNone) {
     for (int k = 0; k < count; ++k) {
@@ -187,16 +182,18 @@ FASTMERGE_HD F sparse_merge_element(F base, int count, const MergeScalars& s, Fe
       }
       votes = k == 0 ? vote : votes + vote;
     }
-    const auto positive = votes >= F{};
+    // Where the elected sign is negative, signs are flipped before they are compared with it.
+    const U flip = (votes >= F{}) ? U{} : U{} + 0x80000000u;
     F divisor{};
     for (int k = 0; k < count; ++k) {
       const auto part = fetch(k);
       const F contribution = part.times(part, s.factors[k]);
       const F signed_part = kVote == kVoteWeighted ? contribution : part.times(part, 1.0f);
       // A NaN is neither <= 0 nor >= 0, so it never opposes.
-      const auto opposes = positive ? signed_part <= F{} : signed_part >= F{};
-      merged = opposes ? merged : merged + contribution;
-      divisor = opposes ? divisor : divisor + splat<F>(s.weights[k]);
+      const auto opposes = bit_cast<F>(bit_cast<U>(signed_part) ^ flip) <= F{};
+      // Adding +0 changes nothing: a sum that began with +0 is never -0.
+      merged = merged + Lanes<F>::select(!opposes, contribution);
+      divisor = divisor + Lanes<F>::select(!opposes, splat<F>(s.weights[k]));
     }
     if (s.divides) merged = divisor == F{} ? merged : merged / divisor;
   }
@@ -205,17 +202,26 @@ FASTMERGE_HD F sparse_merge_element(F base, int count, const MergeScalars& s, Fe
 
 // ---- Philox4x32-10 (Salmon et al. 2011) ----
 
-template <class F, class U = typename Lanes<F>::Unsigned>
-FASTMERGE_HD void philox4x32(U (&counter)[4], std::uint64_t key) {
+// The 64-bit products of the low halves of 64-bit words. W is a word or a vector of words.
+template <class W>
+struct LowHalves;
+
+template <>
+struct LowHalves<std::uint64_t> {
+  FASTMERGE_HD std::uint64_t multiply(std::uint64_t a, std::uint32_t b) { return static_cast<std::uint32_t>(a) * std::uint64_t{b}; }
+};
+
+// Counter and result are the low halves of four 64-bit words; what the high halves hold does not matter.
+template <class W>
+FASTMERGE_HD void philox4x32(W (&counter)[4], std::uint64_t key) {
   std::uint32_t key0 = static_cast<std::uint32_t>(key), key1 = static_cast<std::uint32_t>(key >> 32);
   for (int round = 0; round < 10; ++round) {
-    U high0, high1;
-    const U low0 = Lanes<F>::multiply(counter[0], 0xD2511F53u, high0);
-    const U low1 = Lanes<F>::multiply(counter[2], 0xCD9E8D57u, high1);
-    counter[0] = high1 ^ counter[1] ^ key0;
-    counter[1] = low1;
-    counter[2] = high0 ^ counter[3] ^ key1;
-    counter[3] = low0;
+    const W product0 = LowHalves<W>::multiply(counter[0], 0xD2511F53u);
+    const W product1 = LowHalves<W>::multiply(counter[2], 0xCD9E8D57u);
+    counter[0] = (product1 >> 32) ^ counter[1] ^ key0;
+    counter[1] = product1;
+    counter[2] = (product0 >> 32) ^ counter[3] ^ key1;
+    counter[3] = product0;
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }

@@ -2,6 +2,7 @@
 #if defined(__x86_64__)
 // gcc.gnu.org/PR105593: g++ 12 takes the undefined operand of its own AVX-512 intrinsics for a mistake.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
 // Before the target changes: what the linker may share between files must not use its instructions.

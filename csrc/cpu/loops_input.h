@@ -7,7 +7,8 @@
 namespace fastmerge::cpu {
 namespace {
 
-constexpr std::size_t padded(std::size_t n) { return (n + kWidth - 1) / kWidth * kWidth; }
+constexpr std::size_t whole_pairs(std::size_t n) { return n / kPair * kPair; }
+constexpr std::size_t padded(std::size_t n) { return whole_pairs(n + kPair - 1); }
 
 // Calls f with a null pointer of the element type of `dtype`.
 template <class Function>

@@ -8,15 +8,15 @@ namespace {
 
 // Elements of a tile of masks or float32 values: small enough that those of eight models stay in the second-level cache.
 constexpr std::size_t kTile = 1024;
-// A random mask starts at a multiple of 8 elements and is made in whole groups of 8 elements per lane.
-constexpr std::size_t kMaskSize = kTile + 8 + 8 * 16;
+// A random mask starts at a multiple of 8 elements and is made in whole groups of 8 elements per 64-bit lane.
+constexpr std::size_t kMaskSize = kTile + 8 + 8 * kDoubles;
 
 // Masks hold 0xFFFF for a kept element, 0 for a dropped one.
-// The 32-bit word of an element whose high half equals that of the drop threshold: decides by the low halves of stream 1.
+// For an element whose random word has the high half of the drop threshold: decides by the low halves, from stream 1.
 bool keeps_low_half(std::uint64_t key, std::uint32_t model, std::uint32_t drop_low, std::uint64_t index) {
   const std::uint64_t block = index >> 3;
-  std::uint32_t words[4] = {static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(block >> 32), model, 1};
-  philox4x32<float>(words, key);
+  std::uint64_t words[4] = {block, block >> 32, model, 1};
+  philox4x32(words, key);
   return ((words[(index & 7) >> 1] >> (16 * (index & 1))) & 0xFFFFu) >= drop_low;
 }
 
@@ -30,37 +30,26 @@ const std::uint16_t* random_mask(std::uint16_t* mask, const Keep& keep, std::uin
     std::memset(mask, 0, (n + 8) * sizeof *mask);
     return result;
   }
-  U lane{};
-  for (int i = 0; i < kWidth; ++i) lane[i] = i;
+  // One block of eight elements per 64-bit lane: even lanes take the first half of the blocks, odd lanes the second, so
+  // that joining the words of a block also puts the blocks in order.
+  U64 lane{};
+  for (int i = 0; i < kDoubles; ++i) lane[i] = i / 2 + i % 2 * (kDoubles / 2);
   const H high = H{} + static_cast<std::uint16_t>(drop_high);
   const std::uint64_t last = (index + n + 7) >> 3;
-  for (std::uint64_t block = index >> 3; block < last; block += kWidth, mask += 8 * kWidth) {
-    const U low = lane + static_cast<std::uint32_t>(block);
-    const U carry = (U)(low < lane) & 1u;
-    U words[4] = {low, carry + static_cast<std::uint32_t>(block >> 32), U{} + model, U{}};
-    philox4x32<F>(words, key);
-    // Four words of a lane are the eight elements of its block: transpose 4 x 4 words inside every 16 bytes.
-    const U a = interleave_low(words[0], words[1]), b = interleave_low(words[2], words[3]);
-    const U c = interleave_high(words[0], words[1]), d = interleave_high(words[2], words[3]);
-    const H halves[4] = {(H)interleave_low_pairs(a, b), (H)interleave_high_pairs(a, b), (H)interleave_low_pairs(c, d),
-                         (H)interleave_high_pairs(c, d)};
-    U undecided{};
-    for (int j = 0; j < 4; ++j) {
-      const auto kept = halves[j] >= high;
-      undecided |= (U)(halves[j] == high);
-      using Block = std::uint16_t __attribute__((vector_size(16)));
-      Block blocks[kWidth / 4];
-      std::memcpy(blocks, &kept, sizeof blocks);
-      for (int q = 0; q < kWidth / 4; ++q) store_as(mask + 8 * (4 * q + j), blocks[q]);
-    }
-    if (drop_low != 0 && mask_bits((S)(undecided != 0u)) != 0) {
-      for (int j = 0; j < 4; ++j) {
-        for (int i = 0; i < 2 * kWidth; ++i) {
-          if (halves[j][i] != drop_high) continue;
-          const int element = 8 * (4 * (i / 8) + j) + i % 8;
-          if (!keeps_low_half(key, model, drop_low, (block << 3) + element)) mask[element] = 0;
-        }
-      }
+  for (std::uint64_t block = index >> 3; block < last; block += kDoubles, mask += 8 * kDoubles) {
+    const U64 number = lane + block;
+    U64 words[4] = {number, number >> 32, U64{} + model, U64{}};
+    philox4x32(words, key);
+    const U64 left = (words[0] & 0xFFFFFFFFu) | (words[1] << 32), right = (words[2] & 0xFFFFFFFFu) | (words[3] << 32);
+    const H halves[2] = {(H)first_words(left, right), (H)second_words(left, right)};
+    for (int j = 0; j < 2; ++j) store_as(mask + 4 * kDoubles * j, halves[j] >= high);
+    if (drop_low == 0) continue;
+    const S undecided = (S)(halves[0] == high) | (S)(halves[1] == high);
+    if (mask_bits(undecided != 0) == 0) continue;
+    std::uint16_t stored[8 * kDoubles];
+    std::memcpy(stored, halves, sizeof stored);
+    for (int i = 0; i < 8 * kDoubles; ++i) {
+      if (stored[i] == drop_high && !keeps_low_half(key, model, drop_low, (block << 3) + i)) mask[i] = 0;
     }
   }
   return result;
@@ -75,13 +64,24 @@ void band_mask(std::uint16_t* mask, const T* tensor, const T* base, std::int32_t
   }
 }
 
+// The masks of the elements that load_pair puts first and second.
+template <class T>
+FASTMERGE_INLINE S first_mask(const std::uint16_t* mask) {
+  return sizeof(T) == 2 ? load_as<S>(mask) << 16 >> 16 : load_signed_halves(mask);
+}
+
+template <class T>
+FASTMERGE_INLINE S second_mask(const std::uint16_t* mask) {
+  return sizeof(T) == 2 ? load_as<S>(mask) >> 16 : load_signed_halves(mask + kWidth);
+}
+
 // What differs from one segment of a range to the next: the thresholds change at break indices.
 struct Segment {
   std::vector<std::int32_t> inside, outside;
   std::vector<const std::uint16_t*> masks;
 };
 
-// n is a number of whole vectors; kCount 0 takes the count at run time.
+// n is a number of whole pairs; kCount 0 takes the count at run time.
 template <class T, int kCount, int kVote, bool kMasked>
 void merge_uniform(T* out, const T* base, const T* const* tensors, const Merge& merge, const Segment& segment,
                    std::size_t n) {
@@ -102,12 +102,18 @@ void merge_uniform(T* out, const T* base, const T* const* tensors, const Merge& 
     s.weights = std::copy_n(s.weights, kCount, weights) - kCount;
     thresholds = std::copy_n(thresholds, kCount, t) - kCount;
   }
-  for (std::size_t i = 0; i < n; i += kWidth) {
-    const F b = load(base + i);
-    store(out + i, sparse_merge_element<kVote>(b, count, s, [&](int k) __attribute__((always_inline)) {
-            const F delta = load(tensors[k] + i) - b;
-            return Part<F, S>{delta, kMasked ? load_signed_halves(masks[k] + i) : magnitude_bits(delta) > thresholds[k]};
-          }));
+  for (std::size_t i = 0; i < n; i += kPair) {
+    const Pair b = load_pair(base + i);
+    const auto part = [&](F delta, int k, S mask) {
+      return Part<F, S>{delta, kMasked ? mask : magnitude_bits(delta) > thresholds[k]};
+    };
+    const F first = sparse_merge_element<kVote>(b.first, count, s, [&](int k) {
+      return part(load_pair(tensors[k] + i).first - b.first, k, kMasked ? first_mask<T>(masks[k] + i) : S{});
+    });
+    const F second = sparse_merge_element<kVote>(b.second, count, s, [&](int k) {
+      return part(load_pair(tensors[k] + i).second - b.second, k, kMasked ? second_mask<T>(masks[k] + i) : S{});
+    });
+    store_pair(out + i, first, second);
   }
 }
 
@@ -180,7 +186,7 @@ class Merger {
 
   // Merges [at, stop), in which no threshold changes; returns stop.
   std::size_t segment(std::size_t at, std::size_t stop) {
-    const std::size_t whole = (stop - at) / kWidth * kWidth;
+    const std::size_t whole = whole_pairs(stop - at);
     if (whole && dtype_ == kBFloat16) at = uniform<BFloat16>(at, whole);
     if (whole && dtype_ == kFloat32) at = uniform<float>(at, whole);
     while (at < stop) at = tile(at, std::min(kTile, stop - at));
@@ -195,7 +201,7 @@ class Merger {
     return at + n;
   }
 
-  // Mixed dtypes, float16, and the elements beyond the last whole vector: by tiles of float32.
+  // Mixed dtypes, float16, and the elements beyond the last whole pair: by tiles of float32.
   std::size_t tile(std::size_t at, std::size_t n) {
     const std::size_t count = group_.tensors.size();
     tiles_.resize((count + 1) * kTile);

@@ -113,23 +113,34 @@ void add_norms(double* all, double* kept, const float* tile, const float* keep) 
   }
 }
 
-// Writes 1 for a kept and 0 for a dropped delta of a tile of n elements that starts at a global index.
+// Writes 1 for a kept and 0 for a dropped delta of a tile of n elements (whole vectors) that starts at a global index.
 void keep_factors(float* factors, const float* tile, const Keep& keep, std::uint64_t index, std::size_t n) {
   if (keep.rule == kRuleAll) {
     std::fill(factors, factors + n, 1.0f);
   } else if (keep.rule == kRuleRandom) {
     std::uint16_t storage[kMaskSize];
     for (std::size_t i = 0; i < n; i += kTile) {
-      const std::size_t count = std::min(kTile, n - i);
-      const std::uint16_t* mask = random_mask(storage, keep, index + i, count);
-      for (std::size_t j = 0; j < count; ++j) factors[i + j] = mask[j] ? 1.0f : 0.0f;
+      const std::uint16_t* mask = random_mask(storage, keep, index + i, std::min(kTile, n - i));
+      for (std::size_t j = 0; j < std::min(kTile, n - i); j += kWidth) {
+        store(factors + i + j, Lanes<F>::select(load_signed_halves(mask + j), splat<F>(1.0f)));
+      }
     }
   } else {
-    for (std::size_t i = 0; i < n; ++i) {
+    const auto breaks_here = [&](std::int64_t at) { return at > static_cast<std::int64_t>(index) && at < static_cast<std::int64_t>(index + n); };
+    // Where a break index falls into the tile, every element looks its thresholds up; elsewhere they are the same for all.
+    const std::size_t step = breaks_here(keep.b) || breaks_here(keep.d) ? 1 : n;
+    for (std::size_t i = 0; i < n; i += step) {
       const auto at = static_cast<std::int64_t>(index + i);
-      const std::int32_t bits = magnitude_bits(tile[i]);
-      const bool inside = bits > threshold_at(keep.a, keep.b, at), outside = bits > threshold_at(keep.c, keep.d, at);
-      factors[i] = inside && !outside ? 1.0f : 0.0f;
+      const std::int32_t inside = threshold_at(keep.a, keep.b, at), outside = threshold_at(keep.c, keep.d, at);
+      if (step == 1) {
+        const std::int32_t bits = magnitude_bits(tile[i]);
+        factors[i] = bits > inside && !(bits > outside) ? 1.0f : 0.0f;
+        continue;
+      }
+      for (std::size_t j = 0; j < n; j += kWidth) {
+        const S bits = magnitude_bits(load(tile + j));
+        store(factors + j, Lanes<F>::select((bits > inside) & ~(bits > outside), splat<F>(1.0f)));
+      }
     }
   }
 }

@@ -13,9 +13,7 @@ BracketCounts collect_uniform(std::uint32_t* out, const T* tensor, const T* base
   std::uint32_t* next = out;
   const S high = S{} + bracket.high, low = S{} + (bracket.low - 1);
   const S first_atom = S{} + bracket.atoms[0], second_atom = S{} + bracket.atoms[1];
-  std::size_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) {
-    const F delta = kBase ? load(tensor + i) - load(base + i) : load(tensor + i);
+  const auto take = [&](F delta) {
     const S bits = magnitude_bits(delta);
     const S over = bits > high;
     above += over;
@@ -27,6 +25,13 @@ BracketCounts collect_uniform(std::uint32_t* out, const T* tensor, const T* base
       inside &= ~(a | b);
     }
     next += store_selected(next, (U)bits, mask_bits(inside));
+  };
+  std::size_t i = 0;
+  for (; i + kPair <= n; i += kPair) {
+    const Pair x = load_pair(tensor + i);
+    const Pair b = kBase ? load_pair(base + i) : Pair{};
+    take(kBase ? x.first - b.first : x.first);
+    take(kBase ? x.second - b.second : x.second);
   }
   BracketCounts counts{static_cast<std::uint32_t>(-sum_of_lanes(above)),
                        {static_cast<std::uint32_t>(-sum_of_lanes(first)), static_cast<std::uint32_t>(-sum_of_lanes(second))},

@@ -6,22 +6,27 @@
 namespace fastmerge::cpu {
 namespace {
 
-// n is a number of whole vectors. kCount 0 takes the count at run time.
+template <class T>
+FASTMERGE_INLINE void weighted_sum_pairs(T* out, const T* const* in, const float* weights, int count, std::size_t n) {
+  for (std::size_t i = 0; i < n; i += kPair) {
+    const F first = weighted_sum_element<F>(count, weights, [&](int k) { return load_pair(in[k] + i).first; });
+    const F second = weighted_sum_element<F>(count, weights, [&](int k) { return load_pair(in[k] + i).second; });
+    store_pair(out + i, first, second);
+  }
+}
+
+// n is a number of whole pairs. kCount 0 takes the count at run time.
 template <class T, int kCount>
 void weighted_sum_uniform(T* out, const T* const* tensors, const float* weights, int count, std::size_t n) {
   if constexpr (kCount == 0) {
-    for (std::size_t i = 0; i < n; i += kWidth) {
-      store(out + i, weighted_sum_element<F>(count, weights, [&](int k) { return load(tensors[k] + i); }));
-    }
+    weighted_sum_pairs(out, tensors, weights, count, n);
   } else {
     // Copies, since `out` may alias anything as far as the compiler knows.
     const T* in[kCount];
     float w[kCount];
     std::copy_n(tensors, kCount, in);
     std::copy_n(weights, kCount, w);
-    for (std::size_t i = 0; i < n; i += kWidth) {
-      store(out + i, weighted_sum_element<F>(kCount, w, [&](int k) { return load(in[k] + i); }));
-    }
+    weighted_sum_pairs(out, in, w, kCount, n);
   }
 }
 
@@ -40,17 +45,16 @@ void weighted_sum_typed(T* out, const T* const* tensors, const float* weights, i
 void weighted_sum(Output out, const Group& group, const float* weights, std::size_t begin, std::size_t end) {
   const int count = group.count(), dtype = shared_dtype(group, &out);
   std::size_t at = begin;
-  if (dtype >= 0) {
-    with_type(dtype, [&](auto* type) {
-      using T = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
-      std::vector<const T*> tensors;
-      for (const Array& tensor : group.tensors) tensors.push_back(static_cast<const T*>(tensor.data) + begin);
-      const std::size_t whole = (end - begin) / kWidth * kWidth;
-      weighted_sum_typed(static_cast<T*>(out.data) + begin, tensors.data(), weights, count, whole);
-      at += whole;
-    });
-  }
-  // Mixed dtypes, and the last elements: by tiles of float32.
+  const auto uniform = [&](auto* first) {
+    using T = std::remove_pointer_t<decltype(first)>;
+    std::vector<const T*> tensors;
+    for (const Array& tensor : group.tensors) tensors.push_back(static_cast<const T*>(tensor.data) + begin);
+    weighted_sum_typed(first + begin, tensors.data(), weights, count, whole_pairs(end - begin));
+    at += whole_pairs(end - begin);
+  };
+  if (dtype == kBFloat16) uniform(static_cast<BFloat16*>(out.data));
+  if (dtype == kFloat32) uniform(static_cast<float*>(out.data));
+  // Mixed dtypes, float16, and the last elements: by tiles of float32.
   if (at == end) return;
   constexpr std::size_t kTile = 512;
   std::vector<float> tiles((count + 1) * kTile);

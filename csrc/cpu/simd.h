@@ -87,28 +87,21 @@ struct Lanes<cpu::F> {
   using Unsigned = cpu::U;
 
   FASTMERGE_HD cpu::F select(cpu::S mask, cpu::F x) { return (cpu::F)((cpu::S)x & mask); }
+};
 
-  // Products of the even lanes and of the odd lanes, whose halves are then put back in order.
-  FASTMERGE_HD cpu::U multiply(cpu::U a, std::uint32_t b, cpu::U& high) {
-    using cpu::U;
-    using cpu::U64;
-    const U64 factor = U64{} + b;
+template <>
+struct LowHalves<cpu::U64> {
+  FASTMERGE_HD cpu::U64 multiply(cpu::U64 a, std::uint32_t b) {
+    const cpu::U64 factor = cpu::U64{} + b;
 #if FASTMERGE_VECTOR_BYTES == 64
-    const U64 even = (U64)_mm512_mul_epu32((__m512i)a, (__m512i)factor);
-    const U64 odd = (U64)_mm512_mul_epu32((__m512i)((U64)a >> 32), (__m512i)factor);
+    return (cpu::U64)_mm512_mul_epu32((__m512i)a, (__m512i)factor);
 #elif FASTMERGE_VECTOR_BYTES == 32
-    const U64 even = (U64)_mm256_mul_epu32((__m256i)a, (__m256i)factor);
-    const U64 odd = (U64)_mm256_mul_epu32((__m256i)((U64)a >> 32), (__m256i)factor);
+    return (cpu::U64)_mm256_mul_epu32((__m256i)a, (__m256i)factor);
 #elif defined(__SSE2__)
-    const U64 even = (U64)_mm_mul_epu32((__m128i)a, (__m128i)factor);
-    const U64 odd = (U64)_mm_mul_epu32((__m128i)((U64)a >> 32), (__m128i)factor);
+    return (cpu::U64)_mm_mul_epu32((__m128i)a, (__m128i)factor);
 #else
-    const U64 even = ((U64)a & 0xFFFFFFFFu) * factor;
-    const U64 odd = ((U64)a >> 32) * factor;
+    return (a & 0xFFFFFFFFu) * factor;
 #endif
-    const U64 upper = U64{} + 0xFFFFFFFF00000000u;
-    high = (U)((even >> 32) | (odd & upper));
-    return (U)((even & ~upper) | (odd << 32));
   }
 };
 
@@ -119,6 +112,30 @@ FASTMERGE_INLINE F load(const BFloat16* p) { return from_bfloat16<F>(load_halves
 FASTMERGE_INLINE F load(const Float16* p) { return from_float16<F>(load_halves(p)); }
 FASTMERGE_INLINE void store(BFloat16* p, F x) { store_halves(p, (S)to_bfloat16_high(x) >> 16); }
 FASTMERGE_INLINE void store(Float16* p, F x) { store_halves(p, (S)(to_float16(x) << 16) >> 16); }
+
+// ---- pairs ----
+
+// 2 * kWidth elements. Of 16-bit dtypes the first vector holds those with even index and the second those with odd index:
+// a shift and a mask widen them, and element-wise work does not care for the order.
+struct Pair {
+  F first, second;
+};
+constexpr std::size_t kPair = 2 * kWidth;
+constexpr std::uint32_t kHighHalf = 0xFFFF0000u;
+
+FASTMERGE_INLINE Pair load_pair(const float* p) { return {load(p), load(p + kWidth)}; }
+FASTMERGE_INLINE Pair load_pair(const BFloat16* p) {
+  const U bits = load_as<U>(p);
+  return {(F)(bits << 16), (F)(bits & kHighHalf)};
+}
+
+FASTMERGE_INLINE void store_pair(float* p, F first, F second) {
+  store(p, first);
+  store(p + kWidth, second);
+}
+FASTMERGE_INLINE void store_pair(BFloat16* p, F first, F second) {
+  store_as(p, (to_bfloat16_high(first) >> 16) | (to_bfloat16_high(second) & kHighHalf));
+}
 
 // ---- masks: 0 or -1 in every lane ----
 
@@ -179,45 +196,24 @@ FASTMERGE_INLINE std::int32_t sum_of_lanes(S x) {
   return sum;
 }
 
-// ---- interleaving inside every 16 bytes ----
-
-FASTMERGE_INLINE U interleave_low(U a, U b) {
+// In every 16 bytes, the first (or second) 8 of a, then those of b.
+FASTMERGE_INLINE U64 first_words(U64 a, U64 b) {
 #if FASTMERGE_VECTOR_BYTES == 64
-  return (U)_mm512_unpacklo_epi32((__m512i)a, (__m512i)b);
+  return (U64)_mm512_unpacklo_epi64((__m512i)a, (__m512i)b);
 #elif FASTMERGE_VECTOR_BYTES == 32
-  return (U)_mm256_unpacklo_epi32((__m256i)a, (__m256i)b);
+  return (U64)_mm256_unpacklo_epi64((__m256i)a, (__m256i)b);
 #else
-  return __builtin_shuffle(a, b, U{0, 4, 1, 5});
+  return U64{a[0], b[0]};
 #endif
 }
 
-FASTMERGE_INLINE U interleave_high(U a, U b) {
+FASTMERGE_INLINE U64 second_words(U64 a, U64 b) {
 #if FASTMERGE_VECTOR_BYTES == 64
-  return (U)_mm512_unpackhi_epi32((__m512i)a, (__m512i)b);
+  return (U64)_mm512_unpackhi_epi64((__m512i)a, (__m512i)b);
 #elif FASTMERGE_VECTOR_BYTES == 32
-  return (U)_mm256_unpackhi_epi32((__m256i)a, (__m256i)b);
+  return (U64)_mm256_unpackhi_epi64((__m256i)a, (__m256i)b);
 #else
-  return __builtin_shuffle(a, b, U{2, 6, 3, 7});
-#endif
-}
-
-FASTMERGE_INLINE U interleave_low_pairs(U a, U b) {
-#if FASTMERGE_VECTOR_BYTES == 64
-  return (U)_mm512_unpacklo_epi64((__m512i)a, (__m512i)b);
-#elif FASTMERGE_VECTOR_BYTES == 32
-  return (U)_mm256_unpacklo_epi64((__m256i)a, (__m256i)b);
-#else
-  return __builtin_shuffle(a, b, U{0, 1, 4, 5});
-#endif
-}
-
-FASTMERGE_INLINE U interleave_high_pairs(U a, U b) {
-#if FASTMERGE_VECTOR_BYTES == 64
-  return (U)_mm512_unpackhi_epi64((__m512i)a, (__m512i)b);
-#elif FASTMERGE_VECTOR_BYTES == 32
-  return (U)_mm256_unpackhi_epi64((__m256i)a, (__m256i)b);
-#else
-  return __builtin_shuffle(a, b, U{2, 3, 6, 7});
+  return U64{a[1], b[1]};
 #endif
 }
 

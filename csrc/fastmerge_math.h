@@ -211,19 +211,24 @@ struct LowHalves<std::uint64_t> {
   FASTMERGE_HD std::uint64_t multiply(std::uint64_t a, std::uint32_t b) { return static_cast<std::uint32_t>(a) * std::uint64_t{b}; }
 };
 
-// Counter and result are the low halves of four 64-bit words; what the high halves hold does not matter.
+// The keys of round r are those of the first plus r times these.
+constexpr std::uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
+constexpr int kPhiloxRounds = 10;
+
+// The counter is the low halves of four 64-bit words; what the high halves of counter and keys hold does not matter.
 template <class W>
-FASTMERGE_HD void philox4x32(W (&counter)[4], std::uint64_t key) {
-  std::uint32_t key0 = static_cast<std::uint32_t>(key), key1 = static_cast<std::uint32_t>(key >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const W product0 = LowHalves<W>::multiply(counter[0], 0xD2511F53u);
-    const W product1 = LowHalves<W>::multiply(counter[2], 0xCD9E8D57u);
-    counter[0] = (product1 >> 32) ^ counter[1] ^ key0;
-    counter[1] = product1;
-    counter[2] = (product0 >> 32) ^ counter[3] ^ key1;
-    counter[3] = product0;
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
+FASTMERGE_HD void philox_round(W (&counter)[4], W key0, W key1) {
+  const W product0 = LowHalves<W>::multiply(counter[0], 0xD2511F53u);
+  const W product1 = LowHalves<W>::multiply(counter[2], 0xCD9E8D57u);
+  counter[0] = (product1 >> 32) ^ counter[1] ^ key0;
+  counter[1] = product1;
+  counter[2] = (product0 >> 32) ^ counter[3] ^ key1;
+  counter[3] = product0;
+}
+
+FASTMERGE_HD void philox4x32(std::uint64_t (&counter)[4], std::uint64_t key) {
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    philox_round<std::uint64_t>(counter, key + std::uint64_t{kWeyl0} * round, (key >> 32) + std::uint64_t{kWeyl1} * round);
   }
 }
 

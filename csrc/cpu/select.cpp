@@ -5,7 +5,7 @@
 // two most frequent values of the bracket ("atoms") are only counted. Should the bracket miss the rank or hold too much
 // (an adversarial input), two histograms of the magnitude bits find it instead.
 //
-// Extra memory per boundary: 4 bytes for each of size / 16 + 65536 elements, and 32 bytes per 16384 elements.
+// Extra memory per boundary: 4 bytes for each of size / 16 + 524288 elements, and 32 bytes per 16384 elements.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -20,6 +20,7 @@ namespace {
 
 constexpr std::size_t kSampleRun = 32;  // neighbours that are sampled together: a cache line of bfloat16
 constexpr std::size_t kSmall = 65536;   // below this everything is collected
+constexpr std::size_t kSpare = 524288;  // room for repeated values that are no atoms, which small samples bracket more of
 constexpr std::size_t kLeast = std::size_t{1} << 19;
 
 // What one chunk contributed, and where it put what it collected.
@@ -112,7 +113,7 @@ void Search::take_sample() {
     }
     std::sort(inside.begin(), inside.end());
     find_atoms(bracket, inside, sample.size());
-    capacity = size / 16 + kSmall;
+    capacity = size / 16 + kSpare;
   }
   collected.reset(new std::uint32_t[capacity]);
 }

@@ -7,7 +7,8 @@
 
 #include "../fastmerge_math.h"
 
-#define FASTMERGE_INLINE __attribute__((always_inline)) static inline
+#define FASTMERGE_INLINE_MEMBER __attribute__((always_inline))
+#define FASTMERGE_INLINE FASTMERGE_INLINE_MEMBER static inline
 
 namespace fastmerge {
 namespace cpu {

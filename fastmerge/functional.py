@@ -20,7 +20,6 @@ recipes (``lambda`` as ``lambda_``); per-model ones are one value for all or a s
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
 import inspect
@@ -84,7 +83,7 @@ def merge_tensors(
     elif dtype not in (None, out.dtype):
         raise ValueError(f"dtype is {dtype}, but out has dtype {out.dtype}; leave one of them out")
     check_group(tensors, base, out)
-    with pinned(backend):
+    with kernels.use_backend(backend):
         merge_source(configured.method, configured.group(name, out.shape), source, out)
     return out
 
@@ -102,11 +101,6 @@ def find_method(name: str) -> Method:
 def promoted(tensors: Sequence[Tensor]) -> torch.dtype:
     """Return the dtype that holds every value of ``tensors``: of bfloat16 and float16 it is float32."""
     return functools.reduce(torch.promote_types, (t.dtype for t in tensors))
-
-
-def pinned(backend: str | None) -> contextlib.AbstractContextManager[None]:
-    """Pin ``backend`` for a block; None leaves the choice as it is."""
-    return contextlib.nullcontext() if backend is None else kernels.use_backend(backend)
 
 
 def __getattr__(name: str) -> Callable[..., Tensor]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidInput, Problem
-from .functional import find_method, pinned, promoted
+from .functional import find_method, promoted
+from .kernels import use_backend
 from .kernels._checks import FLOATS
 from .merging import merge_source, solve_without_data
 from .methods._configure import Configured, configure
@@ -84,7 +85,7 @@ def merge_state_dicts(
     _refuse_early(configured, models[0])
 
     merged = {}
-    with pinned(backend):
+    with use_backend(backend):
         for name, like in (models[0] if base is None else base).items():
             tensors = [model[name] for model in models]
             every = tensors if base is None else [base[name], *tensors]

@@ -41,7 +41,7 @@ def one(tensor: Tensor) -> tuple[int, int]:
 
 
 def group(tensors: Sequence[Tensor], base: Tensor | None) -> tuple[list[int], list[int], int, int, int]:
-    """Return ``(addresses, dtype numbers, base address, base dtype number, elements)``; address 0 stands for no base."""
+    """Return ``(addresses, dtype numbers, base address, base dtype number, elements)``; address 0 is no base."""
     base_address, base_code = (0, 0) if base is None else one(base)
     return (
         [t.data_ptr() for t in tensors],

@@ -41,6 +41,8 @@ class Operation:
     name: str
     reference: Callable
     implementations: dict[str, Implementation] = field(default_factory=dict)
+    # What was chosen, by kind of device and pin: merges of thousands of tiny tensors ask again and again.
+    _chosen: dict[tuple[str, str], Callable] = field(default_factory=dict)
 
     def backend(self, name: str, probe: Callable[[], str | None]) -> Callable[[Callable], Callable]:
         """Register a backend of this operation (decorator)."""
@@ -49,15 +51,16 @@ class Operation:
 
         def add(run: Callable) -> Callable:
             self.implementations[name] = Implementation(run, probe)
+            self._chosen.clear()
             return run
 
         return add
 
     def choose(self, device: torch.device | str, backend: str | None = None) -> tuple[str, str]:
-        """Return ``(backend, reason)`` for tensors on ``device``; raise BackendError for a pinned one that cannot run."""
+        """Return ``(backend, reason)`` for tensors on ``device``; BackendError for a pinned one that cannot run."""
         kind = torch.device(device).type
-        pinned = backend or (_pinned[-1] if _pinned else None) or os.environ.get("FASTMERGE_BACKEND") or None
-        if pinned in (None, "auto"):
+        pinned = _pin(backend)
+        if pinned == "auto":
             missing = []
             for name in PREFERENCE.get(kind, ("reference",)):
                 why = self._unavailable(name)
@@ -81,9 +84,18 @@ class Operation:
         return "not implemented for this operation" if implementation is None else implementation.probe()
 
     def __call__(self, first: Tensor | Sequence[Tensor], *args, backend: str | None = None):
-        name, _ = self.choose((first if isinstance(first, Tensor) else first[0]).device, backend)
-        run = self.reference if name == "reference" else self.implementations[name].run
+        device = (first if isinstance(first, Tensor) else first[0]).device
+        key = device.type, _pin(backend)
+        run = self._chosen.get(key)
+        if run is None:
+            name, _ = self.choose(device, backend)
+            run = self._chosen[key] = self.reference if name == "reference" else self.implementations[name].run
         return run(first, *args)
+
+
+def _pin(backend: str | None) -> str:
+    """Return the backend that is asked for: by argument, the innermost ``use_backend``, the environment, or "auto"."""
+    return backend or (_pinned[-1] if _pinned else None) or os.environ.get("FASTMERGE_BACKEND") or "auto"
 
 
 OPERATIONS: dict[str, Operation] = {}
@@ -102,8 +114,11 @@ def operation(name: str) -> Callable[[Callable], Operation]:
 
 @contextlib.contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
-    """Pin the backend of every operation inside the block; ``None`` and ``"auto"`` choose by availability."""
-    _pinned.append(name or "auto")
+    """Pin the backend of every operation inside the block; "auto" chooses by availability, None changes nothing."""
+    if name is None:
+        yield
+        return
+    _pinned.append(name)
     try:
         yield
     finally:

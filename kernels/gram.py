@@ -22,7 +22,7 @@ __all__ = ["gram_matrix", "gram_partials", "pairs"]
 
 
 def pairs(count: int) -> list[tuple[int, int]]:
-    """Return the entries (i, j), i <= j, of a symmetric count x count matrix, in the order of the columns of the partials."""
+    """Return the entries (i, j), i <= j, of a count x count matrix, in the order of the columns of the partials."""
     return [(i, j) for i in range(count) for j in range(i, count)]
 
 

@@ -42,7 +42,7 @@ class Keep(NamedTuple):
     """A keep rule as five integers, the form in which every backend takes it.
 
     RULE_ALL:    no argument.
-    RULE_BAND:   (threshold, break) of the boundary that an element must be inside, then of that outside which it must be.
+    RULE_BAND:   (threshold, break) of the boundary that holds an element, then of the one that must not.
     RULE_RANDOM: Philox key (64 bit, as signed), model index, drop threshold.
     """
 

@@ -34,7 +34,7 @@ def norm_partials(
     """Write the partial norms of every grid chunk into ``partials``; ``_sums.total`` adds them up.
 
     Args:
-        partials: [ceil(n / GRID), 2 N] float64; overwritten. Columns: total of delta 0, kept of delta 0, total of delta 1, ...
+        partials: [ceil(n / GRID), 2 N] float64; overwritten. Columns: total, kept of delta 0, then of delta 1, ...
         tensors:  N tensors of n elements: a whole tensor, or a part that starts on the grid.
         base:     shaped like them, or None.
         keeps:    N keep rules.

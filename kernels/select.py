@@ -98,7 +98,7 @@ def magnitude_histogram(
         counts:   [N, HISTOGRAM_BINS[level]] int64; added to, so that chunks and shards sum up.
         tensors:  N tensors: a whole tensor or any part of it.
         base:     shaped like them, or None.
-        level:    0 counts ``bits >> 16`` of every element; 1 counts ``bits & 0xffff`` of those whose ``bits >> 16`` is the prefix.
+        level:    0 counts ``bits >> 16``; 1 counts ``bits & 0xffff`` where ``bits >> 16`` is the prefix.
         prefixes: N integers, for level 1 only.
         backend:  pin a backend; by default the fastest available on the device.
     Raises:

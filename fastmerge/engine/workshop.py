@@ -59,7 +59,7 @@ def apply_without_survey(output: OutputTensor) -> Apply | None:
     try:
         return solve_without_data(get_method(output.method), output.group)
     except ValueError as error:
-        raise FastmergeError(f"{output.name}: {error}") from error
+        raise FastmergeError(str(error)) from error
 
 
 def apply_after_survey(output: OutputTensor, source: Source) -> Apply:
@@ -68,4 +68,4 @@ def apply_after_survey(output: OutputTensor, source: Source) -> Apply:
     try:
         return solve(get_method(output.method), output.group, source)
     except ValueError as error:
-        raise FastmergeError(f"{output.name}: {error}") from error
+        raise FastmergeError(str(error)) from error

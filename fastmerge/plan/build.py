@@ -7,8 +7,9 @@ import gc
 import os
 from collections.abc import Iterator, Sequence
 
-from ..apply import Apply, Copy
+from ..apply import Copy
 from ..errors import InvalidInput, Problem
+from ..merging import solve_without_data
 from ..methods import Group, Method, get_method
 from ..recipe.types import Recipe
 from .checks import check_dtypes, check_models, check_shapes, output_dtype
@@ -126,22 +127,13 @@ class _Actions:
         key = (id(group.values), group.models, group.shape)
         if key not in self._known:
             try:
-                self._known[key] = self._ask(group)
+                step = solve_without_data(self._method, group)
+                self._known[key] = step.index if isinstance(step, Copy) else None
             except ValueError as error:
                 self._known[key] = None
                 # One message for all tensors that are refused for the same reason.
                 self.refusals.setdefault(str(error).replace(group.name, ""), str(error))
         return self._known[key]
-
-    def _ask(self, group: Group) -> int | None:
-        step = self._method.merge(group)
-        if not isinstance(step, Apply):
-            try:
-                next(step)
-                return None
-            except StopIteration as stop:
-                step = stop.value
-        return step.index if isinstance(step, Copy) else None
 
 
 def _placed(output: OutputTensor, shard: int, offset: int) -> OutputTensor:

@@ -18,7 +18,7 @@ import torch
 from golden_cases import FOLDER, Golden, load_mergekit, load_peft, mergekit_cases, peft_cases
 from torch import Tensor
 
-from fastmerge.functional import pinned
+from fastmerge.kernels import use_backend
 from fastmerge.merging import merge_source
 from fastmerge.methods import all_methods
 from fastmerge.source import Resident
@@ -160,7 +160,7 @@ def check(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
             lambda key, model, drop, offset, count, device: golden.masks[model].flatten()[offset : offset + count],
         )
     out = torch.full_like(golden.out, float("nan"))
-    with pinned("reference" if golden.masks else None):
+    with use_backend("reference" if golden.masks else None):
         merge_source(golden.method, golden.group, Resident(golden.base, golden.tensors), out)
     bound, compared = BOUNDS[golden.method.name](golden)
     difference = (out.double() - golden.out.double()).abs()

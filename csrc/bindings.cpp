@@ -1,9 +1,10 @@
-// Python bindings of the CPU backend: raw addresses and sizes, no torch headers. The GIL is released around every loop.
+// Python bindings of the CPU backend: raw addresses and sizes, no torch headers. The GIL is released around long loops.
 // The arguments were checked by kernels/*.py, which hold the contracts.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <optional>
 
 #include "cpu/operations.h"
 #include "cpu/threads.h"
@@ -17,7 +18,19 @@ namespace {
 using Address = std::uintptr_t;
 using Ints = std::vector<std::int64_t>;
 using KeepTuple = std::array<std::int64_t, 5>;
-using Unlocked = py::gil_scoped_release;
+
+// Releases the GIL for loops over many elements. Short ones keep it: when several threads merge tiny tensors, getting it
+// back costs more than the work.
+class Unlocked {
+ public:
+  explicit Unlocked(std::size_t elements) {
+    if (elements >= kLeast) release_.emplace();
+  }
+
+ private:
+  static constexpr std::size_t kLeast = std::size_t{1} << 15;
+  std::optional<py::gil_scoped_release> release_;
+};
 
 Array array(Address address, int dtype) { return {reinterpret_cast<const void*>(address), dtype}; }
 Output output(Address address, int dtype) { return {reinterpret_cast<void*>(address), dtype}; }
@@ -68,7 +81,7 @@ PYBIND11_MODULE(_C, m) {
                            Address base, int base_dtype, std::size_t size, const std::vector<float>& weights) {
     const Group inputs = group(tensors, dtypes, base, base_dtype, size);
     expect(weights.size(), inputs, "weights");
-    const Unlocked unlocked;
+    const Unlocked unlocked(size);
     weighted_sum(output(out, out_dtype), inputs, weights);
   });
 
@@ -83,14 +96,14 @@ PYBIND11_MODULE(_C, m) {
     const bool divides = divide != fastmerge::kDivideNone;
     Merge merge{factors, weights, keep_rules(keeps), vote, scale, constant_divisor(divide, weights), divides, offset};
     if (divide == fastmerge::kDivideCount) merge.weights.assign(weights.size(), 1.0f);
-    const Unlocked unlocked;
+    const Unlocked unlocked(size);
     sparse_merge(output(out, out_dtype), inputs, merge);
   });
 
   m.def("gram", [](Address partials, const std::vector<Address>& tensors, const std::vector<int>& dtypes, Address base,
                    int base_dtype, std::size_t size) {
     const Group inputs = group(tensors, dtypes, base, base_dtype, size);
-    const Unlocked unlocked;
+    const Unlocked unlocked(size);
     gram(reinterpret_cast<double*>(partials), inputs);
   });
 
@@ -99,7 +112,7 @@ PYBIND11_MODULE(_C, m) {
                     std::uint64_t offset) {
     const Group inputs = group(tensors, dtypes, base, base_dtype, size);
     expect(keeps.size(), inputs, "keeps");
-    const Unlocked unlocked;
+    const Unlocked unlocked(size);
     norms(reinterpret_cast<double*>(partials), inputs, keep_rules(keeps), power, offset);
   });
 
@@ -114,7 +127,7 @@ PYBIND11_MODULE(_C, m) {
     }
     std::vector<std::vector<Boundary>> found;
     {
-      const Unlocked unlocked;
+      const Unlocked unlocked(size);
       found = select(inputs, ranks);
     }
     std::vector<std::vector<std::pair<std::int64_t, std::int64_t>>> result;
@@ -125,11 +138,13 @@ PYBIND11_MODULE(_C, m) {
     return result;
   });
 
+  m.def("select_fallbacks", &select_fallbacks, "Boundaries that a sample misled, since import: histograms found them.");
+
   m.def("magnitude_histogram", [](Address counts, const std::vector<Address>& tensors, const std::vector<int>& dtypes,
                                   Address base, int base_dtype, std::size_t size, int level, const Ints& prefixes) {
     const Group inputs = group(tensors, dtypes, base, base_dtype, size);
     if (level != 0) expect(prefixes.size(), inputs, "prefixes");
-    const Unlocked unlocked;
+    const Unlocked unlocked(size);
     magnitude_histogram(reinterpret_cast<std::int64_t*>(counts), inputs, level, prefixes);
   });
 
@@ -137,13 +152,13 @@ PYBIND11_MODULE(_C, m) {
                            Address base, int base_dtype, std::size_t size, const Ints& thresholds) {
     const Group inputs = group(tensors, dtypes, base, base_dtype, size);
     expect(thresholds.size(), inputs, "thresholds");
-    const Unlocked unlocked;
+    const Unlocked unlocked(size);
     equal_counts(reinterpret_cast<std::int64_t*>(counts), inputs, thresholds);
   });
 
   m.def("low_rank", [](Address out, int out_dtype, Address weight, int weight_dtype, Address up, Address down,
                        std::size_t rows, std::size_t columns, std::size_t rank, float scale) {
-    const Unlocked unlocked;
+    const Unlocked unlocked(rows * columns * rank);
     low_rank(output(out, out_dtype), array(weight, weight_dtype), reinterpret_cast<const float*>(up),
              reinterpret_cast<const float*>(down), rows, columns, rank, scale);
   });

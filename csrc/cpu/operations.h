@@ -23,5 +23,7 @@ void low_rank(Output out, Array weight, const float* up, const float* down, std:
 
 // Per tensor and rank (0 < rank < size), the boundary that keeps exactly that many elements.
 std::vector<std::vector<Boundary>> select(const Group& group, const std::vector<std::vector<std::size_t>>& ranks);
+// How many boundaries of this process needed the slow way, since their sample misled.
+std::size_t select_fallbacks();
 
 }  // namespace fastmerge::cpu

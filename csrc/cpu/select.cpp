@@ -102,8 +102,8 @@ void Search::take_sample() {
     const auto first = static_cast<std::ptrdiff_t>(std::max(0.0, middle - margin));
     const auto last = static_cast<std::ptrdiff_t>(std::min(count - 1, middle + margin));
     std::nth_element(sample.begin(), sample.begin() + first, sample.end());
-    std::nth_element(sample.begin() + first, sample.begin() + last, sample.end());
     bracket.low = middle - margin < 0 ? 0 : sample[first];
+    std::nth_element(sample.begin() + first, sample.begin() + last, sample.end());
     bracket.high = middle + margin > count - 1 ? kLargestBits : sample[last];
     // NaNs are collected with their payloads.
     if (bracket.high >= kNanMagnitude) bracket.high = kLargestBits;
@@ -221,7 +221,10 @@ std::size_t descend(const std::vector<std::int64_t>& counts, std::size_t& rank) 
   return bin;
 }
 
+std::atomic<std::size_t> fallbacks{0};
+
 void Search::fall_back() {
+  ++fallbacks;
   collected.reset();
   const Group group{{tensor}, base, size};
   std::size_t remaining = rank;
@@ -238,6 +241,8 @@ void Search::fall_back() {
 }
 
 }  // namespace
+
+std::size_t select_fallbacks() { return fallbacks; }
 
 std::vector<std::vector<Boundary>> select(const Group& group, const std::vector<std::vector<std::size_t>>& ranks) {
   std::vector<std::unique_ptr<Search>> searches;

@@ -20,6 +20,14 @@ NULL = 2.0**-22
 Outcome = tuple[Tensor, list[Info], list[bool]]
 
 
+def float32_floor(n: int) -> float:
+    """Return the share of the largest singular value below which a float32 SVD cannot tell a value from a null one.
+
+    What it returns for null values grows as sqrt(n): 2.7e-7 of the largest at 64, 8.8e-7 at 1024.
+    """
+    return max(4 * NULL, 2.0**-24 * math.sqrt(n))
+
+
 def by_svd(x: Tensor, rule: Rule, dtype: torch.dtype, keep: bool, fill: bool = False) -> Outcome:
     """Map through ``torch.linalg.svd``. ``fill``: take null directions as the library returns them."""
     driver = "gesvd" if x.is_cuda else None
@@ -27,8 +35,7 @@ def by_svd(x: Tensor, rule: Rule, dtype: torch.dtype, keep: bool, fill: bool = F
         u, s, vh = torch.linalg.svd(x.to(dtype), full_matrices=False, driver=driver)
     except torch.linalg.LinAlgError:
         return x, [], [False] * len(x)
-    # What a float32 SVD returns for null values grows as sqrt(n): 2.7e-7 of the largest at 64, 8.8e-7 at 1024.
-    floor = max(4 * NULL, 2.0**-24 * math.sqrt(x.shape[-1])) if dtype == torch.float32 else 0.0
+    floor = float32_floor(x.shape[-1]) if dtype == torch.float32 else 0.0
     values = s.double().cpu()
     mapped, infos, nullities = _mapped(values, rule, "svd" if dtype == torch.float32 else "svd64", fill)
     accepted = [

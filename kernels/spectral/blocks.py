@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._exact import float32_floor
 from ._info import Info
 from ._matrices import check_matrices, full_float32
 from .polar import polar
@@ -29,8 +30,9 @@ def orthogonalize_blocks(
     Args:
         deltas: T tensors [..., m, n], float32, finite.
         rank:   triplets kept of each; by default min(m, n) // T, at least 1.
-        null:   tasks that share directions leave U or V rank-deficient: ``keep`` adds nothing (a task given twice
-                counts once), ``reference`` completes them with arbitrary vectors, as the reference code does.
+        null:   a task of lower rank has null triplets, and tasks that share directions leave U or V rank-deficient:
+                ``keep`` adds nothing for either (a task given twice counts once), ``reference`` takes arbitrary
+                vectors, which compete with those of other tasks, as the reference code does.
         method: route of the polar factors; see ``subspace_boost``.
     Raises:
         ValueError: shapes disagree or an argument is out of range; the message names it and its value.
@@ -47,9 +49,13 @@ def orthogonalize_blocks(
         most = max(1, size // len(deltas))
         raise ValueError(f"rank is {rank}; expected 1 to {most} for {len(deltas)} tasks of size {size}")
     triplets = [top_singular(delta, rank) for delta in deltas]
-    left, left_infos = polar(torch.cat([t[0] for t in triplets], dim=-1), null=null, method=method)
-    right, right_infos = polar(torch.cat([t[2].mT for t in triplets], dim=-1), null=null, method=method)
     values = torch.cat([t[1] for t in triplets], dim=-1)
+    left, right = torch.cat([t[0] for t in triplets], dim=-1), torch.cat([t[2].mT for t in triplets], dim=-1)
+    if null == "keep":
+        real = torch.cat([t[1] > float32_floor(size) * t[1][..., :1] for t in triplets], dim=-1).unsqueeze(-2)
+        left, right = left * real, right * real
+    left, left_infos = polar(left, null=null, method=method)
+    right, right_infos = polar(right, null=null, method=method)
     with full_float32():
         merged = (left * values.unsqueeze(-2)) @ right.mT
     return merged, [info for t in triplets for info in t[3]] + left_infos + right_infos

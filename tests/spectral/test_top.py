@@ -87,6 +87,16 @@ def test_blocks_follow_the_formula(generator):
     assert relative_error(merged, (left * torch.cat([s[:24] for _, s, _ in svds])) @ right.mT) < 1e-4
 
 
+def test_tasks_of_low_rank_take_only_their_own_directions(generator):
+    left = torch.linalg.qr(torch.randn(64, 6, generator=generator)).Q
+    right = torch.linalg.qr(torch.randn(48, 6, generator=generator)).Q
+    tasks = [left[:, i : i + 3] @ right[:, i : i + 3].mT for i in (0, 3)]
+    assert relative_error(orthogonalize_blocks(tasks)[0], sum(tasks)) < 1e-5
+    assert relative_error(orthogonalize_blocks([tasks[0], torch.zeros(64, 48)])[0], tasks[0]) < 1e-5
+    # The arbitrary vectors of the reference code compete with the real ones.
+    assert relative_error(orthogonalize_blocks(tasks, null="reference")[0], sum(tasks)) > 0.1
+
+
 def test_blocks_of_one_task_and_of_a_task_given_twice(generator):
     task = torch.randn(32, 24, generator=generator)
     assert relative_error(orthogonalize_blocks([task])[0], task) < 1e-5

@@ -27,7 +27,12 @@ def solve_without_data(method: Method, group: Group) -> Apply | None:
 
 
 def solve(method: Method, group: Group, source: Source) -> Apply:
-    """Run the surveys that ``method`` asks for over ``source`` and return its apply step."""
+    """Run the surveys that ``method`` asks for over ``source`` and return its apply step.
+
+    ValueError names the tensor where the method needs it whole and ``source`` holds it in parts.
+    """
+    if method.scratch_bytes(group) is not None and not source.whole:
+        raise ValueError(f"{group.name}: {method.name} needs the whole tensor at once; its source has it in parts")
     step = method.merge(group)
     if isinstance(step, Apply):
         return step

@@ -133,6 +133,14 @@ class Method(ABC):
     def merge(self, group: Group) -> Solve | Apply:
         """Yield surveys of the tensor that ``group`` describes and return its apply step."""
 
+    def scratch_bytes(self, group: Group) -> int | None:
+        """Return None when the apply step takes a tensor part by part, as most do.
+
+        A method whose apply needs the whole tensor at once returns a bound of the memory that this takes beside
+        the inputs and the output, in bytes; the engine finds room for all of it, or says how much is missing.
+        """
+        return None
+
     @property
     def surveys(self) -> bool:
         """True when the method may read its inputs before it applies."""

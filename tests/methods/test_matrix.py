@@ -25,6 +25,8 @@ from fastmerge.methods import REQUIRED, Group, Method, Parameter, all_methods, g
 from fastmerge.source import Resident
 
 RANDOM = {"dare_linear", "dare_ties"}
+# Columns of a decomposition in the order of the models: tests/spectral/test_methods.py bounds what swapping them changes.
+ORDERED = {"tsvm"}
 # Values at which one model alone returns itself, for parameters whose default does not make it so.
 NEUTRAL = {"weight": 1.0, "t": 1.0}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -217,7 +219,7 @@ def test_power_of_two_scales_the_result(name, data):
 @given(data=st.data())
 def test_two_models_can_be_swapped(name, data):
     method = get_method(name)
-    if name in RANDOM or method.inputs[1] == 1:
+    if name in RANDOM | ORDERED or method.inputs[1] == 1:
         return
     case = data.draw(cases(name, shape=(7, 129), models=2))
     per_model = {p.name for p in method.parameters if p.per_model}

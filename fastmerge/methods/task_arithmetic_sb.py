@@ -1,0 +1,37 @@
+"""Task arithmetic with Subspace Boosting."""
+
+from __future__ import annotations
+
+from ..apply import Apply
+from ._base import Group, method
+from ._spectral import BOOST_PARAMETERS, SpectralMethod, boosted
+from .task_arithmetic import TaskArithmetic
+
+
+@method
+class TaskArithmeticSb(SpectralMethod):
+    """theta = base + boost(lambda * sum_k w_k (theta_k - base))   (Skorobogat et al. 2025, arXiv 2506.16506).
+
+    Per matrix, with the singular values s of the merged delta, falling::
+
+        boost   s'_i = max(s_i, s_j),   j = first index with  s_0 + ... + s_j >= beta * sum s
+
+    The merged delta is that of ``task_arithmetic``, in float32, lambda included. ``beta`` counts from the top: 1 leaves
+    the delta as it is, and at 0 every singular value becomes the largest. Other tensors (norms, biases, embeddings and
+    head, unless ``matrices: all``) are merged by ``task_arithmetic``. Stacked experts are boosted one by one.
+
+    A delta of zeros stays zero. Singular values of at most 2^-22 of the largest are null: see ``null_space``.
+    Fine-tunes in bfloat16 have deltas of full rank whose small singular values are rounding of the weights. They are
+    raised too: at a small ``beta`` most of the boosted directions are noise. Boosting also grows the delta's norm.
+
+    The same inputs give the same bits on one machine. The last bits of a decomposition depend on the CPU and its
+    linear algebra library, so another machine agrees to about 1e-5 of the boosted delta.
+    Raises ValueError when a delta holds NaN or infinity.
+    """
+
+    name = "task_arithmetic_sb"
+    parameters = (*TaskArithmetic.parameters, *BOOST_PARAMETERS)
+    paper = "Skorobogat et al. 2025, arXiv 2506.16506"
+
+    def merge(self, group: Group) -> Apply:
+        return boosted(group, TaskArithmetic().merge(group))

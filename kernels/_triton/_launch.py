@@ -41,15 +41,16 @@ FAMILIES = (
 )
 
 
-def family(capability: tuple[int, int]) -> Family:
-    """Return the settings for a compute capability."""
-    return next(f for f in FAMILIES if capability >= f.capability)
-
-
 @functools.cache
 def capability(device: torch.device) -> tuple[int, int]:
     """Return the compute capability of a device; the interpreter, on the CPU, takes that of Hopper."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+
+
+def family(device: torch.device) -> Family:
+    """Return the settings for a device."""
+    found = capability(device)
+    return next(f for f in FAMILIES if found >= f.capability)
 
 
 @functools.cache
@@ -84,7 +85,7 @@ def elementwise_block(like: Tensor, streams: int, held: int) -> tuple[int, int]:
         streams: tensors that are read.
         held:    float32 values per element that stay in registers; 128 registers are theirs.
     """
-    settings = family(capability(like.device))
+    settings = family(like.device)
     elements = VECTOR * triton.next_power_of_2(max(1, settings.vectors // streams))
     while elements > 1 and elements * held > 128:
         elements //= 2

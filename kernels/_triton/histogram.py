@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._element import entry, load_delta, magnitude_bits
 from ._grid import GRID, chunk_spans
-from ._launch import capability, family, launch, pointer_table, spans, to_device
+from ._launch import family, launch, pointer_table, spans, to_device
 
 BLOCK = tl.constexpr(2048)
 # Each copy takes a share of the programs, so that fewer of them wait for the same counter.
@@ -55,7 +55,7 @@ def magnitude_histogram(
     for first, blocks, masked in spans(numel, BLOCK.value):
         launch(
             _histogram_kernel, (blocks * len(tensors),), counts, found, table, base, wanted, len(tensors), first, numel,
-            BINS=counts.shape[1], MASKED=masked, num_warps=family(capability(counts.device)).num_warps, **constants,
+            BINS=counts.shape[1], MASKED=masked, num_warps=family(counts.device).num_warps, **constants,
         )  # fmt: skip
     counts += found.sum(0)
 
@@ -94,8 +94,8 @@ def count_equal(
     models, chunks = counts.shape
     for first, programs, masked in chunk_spans(numel):
         launch(
-            _equal_counts_kernel, (programs * models,), counts, counts, table, base, state, models, chunks, first, numel,
-            MASKED=masked, num_warps=family(capability(counts.device)).num_warps, **constants,
+            _equal_counts_kernel, (programs * models,), counts, counts, table, base, state, models, chunks, first,
+            numel, MASKED=masked, num_warps=family(counts.device).num_warps, **constants,
         )  # fmt: skip
 
 

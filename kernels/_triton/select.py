@@ -16,11 +16,11 @@ from .._checks import grid_chunks
 from ..keep import ALL_EQUAL, Boundary
 from ._element import entry, load_delta, magnitude_bits
 from ._grid import GRID
-from ._launch import capability, family, launch, multiprocessors, pointer_table, spans, to_device
+from ._launch import family, launch, multiprocessors, pointer_table, spans, to_device
 from .histogram import BLOCK, count_equal
 
-# Shift and width of the digits of a 31-bit magnitude. Triton counts by ballots, at a cost that grows with the bins: by its
-# instructions, two digits of 8 bits cost less than one of 11.
+# Shift and width of the digits of a 31-bit magnitude. Triton counts by ballots, at a cost that grows with the bins: by
+# its instructions, two digits of 8 bits cost less than one of 11.
 _DIGITS = ((23, 8), (15, 8), (7, 8), (0, 7))
 _CELLS = tl.constexpr(1024)
 
@@ -107,7 +107,7 @@ def select(tensors: Sequence[Tensor], base: Tensor | None, ranks: Sequence[Seque
     numel, like = tensors[0].numel(), tensors[0]
     table, constants = pointer_table([tensors[k] for k, _ in items])
     state = to_device([[0, rank, 0] for _, rank in items], like)
-    settings = family(capability(like.device))
+    settings = family(like.device)
     most = max(1, settings.programs * multiprocessors(like.device) // len(items))
     for shift, width in _DIGITS:
         counts = torch.zeros(len(items), 1 << width, dtype=torch.int64, device=like.device)

@@ -26,7 +26,10 @@ FASTMERGE_INLINE void with_type(int dtype, Function f) {
 template <class T>
 void widen(float* dst, const T* src, std::size_t n) {
   std::size_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) store(dst + i, load(src + i));
+  for (; i + kWidth <= n; i += kWidth) {
+    prefetch(src + i);
+    store(dst + i, load(src + i));
+  }
   if (i == n) return;
   T tail[kWidth] = {};
   std::memcpy(tail, src + i, (n - i) * sizeof(T));
@@ -58,7 +61,10 @@ void narrow(Output dst, std::size_t begin, const float* src, std::size_t n) {
 template <class T>
 void subtract(float* dst, const T* base, std::size_t n) {
   std::size_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) store(dst + i, load(dst + i) - load(base + i));
+  for (; i + kWidth <= n; i += kWidth) {
+    prefetch(base + i);
+    store(dst + i, load(dst + i) - load(base + i));
+  }
   if (i == n) return;
   T tail[kWidth] = {};
   std::memcpy(tail, base + i, (n - i) * sizeof(T));

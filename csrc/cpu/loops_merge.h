@@ -145,6 +145,8 @@ void merge_uniform(T* out, const T* base, const T* const* tensors, const Merge& 
     thresholds = std::copy_n(thresholds, kCount, t) - kCount;
   }
   for (std::size_t i = 0; i < n; i += kPair) {
+    for (int k = 0; k < count; ++k) prefetch(tensors[k] + i);
+    prefetch(base + i);
     const Pair b = load_pair(base + i);
     const auto part = [&](F delta, int k, S mask) {
       return Part<F, S>{delta, kMasked ? mask : magnitude_bits(delta) > thresholds[k]};

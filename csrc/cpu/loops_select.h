@@ -28,6 +28,8 @@ BracketCounts collect_uniform(std::uint32_t* out, const T* tensor, const T* base
   };
   std::size_t i = 0;
   for (; i + kPair <= n; i += kPair) {
+    prefetch(tensor + i);
+    if (kBase) prefetch(base + i);
     const Pair x = load_pair(tensor + i);
     const Pair b = kBase ? load_pair(base + i) : Pair{};
     take(kBase ? x.first - b.first : x.first);

@@ -9,6 +9,7 @@ namespace {
 template <class T>
 FASTMERGE_INLINE void weighted_sum_pairs(T* out, const T* const* in, const float* weights, int count, std::size_t n) {
   for (std::size_t i = 0; i < n; i += kPair) {
+    for (int k = 0; k < count; ++k) prefetch(in[k] + i);
     const F first = weighted_sum_element<F>(count, weights, [&](int k) { return load_pair(in[k] + i).first; });
     const F second = weighted_sum_element<F>(count, weights, [&](int k) { return load_pair(in[k] + i).second; });
     store_pair(out + i, first, second);

@@ -46,6 +46,10 @@ FASTMERGE_INLINE void store_as(void* p, V value) {
   static_cast<Unaligned<V>*>(p)->value = value;
 }
 
+// Asks for what a stream reads soon. The processor's own prefetch stops at page ends: on tensors beyond the caches this makes
+// a weighted sum 1.3 times and a select 1.8 times as fast (AMD Zen 3).
+FASTMERGE_INLINE void prefetch(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 2048); }
+
 FASTMERGE_INLINE F load(const float* p) { return load_as<F>(p); }
 FASTMERGE_INLINE void store(float* p, F x) { store_as(p, x); }
 

@@ -1,0 +1,83 @@
+"""Gram matrix, norms and low-rank update against float64, within the bounds that their contracts state."""
+
+import pytest
+import torch
+from kernel_cases import Variant, variants
+
+from fastmerge import kernels
+from fastmerge.kernels import GRID, gram_matrix, gram_partials, keep_all, low_rank_update, norm_partials, weighted_sum
+
+EVERY = [Variant("reference"), *variants()]
+NUMEL = 3 * GRID + 77
+
+
+@pytest.fixture
+def vectors(generator):
+    base = torch.randn(NUMEL, generator=generator)
+    return base, [base + 0.1 * torch.randn(NUMEL, generator=generator) for _ in range(3)]
+
+
+@pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.label)
+def test_gram_matrix_is_within_its_bound(variant, vectors):
+    base, tensors = vectors
+    partials = torch.empty(-(-NUMEL // GRID), 6, dtype=torch.float64)
+    with variant.active():
+        gram_partials(partials, tensors, base)
+    deltas = torch.stack([t - base for t in tensors]).double()
+    bound = 127 * 2**-53 * (deltas.abs() @ deltas.abs().T)
+    # The product of torch has an error of its own, of the same kind.
+    assert ((gram_matrix(partials, 3) - deltas @ deltas.T).abs() <= 2 * bound).all()
+
+
+@pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.label)
+@pytest.mark.parametrize("power", [1, 2])
+def test_norms_are_within_their_bound(variant, vectors, power):
+    base, tensors = vectors
+    partials = torch.empty(-(-NUMEL // GRID), 6, dtype=torch.float64)
+    rules = [keep_all(), kernels.keep_random(3, 0, 2**32), kernels.keep_random(3, 1, 2**31)]
+    with variant.active():
+        norm_partials(partials, tensors, base, rules, power=power)
+    total = kernels.total(partials)
+    for k, tensor in enumerate(tensors):
+        exact = ((tensor - base).double().abs() ** power).sum().item()
+        assert abs(total[2 * k] - exact) <= 2 * 72 * 2**-53 * exact
+    assert total[1] == total[0] and total[3] == 0 and 0 < total[5] < total[4]
+
+
+@pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.label)
+def test_parts_on_the_grid_make_the_whole(variant, vectors):
+    base, tensors = vectors
+    whole = torch.empty(-(-NUMEL // GRID), 6, dtype=torch.float64)
+    part = torch.empty(2, 6, dtype=torch.float64)
+    with variant.active():
+        gram_partials(whole, tensors, base)
+        gram_partials(part, [t[2 * GRID :] for t in tensors], base[2 * GRID :])
+    assert torch.equal(part, whole[2:])
+
+
+def test_arguments():
+    tensor = torch.ones(3)
+    with pytest.raises(ValueError, match=r"partials is torch\.float32 \(1, 1\); expected contiguous float64 \(1, 1\)"):
+        gram_partials(torch.empty(1, 1), [tensor])
+    with pytest.raises(ValueError, match="power is 3; expected 1 or 2"):
+        norm_partials(torch.empty(1, 2, dtype=torch.float64), [tensor], None, [keep_all()], power=3)
+    with pytest.raises(ValueError, match="offset is 5; expected a multiple of 16384"):
+        norm_partials(torch.empty(1, 2, dtype=torch.float64), [tensor], None, [keep_all()], offset=5)
+    with pytest.raises(ValueError, match="weights has 1 values; expected 2, one per tensor"):
+        weighted_sum(torch.empty(3), [tensor, tensor], [1.0])
+    with pytest.raises(ValueError, match="tensors is empty; expected at least one tensor"):
+        weighted_sum(torch.empty(3), [], [])
+    with pytest.raises(ValueError, match=r"up has shape \(2, 1\); expected \(3, 1\)"):
+        low_rank_update(torch.empty(3, 4), torch.ones(3, 4), torch.ones(2, 1), torch.ones(1, 4), 1.0)
+    with pytest.raises(ValueError, match="up has rank 0; expected at least one column"):
+        low_rank_update(torch.empty(3, 4), torch.ones(3, 4), torch.ones(3, 0), torch.ones(0, 4), 1.0)
+
+
+@pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.label)
+def test_low_rank_update_in_place(variant):
+    weight = torch.arange(12.0).view(3, 4)
+    up, down = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[1.0, 0.0, -1.0, 2.0]])
+    expected = weight + 0.5 * up @ down
+    with variant.active():
+        low_rank_update(weight, weight, up, down, 0.5)
+    assert torch.equal(weight, expected)

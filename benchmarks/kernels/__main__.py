@@ -27,12 +27,12 @@ COPY_BYTES = 128 << 20
 class MergekitPeer:
     """mergekit in its own interpreter, on the same tensors."""
 
-    def __init__(self, python: str, tensors: list[Tensor], threads: int, folder: Path):
+    def __init__(self, python: str, tensors: list[Tensor], threads: int, folder: Path, device: str = "cpu"):
         path = folder / "tensors.safetensors"
         save_file({str(i): tensor for i, tensor in enumerate(tensors)}, path)
         worker = Path(__file__).with_name("mergekit_worker.py")
         self.process = subprocess.Popen(
-            [python, worker, path, str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, worker, path, str(threads), device], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self._answer()
         path.unlink()

@@ -56,7 +56,7 @@ def dare_ties(tensors: Sequence[Tensor], weight: Sequence[float], density: Seque
 
 
 def _elected_mean(deltas: Tensor, weight: Sequence[float], normalize: bool = True) -> Tensor:
-    weights = torch.tensor(weight, dtype=deltas.dtype)[:, None]
+    weights = torch.tensor(weight, dtype=deltas.dtype, device=deltas.device)[:, None]
     deltas.mul_(weights)
     agrees = deltas.sign() == torch.where(deltas.sum(0) >= 0, 1.0, -1.0)
     merged = (deltas * agrees).sum(0)

@@ -19,8 +19,8 @@ using Address = std::uintptr_t;
 using Ints = std::vector<std::int64_t>;
 using KeepTuple = std::array<std::int64_t, 5>;
 
-// Releases the GIL for loops over many elements. Short ones keep it: when several threads merge tiny tensors, getting it
-// back costs more than the work.
+// Releases the GIL for loops over many elements. Short ones keep it: when several threads merge tiny tensors, getting
+// it back costs more than the work.
 class Unlocked {
  public:
   explicit Unlocked(std::size_t elements) {
@@ -77,18 +77,20 @@ PYBIND11_MODULE(_C, m) {
     set_threads(count);
   });
 
-  m.def("weighted_sum", [](Address out, int out_dtype, const std::vector<Address>& tensors, const std::vector<int>& dtypes,
-                           Address base, int base_dtype, std::size_t size, const std::vector<float>& weights) {
-    const Group inputs = group(tensors, dtypes, base, base_dtype, size);
-    expect(weights.size(), inputs, "weights");
-    const Unlocked unlocked(size);
-    weighted_sum(output(out, out_dtype), inputs, weights);
-  });
+  m.def("weighted_sum",
+        [](Address out, int out_dtype, const std::vector<Address>& tensors, const std::vector<int>& dtypes,
+           Address base, int base_dtype, std::size_t size, const std::vector<float>& weights) {
+          const Group inputs = group(tensors, dtypes, base, base_dtype, size);
+          expect(weights.size(), inputs, "weights");
+          const Unlocked unlocked(size);
+          weighted_sum(output(out, out_dtype), inputs, weights);
+        });
 
-  m.def("sparse_merge", [](Address out, int out_dtype, const std::vector<Address>& tensors, const std::vector<int>& dtypes,
-                           Address base, int base_dtype, std::size_t size, const std::vector<float>& factors,
-                           const std::vector<float>& weights, const std::vector<KeepTuple>& keeps, int vote, int divide,
-                           float scale, std::uint64_t offset) {
+  m.def("sparse_merge", [](Address out, int out_dtype, const std::vector<Address>& tensors,
+                           const std::vector<int>& dtypes, Address base, int base_dtype, std::size_t size,
+                           const std::vector<float>& factors, const std::vector<float>& weights,
+                           const std::vector<KeepTuple>& keeps, int vote, int divide, float scale,
+                           std::uint64_t offset) {
     const Group inputs = group(tensors, dtypes, base, base_dtype, size);
     expect(factors.size(), inputs, "factors");
     expect(weights.size(), inputs, "weights");
@@ -107,14 +109,14 @@ PYBIND11_MODULE(_C, m) {
     gram(reinterpret_cast<double*>(partials), inputs);
   });
 
-  m.def("norms", [](Address partials, const std::vector<Address>& tensors, const std::vector<int>& dtypes, Address base,
-                    int base_dtype, std::size_t size, const std::vector<KeepTuple>& keeps, int power,
-                    std::uint64_t offset) {
-    const Group inputs = group(tensors, dtypes, base, base_dtype, size);
-    expect(keeps.size(), inputs, "keeps");
-    const Unlocked unlocked(size);
-    norms(reinterpret_cast<double*>(partials), inputs, keep_rules(keeps), power, offset);
-  });
+  m.def("norms",
+        [](Address partials, const std::vector<Address>& tensors, const std::vector<int>& dtypes, Address base,
+           int base_dtype, std::size_t size, const std::vector<KeepTuple>& keeps, int power, std::uint64_t offset) {
+          const Group inputs = group(tensors, dtypes, base, base_dtype, size);
+          expect(keeps.size(), inputs, "keeps");
+          const Unlocked unlocked(size);
+          norms(reinterpret_cast<double*>(partials), inputs, keep_rules(keeps), power, offset);
+        });
 
   m.def("select", [](const std::vector<Address>& tensors, const std::vector<int>& dtypes, Address base, int base_dtype,
                      std::size_t size, const std::vector<std::vector<std::size_t>>& ranks) {

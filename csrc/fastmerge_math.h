@@ -1,5 +1,5 @@
-// The arithmetic of every element-wise operation, once. The CPU backend instantiates it with vectors of lanes, nvcc with
-// scalars, and both must return the bits of the PyTorch references in kernels/*.py, which hold the contracts.
+// The arithmetic of every element-wise operation, once. The CPU backend instantiates it with vectors of lanes, nvcc
+// with scalars, and both must return the bits of the PyTorch references in kernels/*.py, which hold the contracts.
 //
 // F is a float or a vector of floats; see Lanes. Nothing here may be contracted into a fused multiply-add
 // (-ffp-contract=off, --fmad=false). Everything has internal linkage: the CPU backend compiles this file once per
@@ -120,8 +120,8 @@ FASTMERGE_HD F weighted_sum_element(int count, const float* weights, Fetch fetch
 constexpr std::int32_t kNanMagnitude = 0x7F800001;
 constexpr std::int32_t kLargestBits = 0x7FFFFFFF;
 
-// The float32 bits of |delta|: they order like the magnitudes. Those of NaNs are kNanMagnitude or more; boundaries made by
-// threshold_at need no more, anything that compares for equality takes canonical_bits.
+// The float32 bits of |delta|: they order like the magnitudes. Those of NaNs are kNanMagnitude or more; boundaries made
+// by threshold_at need no more, anything that compares for equality takes canonical_bits.
 template <class F, class S = typename Lanes<F>::Signed>
 FASTMERGE_HD S magnitude_bits(F delta) {
   return bit_cast<S>(delta) & kLargestBits;
@@ -156,11 +156,13 @@ struct Part {
   Mask kept;
 
   // Multiplied, so that a dropped NaN or infinity becomes NaN and never vanishes.
-  FASTMERGE_HD F times(const Part& part, float factor) { return part.delta * Lanes<F>::select(part.kept, splat<F>(factor)); }
+  FASTMERGE_HD F times(const Part& part, float factor) {
+    return part.delta * Lanes<F>::select(part.kept, splat<F>(factor));
+  }
 };
 
-// Returns base + the merged deltas of `count` models; fetch(k) returns model k's Part. With a constant count the compiler
-// unrolls the loops and computes each part once.
+// Returns base + the merged deltas of `count` models; fetch(k) returns model k's Part. With a constant count the
+// compiler unrolls the loops and computes each part once.
 template <int kVote, class F, class Fetch>
 FASTMERGE_HD F sparse_merge_element(F base, int count, const MergeScalars& s, Fetch fetch) {
   using U = typename Lanes<F>::Unsigned;
@@ -208,7 +210,9 @@ struct LowHalves;
 
 template <>
 struct LowHalves<std::uint64_t> {
-  FASTMERGE_HD std::uint64_t multiply(std::uint64_t a, std::uint32_t b) { return static_cast<std::uint32_t>(a) * std::uint64_t{b}; }
+  FASTMERGE_HD std::uint64_t multiply(std::uint64_t a, std::uint32_t b) {
+    return static_cast<std::uint32_t>(a) * std::uint64_t{b};
+  }
 };
 
 // The keys of round r are those of the first plus r times these.
@@ -228,7 +232,8 @@ FASTMERGE_HD void philox_round(W (&counter)[4], W key0, W key1) {
 
 FASTMERGE_HD void philox4x32(std::uint64_t (&counter)[4], std::uint64_t key) {
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    philox_round<std::uint64_t>(counter, key + std::uint64_t{kWeyl0} * round, (key >> 32) + std::uint64_t{kWeyl1} * round);
+    philox_round<std::uint64_t>(counter, key + std::uint64_t{kWeyl0} * round,
+                                (key >> 32) + std::uint64_t{kWeyl1} * round);
   }
 }
 

@@ -7,4 +7,4 @@
 #include "loops_sum.h"
 
 #define FASTMERGE_LOOPS(name) \
-  { name, weighted_sum, sparse_merge, gram, norms, deltas, collect, count_equal, histogram, low_rank }
+  {name, weighted_sum, sparse_merge, gram, norms, deltas, collect, count_equal, histogram, low_rank}

@@ -1,15 +1,15 @@
 // Gram matrix and norms over the reduction grid. Part of loops.h.
 //
-// The order of additions is fixed by kernels/_checks.py (lane_sums). Products of float32 are exact in float64, so a fused
-// multiply-add rounds once where the reference rounds once.
+// The order of additions is fixed by kernels/_checks.py (lane_sums). Products of float32 are exact in float64, so a
+// fused multiply-add rounds once where the reference rounds once.
 #pragma once
 
-#include "loops_input.h"
+#include "loops_masks.h"
 
 namespace fastmerge::cpu {
 namespace {
 
-constexpr std::size_t kRows = 8;                 // rows of 256 lanes that are widened at a time
+constexpr std::size_t kRows = 8;  // rows of 256 lanes that are widened at a time
 constexpr std::size_t kBlock = kRows * kLanes;
 
 FASTMERGE_INLINE D add_product(D acc, D a, D b) {
@@ -52,18 +52,24 @@ void add_pairs(double* lanes, const float* tiles) {
 void add_pair(double* lanes, const float* a, const float* b) {
   for (int lane = 0; lane < kLanes; lane += kDoubles) {
     D sum = load_as<D>(lanes + lane);
-    for (std::size_t i = lane; i < kBlock; i += kLanes) sum = add_product(sum, load_doubles(a + i), load_doubles(b + i));
+    for (std::size_t i = lane; i < kBlock; i += kLanes)
+      sum = add_product(sum, load_doubles(a + i), load_doubles(b + i));
     store_as(lanes + lane, sum);
   }
 }
 
 void add_all_pairs(double* lanes, const float* tiles, int count) {
   switch (count) {
-    case 1: return add_pairs<1>(lanes, tiles);
-    case 2: return add_pairs<2>(lanes, tiles);
-    case 3: return add_pairs<3>(lanes, tiles);
-    case 4: return add_pairs<4>(lanes, tiles);
-    default: break;
+    case 1:
+      return add_pairs<1>(lanes, tiles);
+    case 2:
+      return add_pairs<2>(lanes, tiles);
+    case 3:
+      return add_pairs<3>(lanes, tiles);
+    case 4:
+      return add_pairs<4>(lanes, tiles);
+    default:
+      break;
   }
   for (int i = 0; i < count; ++i) {
     for (int j = i; j < count; ++j, lanes += kLanes) add_pair(lanes, tiles + i * kBlock, tiles + j * kBlock);
@@ -126,8 +132,11 @@ void keep_factors(float* factors, const float* tile, const Keep& keep, std::uint
       }
     }
   } else {
-    const auto breaks_here = [&](std::int64_t at) { return at > static_cast<std::int64_t>(index) && at < static_cast<std::int64_t>(index + n); };
-    // Where a break index falls into the tile, every element looks its thresholds up; elsewhere they are the same for all.
+    const auto breaks_here = [&](std::int64_t at) {
+      return at > static_cast<std::int64_t>(index) && at < static_cast<std::int64_t>(index + n);
+    };
+    // Where a break index falls into the tile, every element looks its thresholds up; elsewhere they are the same for
+    // all.
     const std::size_t step = breaks_here(keep.b) || breaks_here(keep.d) ? 1 : n;
     for (std::size_t i = 0; i < n; i += step) {
       const auto at = static_cast<std::int64_t>(index + i);

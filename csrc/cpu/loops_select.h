@@ -8,7 +8,8 @@ namespace {
 
 // Counts of a chunk: lanes hold negated counts, since a mask is -1.
 template <class T, bool kBase, bool kAtoms>
-BracketCounts collect_uniform(std::uint32_t* out, const T* tensor, const T* base, const Bracket& bracket, std::size_t n) {
+BracketCounts collect_uniform(std::uint32_t* out, const T* tensor, const T* base, const Bracket& bracket,
+                              std::size_t n) {
   S above{}, first{}, second{};
   std::uint32_t* next = out;
   const S high = S{} + bracket.high, low = S{} + (bracket.low - 1);
@@ -35,9 +36,10 @@ BracketCounts collect_uniform(std::uint32_t* out, const T* tensor, const T* base
     take(kBase ? x.first - b.first : x.first);
     take(kBase ? x.second - b.second : x.second);
   }
-  BracketCounts counts{static_cast<std::uint32_t>(-sum_of_lanes(above)),
-                       {static_cast<std::uint32_t>(-sum_of_lanes(first)), static_cast<std::uint32_t>(-sum_of_lanes(second))},
-                       0};
+  BracketCounts counts{
+      static_cast<std::uint32_t>(-sum_of_lanes(above)),
+      {static_cast<std::uint32_t>(-sum_of_lanes(first)), static_cast<std::uint32_t>(-sum_of_lanes(second))},
+      0};
   if (i < n) {
     float tail[2 * kWidth];
     widen(tail, tensor + i, n - i);
@@ -75,7 +77,8 @@ BracketCounts collect(std::uint32_t* out, Array tensor, Array base, const Bracke
   const std::size_t n = end - begin;
   if (base.data && tensor.dtype == base.dtype) {
     if (tensor.dtype == kBFloat16) {
-      return collect_typed<BFloat16, true>(out, elements<BFloat16>(tensor, begin), elements<BFloat16>(base, begin), bracket, n);
+      return collect_typed<BFloat16, true>(out, elements<BFloat16>(tensor, begin), elements<BFloat16>(base, begin),
+                                           bracket, n);
     }
     if (tensor.dtype == kFloat32) {
       return collect_typed<float, true>(out, elements<float>(tensor, begin), elements<float>(base, begin), bracket, n);
@@ -88,8 +91,7 @@ BracketCounts collect(std::uint32_t* out, Array tensor, Array base, const Bracke
   for (std::size_t i = begin; i < end; i += kBlockSize) {
     const std::size_t stop = std::min(end, i + kBlockSize);
     deltas(block, tensor, base, i, stop);
-    const BracketCounts counts =
-        collect_typed<float, false>(out + sum.collected, block, nullptr, bracket, stop - i);
+    const BracketCounts counts = collect_typed<float, false>(out + sum.collected, block, nullptr, bracket, stop - i);
     sum.above += counts.above;
     sum.atoms[0] += counts.atoms[0];
     sum.atoms[1] += counts.atoms[1];

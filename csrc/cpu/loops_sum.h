@@ -34,12 +34,18 @@ void weighted_sum_uniform(T* out, const T* const* tensors, const float* weights,
 template <class T>
 void weighted_sum_typed(T* out, const T* const* tensors, const float* weights, int count, std::size_t n) {
   switch (count) {
-    case 1: return weighted_sum_uniform<T, 1>(out, tensors, weights, count, n);
-    case 2: return weighted_sum_uniform<T, 2>(out, tensors, weights, count, n);
-    case 3: return weighted_sum_uniform<T, 3>(out, tensors, weights, count, n);
-    case 4: return weighted_sum_uniform<T, 4>(out, tensors, weights, count, n);
-    case 5: return weighted_sum_uniform<T, 5>(out, tensors, weights, count, n);
-    default: return weighted_sum_uniform<T, 0>(out, tensors, weights, count, n);
+    case 1:
+      return weighted_sum_uniform<T, 1>(out, tensors, weights, count, n);
+    case 2:
+      return weighted_sum_uniform<T, 2>(out, tensors, weights, count, n);
+    case 3:
+      return weighted_sum_uniform<T, 3>(out, tensors, weights, count, n);
+    case 4:
+      return weighted_sum_uniform<T, 4>(out, tensors, weights, count, n);
+    case 5:
+      return weighted_sum_uniform<T, 5>(out, tensors, weights, count, n);
+    default:
+      return weighted_sum_uniform<T, 0>(out, tensors, weights, count, n);
   }
 }
 

@@ -26,9 +26,8 @@ void weighted_sum(Output out, const Group& group, const std::vector<float>& weig
 }
 
 void sparse_merge(Output out, const Group& group, const Merge& merge) {
-  parallel_ranges(group.size, kGrain, least_elements(group), [&](std::size_t begin, std::size_t end) {
-    loops().sparse_merge(out, group, merge, begin, end);
-  });
+  parallel_ranges(group.size, kGrain, least_elements(group),
+                  [&](std::size_t begin, std::size_t end) { loops().sparse_merge(out, group, merge, begin, end); });
 }
 
 void gram(double* partials, const Group& group) {
@@ -43,7 +42,8 @@ void norms(double* partials, const Group& group, const std::vector<Keep>& keeps,
   });
 }
 
-void magnitude_histogram(std::int64_t* counts, const Group& group, int level, const std::vector<std::int64_t>& prefixes) {
+void magnitude_histogram(std::int64_t* counts, const Group& group, int level,
+                         const std::vector<std::int64_t>& prefixes) {
   const std::size_t bins = level == 0 ? std::size_t{1} << 15 : std::size_t{1} << 16;
   std::mutex mutex;
   // Few long tasks: each clears and adds a table of its own.
@@ -66,7 +66,8 @@ void equal_counts(std::int64_t* counts, const Group& group, const std::vector<st
       const std::int64_t threshold = thresholds[k];
       const bool possible = threshold >= 0 && threshold <= 0x7FFFFFFF;
       counts[k * chunks + begin / kChunk] =
-          possible ? loops().count_equal(group.tensors[k], group.base, static_cast<std::int32_t>(threshold), begin, end) : 0;
+          possible ? loops().count_equal(group.tensors[k], group.base, static_cast<std::int32_t>(threshold), begin, end)
+                   : 0;
     }
   });
 }

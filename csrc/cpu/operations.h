@@ -16,7 +16,8 @@ void weighted_sum(Output out, const Group& group, const std::vector<float>& weig
 void sparse_merge(Output out, const Group& group, const Merge& merge);
 void gram(double* partials, const Group& group);
 void norms(double* partials, const Group& group, const std::vector<Keep>& keeps, int power, std::uint64_t offset);
-void magnitude_histogram(std::int64_t* counts, const Group& group, int level, const std::vector<std::int64_t>& prefixes);
+void magnitude_histogram(std::int64_t* counts, const Group& group, int level,
+                         const std::vector<std::int64_t>& prefixes);
 void equal_counts(std::int64_t* counts, const Group& group, const std::vector<std::int64_t>& thresholds);
 void low_rank(Output out, Array weight, const float* up, const float* down, std::size_t rows, std::size_t columns,
               std::size_t rank, float scale);

@@ -1,9 +1,9 @@
 // Exact k-th magnitude without a sort.
 //
-// A sample gives a bracket of magnitudes that surely holds rank k. One pass counts what lies above the bracket and collects
-// what lies inside; the answer is found among the few collected. Deltas of bfloat16 weights often repeat one magnitude, so the
-// two most frequent values of the bracket ("atoms") are only counted. Should the bracket miss the rank or hold too much
-// (an adversarial input), two histograms of the magnitude bits find it instead.
+// A sample gives a bracket of magnitudes that surely holds rank k. One pass counts what lies above the bracket and
+// collects what lies inside; the answer is found among the few collected. Deltas of bfloat16 weights often repeat one
+// magnitude, so the two most frequent values of the bracket ("atoms") are only counted. Should the bracket miss the
+// rank or hold too much (an adversarial input), two histograms of the magnitude bits find it instead.
 //
 // Extra memory per boundary: 4 bytes for each of size / 16 + 524288 elements, and 32 bytes per 16384 elements.
 #include <algorithm>
@@ -20,7 +20,8 @@ namespace {
 
 constexpr std::size_t kSampleRun = 32;  // neighbours that are sampled together: a cache line of bfloat16
 constexpr std::size_t kSmall = 65536;   // below this everything is collected
-constexpr std::size_t kSpare = 524288;  // room for repeated values that are no atoms, which small samples bracket more of
+constexpr std::size_t kSpare =
+    524288;  // room for repeated values that are no atoms, which small samples bracket more of
 constexpr std::size_t kLeast = std::size_t{1} << 19;
 
 // What one chunk contributed, and where it put what it collected.
@@ -177,7 +178,8 @@ bool Search::finish() {
       const auto threshold = static_cast<std::int32_t>(value);
       std::vector<std::size_t> per_chunk;
       if (inside_rank < equal) {
-        for (std::size_t chunk = 0; chunk < chunks.size(); ++chunk) per_chunk.push_back(equal_in_chunk(chunk, threshold));
+        for (std::size_t chunk = 0; chunk < chunks.size(); ++chunk)
+          per_chunk.push_back(equal_in_chunk(chunk, threshold));
       }
       cut(threshold, equal, inside_rank, per_chunk);
       return true;
@@ -196,7 +198,8 @@ std::size_t Search::equal_in_chunk(std::size_t chunk, std::int32_t threshold) co
 }
 
 // The boundary that keeps the first `keep` of the `equal` elements at the threshold.
-void Search::cut(std::int32_t threshold, std::size_t equal, std::size_t keep, const std::vector<std::size_t>& per_chunk) {
+void Search::cut(std::int32_t threshold, std::size_t equal, std::size_t keep,
+                 const std::vector<std::size_t>& per_chunk) {
   boundary = {threshold, INT64_MAX};
   if (keep == equal) return;
   std::size_t chunk = 0;
@@ -214,7 +217,8 @@ std::size_t Search::nth_equal(std::size_t chunk, std::int32_t threshold, std::si
   }
 }
 
-// Returns the bin that holds an element of that rank (from the largest bin), and reduces the rank to that inside the bin.
+// Returns the bin that holds an element of that rank (from the largest bin), and reduces the rank to that inside the
+// bin.
 std::size_t descend(const std::vector<std::int64_t>& counts, std::size_t& rank) {
   std::size_t bin = counts.size() - 1;
   while (rank > static_cast<std::size_t>(counts[bin])) rank -= counts[bin--];

@@ -1,4 +1,5 @@
-// Vectors of one instruction set. Included once per isa_*.cpp, after its target is set; so everything has internal linkage.
+// Vectors of one instruction set. Included once per isa_*.cpp, after its target is set; so everything has internal
+// linkage.
 //
 // GCC vector types do the arithmetic on every processor. Intrinsics stand only where the compiler's code is slow:
 // narrowing, masks, compression and the wide product. The width names the instruction set, since g++ before 13 does not
@@ -46,8 +47,8 @@ FASTMERGE_INLINE void store_as(void* p, V value) {
   static_cast<Unaligned<V>*>(p)->value = value;
 }
 
-// Asks for what a stream reads soon. The processor's own prefetch stops at page ends: on tensors beyond the caches this makes
-// a weighted sum 1.3 times and a select 1.8 times as fast (AMD Zen 3).
+// Asks for what a stream reads soon. The processor's own prefetch stops at page ends: on tensors beyond the caches this
+// makes a weighted sum 1.3 times and a select 1.8 times as fast (AMD Zen 3).
 FASTMERGE_INLINE void prefetch(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 2048); }
 
 FASTMERGE_INLINE F load(const float* p) { return load_as<F>(p); }
@@ -120,8 +121,8 @@ FASTMERGE_INLINE void store(Float16* p, F x) { store_halves(p, (S)(to_float16(x)
 
 // ---- pairs ----
 
-// 2 * kWidth elements. Of 16-bit dtypes the first vector holds those with even index and the second those with odd index:
-// a shift and a mask widen them, and element-wise work does not care for the order.
+// 2 * kWidth elements. Of 16-bit dtypes the first vector holds those with even index and the second those with odd
+// index: a shift and a mask widen them, and element-wise work does not care for the order.
 struct Pair {
   F first, second;
 };
@@ -175,8 +176,8 @@ struct FirstLanes {
 constexpr FirstLanes kFirstLanes;
 #endif
 
-// Stores the lanes of x whose bit is set, in order, and returns how many; may write a whole vector. Without a branch on the
-// bits where the instruction set allows: they are as good as random.
+// Stores the lanes of x whose bit is set, in order, and returns how many; may write a whole vector. Without a branch on
+// the bits where the instruction set allows: they are as good as random.
 FASTMERGE_INLINE int store_selected(std::uint32_t* p, U x, unsigned bits) {
 #if FASTMERGE_VECTOR_BYTES == 64
   store_as(p, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), (__m512i)x));

@@ -79,7 +79,8 @@ class Pool {
   int workers_ = 0;
 };
 
-// Never destroyed: the workers live as long as the process. A child of fork() has none of them, so it starts a new pool.
+// Never destroyed: the workers live as long as the process. A child of fork() has none of them, so it starts a new
+// pool.
 std::atomic<Pool*> pool{nullptr};
 
 Pool& the_pool() {
@@ -111,9 +112,8 @@ void parallel_for(std::size_t count, int threads, const std::function<void(std::
 void parallel_ranges(std::size_t size, std::size_t grain, std::size_t least,
                      const std::function<void(std::size_t, std::size_t)>& task) {
   const std::size_t count = (size + grain - 1) / grain;
-  parallel_for(count, size < least ? 1 : threads(), [&](std::size_t i) {
-    task(i * grain, std::min(size, (i + 1) * grain));
-  });
+  parallel_for(count, size < least ? 1 : threads(),
+               [&](std::size_t i) { task(i * grain, std::min(size, (i + 1) * grain)); });
 }
 
 int threads() {

@@ -25,7 +25,7 @@ from fastmerge.methods import REQUIRED, Group, Method, Parameter, all_methods, g
 from fastmerge.source import Resident
 
 RANDOM = {"dare_linear", "dare_ties"}
-# Columns of a decomposition in the order of the models: tests/spectral/test_methods.py bounds what swapping them changes.
+# Columns of a decomposition in the order of the models: tests/spectral/test_methods.py bounds what a swap changes.
 ORDERED = {"tsvm"}
 # Values at which one model alone returns itself, for parameters whose default does not make it so.
 NEUTRAL = {"weight": 1.0, "t": 1.0}

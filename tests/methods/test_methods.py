@@ -79,6 +79,23 @@ def test_ties_keeps_exactly_so_many_and_the_lowest_index_of_equals(density, kept
     assert functional.ties(torch.zeros(5), ones, weight=1, density=density).tolist() == [1] * kept + [0] * (5 - kept)
 
 
+@pytest.mark.parametrize(
+    ("density", "gamma", "kept"),
+    [
+        (0.4, 0.2, [0, 5, 3, 0, 0]),  # the largest of five is an outlier; of the equal ones the first stays
+        (0.4, 0.0, [9, 5, 0, 0, 0]),
+        (0.4, 0.19, [9, 5, 0, 0, 0]),  # int(0.95) outliers
+        (0.8, 0.6, [0, 5, 3, 3, 1]),  # more than there are: the smallest four
+        (0.0, 0.2, [0, 0, 0, 0, 0]),
+        (1.0, 0.9, [9, 5, 3, 3, 1]),
+    ],
+)
+def test_breadcrumbs_keeps_a_band(density, gamma, kept):
+    (delta,) = tensors([9.0, 5.0, 3.0, 3.0, 1.0])
+    merged = functional.breadcrumbs(torch.zeros(5), delta, weight=1, density=density, gamma=gamma)
+    assert merged.tolist() == kept
+
+
 def test_ties_asks_for_no_survey_at_full_density():
     values = {"weight": (1.0,), "density": (1.0,), "normalize": True, "rescale": True, "lambda": 1.0}
     assert isinstance(solve_without_data(get_method("ties"), Group("a", (9,), 1, values)), SparseMerge)

@@ -34,26 +34,26 @@ def entry(table, k, DTYPE: tl.constexpr, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def load_entry(source, offsets, mask, DTYPE: tl.constexpr):
+def load_entry(source, offsets, mask, DTYPE: tl.constexpr, ALIGN: tl.constexpr):
     """Return the float32 values of an ``entry`` at ``offsets``. DTYPE None asks the table at every load."""
     if DTYPE is None:
         address = tl.load(source)
         code = tl.load(source + 1)
         if code == 0:
-            x = load_float(address.to(tl.pointer_type(tl.float32)) + offsets, mask)
+            x = load_float(tl.multiple_of(address.to(tl.pointer_type(tl.float32)), ALIGN) + offsets, mask)
         elif code == 1:
-            x = load_float(address.to(tl.pointer_type(tl.bfloat16)) + offsets, mask)
+            x = load_float(tl.multiple_of(address.to(tl.pointer_type(tl.bfloat16)), ALIGN) + offsets, mask)
         else:
-            x = load_float(address.to(tl.pointer_type(tl.float16)) + offsets, mask)
+            x = load_float(tl.multiple_of(address.to(tl.pointer_type(tl.float16)), ALIGN) + offsets, mask)
         return x
     else:
         return load_float(source + offsets, mask)
 
 
 @triton.jit
-def load_delta(source, base_ptr, offsets, mask, DTYPE: tl.constexpr):
+def load_delta(source, base_ptr, offsets, mask, DTYPE: tl.constexpr, ALIGN: tl.constexpr):
     """Return an ``entry`` minus the base in float32; ``base_ptr`` None is no base. 0 where masked off."""
-    x = load_entry(source, offsets, mask, DTYPE)
+    x = load_entry(source, offsets, mask, DTYPE, ALIGN)
     if base_ptr is not None:
         x = x - load_float(base_ptr + offsets, mask)
     return x

@@ -38,8 +38,8 @@ def _gram_kernel(
     for row in range(rows_of(chunk, numel, MASKED)):
         offsets = chunk * GRID + row * LANES + tl.arange(0, LANES)
         mask = offsets < numel if MASKED else None
-        a = _deltas(lefts, base_ptr, offsets, mask, DTYPE)
-        b = a if WHOLE else _deltas(rights, base_ptr, offsets, mask, DTYPE)
+        a = _deltas(lefts, base_ptr, offsets, mask, DTYPE, ALIGN)
+        b = a if WHOLE else _deltas(rights, base_ptr, offsets, mask, DTYPE, ALIGN)
         added = ()
         for i in tl.static_range(TILE):
             for j in tl.static_range(i if WHOLE else 0, TILE):
@@ -56,10 +56,10 @@ def _gram_kernel(
 
 
 @triton.jit
-def _deltas(sources, base_ptr, offsets, mask, DTYPE: tl.constexpr):
+def _deltas(sources, base_ptr, offsets, mask, DTYPE: tl.constexpr, ALIGN: tl.constexpr):
     deltas = ()
     for k in tl.static_range(len(sources)):
-        deltas = deltas + (load_delta(sources[k], base_ptr, offsets, mask, DTYPE).to(tl.float64),)
+        deltas = deltas + (load_delta(sources[k], base_ptr, offsets, mask, DTYPE, ALIGN).to(tl.float64),)
     return deltas
 
 

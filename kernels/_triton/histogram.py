@@ -28,7 +28,7 @@ def _histogram_kernel(
     k = program % models
     offsets = block * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < numel if MASKED else None
-    bits = magnitude_bits(load_delta(entry(table, k, DTYPE, ALIGN), base_ptr, offsets, mask, DTYPE))
+    bits = magnitude_bits(load_delta(entry(table, k, DTYPE, ALIGN), base_ptr, offsets, mask, DTYPE, ALIGN))
     counts = counts_ptr + ((block % _COPIES) * models + k) * BINS
     if prefixes is None:
         bins = bits >> 16
@@ -76,7 +76,7 @@ def _equal_counts_kernel(
         for part in range(GRID // BLOCK):
             offsets = chunk * GRID + part * BLOCK + tl.arange(0, BLOCK)
             mask = offsets < numel if MASKED else None
-            equal = magnitude_bits(load_delta(source, base_ptr, offsets, mask, DTYPE)) == threshold.to(tl.int32)
+            equal = magnitude_bits(load_delta(source, base_ptr, offsets, mask, DTYPE, ALIGN)) == threshold.to(tl.int32)
             if MASKED:
                 equal = equal & mask
             found += equal.to(tl.int32)

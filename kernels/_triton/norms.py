@@ -31,7 +31,7 @@ def _norms_kernel(
         start = chunk * GRID + row * LANES
         offsets = start + tl.arange(0, LANES)
         mask = offsets < numel if MASKED else None
-        delta = load_delta(source, base_ptr, offsets, mask, DTYPE)
+        delta = load_delta(source, base_ptr, offsets, mask, DTYPE, ALIGN)
         # Multiplied rather than selected: a dropped NaN stays visible.
         factor = tl.where(kept(delta, rules, k, offset + start, RULE, LANES, True), 1.0, 0.0).to(tl.float64)
         wide = delta.to(tl.float64)

@@ -42,7 +42,7 @@ def _digit_kernel(
     for _ in range(worker, blocks, workers):
         offsets = start + tl.arange(0, BLOCK)
         mask = offsets < numel if MASKED else None
-        bits = magnitude_bits(load_delta(source, base_ptr, offsets, mask, DTYPE))
+        bits = magnitude_bits(load_delta(source, base_ptr, offsets, mask, DTYPE, ALIGN))
         counted = (bits >> (SHIFT + WIDTH)) == prefix
         if MASKED:
             counted = counted & mask
@@ -94,7 +94,7 @@ def _locate_kernel(
         for part in range(GRID // BLOCK):
             offsets = cell * GRID + part * BLOCK + tl.arange(0, BLOCK)
             mask = offsets < numel
-            equal = magnitude_bits(load_delta(source, base_ptr, offsets, mask, DTYPE)) == threshold.to(tl.int32)
+            equal = magnitude_bits(load_delta(source, base_ptr, offsets, mask, DTYPE, ALIGN)) == threshold.to(tl.int32)
             counted = (equal & mask).to(tl.int32)
             position += tl.sum((seen + tl.cumsum(counted, 0) < wanted).to(tl.int64), 0)
             seen += tl.sum(counted, 0)

@@ -25,6 +25,7 @@ MERGE_COLUMNS = (
     *TIME_COLUMNS, "cpu_ms", "peak_rss_mb", "bytes_read", "bytes_written", "startup_ms",
     "bare_ms", "times_bare", "times_bare_net", "ratio",
 )  # fmt: skip
+SPECTRAL_COLUMNS = (*RUN_COLUMNS, "op", "tool", "shape", "rank", "dtype", *TIME_COLUMNS, "error", "ratio")
 
 
 def run_facts(threads: int, mergekit: str = "") -> dict[str, object]:

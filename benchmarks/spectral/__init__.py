@@ -1,0 +1,1 @@
+"""Spectral operations on a CPU, where they save work: leading triplets, and boosting of factored deltas."""

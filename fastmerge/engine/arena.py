@@ -8,6 +8,7 @@ lowest address first, so that as little as possible is ever touched.
 from __future__ import annotations
 
 import bisect
+import ctypes
 import mmap
 
 import torch
@@ -20,6 +21,16 @@ LINE = 64
 def round_up(value: int, step: int = PAGE) -> int:
     """Return the smallest multiple of ``step`` that is not below ``value``."""
     return -(-value // step) * step
+
+
+def return_free_memory() -> None:
+    """Give memory that was freed outside of the arena back to the system.
+
+    glibc keeps blocks of up to 32 MiB for the thread that freed them, so that every worker would hold what one takes.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 class Arena:

@@ -10,6 +10,7 @@ from .arena import LINE, PAGE, Slot
 from .checksums import Checksum
 from .large import Large
 from .scheduler import Task, Unit
+from .sizing import scratch_bytes
 from .workshop import Workshop, apply_after_survey, split
 
 # A batch is the work of one thread: few enough tensors that the last ones still go to several threads.
@@ -22,7 +23,8 @@ def units(shop: Workshop, outputs: Sequence[OutputTensor]) -> Iterator[Unit]:
     filled = end = 0
     for output in outputs:
         need = _slot_bytes(output)
-        small = need <= shop.sizes.slot - PAGE and not any(tensor.adapters for tensor in output.every_input)
+        regional = scratch_bytes(output) is not None or any(tensor.adapters for tensor in output.every_input)
+        small = need <= shop.sizes.slot - PAGE and not regional
         apart = batch and (output.shard, output.offset) != (batch[0].shard, end)
         if batch and (not small or apart or filled + need > shop.sizes.slot - PAGE or len(batch) == MOST):
             yield Batch(shop, batch)

@@ -8,13 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..errors import FastmergeError
 from ..plan.types import OutputTensor
 from ..source import Chunk, Resident
-from .arena import PAGE, Slot
+from .arena import PAGE, Slot, return_free_memory
 from .checksums import Checksum
 from .inputs import Folded, folded_bytes
 from .scheduler import Task
-from .sizing import adapter_bytes, input_bytes, whole_bytes
+from .sizing import adapter_bytes, input_bytes, scratch_bytes, whole_bytes
 from .workshop import Workshop, apply_after_survey, apply_without_survey, split
 
 
@@ -23,6 +24,7 @@ class Large:
 
     Its inputs are brought into a region of the arena, whole, when a survey has to see them first and
     they fit. Otherwise each chunk is read where it is needed: once, or once more for every survey.
+    Where the apply step needs all of the tensor at once, the region holds inputs and output; it always fits.
     """
 
     def __init__(self, shop: Workshop, output: OutputTensor):
@@ -31,12 +33,14 @@ class Large:
         self._checksum = Checksum(self._numel, output.dtype.itemsize)
         self._apply = None if output.group is None else apply_without_survey(output)
         surveyed = output.group is not None and self._apply is None
-        self._whole = surveyed and whole_bytes(output) <= shop.sizes.regions
+        self._at_once = scratch_bytes(output) is not None
+        self._whole = self._at_once or (surveyed and whole_bytes(output) <= shop.sizes.regions)
         self._need = whole_bytes(output) if self._whole else adapter_bytes(output)
         self._region: int | None = None
         self._folded: list[Folded | None] = []
         self._tensors: list[Tensor] = []
         self._places: list[int] = []
+        self._out = 0
 
     def start(self) -> bool:
         if self._need:
@@ -64,7 +68,10 @@ class Large:
                 yield list(self._loads())
             if self._apply is None:
                 yield [self._solve]
-            yield [partial(self._merge, *span) for span in spans]
+            if self._at_once:
+                yield [partial(self._merge_at_once, spans)]
+            else:
+                yield [partial(self._merge, *span) for span in spans]
         self._shop.sink.finish(output, self._checksum.hex())
 
     def _place(self) -> None:
@@ -80,6 +87,7 @@ class Large:
             self._tensors.append(self._shop.arena.tensor(at, dtype, tensor.shape))
             self._places.append(at)
             at += input_bytes(tensor)
+        self._out = at + (self._output.offset - at) % PAGE
 
     def _load_adapters(self, slot: Slot) -> None:
         for folded in self._folded:
@@ -124,6 +132,18 @@ class Large:
         with self._shop.meter.stage("compute"):
             self._apply(self._shop.arena.tensor(at, self._output.dtype, (stop - start,)), chunk)
         self._write(start, stop, at)
+
+    def _merge_at_once(self, spans: Sequence[tuple[int, int]], slot: Slot) -> None:
+        assert self._apply is not None
+        out = self._shop.arena.tensor(self._out, self._output.dtype, (self._numel,))
+        with self._shop.meter.stage("compute"):
+            try:
+                self._apply(out, self.chunk(0, self._numel, slot))
+            except ValueError as error:
+                raise FastmergeError(str(error)) from error
+        return_free_memory()
+        for start, stop in spans:
+            self._write(start, stop, self._out + start * self._output.dtype.itemsize)
 
     def _copy(self, start: int, stop: int, slot: Slot) -> None:
         slot.reset()

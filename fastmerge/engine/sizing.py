@@ -1,4 +1,4 @@
-"""How a memory budget is divided: scratch for each worker, and a region for tensors that are surveyed whole."""
+"""How a memory budget is divided: scratch for each worker, and a region for tensors that are held whole."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from .. import kernels
 from ..errors import BudgetError
+from ..methods import get_method
 from ..plan.types import InputTensor, OutputTensor
 from .arena import PAGE, round_up
 from .checksums import CELL
@@ -49,21 +50,27 @@ def divide(outputs: Iterable[OutputTensor], ram: int, workers: int, chunk: int |
     outside = _outside_bytes(max((len(o.every_input) for o in kinds), default=1))
     # What the operations take beside a region grows with the tensors in it, so the region gets a fixed share.
     merged = [o for o in kinds if o.group is not None and o.nbytes]
-    share = 1 + max((outside * _numel(o) / whole_bytes(o) for o in merged), default=0)
+    share = 1 + max(((outside * _numel(o) + (scratch_bytes(o) or 0)) / whole_bytes(o) for o in merged), default=0)
     adapters = max((adapter_bytes(o) for o in kinds), default=0)
+    largest = max((o for o in merged if scratch_bytes(o) is not None), key=whole_bytes, default=None)
+    least = max(adapters, whole_bytes(largest) if largest else 0)
     options = [(count, elements) for count in dict.fromkeys((workers, min(workers, 2), 1)) for elements in chunks]
     needed = 0
     for count, elements in options:
         slot = round_up(max((_chunk_bytes(o, elements) for o in kinds), default=0)) + PAGE
         scratch = count * (slot + int(outside * min(elements, max(map(_numel, merged), default=0))))
-        needed = scratch + int(adapters * share) + PAGE
-        # Half of the budget is kept for tensors that are surveyed whole: reading twice costs more than small chunks.
-        if needed <= (ram if (count, elements) == options[-1] else ram // 2):
+        needed = scratch + int(least * share) + PAGE
+        # Half of the budget is kept for tensors that are held whole: reading twice costs more than small chunks.
+        roomy = scratch + int(adapters * share) + PAGE <= ram // 2 or (count, elements) == options[-1]
+        if needed <= ram and roomy:
             # Tiny tensors are gathered into batches, which may take more than a chunk.
             extra = max(0, min(BATCH_BYTES - slot, (ram - needed) // (4 * count))) // PAGE * PAGE
             regions = int((ram - scratch - count * extra) / share)
             return Sizes(count, elements, slot + extra, count * (slot + extra) + regions)
-    raise BudgetError(f"the memory budget of {ram} bytes is too small: this merge needs at least {needed} (--ram)")
+    whole = f"; {largest.method} needs {int(least * share)} for {largest.name}, which it takes whole" if largest else ""
+    raise BudgetError(
+        f"the memory budget of {ram} bytes is too small: this merge needs at least {needed} (--ram){whole}"
+    )
 
 
 def _outside_bytes(inputs: int) -> float:
@@ -88,8 +95,14 @@ def adapter_bytes(output: OutputTensor) -> int:
 
 
 def whole_bytes(output: OutputTensor) -> int:
-    """Return the bytes of a region that holds every input of a tensor, and its adapters."""
-    return sum(input_bytes(tensor) for tensor in output.every_input) + adapter_bytes(output)
+    """Return the bytes of a region that holds every input of a tensor, its adapters, and an output made at once."""
+    out = 0 if scratch_bytes(output) is None else round_up(output.nbytes) + PAGE
+    return sum(input_bytes(tensor) for tensor in output.every_input) + adapter_bytes(output) + out
+
+
+def scratch_bytes(output: OutputTensor) -> int | None:
+    """Return what the apply step takes beside a region, for a tensor that it must see whole; None for others."""
+    return None if output.group is None else get_method(output.method).scratch_bytes(output.group)
 
 
 def input_bytes(tensor: InputTensor) -> int:
@@ -112,6 +125,6 @@ def _kinds(outputs: Iterable[OutputTensor]) -> list[OutputTensor]:
     kinds: dict[tuple, OutputTensor] = {}
     for output in outputs:
         inputs = tuple((tensor.dtype, tensor.adapters) for tensor in output.every_input)
-        key = (output.shape, output.dtype, output.group is None, inputs)
+        key = (output.shape, output.dtype, output.group is None, scratch_bytes(output), inputs)
         kinds.setdefault(key, output)
     return list(kinds.values())

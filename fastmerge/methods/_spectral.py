@@ -69,12 +69,13 @@ class SpectralMethod(Method):
 def scratch_bytes(group: Group, deltas: int) -> int:
     """Return a bound of what ``SpectralMerge`` takes with so many deltas at once.
 
-    Measured (glibc, MKL, one thread): a spectral map that needs its last resort, the decomposition in float64,
-    takes 11 float32 matrices and 6 Gram matrices. Orthogonalizing takes two more of each for its factors.
+    From measurements (glibc, MKL, one thread), rounded up: a spectral map that needs its last resort, the decomposition
+    in float64, takes up to 13 float32 matrices and 7 Gram matrices; to orthogonalize takes 3 and 2 more.
     """
     m, n = sorted(group.shape[-2:], reverse=True)
-    route = 12 * m * n + 6 * n * n + (2 * m * n + 2 * n * n if deltas > 1 else 0)
-    return 4 * (deltas * (group.numel + min(group.numel, BLOCK)) + group.models * min(group.numel, BLOCK) + route)
+    route = 14 * m * n + 8 * n * n + (4 * m * n + 2 * n * n if deltas > 1 else 0)
+    block = min(group.numel, BLOCK)
+    return 4 * (deltas * group.numel + (deltas + group.models) * block + route)
 
 
 def boosted(group: Group, step: Apply) -> Apply:

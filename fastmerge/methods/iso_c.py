@@ -23,7 +23,7 @@ class IsoC(SpectralMethod):
     of one model's. The paper tunes it. A delta of zeros stays zero. Singular values of at most 2^-22 of the largest
     are null: see ``null_space``; they count in the mean. The others include rounding of bfloat16 weights, raised alike.
 
-    Reproducible to the bit on one machine, to about 1e-5 of the delta across machines: see ``task_arithmetic_sb``.
+    How far results are reproducible, ``task_arithmetic_sb`` says.
     Raises ValueError when a delta holds NaN or infinity.
     """
 

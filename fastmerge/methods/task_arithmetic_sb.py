@@ -24,8 +24,10 @@ class TaskArithmeticSb(SpectralMethod):
     Fine-tunes in bfloat16 have deltas of full rank whose small singular values are rounding of the weights. They are
     raised too: at a small ``beta`` most of the boosted directions are noise. Boosting also grows the delta's norm.
 
-    The same inputs give the same bits on one machine. The last bits of a decomposition depend on the CPU and its
-    linear algebra library, so another machine agrees to about 1e-5 of the boosted delta.
+    A merge of checkpoints gives the same bits again on the same machine. The last bits of a decomposition depend on
+    the CPU, its linear algebra library and torch's threads (one, in a merge of checkpoints): elsewhere, results agree
+    to about 1e-5 of the boosted delta, less well where its spectrum is steep.
+    A tensor without a name (``fastmerge.functional``) needs ``matrices: all``.
     Raises ValueError when a delta holds NaN or infinity.
     """
 

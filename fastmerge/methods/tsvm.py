@@ -31,7 +31,7 @@ class Tsvm(SpectralMethod):
     twice counts once; with ``reference`` arbitrary directions take the second one's place. The result is a sum over
     models: lambda below 1 keeps its size near that of one model's delta.
 
-    Reproducible to the bit on one machine, to about 1e-5 of the delta across machines: see ``task_arithmetic_sb``.
+    How far results are reproducible, ``task_arithmetic_sb`` says.
     Raises ValueError when a delta holds NaN or infinity.
     """
 

@@ -23,6 +23,10 @@ PARAMETERS = {
     "linear": "{weight: 1.5}",
     "task_arithmetic": "{weight: 0.5}",
     "model_stock": "{}",
+    "task_arithmetic_sb": "{weight: 0.5}",
+    "ties_sb": "{weight: 0.5, density: 0.4}",
+    "tsvm": "{}",
+    "iso_c": "{weight: 0.5}",
 }
 
 

@@ -184,7 +184,7 @@ def main() -> None:
     with kernels.use_backend("triton"):
         if not options.check:
             bench.transfers(2**28)
-        sizes = list((cases.Llama(1, 8, 16, 8, 8) if options.check else cases.Llama()).sizes())
+        sizes = list((cases.Llama(0, 8, 16, 8, 8) if options.check else cases.Llama()).sizes())
         tensors = _filled(max(sizes), device)
         for case in CASES:
             if case.method in ("linear", "ties", "dare_ties"):

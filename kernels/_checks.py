@@ -1,4 +1,4 @@
-"""Argument checks shared by the operations. Each raises ValueError with the argument, its value and what was expected."""
+"""Argument checks of the operations. Each raises ValueError naming the argument, its value and what was expected."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 
-def llama_shapes(layers=2, hidden=64, inner=160, heads=4, kv_heads=2, vocab=256, tied=False) -> dict[str, tuple[int, ...]]:
+def llama_shapes(layers=2, hidden=64, inner=160, heads=4, kv_heads=2, vocab=256, tied=False) -> dict[str, tuple]:
     """Return the tensor shapes of a Llama of that size, in file order."""
     kv = hidden // heads * kv_heads
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}

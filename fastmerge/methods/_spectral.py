@@ -70,10 +70,10 @@ def scratch_bytes(group: Group, deltas: int) -> int:
     """Return a bound of what ``SpectralMerge`` takes with so many deltas at once.
 
     From measurements (glibc, MKL, one thread), rounded up: a spectral map that needs its last resort, the decomposition
-    in float64, takes up to 13 float32 matrices and 7 Gram matrices; to orthogonalize takes 3 and 2 more.
+    in float64, takes up to 9.5 float32 matrices and 6.5 Gram matrices; to orthogonalize takes 4.5 and 3 more.
     """
     m, n = sorted(group.shape[-2:], reverse=True)
-    route = 14 * m * n + 8 * n * n + (4 * m * n + 2 * n * n if deltas > 1 else 0)
+    route = 10 * m * n + 7 * n * n + (5 * m * n + 3 * n * n if deltas > 1 else 0)
     block = min(group.numel, BLOCK)
     return 4 * (deltas * group.numel + (deltas + group.models) * block + route)
 

@@ -42,7 +42,9 @@ def by_svd(x: Tensor, rule: Rule, dtype: torch.dtype, keep: bool, fill: bool = F
         fill or (float(v[-1]) > floor * float(v[0]) if floor else keep or not nullity)
         for v, nullity in zip(values, nullities, strict=True)
     ]
-    return ((u * mapped.to(s).unsqueeze(-2)) @ vh).to(x.dtype), infos, accepted
+    if not any(accepted):
+        return x, infos, accepted
+    return (u.mul_(mapped.to(s).unsqueeze(-2)) @ vh).to(x.dtype), infos, accepted
 
 
 def by_gram(x: Tensor, rule: Rule, tol: float, keep: bool) -> Outcome:
@@ -58,7 +60,10 @@ def by_gram(x: Tensor, rule: Rule, tol: float, keep: bool) -> Outcome:
         # Squaring costs the square of the condition number, on the few directions at the end of the spectrum.
         smallest = float(s[len(s) - nullity - 1]) / float(s[0])
         accepted.append(2.0**-52 / smallest**2 <= tol and (keep or not nullity))
-    return ((wide @ (v * gain.unsqueeze(-2))) @ v.mT).to(x.dtype), infos, accepted
+    if not any(accepted):
+        return x, infos, accepted
+    wide = wide @ (v * gain.unsqueeze(-2))
+    return (wide @ v.mT).to(x.dtype), infos, accepted
 
 
 def _mapped(values: Tensor, rule: Rule, method: str, fill: bool) -> tuple[Tensor, list[Info], list[int]]:

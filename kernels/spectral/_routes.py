@@ -47,6 +47,7 @@ def spectral_map(x: Tensor, rule: Rule, *, tol: float, null: str, method: str) -
                 if accepted[position]:
                     out[index], infos[index] = result[position], details[position]
             pending = [index for index, done in zip(pending, accepted, strict=True) if not done]
+            del result  # the next route needs the memory
     return (out if m >= n else out.mT.contiguous()).reshape(x.shape), infos
 
 

@@ -16,6 +16,9 @@ from .inputs import folded_bytes, slot_bytes
 # Elements per chunk, best first: 2 MiB of bfloat16 are few system calls and still fit the cache.
 CHUNKS = (1 << 20, 1 << 19, 1 << 18, 1 << 17, CELL)
 
+# Bytes that a run may take beside its budget and the interpreter with torch: threads, modules, tables of the plan.
+BESIDE = 64 << 20
+
 # Scratch of a worker where tensors are tiny: that many bytes are gathered into a batch.
 BATCH_BYTES = 4 << 20
 
@@ -47,7 +50,9 @@ def divide(outputs: Iterable[OutputTensor], ram: int, workers: int, chunk: int |
     """
     kinds = _kinds(outputs)
     chunks = CHUNKS if chunk is None else (chunk,)
-    outside = _outside_bytes(max((len(o.every_input) for o in kinds), default=1))
+    inputs = max((len(o.every_input) for o in kinds), default=1)
+    longest = max((_numel(o) for o in kinds if o.group is not None), default=0)
+    outside = _outside_bytes(inputs)
     # What the operations take beside a region grows with the tensors in it, so the region gets a fixed share.
     merged = [o for o in kinds if o.group is not None and o.nbytes]
     share = 1 + max(((outside * _numel(o) + (scratch_bytes(o) or 0)) / whole_bytes(o) for o in merged), default=0)
@@ -58,7 +63,7 @@ def divide(outputs: Iterable[OutputTensor], ram: int, workers: int, chunk: int |
     needed = 0
     for count, elements in options:
         slot = round_up(max((_chunk_bytes(o, elements) for o in kinds), default=0)) + PAGE
-        scratch = count * (slot + int(outside * min(elements, max(map(_numel, merged), default=0))))
+        scratch = count * (slot + int(outside * min(elements, longest))) + _spare_bytes(count, inputs, longest)
         needed = scratch + int(least * share) + PAGE
         # Half of the budget is kept for tensors that are held whole: reading twice costs more than small chunks.
         roomy = scratch + int(adapters * share) + PAGE <= ram // 2 or (count, elements) == options[-1]
@@ -73,16 +78,29 @@ def divide(outputs: Iterable[OutputTensor], ram: int, workers: int, chunk: int |
     )
 
 
+def _native() -> bool:
+    """True when every operation on the CPU is the compiled one."""
+    return all(op.choose("cpu")[0] != "reference" for op in kernels.OPERATIONS.values())
+
+
 def _outside_bytes(inputs: int) -> float:
     """Return a bound of the memory per element that an operation takes besides its arguments.
 
-    The compiled backend works in registers, except that a selection (csrc/cpu/select.cpp) collects 1/32
+    The compiled backend works in registers, except that a selection (csrc/cpu/select.cpp) collects up to 1/16
     of the magnitudes for each boundary and keeps 32 bytes per 16384 elements; methods ask for up to two
     boundaries per input. The reference makes float32 and int64 temporaries, one per input and about ten
     more, and malloc keeps as much again of those that were freed.
     """
-    native = all(op.choose("cpu")[0] != "reference" for op in kernels.OPERATIONS.values())
-    return 2 * inputs / 7 if native else 2 * (8 * inputs + 64)
+    return 2 * inputs * (4 / 16 + 32 / 16384) if _native() else 2 * (8 * inputs + 64)
+
+
+def _spare_bytes(workers: int, inputs: int, elements: int) -> int:
+    """Return what selections may collect beyond that share: 2 MiB for each boundary, in every worker at once.
+
+    Half of what a run may take beside its budget is there for it.
+    """
+    spare = workers * 2 * inputs * min(2 << 20, 4 * elements) if _native() else 0
+    return max(0, spare - BESIDE // 2)
 
 
 def _numel(output: OutputTensor) -> int:

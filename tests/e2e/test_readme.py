@@ -30,7 +30,7 @@ def test_the_set_up_commands_are_single_lines_that_ci_runs():
     ci = (ROOT / ".ci" / "run").read_text().splitlines()
     for block in setup:
         assert block.count("\n") == 1
-        assert block.strip() in ci
+        assert f"{block.strip()} || exit 1" in ci
 
 
 def test_every_environment_variable_is_in_the_table():

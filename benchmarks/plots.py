@@ -73,7 +73,7 @@ def draw_merges(rows: list[Row]) -> Figure:
     high = max(float(row["ms"]) for row in rows)
     panels[0][0].set_xlim(low / 2e3, high / 2e2)
     figure.suptitle("Merging a base and three fine-tunes, disk to disk (slerp: two models)", x=0.01, ha="left")
-    _legend(figure, panels[0][0], rows, line="reading the inputs and writing the output once, nothing else")
+    _legend(figure, panels[0][0], rows, line="bare read and write")
     return figure
 
 

@@ -31,7 +31,7 @@ from fastmerge.plan import make_plan
 from fastmerge.recipe import load
 journal.FLUSH_SECONDS = 0
 write, wait = Outputs.write, Scheduler._wait
-Outputs.write = lambda *args: (time.sleep(0.005), write(*args))
+Outputs.write = lambda *args: (time.sleep(0.05), write(*args))  # a run outlasts every delay below
 Scheduler._wait = lambda self, interval: wait(self, 0.002)
 recipe, out, seed = sys.argv[1:]
 dice = random.Random(int(seed))

@@ -45,7 +45,7 @@ def norm_partials(
         ValueError: shapes, counts, power or offset are wrong; the message names the argument and its value.
     """
     check_group(tensors, base)
-    check_offset(offset, tensors[0].numel())
+    check_offset(offset)
     if power not in (1, 2):
         raise ValueError(f"power is {power}; expected 1 or 2")
     if len(keeps) != len(tensors):

@@ -6,18 +6,13 @@ from pathlib import Path
 
 import pytest
 from commands import write_recipe
-from tiny_models import make_tensors, save_model
+from tiny_models import save_family
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> Path:
     """Folder with the checkpoints base, one, two, three."""
-    folder = tmp_path_factory.mktemp("models")
-    base = make_tensors(seed=0)
-    save_model(folder / "base", base)
-    for seed, name in enumerate(("one", "two", "three"), start=1):
-        save_model(folder / name, make_tensors(seed=seed, base=base), shards=2)
-    return folder
+    return save_family(tmp_path_factory.mktemp("models"), shards=2)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from commands import write_recipe
 from safetensors.torch import save_file
-from tiny_models import make_tensors, save_model
+from tiny_models import make_tensors, save_family
 
 COMMAND = Path(sys.executable).with_name("fastmerge")
 
@@ -32,12 +32,7 @@ def imported_by(statement: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    base = make_tensors(seed=0)
-    save_model(folder / "base", base)
-    for seed, name in enumerate(("one", "two", "three"), start=1):
-        save_model(folder / name, make_tensors(seed=seed, base=base))
-    return folder
+    return save_family(tmp_path_factory.mktemp("models"))
 
 
 @pytest.mark.parametrize("statement", ["import fastmerge", "import fastmerge.cli"])

@@ -84,3 +84,12 @@ def save_model(folder, tensors, shards=1, heads=4, kv_heads=2, **config) -> Path
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     return folder
+
+
+def save_family(folder, shards=1) -> Path:
+    """Write the checkpoints base, one, two and three (fine-tunes of it) into ``folder`` and return it."""
+    base = make_tensors(seed=0)
+    save_model(folder / "base", base)
+    for seed, name in enumerate(("one", "two", "three"), start=1):
+        save_model(folder / name, make_tensors(seed=seed, base=base), shards=shards)
+    return folder

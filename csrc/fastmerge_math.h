@@ -17,7 +17,7 @@
 namespace fastmerge {
 
 enum Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
-enum Rule : int { kRuleAll = 0, kRuleBand = 1, kRuleRandom = 2 };
+enum Rule : int { kRuleAll = 0, kRuleBand = 1, kRuleRandom = 2, kRuleMask = 3 };
 enum Vote : int { kVoteNone = 0, kVoteWeighted = 1, kVoteSum = 2, kVoteCount = 3 };
 enum Divide : int { kDivideNone = 0, kDivideWeights = 1, kDivideCount = 2 };
 

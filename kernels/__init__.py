@@ -8,7 +8,19 @@ from ._checks import GRID
 from ._registry import BACKENDS, OPERATIONS, BackendError, use_backend
 from ._sums import total
 from .gram import gram_matrix, gram_partials, pairs
-from .keep import ALL_EQUAL, EVERYTHING, NOTHING, Boundary, Keep, keep_all, keep_band, keep_random, keep_top
+from .keep import (
+    ALL_EQUAL,
+    EVERYTHING,
+    NOTHING,
+    Boundary,
+    Keep,
+    keep_all,
+    keep_band,
+    keep_masked,
+    keep_random,
+    keep_top,
+    mask_words,
+)
 from .low_rank import low_rank_update
 from .norms import norm_partials
 from .philox import drop_threshold, keep_mask, tensor_key
@@ -34,10 +46,12 @@ __all__ = [
     "keep_all",
     "keep_band",
     "keep_mask",
+    "keep_masked",
     "keep_random",
     "keep_top",
     "low_rank_update",
     "magnitude_histogram",
+    "mask_words",
     "norm_partials",
     "pairs",
     "select_boundaries",

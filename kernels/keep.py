@@ -5,12 +5,15 @@ global index, lowest first. A ``Boundary`` cuts that order after exactly k eleme
 above ``threshold`` and, of the elements equal to it, those whose index is below ``break_index``.
 A ``>=`` rule, as some tools use, is the boundary whose ``break_index`` is ``ALL_EQUAL``.
 
+A mask holds one bit per element of the whole tensor: element i is kept where bit ``i & 31`` of word ``i >> 5`` is set.
+
 Magnitudes are compared as the float32 bits without the sign. All NaNs have one magnitude, just above
 infinity (their payloads differ between processors), so a NaN is the last to be trimmed away.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,13 +21,25 @@ from torch import Tensor
 
 from .philox import keep_mask
 
-__all__ = ["ALL_EQUAL", "EVERYTHING", "NOTHING", "Boundary", "Keep", "keep_all", "keep_band", "keep_random", "keep_top"]
+__all__ = [
+    "ALL_EQUAL",
+    "EVERYTHING",
+    "NOTHING",
+    "Boundary",
+    "Keep",
+    "keep_all",
+    "keep_band",
+    "keep_masked",
+    "keep_random",
+    "keep_top",
+    "mask_words",
+]
 
 ALL_EQUAL = 2**63 - 1
 NAN_MAGNITUDE = 0x7F800001
 
 # Numbers of csrc/fastmerge_math.h.
-RULE_ALL, RULE_BAND, RULE_RANDOM = 0, 1, 2
+RULE_ALL, RULE_BAND, RULE_RANDOM, RULE_MASK = 0, 1, 2, 3
 
 
 class Boundary(NamedTuple):
@@ -39,11 +54,12 @@ NOTHING = Boundary(0x80000000, 0)
 
 
 class Keep(NamedTuple):
-    """A keep rule as five integers, the form in which every backend takes it.
+    """A keep rule: its number, four integers, and the mask of RULE_MASK.
 
     RULE_ALL:    no argument.
     RULE_BAND:   (threshold, break) of the boundary that holds an element, then of the one that must not.
     RULE_RANDOM: Philox key (64 bit, as signed), model index, drop threshold.
+    RULE_MASK:   no integer; ``mask`` [mask_words(elements of the whole tensor)] int32, on the device of the deltas.
     """
 
     rule: int
@@ -51,6 +67,13 @@ class Keep(NamedTuple):
     b: int = 0
     c: int = 0
     d: int = 0
+    mask: Tensor | None = None
+
+    def integers(self) -> tuple[int, int, int, int, int]:
+        """Return the rule as compiled backends take it: ``a`` is the address of the mask and ``b`` counts its words."""
+        if self.mask is None:
+            return self[:5]
+        return self.rule, self.mask.data_ptr(), self.mask.numel(), 0, 0
 
 
 def keep_all() -> Keep:
@@ -73,6 +96,33 @@ def keep_random(key: int, model: int, drop: int) -> Keep:
     return Keep(RULE_RANDOM, key - 2**64 if key >= 2**63 else key, model, drop)
 
 
+def keep_masked(mask: Tensor) -> Keep:
+    """Keep the elements whose bit is set in ``mask``, int32 words of the whole tensor."""
+    return Keep(RULE_MASK, mask=mask)
+
+
+def mask_words(numel: int) -> int:
+    """Return the words of a mask of ``numel`` elements."""
+    return -(-numel // 32)
+
+
+def check_keeps(keeps: Sequence[Keep], tensors: Sequence[Tensor], offset: int) -> None:
+    """Refuse rules that are not one per tensor, or a mask that ends before the elements from ``offset`` on do."""
+    if len(keeps) != len(tensors):
+        raise ValueError(f"keeps has {len(keeps)} rules; expected {len(tensors)}, one per tensor")
+    for k, (keep, tensor) in enumerate(zip(keeps, tensors, strict=True)):
+        if keep.rule != RULE_MASK:
+            continue
+        mask, words = keep.mask, mask_words(offset + tensor.numel())
+        if mask is None or mask.dtype != torch.int32 or mask.dim() != 1 or not mask.is_contiguous():
+            found = "None" if mask is None else f"{mask.dtype} {tuple(mask.shape)}, strides {tuple(mask.stride())}"
+            raise ValueError(f"keeps[{k}].mask is {found}; expected contiguous int32 words in one dimension")
+        if mask.numel() < words:
+            raise ValueError(f"keeps[{k}].mask has {mask.numel()} words; the last element here needs {words}")
+        if mask.device != tensor.device:
+            raise ValueError(f"keeps[{k}].mask is on {mask.device}, tensors[{k}] is on {tensor.device}")
+
+
 def magnitude_bits(delta: Tensor) -> Tensor:
     """Return the float32 bits of ``|delta|`` as int32 (ordered like the magnitudes), NAN_MAGNITUDE for a NaN."""
     return (delta.view(torch.int32) & 0x7FFFFFFF).clamp(max=NAN_MAGNITUDE)
@@ -84,8 +134,18 @@ def kept(delta: Tensor, keep: Keep, offset: int) -> Tensor:
         return torch.ones_like(delta, dtype=torch.bool)
     if keep.rule == RULE_RANDOM:
         return keep_mask(keep.a % 2**64, keep.b, keep.c, offset, delta.numel(), delta.device)
+    if keep.rule == RULE_MASK:
+        assert keep.mask is not None, "check_keeps refuses it"
+        return _unpacked(keep.mask, offset, delta.numel())
     bits = magnitude_bits(delta).to(torch.int64)
     index = torch.arange(offset, offset + delta.numel(), dtype=torch.int64, device=delta.device)
     inside = (bits > keep.a) | ((bits == keep.a) & (index < keep.b))
     outside = (bits > keep.c) | ((bits == keep.c) & (index < keep.d))
     return inside & ~outside
+
+
+def _unpacked(mask: Tensor, offset: int, count: int) -> Tensor:
+    """Return the bits of the elements offset .. offset + count - 1 as a bool tensor."""
+    words = mask[offset >> 5 : (offset + count + 31) >> 5]
+    bits = (words[:, None] >> torch.arange(32, dtype=torch.int32, device=mask.device)) & 1
+    return bits.flatten()[offset & 31 :][:count].bool()

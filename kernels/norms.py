@@ -16,7 +16,7 @@ from torch import Tensor
 from . import _native, _triton
 from ._checks import check_group, check_offset, grid_chunks, lane_sums
 from ._registry import operation
-from .keep import Keep, kept
+from .keep import Keep, check_keeps, kept
 
 __all__ = ["norm_partials"]
 
@@ -48,8 +48,7 @@ def norm_partials(
     check_offset(offset)
     if power not in (1, 2):
         raise ValueError(f"power is {power}; expected 1 or 2")
-    if len(keeps) != len(tensors):
-        raise ValueError(f"keeps has {len(keeps)} rules; expected {len(tensors)}, one per tensor")
+    check_keeps(keeps, tensors, offset)
     shape = (grid_chunks(tensors[0].numel()), 2 * len(tensors))
     if partials.dtype != torch.float64 or tuple(partials.shape) != shape or not partials.is_contiguous():
         raise ValueError(f"partials is {partials.dtype} {tuple(partials.shape)}; expected contiguous float64 {shape}")
@@ -73,7 +72,8 @@ def _norms(
 def _cpu(
     partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None, keeps: Sequence[Keep], power: int, offset: int
 ) -> None:
-    _native.cpu_extension().norms(partials.data_ptr(), *_native.group(tensors, base), keeps, power, offset)
+    rules = [keep.integers() for keep in keeps]
+    _native.cpu_extension().norms(partials.data_ptr(), *_native.group(tensors, base), rules, power, offset)
 
 
 @_norms.backend("triton", probe=_triton.why_unavailable)

@@ -33,7 +33,7 @@ from torch import Tensor
 from . import _native, _triton
 from ._checks import check_group, check_scalars, float32
 from ._registry import operation
-from .keep import Keep, kept
+from .keep import Keep, check_keeps, kept
 
 __all__ = ["DIVIDES", "VOTES", "sparse_merge"]
 
@@ -81,14 +81,13 @@ def sparse_merge(
     check_scalars("factors", factors, len(tensors))
     check_scalars("weights", weights, len(tensors))
     check_scalars("scale", [scale], 1)
-    if len(keeps) != len(tensors):
-        raise ValueError(f"keeps has {len(keeps)} rules; expected {len(tensors)}, one per tensor")
     if vote not in VOTES:
         raise ValueError(f"vote is {vote!r}; expected one of {', '.join(VOTES)}")
     if divide not in DIVIDES:
         raise ValueError(f"divide is {divide!r}; expected one of {', '.join(DIVIDES)}")
     if offset < 0:
         raise ValueError(f"offset is {offset}; expected a non-negative index")
+    check_keeps(keeps, tensors, offset)
     _sparse_merge(
         out, base, tensors, [float32(f) for f in factors], [float32(w) for w in weights], list(keeps),
         VOTES.index(vote), DIVIDES.index(divide), float32(scale), offset, backend=backend,
@@ -163,8 +162,9 @@ def _cpu(
     offset: int,
 ) -> None:
     _native.cpu_extension().sparse_merge(
-        *_native.one(out), *_native.group(tensors, base), factors, weights, keeps, vote, divide, scale, offset
-    )
+        *_native.one(out), *_native.group(tensors, base), factors, weights, [keep.integers() for keep in keeps], vote,
+        divide, scale, offset,
+    )  # fmt: skip
 
 
 @_sparse_merge.backend("triton", probe=_triton.why_unavailable)

@@ -2,7 +2,7 @@
 
 They serve dry runs on fake tensors, profiles and ``torch.compile``. Same contracts as the functions of
 this package, which are cheaper to call. Keep rules and ranks come flattened, since a schema has no
-nested integers: five integers per model, and as many ranks per tensor.
+nested integers: five integers per model and their masks beside them, and as many ranks per tensor.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def _define(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
     return add
 
 
-def _keeps(flat: Sequence[int]) -> list[Keep]:
-    return [Keep(*flat[i : i + 5]) for i in range(0, len(flat), 5)]
+def _keeps(flat: Sequence[int], masks: Sequence[Tensor | None]) -> list[Keep]:
+    return [Keep(*flat[5 * k : 5 * k + 5], mask) for k, mask in enumerate(masks)]
 
 
 def _check_out(out: Tensor, tensors: Sequence[Tensor], *_) -> None:
@@ -70,14 +70,14 @@ def _weighted_sum(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[floa
 
 
 @_define(
-    "sparse_merge(Tensor(a!) out, Tensor base, Tensor[] tensors, float[] factors, int[] keeps, float[] weights, "
-    "str vote, str divide, float scale, int offset) -> ()",
+    "sparse_merge(Tensor(a!) out, Tensor base, Tensor[] tensors, float[] factors, int[] keeps, Tensor?[] masks, "
+    "float[] weights, str vote, str divide, float scale, int offset) -> ()",
     _check_merge,
 )
-def _sparse_merge(out, base, tensors, factors, keeps, weights, vote, divide, scale, offset) -> None:
+def _sparse_merge(out, base, tensors, factors, keeps, masks, weights, vote, divide, scale, offset) -> None:
     sparse_merge(
-        out, base, tensors, factors=factors, keeps=_keeps(keeps), weights=weights, vote=vote, divide=divide,
-        scale=scale, offset=offset,
+        out, base, tensors, factors=factors, keeps=_keeps(keeps, masks), weights=weights, vote=vote,
+        divide=divide, scale=scale, offset=offset,
     )  # fmt: skip
 
 
@@ -87,11 +87,12 @@ def _gram_partials(partials: Tensor, tensors: Sequence[Tensor], base: Tensor | N
 
 
 @_define(
-    "norm_partials(Tensor(a!) partials, Tensor[] tensors, Tensor? base, int[] keeps, int power, int offset) -> ()",
+    "norm_partials(Tensor(a!) partials, Tensor[] tensors, Tensor? base, int[] keeps, Tensor?[] masks, int power, "
+    "int offset) -> ()",
     _check_table,
 )
-def _norm_partials(partials, tensors, base, keeps, power, offset) -> None:
-    norm_partials(partials, tensors, base, _keeps(keeps), power=power, offset=offset)
+def _norm_partials(partials, tensors, base, keeps, masks, power, offset) -> None:
+    norm_partials(partials, tensors, base, _keeps(keeps, masks), power=power, offset=offset)
 
 
 @_define("select_boundaries(Tensor[] tensors, Tensor? base, int[] ranks) -> Tensor", _empty_boundaries)

@@ -79,6 +79,7 @@ def cases(brief: bool) -> Iterator[tuple[str, Callable[[], object]]]:
         "top": kernels.keep_top(inside),
         "band": kernels.keep_band(inside, outside),
         "random": kernels.keep_random(1, 0, 0x12345678),
+        "masked": kernels.keep_masked(torch.empty(kernels.mask_words(NUMEL), dtype=torch.int32)),
     }
 
     def tensors(count: int, dtype: torch.dtype) -> list[Tensor]:
@@ -115,18 +116,19 @@ def cases(brief: bool) -> Iterator[tuple[str, Callable[[], object]]]:
     merges = (
         ("top", 3, bfloat16, "weighted", "weights"),
         ("random", 3, bfloat16, "weighted", "none"),
+        ("masked", 3, bfloat16, "weighted", "weights"),
         ("all", 3, bfloat16, "none", "none"),
         ("top", 3, float32, "weighted", "weights"),
         ("random", 3, bfloat16, "none", "none"),
         ("band", 3, bfloat16, "sum", "count"),
         ("band", 16, bfloat16, "count", "weights"),
     )
-    for name, count, dtype, vote, divide in some(merges, 2):
+    for name, count, dtype, vote, divide in some(merges, 3):
         call = lambda c=count, d=dtype, r=rules[name], v=vote, w=divide: merge(c, d, r, v, w)  # noqa: E731
         yield f"{count} {dtype} {name} vote {vote} divide {divide}", call
     for count, dtype in some(((4, bfloat16), (2, bfloat16), (8, bfloat16), (4, float32))):
         yield f"{count} {dtype}", lambda c=count, d=dtype: gram(c, d)
-    for name in some(("random", "top")):
+    for name in some(("random", "top", "masked")):
         yield f"3 {bfloat16} {name}", lambda r=rules[name]: norms(r)
     for level in some((0, 1)):
         yield f"3 {bfloat16} level {level}", lambda level=level: histogram(level)
@@ -172,7 +174,8 @@ def _report(arch: int, case: str, name: str, kernel: CompiledKernel) -> Report:
     usage, sass = _disassemble(kernel.asm["cubin"])
     ptx, ttgir = kernel.asm["ptx"], kernel.asm["ttgir"]
     registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))
-    loads = {op: n for op, n in sass.items() if op.startswith("LDG")}
+    # Bytes are words of masks: eight elements each.
+    loads = {op: n for op, n in sass.items() if op.startswith("LDG") and "U8" not in op}
     wide = sum(n for op, n in loads.items() if op.endswith("128"))
     narrow = sum(loads.values()) - wide
     wide_stores = sum(n for op, n in sass.items() if op.startswith("STG") and op.endswith("128"))

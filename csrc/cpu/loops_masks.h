@@ -9,8 +9,9 @@ namespace {
 // Elements of a tile of masks or float32 values: small enough that those of eight models stay in the second-level
 // cache.
 constexpr std::size_t kTile = 1024;
-// A random mask starts at a multiple of 8 elements and is made in twice 8 elements per 64-bit lane.
-constexpr std::size_t kMaskSize = kTile + 8 + 16 * kDoubles;
+// A random mask starts at a multiple of 8 elements and is made in twice 8 elements per 64-bit lane; a stored one starts
+// and ends at a multiple of 32.
+constexpr std::size_t kMaskSize = kTile + 32 + 16 * kDoubles;
 
 // Masks hold 0xFFFF for a kept element, 0 for a dropped one.
 // For an element whose random word has the high half of the drop threshold: decides by the low halves, from stream 1.
@@ -96,6 +97,14 @@ const std::uint16_t* random_mask(std::uint16_t* mask, const Keep& keep, std::uin
       if (stored[i] == drop_high && !keeps_low_half(key, model, drop_low, (block << 3) + i)) mask[i] = 0;
     }
   }
+  return result;
+}
+
+// The same from the bits of the whole tensor, of which no word beyond those elements is read.
+const std::uint16_t* stored_mask(std::uint16_t* mask, const Keep& keep, std::uint64_t index, std::size_t n) {
+  const auto* const words = reinterpret_cast<const std::uint32_t*>(keep.a);
+  const std::uint16_t* const result = mask + (index & 31);
+  for (std::uint64_t word = index >> 5; word < (index + n + 31) >> 5; ++word, mask += 32) store_bits(mask, words[word]);
   return result;
 }
 

@@ -99,7 +99,8 @@ class Merger {
   Merger(Output out, const Group& group, const Merge& merge)
       : out_(out), group_(group), merge_(merge), dtype_(shared_dtype(group, &out)) {
     for (const Keep& keep : merge.keeps) {
-      masked_ |= keep.rule == kRuleRandom || (keep.rule == kRuleBand && keep.c <= kLargestBits);
+      const bool top = keep.rule == kRuleBand && keep.c > kLargestBits;
+      masked_ |= keep.rule != kRuleAll && !top;
     }
     const std::size_t count = merge.keeps.size();
     segment_.inside.resize(count);
@@ -178,6 +179,8 @@ class Merger {
       segment_.masks[k] = mask;
       if (merge_.keeps[k].rule == kRuleRandom) {
         segment_.masks[k] = random_mask(mask, merge_.keeps[k], merge_.offset + at, n);
+      } else if (merge_.keeps[k].rule == kRuleMask) {
+        segment_.masks[k] = stored_mask(mask, merge_.keeps[k], merge_.offset + at, n);
       } else {
         band_mask(mask, tensors[k], base, segment_.inside[k], segment_.outside[k], n);
       }

@@ -120,13 +120,18 @@ void add_norms(double* all, double* kept, const float* tile, const float* keep) 
 }
 
 // Writes 1 for a kept and 0 for a dropped delta of a tile of n elements (whole vectors) that starts at a global index.
-void keep_factors(float* factors, const float* tile, const Keep& keep, std::uint64_t index, std::size_t n) {
+// Of a stored mask, only the bits of the first `known` elements are there.
+void keep_factors(float* factors, const float* tile, const Keep& keep, std::uint64_t index, std::size_t n,
+                  std::size_t known) {
   if (keep.rule == kRuleAll) {
     std::fill(factors, factors + n, 1.0f);
-  } else if (keep.rule == kRuleRandom) {
-    std::uint16_t storage[kMaskSize];
+  } else if (keep.rule == kRuleRandom || keep.rule == kRuleMask) {
+    std::uint16_t storage[kMaskSize] = {};
     for (std::size_t i = 0; i < n; i += kTile) {
-      const std::uint16_t* mask = random_mask(storage, keep, index + i, std::min(kTile, n - i));
+      const std::size_t there = i < known ? std::min(kTile, known - i) : 0;
+      const std::uint16_t* mask = keep.rule == kRuleRandom
+                                      ? random_mask(storage, keep, index + i, std::min(kTile, n - i))
+                                      : stored_mask(storage, keep, index + i, there);
       for (std::size_t j = 0; j < std::min(kTile, n - i); j += kWidth) {
         store(factors + i + j, Lanes<F>::select(load_signed_halves(mask + j), splat<F>(1.0f)));
       }
@@ -167,7 +172,7 @@ void norms(double* partials, const Group& group, const std::vector<Keep>& keeps,
       std::fill(lanes.begin(), lanes.end(), 0.0);
       for (std::size_t at = chunk * kGrid; at < stop; at += kBlock) {
         fill_tile(tile.data(), group.tensors[k], group.base, at, std::min(stop, at + kBlock));
-        keep_factors(factors.data(), tile.data(), keeps[k], offset + at, kBlock);
+        keep_factors(factors.data(), tile.data(), keeps[k], offset + at, kBlock, std::min(stop - at, kBlock));
         (power == 1 ? add_norms<1> : add_norms<2>)(all, kept, tile.data(), factors.data());
       }
       partials[(chunk * count + k) * 2] = tree_sum(all);

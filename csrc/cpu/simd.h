@@ -160,6 +160,20 @@ FASTMERGE_INLINE unsigned mask_bits(S mask) {
 #endif
 }
 
+// Stores 32 masks of 16 bits, one per bit of the word, the lowest first.
+FASTMERGE_INLINE void store_bits(std::uint16_t* p, std::uint32_t word) {
+#if FASTMERGE_VECTOR_BYTES == 64
+  store_as(p, _mm512_movm_epi16(word));
+#else
+  constexpr int kHalves = 2 * kWidth;
+  H bit;
+  for (int i = 0; i < kHalves; ++i) bit[i] = static_cast<std::uint16_t>(1u << i);
+  for (int i = 0; i < 32; i += kHalves) {
+    store_as(p + i, ((H{} + static_cast<std::uint16_t>(word >> i)) & bit) == bit);
+  }
+#endif
+}
+
 #if FASTMERGE_VECTOR_BYTES == 32
 // Per set of eight lanes, the order that puts the lanes of the set first.
 struct FirstLanes {

@@ -8,26 +8,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..keep import RULE_ALL, RULE_BAND, RULE_RANDOM, Keep
+from ..keep import RULE_ALL, RULE_BAND, RULE_MASK, RULE_RANDOM, Keep
 from ._element import magnitude_bits
 from ._launch import to_device
 from ._philox import any_half, halves, words
 
 # A band that has no upper end is a rule of its own here, since it costs half of a band.
-ALL, TOP, BAND, RANDOM = (tl.constexpr(rule) for rule in range(4))
+ALL, TOP, BAND, RANDOM, MASK = (tl.constexpr(rule) for rule in range(5))
 # Integers per rule. TOP and BAND: per boundary the threshold below its break index, the one from there on, the break
-# index; elements above the threshold are inside. RANDOM: key, model, drop threshold.
+# index; elements above the threshold are inside. RANDOM: key, model, drop threshold. MASK: address, words.
 COLUMNS = tl.constexpr(6)
 
 _LARGEST = 0x7FFFFFFF
 
 
 def rule_of(keep: Keep) -> int:
-    """Return which of ALL, TOP, BAND and RANDOM a keep rule is."""
+    """Return which of ALL, TOP, BAND, RANDOM and MASK a keep rule is."""
     if keep.rule == RULE_ALL:
         return ALL.value
     if keep.rule == RULE_RANDOM:
         return RANDOM.value
+    if keep.rule == RULE_MASK:
+        return MASK.value
     return BAND.value if keep.c <= _LARGEST else TOP.value
 
 
@@ -38,7 +40,7 @@ def keep_table(keeps: Sequence[Keep], like: Tensor) -> Tensor:
 
 def _row(keep: Keep) -> list[int]:
     if keep.rule != RULE_BAND:
-        return [keep.a, keep.b, keep.c, 0, 0, 0]
+        return [*keep.integers()[1:], 0, 0]
     return [
         min(keep.a - 1, _LARGEST), min(keep.a, _LARGEST), keep.b,
         min(keep.c - 1, _LARGEST), min(keep.c, _LARGEST), keep.d,
@@ -54,6 +56,8 @@ def kept(delta, table, k, index, RULE: tl.constexpr, BLOCK: tl.constexpr, ALIGNE
     row = table + k * COLUMNS
     if RULE == RANDOM:
         keep = _drawn(row, index, BLOCK, ALIGNED)
+    elif RULE == MASK:
+        keep = _stored(row, index, BLOCK, ALIGNED)
     elif RULE == ALL:
         keep = tl.full([BLOCK], 1, tl.int1)
     else:
@@ -88,3 +92,19 @@ def _drawn(row, index, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
             low = halves(w0, w1, w2, w3, index, BLOCK, ALIGNED)
             keep = keep & ((high != drop_high) | (low >= drop_low))
     return keep
+
+
+@triton.jit
+def _stored(row, index, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return which elements have their bit set in a mask. Read by bytes: eight elements are a thread's share."""
+    mask_ptr = tl.load(row).to(tl.pointer_type(tl.uint8))
+    last = tl.load(row + 1) * 4
+    if ALIGNED:
+        bytes = (index >> 3) + tl.arange(0, BLOCK // 8)
+        held = tl.load(mask_ptr + bytes, mask=bytes < last, other=0).to(tl.int32)  # [BLOCK / 8]
+        keep = tl.reshape((held[:, None] >> tl.arange(0, 8)[None, :]) & 1, [BLOCK])
+    else:
+        indices = index + tl.arange(0, BLOCK)
+        held = tl.load(mask_ptr + (indices >> 3), mask=(indices >> 3) < last, other=0).to(tl.int32)
+        keep = (held >> (indices & 7).to(tl.int32)) & 1
+    return keep != 0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..keep import Keep
 from ._element import load_float, store_rounded
-from ._keep import RANDOM, keep_table, kept, rule_of
+from ._keep import MASK, RANDOM, keep_table, kept, rule_of
 from ._launch import elementwise_block, launch, spans
 
 _NONE, _WEIGHTED, _SUM, _COUNT = (tl.constexpr(vote) for vote in range(4))
@@ -98,7 +98,7 @@ def sparse_merge(
     table = keep_table(keeps, out)
     numel = out.numel()
     block, num_warps = elementwise_block(out, len(tensors) + 1, held=len(tensors))
-    aligned = offset % 8 == 0 or RANDOM.value not in rules
+    aligned = offset % 8 == 0 or not {RANDOM.value, MASK.value} & set(rules)
     for first, blocks, masked in spans(numel, block):
         launch(
             _sparse_merge_kernel, (blocks,), out, out, base, tuple(tensors), tuple(factors), tuple(weights), scale,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import Inputs, Variant, blank, same_bits, variants
+from kernel_cases import Inputs, Variant, blank, random_words, same_bits, variants
 
 from fastmerge import kernels
 from fastmerge.kernels import GRID, keep_all, keep_random, sparse_merge
@@ -72,6 +72,7 @@ def test_chunks_make_the_whole(seed, numel, cut, offset):
     """Any cut gives the bits of the whole, for every keep rule; out may be one of the inputs."""
     rng, cut = random.Random(seed), min(cut, numel)
     inputs = Inputs(rng, torch.Generator().manual_seed(seed), numel, rng.randint(1, 5))
+    inputs.offset = offset
     keeps = inputs.keeps()
     vote, divide = rng.choice(["none", "weighted", "sum", "count"]), rng.choice(["none", "weights", "count"])
     variant = rng.choice(EVERY)
@@ -131,6 +132,41 @@ def test_arguments():
         sparse_merge(out, base, [torch.ones(6)[::2]], **good)
     with pytest.raises(ValueError, match=r"base has dtype torch\.float64; expected float32, bfloat16 or float16"):
         sparse_merge(out, base.double(), [tensor], **good)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 31, 32, 77, GRID + 5])
+def test_parts_of_a_mask(offset, generator):
+    """A mask is of the whole tensor: element i of a part that starts at ``offset`` has bit ``offset + i``."""
+    words = random_words(kernels.mask_words(offset + 3000), generator)
+    bits = torch.tensor([words[i >> 5].item() >> (i & 31) & 1 for i in range(offset, offset + 3000)]).float()
+    for variant in EVERY:
+        out = blank(3000)
+        with variant.active():
+            rule = kernels.keep_masked(words)
+            sparse_merge(out, torch.zeros(3000), [torch.ones(3000)], factors=[1.0], keeps=[rule], offset=offset)
+        assert torch.equal(out, bits), variant.label
+
+
+def test_masks_are_checked():
+    out, words = torch.zeros(64), torch.zeros(2, dtype=torch.int32)
+    for mask, offset, message in [
+        (words, 1, r"keeps\[0\]\.mask has 2 words; the last element here needs 3"),
+        (
+            words.float(),
+            0,
+            r"keeps\[0\]\.mask is torch\.float32 \(2,\), strides \(1,\); expected contiguous int32 words",
+        ),
+        (
+            torch.zeros(4, dtype=torch.int32)[::2],
+            0,
+            r"strides \(2,\); expected contiguous int32 words in one dimension",
+        ),
+        (words.to("meta"), 0, r"keeps\[0\]\.mask is on meta, tensors\[0\] is on cpu"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            sparse_merge(out, out, [out], factors=[1.0], keeps=[kernels.keep_masked(mask)], offset=offset)
+    with pytest.raises(ValueError, match=r"keeps\[0\]\.mask is None; expected contiguous int32 words"):
+        sparse_merge(out, out, [out], factors=[1.0], keeps=[kernels.Keep(kernels.keep.RULE_MASK)])
 
 
 def test_break_indices_of_a_shifted_chunk():

@@ -8,9 +8,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastmerge.kernels.torch_ops  # noqa: F401  (registers the operators)
-from fastmerge.kernels import GRID, HISTOGRAM_BINS, OPERATIONS, keep_all, keep_random
+from fastmerge.kernels import GRID, HISTOGRAM_BINS, OPERATIONS, keep_masked, keep_random
 
 N = 1000
+MASKED = keep_masked(torch.arange(-16, 16, dtype=torch.int32))
 BAND = [1, 0x3F000000, 2**63 - 1, 0x80000000, 0]
 
 
@@ -20,11 +21,11 @@ def samples():
     return {
         "weighted_sum": (torch.empty(N), tensors, [0.5, 0.25]),
         "sparse_merge": (
-            torch.empty(N), base, tensors, [1.0, 1.0], [*BAND, *keep_random(5, 1, 2**31)], [1.0, 1.0],
-            "weighted", "weights", 1.0, 0,
+            torch.empty(N), base, tensors, [1.0, 1.0], [*BAND, *keep_random(5, 1, 2**31).integers()], [None, None],
+            [1.0, 1.0], "weighted", "weights", 1.0, 0,
         ),
         "gram_partials": (table[:, :3].contiguous(), tensors, base),
-        "norm_partials": (table, tensors, base, [*BAND, *keep_all()], 2, 0),
+        "norm_partials": (table, tensors, base, [*BAND, *MASKED[:5]], [None, MASKED.mask], 2, 0),
         "select_boundaries": (tensors, base, [10, 20, 30, 40]),
         "magnitude_histogram": (torch.zeros(2, HISTOGRAM_BINS[0], dtype=torch.int64), tensors, base, 0, []),
         "equal_counts": (torch.zeros(2, 1, dtype=torch.int64), tensors, None, [0x3F800000, 0]),

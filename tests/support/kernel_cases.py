@@ -79,6 +79,11 @@ def blank(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.full(shape, float("nan") if dtype.is_floating_point else -7, dtype=dtype)
 
 
+def random_words(count: int, generator: torch.Generator) -> Tensor:
+    """Random int32 words."""
+    return torch.randint(-(2**31), 2**31, (count,), generator=generator, dtype=torch.int64).to(torch.int32)
+
+
 @dataclass
 class Inputs:
     """A base and N fine-tuned tensors of mixed dtypes, with everything that an operation may want of them."""
@@ -121,7 +126,8 @@ class Inputs:
 
     def keeps(self) -> list[kernels.Keep]:
         """One rule per model: all of one kind, or mixed."""
-        kinds = ("all", "top", "band", "random")
+        # A mask is of the whole tensor, from its first element on.
+        kinds = ("all", "top", "band", "random", *(["masked"] if self.offset <= GRID else []))
         same = self.random.choice([*kinds, None])
         return [self.keep(k, same or self.random.choice(kinds)) for k in range(self.count)]
 
@@ -132,6 +138,8 @@ class Inputs:
             return kernels.keep_top(self.boundary(k))
         if kind == "band":
             return kernels.keep_band(self.boundary(k), self.boundary(k))
+        if kind == "masked":
+            return kernels.keep_masked(random_words(kernels.mask_words(self.offset + self.numel), self.generator))
         drop = self.random.choice([0, 2**32, 2**31, 0xFFFF0001, self.random.getrandbits(32)])
         return kernels.keep_random(self.random.getrandbits(64), k, drop)
 

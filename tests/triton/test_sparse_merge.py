@@ -116,3 +116,27 @@ def test_out_may_be_the_base(device, make, same_bits):
     out = base.to(device, copy=True)
     kernels.sparse_merge(out, out, [t.to(device) for t in tensors], **values, backend="triton")
     same_bits(out, expected)
+
+
+@pytest.mark.parametrize("offset", [0, 40, 16384 + 3])
+@pytest.mark.parametrize("operation", ["sparse_merge", "norm_partials"])
+def test_stored_masks(device, make, same_bits, operation, offset):
+    """Masks end with the last element; norms start on the grid."""
+    offset = offset if operation == "sparse_merge" else 16384 * (offset > 0)
+    base, tensors = make(2051, [B, B, F, B])
+    words = torch.arange(kernels.mask_words(offset + 2051), dtype=torch.int32) * 0x6C078965
+    results = []
+    for there, backend in ((torch.device("cpu"), "reference"), (device, "triton")):
+        keeps = [kernels.keep_masked(words.to(there)), kernels.keep_all(), kernels.keep_masked(~words.to(there))]
+        models, start = [t.to(there) for t in tensors], base.to(there)
+        if operation == "sparse_merge":
+            out = torch.full_like(start, torch.nan)
+            factors = [0.9, 0.5, -0.3]
+            kernels.sparse_merge(
+                out, start, models, factors=factors, keeps=keeps, vote="weighted", offset=offset, backend=backend
+            )  # fmt: skip
+        else:
+            out = torch.full((1, 6), torch.nan, dtype=torch.float64, device=there)
+            kernels.norm_partials(out, models, start, keeps, offset=offset, backend=backend)
+        results.append(out)
+    same_bits(results[1], results[0])

@@ -13,7 +13,9 @@ from ._grid import GRID, LANES, NUM_WARPS, chunk_spans, rows_of, store_tree_sum
 from ._launch import launch, pointer_table, to_device
 
 # A program holds 16 registers per pair and thread: 10 pairs of up to 4 tensors, or 9 of a 3 x 3 tile of the matrix.
+# Mixed dtypes need registers to tell them apart, which leaves room for 6 pairs, or a 2 x 2 tile.
 _WHOLE, _TILE = 4, 3
+_WHOLE_MIXED, _TILE_MIXED = 3, 2
 
 
 @triton.jit(do_not_specialize=["count", "tile_count", "first", "numel"])
@@ -64,14 +66,15 @@ def _deltas(sources, base_ptr, offsets, mask, DTYPE: tl.constexpr, ALIGN: tl.con
 
 
 def gram(partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None) -> None:
-    """See ``kernels.gram_partials``. From five tensors on the matrix is made of tiles, with one compiled kernel."""
+    """See ``kernels.gram_partials``. The matrix of many tensors is made of tiles, with one compiled kernel."""
     count = len(tensors)
-    whole = count <= _WHOLE
-    tile = count if whole else _TILE
+    table, constants = pointer_table(tensors)
+    most, tile = (_WHOLE_MIXED, _TILE_MIXED) if constants["DTYPE"] is None else (_WHOLE, _TILE)
+    whole = count <= most
+    tile = count if whole else tile
     starts = range(0, count, tile)
     tiles = [[i, j] for i in starts for j in starts if i <= j]
     corners = to_device(tiles, partials)
-    table, constants = pointer_table(tensors)
     for first, chunks, masked in chunk_spans(tensors[0].numel()):
         launch(
             _gram_kernel, (chunks * len(tiles),), partials, partials, table, base, corners, count, len(tiles), first,

@@ -86,7 +86,7 @@ def by_products(x: Tensor, rule: Rule, settings: Settings) -> Outcome:
         excess = (values[i, : cut.k] - cut.value).to(p)
         p[i] *= cut.value
         p[i].addmm_(u[i, :, : cut.k] * excess, v[i, :, : cut.k].mT)
-        infos[i] = replace(infos[i], k=cut.k, cut=cut.value, margin=cut.margin, passes=search.passes)
+        infos[i] = replace(infos[i], k=cut.k, cut=cut.value, margin=cut.margin, passes=search.passes, noise=cut.noise)
     return p, infos, accepted
 
 

@@ -77,6 +77,6 @@ def _mapped(values: Tensor, rule: Rule, method: str, fill: bool) -> tuple[Tensor
         mapped[row] = cut.value
         mapped[row, : cut.k] = s[: cut.k]
         mapped[row, len(kept) :] = 0
-        infos.append(Info(method, cut.k, cut.value, nuclear, cut.margin, nullity))
+        infos.append(Info(method, cut.k, cut.value, nuclear, cut.margin, nullity, noise=cut.noise))
         nullities.append(nullity)
     return mapped, infos, nullities

@@ -22,6 +22,8 @@ class Info:
         passes:     products with the matrix or its transpose made by the Krylov search.
         orth:       ||P'P - I||_F / sqrt(n) of the polar factor P.
         skew:       ||skew(P'X)||_F / ||X||_F; zero for the exact polar factor.
+        noise:      share of the singular values that were raised or flattened which rounding noise alone would have: at
+                    most ``noise * (sqrt(m) + sqrt(n))``. A lower bound where the route knows only leading ones.
         residual:   largest ||X'u - s v|| / s_1 over the singular triplets that the Krylov search returned.
     """
 
@@ -36,3 +38,4 @@ class Info:
     orth: float | None = None
     skew: float | None = None
     residual: float | None = None
+    noise: float | None = None

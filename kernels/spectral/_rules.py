@@ -7,6 +7,8 @@ so that a route needs the polar factor P, the nuclear norm <P, X> and k + 1 lead
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,11 +17,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Cut:
-    """Keep ``k`` leading singular values, set the others to ``value``. ``margin`` as in ``Info``."""
+    """Keep ``k`` leading singular values, set the others to ``value``. ``margin`` and ``noise`` as in ``Info``."""
 
     k: int
     value: float
     margin: float | None = None
+    noise: float | None = None
 
 
 class Rule(Protocol):
@@ -53,20 +56,26 @@ class Unit:
         return Cut(0, 1.0)
 
 
+@dataclass(frozen=True)
 class Mean:
-    """Every singular value becomes their mean."""
+    """Every singular value becomes their mean. ``floor``: the spectral norm of rounding noise."""
 
+    floor: float = 0.0
     flat = True
 
     def cut(self, values: Tensor, nuclear: float, size: int, complete: bool = False) -> Cut:
-        return Cut(0, nuclear / size)
+        return Cut(0, nuclear / size, noise=_noise(values, 0, nuclear, size, complete, self.floor))
 
 
 @dataclass(frozen=True)
 class Boost:
-    """Singular values are raised to the first at which their cumulated sum reaches ``beta`` of the total."""
+    """Singular values are raised to the first at which their cumulated sum reaches ``beta`` of the total.
+
+    ``floor``: the spectral norm of rounding noise.
+    """
 
     beta: float
+    floor: float = 0.0
     flat = False
 
     def __post_init__(self) -> None:
@@ -81,5 +90,25 @@ class Boost:
             return None
         # Where rounding keeps the sum of all values below beta = 1, the last one is the cut and nothing changes.
         k = int(reached[0]) if len(reached) else len(values) - 1
-        below = target - (float(totals[k - 1]) if k else 0.0)
-        return Cut(k, float(values[k]), min(abs(float(totals[k]) - target), below if k else float("inf")) / nuclear)
+        leading = float(totals[k - 1]) if k else 0.0
+        margin = min(abs(float(totals[k]) - target), target - leading if k else float("inf")) / nuclear
+        return Cut(k, float(values[k]), margin, _noise(values, k, nuclear - leading, size, complete, self.floor))
+
+
+def noise_floor(noise: float, shape: Sequence[int]) -> float:
+    """Return the spectral norm of a matrix [..., m, n] of independent errors with standard deviation ``noise``."""
+    if not noise >= 0:
+        raise ValueError(f"noise is {noise}; expected a standard deviation >= 0")
+    return noise * sum(map(math.sqrt, shape[-2:]))
+
+
+def _noise(values: Tensor, k: int, rest: float, size: int, complete: bool, floor: float) -> float | None:
+    """Return the share of the singular values behind the first k that are at most ``floor``; ``rest`` is their sum.
+
+    Where only leading ones are known it is a lower bound: no more than ``rest / floor`` of them exceed the floor.
+    """
+    if floor == 0:
+        return None
+    if complete:
+        return float((values[k:] <= floor).double().mean())
+    return max(0.0, 1 - rest / floor / (size - k))

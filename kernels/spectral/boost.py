@@ -13,13 +13,19 @@ from torch import Tensor
 
 from ._info import Info
 from ._routes import spectral_map
-from ._rules import Boost
+from ._rules import Boost, noise_floor
 
 __all__ = ["subspace_boost"]
 
 
 def subspace_boost(
-    delta: Tensor, beta: float = 0.01, *, tol: float = 1e-5, null: str = "keep", method: str = "auto"
+    delta: Tensor,
+    beta: float = 0.01,
+    *,
+    tol: float = 1e-5,
+    null: str = "keep",
+    method: str = "auto",
+    noise: float = 0.0,
 ) -> tuple[Tensor, list[Info]]:
     """Return the boosted delta of each matrix, and what was done.
 
@@ -35,7 +41,9 @@ def subspace_boost(
                 ``exact`` (Gram matrix and eigenvectors in float64), ``svd`` (float32), or ``auto``: ``svd`` on a CPU,
                 where it is the fastest accurate one, by ``tol`` on a GPU. Where the certificate of a route fails, the
                 next more exact one takes over; ``Info.method`` says which it was.
+        noise:  standard deviation of the rounding in the elements of ``delta``, for ``Info.noise``; 0: not known.
     Raises:
         ValueError: an argument is out of range; the message names it and its value.
     """
-    return spectral_map(delta, Boost(beta), tol=tol, null=null, method=method)
+    rule = Boost(beta, noise_floor(noise, delta.shape))
+    return spectral_map(delta, rule, tol=tol, null=null, method=method)

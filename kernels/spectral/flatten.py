@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ._info import Info
 from ._routes import spectral_map
-from ._rules import Mean
+from ._rules import Mean, noise_floor
 
 __all__ = ["flatten_spectrum"]
 
 
 def flatten_spectrum(
-    delta: Tensor, *, tol: float = 1e-5, null: str = "keep", method: str = "auto"
+    delta: Tensor, *, tol: float = 1e-5, null: str = "keep", method: str = "auto", noise: float = 0.0
 ) -> tuple[Tensor, list[Info]]:
     """Return each matrix with all singular values set to their mean, and what was done.
 
@@ -25,7 +25,9 @@ def flatten_spectrum(
         null:   ``keep`` leaves null directions at zero (they count in the mean); ``reference`` gives them the mean as
                 well, along the arbitrary vectors of a float32 SVD.
         method: ``auto``, ``fast``, ``accurate``, ``exact`` or ``svd``; see ``subspace_boost``.
+        noise:  standard deviation of the rounding in the elements of ``delta``, for ``Info.noise``; 0: not known.
     Raises:
         ValueError: an argument is out of range; the message names it and its value.
     """
-    return spectral_map(delta, Mean(), tol=tol, null=null, method=method)
+    rule = Mean(noise_floor(noise, delta.shape))
+    return spectral_map(delta, rule, tol=tol, null=null, method=method)

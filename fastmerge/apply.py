@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -17,9 +18,31 @@ from .source import Chunk
 class Apply(ABC):
     """A pass over the inputs. Called once per chunk, in any order; the chunking never changes a bit."""
 
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What the user should know once it was applied, one sentence each."""
+        return ()
+
     @abstractmethod
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
         """Write the merge of ``chunk`` into ``out``, shaped like its tensors and contiguous."""
+
+    @classmethod
+    def apply_all(cls, steps: Sequence[Any], outs: Sequence[Tensor], chunks: Sequence[Chunk]) -> None:
+        """Run steps of this class, each over one tensor of the same device."""
+        for step, out, chunk in zip(steps, outs, chunks, strict=True):
+            step(out, chunk)
+
+
+class DeltaMerge(Apply):
+    """``base + scale * merged delta``, a frozen dataclass: what the blocks of a recipe (``boost:``) can change."""
+
+    scale: float
+
+    @property
+    @abstractmethod
+    def gains(self) -> Sequence[float]:
+        """By how much, about, a small change of each model's delta changes the merged one; for estimates of noise."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +66,7 @@ class WeightedSum(Apply):
 
 
 @dataclass(frozen=True)
-class SparseMerge(Apply):
+class SparseMerge(DeltaMerge):
     """``base + scale * merged deltas``; the fields are the arguments of ``kernels.sparse_merge``."""
 
     factors: Sequence[float]
@@ -52,6 +75,11 @@ class SparseMerge(Apply):
     vote: Vote = "none"
     divide: Divide = "none"
     scale: float = 1.0
+
+    @property
+    def gains(self) -> Sequence[float]:
+        divisors = {"none": 1.0, "weights": abs(sum(self.weights or self.factors)), "count": float(len(self.factors))}
+        return [factor * self.scale / (divisors[self.divide] or 1.0) for factor in self.factors]
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
         assert chunk.base is not None, "a method that applies a sparse merge requires a base"

@@ -6,9 +6,23 @@ import functools
 import importlib
 import pkgutil
 
-from ._base import METHODS, REQUIRED, Group, Method, Parameter, Solve, method
+from ._base import METHODS, REQUIRED, Group, Layout, Method, Parameter, Solve, method
+from ._blocks import BLOCKS, why_not, with_blocks
 
-__all__ = ["REQUIRED", "Group", "Method", "Parameter", "Solve", "all_methods", "get_method", "method"]
+__all__ = [
+    "BLOCKS",
+    "REQUIRED",
+    "Group",
+    "Layout",
+    "Method",
+    "Parameter",
+    "Solve",
+    "all_methods",
+    "get_method",
+    "method",
+    "why_not",
+    "with_blocks",
+]
 
 
 @functools.cache
@@ -21,8 +35,9 @@ def all_methods() -> dict[str, Method]:
 
 
 def get_method(name: str) -> Method:
-    """Return the method that recipes call ``name``; KeyError names the ones that exist."""
+    """Return a method, ``name`` as in recipes or with blocks (``ties+boost``); KeyError names the ones that exist."""
     methods = all_methods()
-    if name not in methods:
-        raise KeyError(f"unknown merge method {name!r}; available: {', '.join(methods)}")
-    return methods[name]
+    plain, *blocks = name.split("+")
+    if plain not in methods:
+        raise KeyError(f"unknown merge method {plain!r}; available: {', '.join(methods)}")
+    return with_blocks(methods[plain], frozenset(blocks)) if blocks else methods[plain]

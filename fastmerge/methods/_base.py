@@ -79,6 +79,23 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Where a tensor stands in its model, from names and config.
+
+    Attributes:
+        layer:    index of its layer in the stack, from 0; None outside the layers (embeddings, final norm, head).
+        layers:   layers of that stack; 0 outside.
+        heads:    attention heads of a layer; 0: not known.
+        kv_heads: heads of its keys and values; 0: not known.
+    """
+
+    layer: int | None = None
+    layers: int = 0
+    heads: int = 0
+    kv_heads: int = 0
+
+
+@dataclass(frozen=True)
 class Group:
     """Everything a method may know of one output tensor: no tensor data.
 
@@ -89,6 +106,7 @@ class Group:
         values:    parameters by name: a value, or for per-model ones a tuple with one value per input without the base.
         seed:      seed of the counter-based random numbers.
         semantics: the tool whose definition is followed, e.g. ``mergekit``.
+        layout:    its place in the model; None where a tensor is merged without one.
     """
 
     name: str
@@ -97,6 +115,7 @@ class Group:
     values: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     semantics: str = "mergekit"
+    layout: Layout | None = None
 
     @property
     def numel(self) -> int:
@@ -140,6 +159,11 @@ class Method(ABC):
         the inputs and the output, in bytes; the engine finds room for all of it, or says how much is missing.
         """
         return None
+
+    @property
+    def adds_delta(self) -> bool:
+        """True when the apply step adds a merged delta to the base, a ``DeltaMerge``: blocks can change it."""
+        return self.base == "required"
 
     @property
     def surveys(self) -> bool:

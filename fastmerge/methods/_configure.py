@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InvalidInput, Problem
-from ._base import REQUIRED, Group, Method, Parameter
+from ._base import REQUIRED, Group, Layout, Method, Parameter
+from ._blocks import BLOCKS, why_not, with_blocks
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class Configured:
     values: Mapping[str, Any]
     seed: int
 
-    def group(self, name: str, shape: Sequence[int]) -> Group:
+    def group(self, name: str, shape: Sequence[int], layout: Layout | None = None) -> Group:
         """Return what the method is told of a tensor."""
-        return Group(name, tuple(shape), self.models, self.values, self.seed, self.semantics)
+        return Group(name, tuple(shape), self.models, self.values, self.seed, self.semantics, layout)
 
 
 def configure(
@@ -38,11 +39,12 @@ def configure(
         semantics:  a profile of the method; None takes its default.
         seed:       0 <= seed < 2**64.
         parameters: values by name, per-model ones as one value for all or one per model. A trailing
-                    underscore is dropped (``lambda_``).
+                    underscore is dropped (``lambda_``). A block is a mapping, ``boost={"beta": 0.2}``.
     Raises:
         InvalidInput: with everything that is wrong.
     """
     problems = _count_problems(method, base, models)
+    method, parameters = _take_blocks(method, parameters, problems)
     if not isinstance(seed, int) or not 0 <= seed < 2**64:
         problems.append(Problem("seed", f"is {seed!r}; expected a whole number, 0 <= seed < 2**64"))
     semantics = semantics or method.semantics[0]
@@ -53,14 +55,13 @@ def configure(
         )
         raise InvalidInput(problems)
     known = {p.name: p for p in method.parameters_of(semantics)}
-    given = {name.removesuffix("_"): value for name, value in parameters.items()}
-    for name in [name for name in given if name not in known]:
+    for name in [name for name in parameters if name not in known]:
         close = difflib.get_close_matches(name, known, n=1)
         remedy = f"did you mean {close[0]}?" if close else f"it has {', '.join(known) or 'none'}"
         problems.append(Problem(name, f"is no parameter of {method.name} with semantics {semantics}", remedy))
     values = {}
     for name, parameter in known.items():
-        value = given.get(name, parameter.default)
+        value = parameters.get(name, parameter.default)
         if value is REQUIRED:
             problems.append(Problem(name, f"is required by {method.name}: {parameter.doc}"))
             continue
@@ -69,6 +70,25 @@ def configure(
     if problems:
         raise InvalidInput(problems)
     return Configured(method, semantics, models, values, seed)
+
+
+def _take_blocks(
+    method: Method, parameters: Mapping[str, Any], problems: list[Problem]
+) -> tuple[Method, dict[str, Any]]:
+    """Return the method with the blocks among its arguments, and all values by their full names."""
+    values, taken = {}, set()
+    for name, value in parameters.items():
+        reason = why_not(method, name) if name in BLOCKS and value is not None else None
+        if name not in BLOCKS:
+            values[name.removesuffix("_")] = value
+        elif reason:
+            problems.append(Problem(name, f"cannot be used: {reason}"))
+        elif isinstance(value, Mapping):
+            taken.add(name)
+            values |= {f"{name}.{key.removesuffix('_')}": item for key, item in value.items()}
+        elif value is not None:
+            problems.append(Problem(name, f"is {value!r}; expected a mapping, {name}={{...}}"))
+    return with_blocks(method, frozenset(taken)) if taken else method, values
 
 
 def _count_problems(method: Method, base: bool, models: int) -> list[Problem]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from ..apply import Apply, SparseMerge
-from ..kernels import keep_all
 from ..kernels.spectral import flatten_spectrum
-from ._base import Group, Parameter, method
-from ._sparse import LAMBDA
-from ._spectral import MATRICES, NULL_SPACE, SpectralMerge, SpectralMethod, is_spectral
+from ._base import Group, method
+from ._spectral import Change, SpectralMethod
 
 
 @method
@@ -28,17 +25,9 @@ class IsoC(SpectralMethod):
     """
 
     name = "iso_c"
-    parameters = (
-        Parameter("weight", float, 1.0, per_model=True, doc="coefficient of the model's delta"),
-        LAMBDA,
-        MATRICES,
-        NULL_SPACE,
-    )
     paper = "Marczak et al. 2025, arXiv 2502.04959"
+    stacked = False
 
-    def merge(self, group: Group) -> Apply:
-        keeps, null = [keep_all()] * group.models, group["null_space"]
-        if not is_spectral(group):
-            return SparseMerge(group["weight"], keeps, divide="weights", scale=group["lambda"])
-        step = SparseMerge(group["weight"], keeps, scale=group["lambda"])
-        return SpectralMerge(group, [step], lambda matrices: flatten_spectrum(matrices[0], null=null)[0])
+    def change(self, group: Group) -> Change:
+        null = group["null_space"]
+        return lambda matrices, noise: flatten_spectrum(matrices[0], null=null, noise=noise)

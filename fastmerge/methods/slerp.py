@@ -31,6 +31,10 @@ class Slerp(Method):
     parameters = (Parameter("t", float, doc="position on the arc: 0 is the base, 1 the model; others extrapolate"),)
     paper = "Shoemake 1985 (SIGGRAPH, 10.1145/325334.325242)"
 
+    @property
+    def adds_delta(self) -> bool:
+        return False
+
     def merge(self, group: Group) -> Solve:
         t = group["t"]
         if t in (0, 1):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ..apply import Apply
-from ._base import Group, method
-from ._spectral import BOOST_PARAMETERS, SpectralMethod, boosted
+from ._base import method
+from ._blocks import BoostBlock, Extended
+from ._boost import BOOST_PARAMETERS
 from .task_arithmetic import TaskArithmetic
 
 
 @method
-class TaskArithmeticSb(SpectralMethod):
+class TaskArithmeticSb(Extended):
     """theta = base + boost(lambda * sum_k w_k (theta_k - base))   (Skorobogat et al. 2025, arXiv 2506.16506).
 
     Per matrix, with the singular values s of the merged delta, falling::
@@ -32,8 +32,6 @@ class TaskArithmeticSb(SpectralMethod):
     """
 
     name = "task_arithmetic_sb"
+    inner, blocks = TaskArithmetic(), (BoostBlock(prefix=""),)
     parameters = (*TaskArithmetic.parameters, *BOOST_PARAMETERS)
     paper = "Skorobogat et al. 2025, arXiv 2506.16506"
-
-    def merge(self, group: Group) -> Apply:
-        return boosted(group, TaskArithmetic().merge(group))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from ._base import Group, Solve, method
-from ._spectral import BOOST_PARAMETERS, SpectralMethod, boosted
+from ._base import method
+from ._blocks import BoostBlock, Extended
+from ._boost import BOOST_PARAMETERS
 from .ties import Ties
 
 
 @method
-class TiesSb(SpectralMethod):
+class TiesSb(Extended):
     """theta = base + boost(lambda * disjoint mean of the trimmed deltas)   (Skorobogat et al. 2025, arXiv 2506.16506).
 
     Per matrix, with the singular values s of the merged delta, falling::
@@ -23,9 +24,6 @@ class TiesSb(SpectralMethod):
     """
 
     name = "ties_sb"
+    inner, blocks = Ties(), (BoostBlock(prefix=""),)
     parameters = (*Ties().parameters_of("mergekit"), *BOOST_PARAMETERS)
     paper = "Skorobogat et al. 2025, arXiv 2506.16506"
-
-    def merge(self, group: Group) -> Solve:
-        step = yield from Ties().merge(group)
-        return boosted(group, step)

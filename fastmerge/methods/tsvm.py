@@ -5,12 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..apply import Apply, SparseMerge
-from ..kernels import keep_all
-from ..kernels.spectral import orthogonalize_blocks
-from ._base import Group, Parameter, method
-from ._sparse import LAMBDA
-from ._spectral import MATRICES, NULL_SPACE, SpectralMerge, SpectralMethod, is_spectral, scratch_bytes
+from ..kernels.spectral import Info, orthogonalize_blocks
+from ._base import Group, method
+from ._spectral import Change, SpectralMethod
 
 
 @method
@@ -36,30 +33,13 @@ class Tsvm(SpectralMethod):
     """
 
     name = "tsvm"
-    parameters = (
-        Parameter("weight", float, 1.0, per_model=True, doc="coefficient of the model's delta"),
-        LAMBDA,
-        MATRICES,
-        NULL_SPACE,
-    )
     paper = "Gargiulo et al. 2025, arXiv 2412.00081"
 
-    def merge(self, group: Group) -> Apply:
-        if not _is_merged_by_vectors(group):
-            keeps = [keep_all()] * group.models
-            return SparseMerge(group["weight"], keeps, divide="weights", scale=group["lambda"])
+    def change(self, group: Group) -> Change:
         null = group["null_space"]
-        steps = [SparseMerge([weight], [keep_all()]) for weight in group["weight"]]
-        return SpectralMerge(group, steps, lambda matrices: _orthogonalized(matrices, null), group["lambda"])
-
-    def scratch_bytes(self, group: Group) -> int | None:
-        return scratch_bytes(group, group.models) if _is_merged_by_vectors(group) else None
+        return lambda matrices, _: _orthogonalized(matrices, null)
 
 
-def _is_merged_by_vectors(group: Group) -> bool:
-    return is_spectral(group) and min(group.shape[-2:]) >= group.models
-
-
-def _orthogonalized(deltas: list[Tensor], null: str) -> Tensor:
+def _orthogonalized(deltas: list[Tensor], null: str) -> tuple[Tensor, list[Info]]:
     moved = [delta for delta in deltas if bool(delta.any())]
-    return orthogonalize_blocks(moved, null=null)[0] if moved else torch.zeros_like(deltas[0])
+    return orthogonalize_blocks(moved, null=null) if moved else (torch.zeros_like(deltas[0]), [])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from ..apply import Copy
 from ..errors import InvalidInput, Problem
@@ -15,6 +17,7 @@ from ..recipe.types import Recipe
 from .checks import check_dtypes, check_models, check_shapes, output_dtype
 from .digest import digest
 from .files import small_files
+from .layers import layouts
 from .layout import Sized, lay_out
 from .models import OpenModel, open_models
 from .rows import Rows, pair_tensors
@@ -23,6 +26,8 @@ from .values import Values
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
 """Bytes of tensor data per output file, as transformers writes them."""
+
+_NUMBER = re.compile(r"\d+")
 
 
 @contextlib.contextmanager
@@ -57,7 +62,7 @@ def make_plan(recipe: Recipe, *, shard_size: int = DEFAULT_SHARD_SIZE, allow_mix
     _raise(problems)
     check_models(models, allow_mixed_types, problems)
     found = pair_tensors(recipe, method, models, problems)
-    outputs = _decide(recipe, method, found, problems)
+    outputs = _decide(recipe, method, found, models[recipe.models[0]].checkpoint.config, problems)
     files, notes = small_files(recipe, models, found, outputs, problems)
     notes += [
         f"{reference}: a local folder has no revisions, so @{reference.revision} has no effect"
@@ -91,8 +96,11 @@ def _raise(problems: Sequence[Problem]) -> None:
         raise InvalidInput(problems)
 
 
-def _decide(recipe: Recipe, method: Method, found: Rows, problems: list[Problem]) -> list[OutputTensor]:
+def _decide(
+    recipe: Recipe, method: Method, found: Rows, config: Mapping[str, Any] | None, problems: list[Problem]
+) -> list[OutputTensor]:
     """Decide dtype, values and action of every row; what is wrong is added to ``problems``."""
+    places = layouts((row.name for row in found.rows), config)
     semantics = recipe.semantics or method.semantics[0]
     values = Values(recipe, method, problems)
     actions = _Actions(method)
@@ -103,7 +111,7 @@ def _decide(recipe: Recipe, method: Method, found: Rows, problems: list[Problem]
             continue
         tensors, dtype = row.tensors, output_dtype(row, recipe)
         base, inputs = (tensors[0], tensors[1:]) if row.members.has_base else (None, tensors)
-        group = Group(row.name, tensors[0].shape, len(inputs), settings, recipe.seed, semantics)
+        group = Group(row.name, tensors[0].shape, len(inputs), settings, recipe.seed, semantics, places[row.name])
         nbytes = group.numel * dtype.itemsize
         single = actions.copied(group) if dtype.is_floating_point else 0
         if single is not None and tensors[single].dtype == dtype and not tensors[single].adapters:
@@ -124,7 +132,8 @@ class _Actions:
 
     def copied(self, group: Group) -> int | None:
         """Return the input that is copied as it is (the base counts, first), or None when the method computes."""
-        key = (id(group.values), group.models, group.shape)
+        # What a tensor is called decides whether it is a matrix of a layer; in which layer it is does not.
+        key = (id(group.values), group.models, group.shape, _NUMBER.sub("", group.name))
         if key not in self._known:
             try:
                 step = solve_without_data(self._method, group)

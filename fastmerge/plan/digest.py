@@ -30,7 +30,7 @@ def digest(
         key = id(output.group.values)
         if key not in known:
             known[key] = repr(sorted(output.group.values.items()))
-        return known[key]
+        return f"{known[key]} {output.group.layout}"
 
     lines = [f"fastmerge numerics {NUMERICS} {semantics} {seed}"]
     lines += [f"{file.nbytes} {file.header_digest}" for file in files]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from ..methods import Layout
 
 _NUMBERED = re.compile(r"(?:(.*?)\.)??(\d+)\.(.+)")
 _STACK_NAMES = ("layers", "layer", "h", "blocks", "block")
 LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """Names that configs give the number of layers."""
+_HEAD_KEYS = ("num_attention_heads", "n_head", "num_heads")
+_TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,37 @@ def config_layers(config: Mapping[str, Any]) -> tuple[tuple[str, ...], int] | No
     for key in LAYER_COUNT_KEYS:
         if isinstance(config.get(key), int):
             return (key,), config[key]
-    for outer in ("text_config", "llm_config", "language_config"):
+    for outer in _TEXT_CONFIGS:
         inner = config.get(outer)
         found = config_layers(inner) if isinstance(inner, dict) else None
         if found:
             return (outer, *found[0]), found[1]
     return None
+
+
+def layouts(names: Iterable[str], config: Mapping[str, Any] | None = None) -> dict[str, Layout]:
+    """Return the place of every tensor of a model, by name, from its names and its config."""
+    split = {name: split_layer(name) for name in names}
+    counts = find_stacks(parts for parts in split.values() if parts).counts
+    text, vision = _heads(config or {}, _TEXT_CONFIGS), _heads(config or {}, ("vision_config",))
+    known: dict[tuple, Layout] = {}
+    found = {}
+    for name, parts in split.items():
+        layer = parts.index if parts and parts.stack in counts else None
+        heads = vision if parts and "vis" in parts.stack else text
+        key = (layer, parts and parts.stack, heads)
+        if key not in known:
+            known[key] = Layout(layer, counts[parts.stack] if parts and layer is not None else 0, *heads)
+        found[name] = known[key]
+    return found
+
+
+def _heads(config: Mapping[str, Any], inner: Sequence[str]) -> tuple[int, int]:
+    """Return the heads of queries, and of keys and values, from the config of a part or the outer one; 0: not known."""
+    level = next((config[key] for key in inner if isinstance(config.get(key), Mapping)), config)
+    heads = next((level[key] for key in _HEAD_KEYS if isinstance(level.get(key), int)), 0)
+    shared = level.get("num_key_value_heads")
+    return heads, shared if isinstance(shared, int) else heads
 
 
 def belongs_before_layers(name: str) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..errors import Problem
-from ..methods import REQUIRED, Method, Parameter, all_methods
-from .resolving import Inputs, inputs_of, levels, parameters_of
+from ..methods import REQUIRED, Method, Parameter, all_methods, get_method
+from .resolving import Inputs, how_to_set, inputs_of, levels, parameters_of
 from .settings import coerce
 from .types import ModelRef, Parameters, Recipe, Scalar, SliceSpec, SourceSpec
 
@@ -17,7 +17,7 @@ def check(recipe: Recipe) -> list[Problem]:
     Checked: base and number of models, duplicates, layer ranges, required parameters, types and ranges of all values
     (also in gradients and behind filters), and that the method follows the recipe's semantics.
     """
-    method = all_methods().get(recipe.method)
+    method = get_method(recipe.method) if recipe.method.partition("+")[0] in all_methods() else None
     problems = list(_layers(recipe))
     if method is None:
         return problems
@@ -67,7 +67,7 @@ def _required(recipe: Recipe, slice_: SliceSpec, method: Method, inputs: Inputs)
             if not any(parameter.name in table for table in levels(recipe, slice_, source, parameter)):
                 name = f"{source.model}: " if source else ""
                 what = f"{name}{method.name} needs a value for {parameter.name!r}"
-                yield Problem(place.where, what, f"add {parameter.name}: under parameters:")
+                yield Problem(place.where, what, how_to_set(parameter))
 
 
 def _values(recipe: Recipe, method: Method) -> Iterator[Problem]:

@@ -30,6 +30,16 @@ DType = Annotated[str, AfterValidator(parse_dtype)]
 ParameterTable = Annotated[dict[str, Any], BeforeValidator(lambda table: {} if table is None else table)]
 
 
+def _refuse_empty(table: Any) -> Any:
+    if table is None:
+        raise ValueError("is empty; write {} to take the defaults, or delete the key")
+    return table
+
+
+# A change of merged deltas; keys and values are read like parameters.
+BlockTable = Annotated[dict[str, Any] | None, BeforeValidator(_refuse_empty)]
+
+
 class Keys(BaseModel):
     """A mapping of the recipe that has exactly these keys."""
 
@@ -61,6 +71,8 @@ class SliceItem(Keys):
     sources: Annotated[list[Annotated[SourceItem, BeforeValidator(_as_model)]], Field(min_length=1)]
     base_model: Reference | None = None
     parameters: ParameterTable = {}
+    lines: BlockTable = None
+    boost: BlockTable = None
     residual_weight: Any = Field(None, description="accepted, without effect")
 
 
@@ -90,6 +102,8 @@ class RecipeFile(Keys):
     slices: list[SliceItem] | None = None
     base_model: Reference | None = None
     parameters: ParameterTable = {}
+    lines: BlockTable = Field(None, description="LiNeS: scales merged deltas by the depth of their layer")
+    boost: BlockTable = Field(None, description="Subspace Boosting of merged deltas")
     dtype: DType | None = None
     out_dtype: DType | None = None
     tokenizer_source: TokenizerSource | None = None

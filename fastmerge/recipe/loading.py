@@ -11,17 +11,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import InvalidInput
-from ..methods import Method, get_method
+from ..methods import BLOCKS, Method, get_method
 from .checks import check
 from .document import Findings, KeyPath, read_document
-from .document_schema import ModelItem, RecipeFile, SourceItem
+from .document_schema import ModelItem, RecipeFile, SliceItem, SourceItem
 from .mergekit_names import OTHER_FILES
-from .names import method_of, parameter_of, unknown_key
+from .names import block_parameter_of, method_of, parameter_of, unknown_key, with_blocks_of
 from .resolving import inputs_of
 from .settings import read_setting
 from .types import Parameters, Recipe, SliceSpec, SourceSpec
 
-_INDEPENDENT = ("dtype", "out_dtype", "tokenizer", "tokenizer_source", "chat_template", "semantics", "seed")
+_INDEPENDENT = (
+    "dtype", "out_dtype", "tokenizer", "tokenizer_source", "chat_template", "semantics", "seed", "boost", "lines",
+)  # fmt: skip
 
 
 def load(
@@ -108,6 +110,15 @@ def _assemble(findings: Findings, file: RecipeFile, method: Method | None) -> Re
                 settings[name] = read_setting(findings, here, value)
         return settings
 
+    def settings_of(path: KeyPath, item: RecipeFile | SliceItem) -> Parameters:
+        settings = dict(parameters(path, item.parameters))
+        for block in BLOCKS:
+            for key, value in (getattr(item, block) or {}).items():
+                here = (*path, block, key)
+                if name := block_parameter_of(findings, here, block):
+                    settings[name] = read_setting(findings, here, value)
+        return settings
+
     def source(path: KeyPath, item: ModelItem | SourceItem) -> SourceSpec:
         layers = getattr(item, "layer_range", None)
         return SourceSpec(
@@ -127,16 +138,17 @@ def _assemble(findings: Findings, file: RecipeFile, method: Method | None) -> Re
             if part.residual_weight is not None:
                 findings.note((*path, "residual_weight"), "has no effect, here and in mergekit")
             sources = tuple(source((*path, "sources", j), item) for j, item in enumerate(part.sources))
-            slices.append(SliceSpec(sources, part.base_model, parameters(path, part.parameters), document.where(path)))
+            slices.append(SliceSpec(sources, part.base_model, settings_of(path, part), document.where(path)))
+    extended = with_blocks_of(findings, file, method)
     if file.tokenizer and file.tokenizer_source:
         findings.problem(("tokenizer_source",), "both tokenizer and tokenizer_source are given", "give one of them")
     return Recipe(
         path=document.name,
         text=document.text,
-        method=file.merge_method,
+        method=extended.name if extended else file.merge_method,
         slices=tuple(slices),
         base=file.base_model,
-        parameters=parameters((), file.parameters),
+        parameters=settings_of((), file),
         dtype=file.dtype,
         out_dtype=file.out_dtype,
         tokenizer=file.tokenizer.source if file.tokenizer else file.tokenizer_source,

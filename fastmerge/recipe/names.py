@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
-from ..methods import Method, Parameter, all_methods
+from ..methods import BLOCKS, Method, Parameter, all_methods, why_not, with_blocks
 from . import mergekit_names
 from .document import Findings, KeyPath
 from .document_schema import Keys, ModelItem, RecipeFile, SliceItem, SourceItem, TokenizerItem
@@ -47,6 +47,36 @@ def parameter_of(findings: Findings, path: KeyPath, file: RecipeFile, method: Me
     else:
         takes = f"{method_name} takes {', '.join(own) or 'none'}" if method else "delete it"
         findings.problem(path, "unknown parameter", _did_you_mean(name, [*own]) or takes)
+    return None
+
+
+def with_blocks_of(findings: Findings, file: RecipeFile, method: Method | None) -> Method | None:
+    """Return the method with the blocks of the recipe; what it cannot take is reported and left out."""
+    given = [block for block in BLOCKS if getattr(file, block) is not None]
+    for i, part in enumerate(file.slices or ()):
+        for block in BLOCKS:
+            if getattr(part, block) is not None and block not in given:
+                what = f"the recipe has no {block}: that this could change for a slice"
+                findings.problem(("slices", i, block), what, f"add {block}: at the top level")
+    if method is None:
+        return None
+    refused = {block: why_not(method, block) for block in given}
+    for block, reason in refused.items():
+        if reason:
+            takers = [name for name, other in all_methods().items() if why_not(other, block) is None]
+            findings.problem((block,), reason, f"delete it, or use one of {', '.join(takers)}")
+    taken = frozenset(block for block, reason in refused.items() if not reason)
+    return with_blocks(method, taken) if taken else method
+
+
+def block_parameter_of(findings: Findings, path: KeyPath, block: str) -> str | None:
+    """Return the full name of the parameter that the last step of ``path`` names in a block, or None after a report."""
+    known = [parameter.name for parameter in BLOCKS[block].parameters]
+    name = f"{block}.{path[-1]}"
+    if name in known:
+        return name
+    keys = [full.removeprefix(f"{block}.") for full in known]
+    findings.problem(path, "unknown key", _did_you_mean(str(path[-1]), keys) or f"{block} takes {', '.join(keys)}")
     return None
 
 

@@ -80,4 +80,10 @@ def resolve(
         return parameter.default
     place = source or slice_
     what = f"{recipe.method} needs {parameter.name!r}, and nothing sets it for {tensor_name}"
-    raise InvalidInput([Problem(place.where, what, f"add {parameter.name} under parameters, without a filter")])
+    raise InvalidInput([Problem(place.where, what, f"{how_to_set(parameter)}, without a filter")])
+
+
+def how_to_set(parameter: Parameter) -> str:
+    """Return what to do where a parameter has no value."""
+    block, _, key = parameter.name.rpartition(".")
+    return f"add {key}: under {block or 'parameters'}:"

@@ -204,7 +204,7 @@ def test_experts_are_taken_one_by_one(method, generator):
     "blocks.0.attn.qkv.weight", "model.language_model.layers.0.self_attn.qkv_proj.weight",
 ])  # fmt: skip
 def test_projections_are_matrices(name):
-    assert is_spectral(Group(name, (8, 4), 1, {"matrices": "attn_mlp"}))
+    assert is_spectral(Group(name, (8, 4), 1), "attn_mlp")
 
 
 @pytest.mark.parametrize(("name", "shape"), [
@@ -214,8 +214,8 @@ def test_projections_are_matrices(name):
     ("model.layers.0.self_attn.q_proj.weight", (0, 4)), ("backbone.layers.0.mixer.conv1d.weight", (8, 1, 4)),
 ])  # fmt: skip
 def test_others_are_not(name, shape):
-    assert not is_spectral(Group(name, shape, 1, {"matrices": "attn_mlp"}))
-    assert is_spectral(Group(name, shape, 1, {"matrices": "all"})) == (shape == (8, 4))
+    assert not is_spectral(Group(name, shape, 1), "attn_mlp")
+    assert is_spectral(Group(name, shape, 1), "all") == (shape == (8, 4))
 
 
 def test_merged_delta_is_exact_in_any_block(generator, monkeypatch):

@@ -1,0 +1,149 @@
+"""Blocks: what a recipe may add to any method that adds a merged delta to the base.
+
+``lines:`` scales the merged delta by the depth of its layer, ``boost:`` raises its small singular values. A method with
+blocks is a method again, called for example ``ties+lines+boost``; its parameters are its own and those of the blocks,
+``boost.beta``.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from ..apply import Apply, DeltaMerge
+from ._base import Group, Method, Parameter, Solve
+from ._boost import BOOST_PARAMETERS, Boost
+
+
+class Block(ABC):
+    """A change of merged deltas.
+
+    Attributes:
+        name:       its key in recipes.
+        parameters: what it may set, by their full names.
+        paper:      citation.
+    """
+
+    name: ClassVar[str]
+    parameters: ClassVar[tuple[Parameter, ...]]
+    paper: ClassVar[str]
+
+    @abstractmethod
+    def extend(self, group: Group, step: DeltaMerge) -> DeltaMerge:
+        """Return ``step`` with its merged delta changed; ValueError names the tensor where that cannot be."""
+
+    def scratch_bytes(self, group: Group, inner: int | None) -> int | None:
+        """As ``Method.scratch_bytes``, where that of the step before is ``inner``."""
+        return inner
+
+
+def _prefixed(name: str, parameters: Sequence[Parameter]) -> tuple[Parameter, ...]:
+    return tuple(replace(parameter, name=f"{name}.{parameter.name}") for parameter in parameters)
+
+
+class LinesBlock(Block):
+    """LiNeS: the merged delta of layer l of L is multiplied by ``alpha + beta * l / (L - 1)``, l from 0.
+
+    Tensors outside the layers, and those of a model with a single layer, are multiplied by ``alpha``. The paper
+    takes ``alpha = |sum_k d_k|_1 / |merged delta|_1 / N`` over the whole model (1/N for a sum of N deltas) and tunes
+    ``beta``.
+    """
+
+    name = "lines"
+    paper = "Wang et al. 2025, arXiv 2410.17146"
+    parameters = _prefixed(
+        "lines",
+        (
+            Parameter("alpha", float, doc="factor of the first layer, and of tensors outside the layers"),
+            Parameter("beta", float, doc="what the last layer's factor has more"),
+        ),
+    )
+
+    def extend(self, group: Group, step: DeltaMerge) -> DeltaMerge:
+        layout = group.layout
+        if layout is None:
+            raise ValueError(f"{group.name}: lines needs to know the layers of the model; merge whole models")
+        depth = layout.layer / (layout.layers - 1) if layout.layer is not None and layout.layers > 1 else 0.0
+        return replace(step, scale=step.scale * (group["lines.alpha"] + group["lines.beta"] * depth))
+
+
+class BoostBlock(Block):
+    """Subspace Boosting. The methods that end in ``_sb`` have its parameters without the prefix."""
+
+    name = "boost"
+    paper = "Skorobogat et al. 2025, arXiv 2506.16506"
+    parameters = _prefixed(
+        "boost", (*BOOST_PARAMETERS, Parameter("lambda", float, 1.0, doc="scale of the boosted delta"))
+    )
+
+    def __init__(self, prefix: str = "boost."):
+        self._prefix = prefix
+
+    def extend(self, group: Group, step: DeltaMerge) -> DeltaMerge:
+        return Boost.of(group, self._prefix).extend(group, step)
+
+    def scratch_bytes(self, group: Group, inner: int | None) -> int | None:
+        return Boost.of(group, self._prefix).scratch_bytes(group, inner)
+
+
+BLOCKS: dict[str, Block] = {block.name: block for block in (LinesBlock(), BoostBlock())}
+"""Every block by name, in the order in which they are applied."""
+
+
+class Extended(Method):
+    """A method with blocks: ``inner`` makes a merged delta, and every block changes it in turn."""
+
+    inner: ClassVar[Method]
+    blocks: ClassVar[tuple[Block, ...]]
+    base = "required"
+
+    def merge(self, group: Group) -> Solve:
+        step = self.inner.merge(group)
+        if not isinstance(step, Apply):
+            step = yield from step
+        for block in self.blocks:
+            assert isinstance(step, DeltaMerge), f"{self.inner.name} adds no merged delta"
+            step = block.extend(group, step)
+        return step
+
+    def scratch_bytes(self, group: Group) -> int | None:
+        need = self.inner.scratch_bytes(group)
+        for block in self.blocks:
+            need = block.scratch_bytes(group, need)
+        return need
+
+    @property
+    def surveys(self) -> bool:
+        return self.inner.surveys
+
+
+def why_not(method: Method, block: str) -> str | None:
+    """Return why ``method`` cannot take a block, or None."""
+    if not method.adds_delta:
+        return f"{method.name} does not add a merged delta to a base, which {block} could change"
+    if isinstance(method, Extended) and any(own.name == block for own in method.blocks):
+        return f"{method.name} has it already; set its own parameters ({', '.join(p.name for p in BOOST_PARAMETERS)})"
+    return None
+
+
+@functools.cache
+def with_blocks(method: Method, names: frozenset[str]) -> Method:
+    """Return ``method`` with blocks; ValueError where it cannot take one."""
+    for name in names:
+        if reason := why_not(method, name):
+            raise ValueError(reason)
+    blocks = tuple(block for block in BLOCKS.values() if block.name in names)
+    declared = {
+        "__doc__": method.__doc__,
+        "name": "+".join([method.name, *(block.name for block in blocks)]),
+        "inner": method,
+        "blocks": blocks,
+        "inputs": method.inputs,
+        "parameters": (*method.parameters, *(p for block in blocks for p in block.parameters)),
+        "semantics": method.semantics,
+        "paper": "; ".join([method.paper, *(f"{block.name}: {block.paper}" for block in blocks)]),
+    }
+    return type("ExtendedMethod", (Extended,), declared)()

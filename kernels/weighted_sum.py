@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import _native, _triton
+from . import _cuda, _native, _triton
 from ._checks import check_group, check_scalars, float32
 from ._registry import operation
 
@@ -55,3 +55,6 @@ def _run_triton(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]
     from ._triton.weighted_sum import weighted_sum as run
 
     run(out, tensors, weights)
+
+
+_weighted_sum.backend("cuda", probe=_cuda.why_unavailable)(_cuda.weighted_sum)

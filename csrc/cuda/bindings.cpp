@@ -1,0 +1,65 @@
+// Python bindings of the CUDA backend: raw addresses and sizes, a device and a stream; no torch headers. The arguments
+// were checked by kernels/*.py, which hold the contracts.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "operations.h"
+
+namespace py = pybind11;
+using namespace fastmerge::cuda;
+
+namespace {
+
+using Address = std::uintptr_t;
+using ArrayTuple = std::pair<Address, int>;
+// Addresses and dtypes of the tensors, address and dtype of the base, elements: kernels/_native.group.
+using GroupTuple = std::tuple<std::vector<Address>, std::vector<int>, Address, int, std::size_t>;
+// Device index and stream: kernels/_cuda.place.
+using PlaceTuple = std::pair<int, Address>;
+
+Array array(Address address, int dtype) { return {reinterpret_cast<const void*>(address), dtype}; }
+Output output(const ArrayTuple& t) { return {reinterpret_cast<void*>(t.first), t.second}; }
+Place place(const PlaceTuple& t) { return {t.first, reinterpret_cast<void*>(t.second)}; }
+
+Group group(const GroupTuple& t) {
+  const auto& [tensors, dtypes, base, base_dtype, size] = t;
+  if (tensors.empty() || tensors.size() != dtypes.size()) {
+    throw std::invalid_argument("expected one dtype for each of at least one tensor");
+  }
+  if (tensors.size() > kMaxTensors) {
+    throw std::invalid_argument("the cuda backend takes at most " + std::to_string(kMaxTensors) + " tensors, got " +
+                                std::to_string(tensors.size()) + "; pin another backend, as backend='triton'");
+  }
+  Group group{{}, array(base, base_dtype), size};
+  for (std::size_t k = 0; k < tensors.size(); ++k) group.tensors.push_back(array(tensors[k], dtypes[k]));
+  return group;
+}
+
+void expect(std::size_t count, const Group& group, const char* name) {
+  if (count != group.tensors.size()) throw std::invalid_argument(std::string(name) + ": expected one per tensor");
+}
+
+// Refuses to start where nothing can run, in one sentence.
+void need_gpu() {
+  static const std::string why = why_unavailable();
+  if (!why.empty()) throw std::runtime_error("the cuda backend cannot run: " + why);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+  m.doc() = "CUDA kernels of fastmerge. Every tensor is an address, a dtype number and a number of elements.";
+  m.attr("max_tensors") = kMaxTensors;
+  m.def("why_unavailable", &why_unavailable, "The reason why no kernel can run here; empty where one can.");
+
+  m.def("weighted_sum",
+        [](const std::vector<std::tuple<ArrayTuple, GroupTuple, std::vector<float>>>& tuples, const PlaceTuple& where) {
+          need_gpu();
+          std::vector<SumJob> jobs;
+          for (const auto& [out, inputs, weights] : tuples) {
+            jobs.push_back({output(out), group(inputs), weights});
+            expect(weights.size(), jobs.back().inputs, "weights");
+          }
+          weighted_sum(jobs, place(where));
+        });
+}

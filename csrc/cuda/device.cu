@@ -1,0 +1,98 @@
+#include "device.h"
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+
+namespace fastmerge::cuda {
+namespace {
+
+// The oldest that kernels are compiled for.
+constexpr int kLeastCapability = 80;
+
+// Blocks per multiprocessor: those of 256 threads that fit its 2048 threads (1536 on 86, 89, 120) at up to 64 registers,
+// twice, so that blocks that end early leave no gap.
+constexpr Family kFamilies[] = {
+    {120, 256, 12, "1536 threads per multiprocessor"},
+    {100, 256, 16, "2048 threads per multiprocessor"},
+    {90, 256, 16, "2048 threads per multiprocessor"},
+    {86, 256, 12, "1536 threads per multiprocessor"},
+    {0, 256, 16, "2048 threads per multiprocessor"},
+};
+
+int attribute(int device, cudaDeviceAttr which) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "CUDA device " + std::to_string(device));
+  return value;
+}
+
+int read_capability(int device) {
+  return 10 * attribute(device, cudaDevAttrComputeCapabilityMajor) +
+         attribute(device, cudaDevAttrComputeCapabilityMinor);
+}
+
+struct Facts {
+  int capability, multiprocessors;
+};
+
+// Asked once per device.
+const Facts& facts(int device) {
+  static std::mutex mutex;
+  static std::map<int, Facts> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  if (found != known.end()) return found->second;
+  const Facts read{read_capability(device), attribute(device, cudaDevAttrMultiProcessorCount)};
+  return known.emplace(device, read).first->second;
+}
+
+}  // namespace
+
+std::string why_unavailable() {
+  int driver = 0, devices = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
+    return "no NVIDIA driver is loaded; install one, or use another backend";
+  }
+  const cudaError_t status = cudaGetDeviceCount(&devices);
+  if (status != cudaSuccess) {
+    return "no GPU can be used (" + std::string(cudaGetErrorString(status)) + "; the driver offers CUDA " +
+           std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10) +
+           "); make one visible or update the driver, or use another backend";
+  }
+  for (int device = 0; device < devices; ++device) {
+    const int capability = read_capability(device);
+    if (capability < kLeastCapability) {
+      return "CUDA device " + std::to_string(device) + " has compute capability " + std::to_string(capability / 10) +
+             "." + std::to_string(capability % 10) + ", and the kernels need 8.0; hide it, or use another backend";
+    }
+  }
+  return devices ? "" : "no GPU is visible; make one visible, or use another backend";
+}
+
+void check(cudaError_t status, const std::string& what) {
+  if (status != cudaSuccess) throw std::runtime_error(what + ": " + cudaGetErrorString(status));
+}
+
+const Family& family(int device) {
+  const int capability = facts(device).capability;
+  return *std::find_if(std::begin(kFamilies), std::end(kFamilies),
+                       [&](const Family& family) { return capability >= family.capability; });
+}
+
+int multiprocessors(int device) { return facts(device).multiprocessors; }
+
+unsigned blocks_for(std::size_t units, int threads, int device) {
+  const std::size_t needed = (units + threads - 1) / threads;
+  return static_cast<unsigned>(std::min<std::size_t>(needed, std::size_t{1} * multiprocessors(device) * family(device).blocks));
+}
+
+OnDevice::OnDevice(int device) : device_(device) {
+  check(cudaGetDevice(&before_), "the current CUDA device");
+  if (before_ != device_) check(cudaSetDevice(device_), "CUDA device " + std::to_string(device_));
+}
+
+OnDevice::~OnDevice() {
+  if (before_ != device_) cudaSetDevice(before_);
+}
+
+}  // namespace fastmerge::cuda

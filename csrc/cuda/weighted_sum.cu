@@ -1,0 +1,196 @@
+// The weighted sum. Large tensors of one dtype are summed in whole vectors by a kernel of their own; small tensors, mixed
+// dtypes and the edges of large tensors share the kernel of the tables.
+#include <cstring>
+
+#include "split.h"
+
+namespace fastmerge::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+// Tensors whose loads are in flight together.
+constexpr int kBatch = 4;
+
+// load(k, v) returns vector v of tensor k as loaded.
+template <int kVectors, class Load>
+__device__ inline void sum_vectors(float (&acc)[kVectors][kVector], int count, const float* weights, Load load) {
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+#pragma unroll
+    // Adding to -0 changes no product, not even the sign of a zero.
+    for (int j = 0; j < kVector; ++j) acc[v][j] = -0.0f;
+  }
+  for (int first = 0; first < count; first += kBatch) {
+    decltype(load(0, 0)) raw[kBatch][kVectors] = {};
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (first + i >= count) break;
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) raw[i][v] = load(first + i, v);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (first + i >= count) break;
+      const float weight = weights[first + i];
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        float x[kVector];
+        widen(raw[i][v], x);
+#pragma unroll
+        for (int j = 0; j < kVector; ++j) acc[v][j] = multiply_add<float>(acc[v][j], x[j], weight);
+      }
+    }
+  }
+}
+
+template <class T>
+struct Whole {
+  T* out;
+  const T* tensors[kMaxTensors];
+  float weights[kMaxTensors];
+  std::int64_t vectors;
+  int count;
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) weighted_sum_kernel(const __grid_constant__ Whole<T> p) {
+  const std::int64_t tile = std::int64_t{kThreads} * kInFlight;
+  for (std::int64_t first = blockIdx.x * tile; first < p.vectors; first += gridDim.x * tile) {
+    float acc[kInFlight][kVector];
+    // A vector beyond the last is read as the last one and not stored.
+    const auto element = [&](int v) {
+      const std::int64_t at = first + v * kThreads + threadIdx.x;
+      return (at < p.vectors ? at : p.vectors - 1) * kVector;
+    };
+    sum_vectors<kInFlight>(acc, p.count, p.weights, [&](int k, int v) { return load(p.tensors[k] + element(v)); });
+#pragma unroll
+    for (int v = 0; v < kInFlight; ++v) {
+      if (first + v * kThreads + threadIdx.x < p.vectors) store(p.out + element(v), narrow<T>(acc[v]));
+    }
+  }
+}
+
+struct Row {
+  Source out;
+  std::int64_t size;
+  unsigned first_tile, first_input;
+  std::uint8_t count, shift;
+};
+
+// As large as kernel parameters may be: 32,764 bytes.
+constexpr int kRows = 320, kInputs = 960;
+struct Table {
+  Row rows[kRows];
+  Source tensors[kInputs];
+  float weights[kInputs];
+  int count;
+  unsigned inputs, tiles;
+};
+static_assert(sizeof(Table) <= 32764, "a table is too large for the parameters of a kernel");
+
+__global__ void __launch_bounds__(kThreads) weighted_sum_table_kernel(const __grid_constant__ Table table) {
+  for (unsigned tile = blockIdx.x; tile < table.tiles; tile += gridDim.x) {
+    int low = 0, high = table.count - 1;
+    while (low < high) {
+      const int middle = (low + high + 1) / 2;
+      (table.rows[middle].first_tile <= tile ? low : high) = table.rows[middle].first_tile <= tile ? middle : middle - 1;
+    }
+    const Row& row = table.rows[low];
+    const std::int64_t vector = std::int64_t{tile - row.first_tile} * kThreads + threadIdx.x;
+    const std::int64_t element = vector * kVector - row.shift;
+    if (element >= row.size) continue;
+    const Range range = range_at(element, row.size);
+    float acc[1][kVector];
+    sum_vectors<1>(acc, row.count, table.weights + row.first_input,
+                   [&](int k, int) { return load_any(table.tensors[row.first_input + k], element, range); });
+    store_any(row.out, element, range, acc[0]);
+  }
+}
+
+std::string describe(const SumJob& job) {
+  return "weighted_sum of " + std::to_string(job.inputs.count()) + " tensors, " + std::to_string(job.inputs.size) +
+         " elements";
+}
+
+template <class T>
+void sum_whole(const SumJob& job, int head, std::size_t vectors, const Place& place) {
+  Whole<T> p{};
+  p.out = reinterpret_cast<T*>(static_cast<char*>(job.out.data) + head * sizeof(T));
+  for (int k = 0; k < job.inputs.count(); ++k) {
+    p.tensors[k] = reinterpret_cast<const T*>(moved(job.inputs.tensors[k].data, job.out.dtype, head));
+    p.weights[k] = job.weights[k];
+  }
+  p.vectors = static_cast<std::int64_t>(vectors);
+  p.count = job.inputs.count();
+  const std::size_t units = (vectors + kInFlight - 1) / kInFlight;
+  launch(describe(job), place, weighted_sum_kernel<T>, {blocks_for(units, kThreads, place.device), kThreads}, p);
+}
+
+// Collects jobs and launches them whenever the table is full.
+class Pending {
+ public:
+  explicit Pending(const Place& place) : place_(place) {}
+
+  void add(const SumJob& job) { add(job, 0, job.inputs.size, head_of({job.out.data, job.out.dtype})); }
+
+  // The elements begin .. end - 1 of a job, cut `head` elements after the first of them.
+  void add(const SumJob& job, std::size_t begin, std::size_t end, int head) {
+    if (begin == end) return;
+    const unsigned count = static_cast<unsigned>(job.inputs.count());
+    if (table_.count == kRows || table_.inputs + count > kInputs) flush();
+    const auto part = [&](const void* data, int dtype) {
+      return source({moved(data, dtype, static_cast<std::int64_t>(begin)), dtype}, head);
+    };
+    Row& row = table_.rows[table_.count++];
+    row.out = part(job.out.data, job.out.dtype);
+    row.size = static_cast<std::int64_t>(end - begin);
+    row.first_tile = table_.tiles;
+    row.first_input = table_.inputs;
+    row.count = static_cast<std::uint8_t>(count);
+    row.shift = static_cast<std::uint8_t>((kVector - head) % kVector);
+    for (unsigned k = 0; k < count; ++k) {
+      table_.tensors[table_.inputs] = part(job.inputs.tensors[k].data, job.inputs.tensors[k].dtype);
+      table_.weights[table_.inputs++] = job.weights[k];
+    }
+    constexpr std::size_t kTile = std::size_t{kThreads} * kVector;
+    table_.tiles += static_cast<unsigned>((end - begin + row.shift + kTile - 1) / kTile);
+  }
+
+  void flush() {
+    if (table_.count == 0) return;
+    const std::string what = "weighted_sum of a table of " + std::to_string(table_.count) + " tensors";
+    const unsigned blocks = blocks_for(std::size_t{table_.tiles} * kThreads, kThreads, place_.device);
+    launch(what, place_, weighted_sum_table_kernel, {blocks, kThreads}, table_);
+    table_.count = 0;
+    table_.inputs = table_.tiles = 0;
+  }
+
+ private:
+  Place place_;
+  Table table_{};
+};
+
+}  // namespace
+
+void weighted_sum(const std::vector<SumJob>& jobs, const Place& place) {
+  Pending pending(place);
+  for (const SumJob& job : jobs) {
+    const Array out{job.out.data, job.out.dtype};
+    const std::size_t head = std::min<std::size_t>(head_of(out), job.inputs.size);
+    const std::size_t vectors = (job.inputs.size - head) / kVector, end = head + vectors * kVector;
+    if ((jobs.size() > 1 && job.inputs.size < kLarge) || vectors == 0 ||
+        !uniform(job.inputs, out, static_cast<int>(head))) {
+      pending.add(job);
+      continue;
+    }
+    const auto whole = out.dtype == kFloat32    ? sum_whole<float>
+                       : out.dtype == kBFloat16 ? sum_whole<BFloat16>
+                                                : sum_whole<Float16>;
+    whole(job, static_cast<int>(head), vectors, place);
+    pending.add(job, 0, head, 0);
+    pending.add(job, end, job.inputs.size, 0);
+  }
+  pending.flush();
+}
+
+}  // namespace fastmerge::cuda

@@ -1,0 +1,50 @@
+"""The compiled CUDA extension ``fastmerge._cuda``: found on first use, and the reason when it cannot run.
+
+Not yet measured on a GPU. Every kernel returns the bits of the reference in the file of its operation.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from .. import _native
+
+
+@functools.cache
+def _load() -> tuple[ModuleType | None, str | None]:
+    try:
+        from fastmerge import _cuda
+    except ImportError as error:
+        return None, f"the extension fastmerge._cuda is missing ({error}); install fastmerge where nvcc is found"
+    return _cuda, _cuda.why_unavailable() or None
+
+
+def extension() -> ModuleType:
+    """Return ``fastmerge._cuda``; call only after ``why_unavailable()`` returned None."""
+    module, why = _load()
+    if module is None:
+        raise RuntimeError(why)
+    return module
+
+
+def why_unavailable() -> str | None:
+    """Return the reason why the CUDA backend cannot run, or None."""
+    return _load()[1]
+
+
+def place(tensor: Tensor) -> tuple[int, int]:
+    """Return ``(device index, stream)`` that an operation on ``tensor`` runs on."""
+    if tensor.device.type != "cuda":  # the emulator of the tests
+        return 0, 0
+    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+def weighted_sum(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
+    """See ``kernels.weighted_sum``."""
+    job = _native.one(out), _native.group(tensors, None), list(weights)
+    extension().weighted_sum([job], place(out))

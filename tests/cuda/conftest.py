@@ -1,0 +1,30 @@
+"""Tests of the CUDA backend run on a GPU, or on the CPU: the same sources, compiled for an emulator of the GPU."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import cuda_emulation
+import pytest
+import torch
+
+from fastmerge.kernels import _cuda, _registry
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The extension compiled for the emulator, once per session."""
+    return cuda_emulation.load(cuda_emulation.build(tmp_path_factory.mktemp("cuda")))
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Where the kernels run: a GPU where the backend can, else the emulator on the CPU."""
+    if _cuda.why_unavailable() is None and torch.cuda.is_available():
+        return torch.device("cuda")
+    module = request.getfixturevalue("emulated")
+    monkeypatch.setattr(_cuda, "_load", lambda: (module, None))
+    monkeypatch.setitem(_registry.PREFERENCE, "cpu", ("cuda", "reference"))
+    for operation in _registry.OPERATIONS.values():
+        monkeypatch.setattr(operation, "_chosen", {})
+    return torch.device("cpu")

@@ -1,0 +1,279 @@
+// The runtime behind the stand-in cuda_runtime.h: fibers, barriers, exchanges, and a pretended Hopper GPU.
+#include <ucontext.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda_runtime.h"
+
+thread_local uint3 threadIdx, blockIdx;
+thread_local dim3 blockDim, gridDim;
+
+namespace {
+constexpr std::size_t kSharedBytes = 227 << 10, kCanaryBytes = 4096;
+constexpr unsigned char kPoison = 0xFF, kCanary = 0xA5;
+}  // namespace
+
+// The dynamic shared memory of the block that runs, and a canary after it.
+thread_local uint4 fastmerge_shared[(kSharedBytes + kCanaryBytes) / sizeof(uint4)];
+
+namespace emulator {
+namespace {
+
+constexpr std::size_t kStackBytes = 256 << 10;
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[kStackBytes]};
+  unsigned thread = 0;
+};
+
+// What the lanes of one mask of a warp exchange: two rounds, since a fast lane may begin the next before a slow one has
+// read the last.
+struct Exchange {
+  unsigned arrived = 0, round = 0;
+  std::uint64_t values[2][32] = {};
+  std::vector<Fiber*> waiting;
+};
+
+class Block {
+ public:
+  Block(unsigned threads, const std::function<void()>& body)
+      : threads_(threads), live_(threads), body_(body), warps_((threads + 31) / 32) {}
+
+  void run() {
+    for (;;) {
+      Fiber* fiber = nullptr;
+      if (!ready_.empty()) {
+        fiber = ready_.back();
+        ready_.pop_back();
+      } else if (started_ < threads_) {
+        fiber = idle_fiber();
+      } else if (live_ > 0) {
+        throw std::runtime_error("emulator: the threads of a block wait for each other forever");
+      } else {
+        return;
+      }
+      enter(fiber);
+      if (!error_.empty()) throw std::runtime_error(error_);
+    }
+  }
+
+  void wait_for_block() {
+    if (waiting_.size() + 1 == live_) {
+      release(waiting_);
+      return;
+    }
+    waiting_.push_back(current_);
+    leave();
+  }
+
+  const std::uint64_t* exchange(unsigned mask, std::uint64_t value) {
+    const unsigned lane = current_->thread % 32, warp = current_->thread / 32;
+    const unsigned lanes = threads_ - 32 * warp;
+    // Lanes beyond the block count as exited.
+    const unsigned expected = lanes >= 32 ? mask : mask & ((1u << lanes) - 1);
+    if (!(mask >> lane & 1u)) fail("emulator: a thread takes part in an exchange whose mask leaves it out");
+    Exchange& e = warps_[warp][mask];
+    const std::uint64_t* const result = e.values[e.round & 1u];
+    e.values[e.round & 1u][lane] = value;
+    e.arrived |= 1u << lane;
+    if (e.arrived == expected) {
+      e.arrived = 0;
+      ++e.round;
+      release(e.waiting);
+    } else {
+      e.waiting.push_back(current_);
+      leave();
+    }
+    return result;
+  }
+
+  unsigned thread() const { return current_->thread; }
+
+ private:
+  static void main() {
+    for (;;) active()->run_threads();
+  }
+
+  // Runs threads to their end, one after the other on this fiber, until one of them waits or none is left.
+  void run_threads() {
+    Fiber* const self = current_;
+    while (started_ < threads_) {
+      self->thread = started_++;
+      show(self);
+      body_();
+      --live_;
+      if (live_ > 0 && waiting_.size() == live_) release(waiting_);
+    }
+    idle().push_back(self);
+    leave();
+  }
+
+  Fiber* idle_fiber() {
+    if (!idle().empty()) {
+      Fiber* const fiber = idle().back();
+      idle().pop_back();
+      return fiber;
+    }
+    fibers().push_back(std::make_unique<Fiber>());
+    prepare(fibers().back().get());
+    return fibers().back().get();
+  }
+
+  static void prepare(Fiber* fiber) {
+    getcontext(&fiber->context);
+    fiber->context.uc_stack.ss_sp = fiber->stack.get();
+    fiber->context.uc_stack.ss_size = kStackBytes;
+    fiber->context.uc_link = nullptr;
+    makecontext(&fiber->context, &Block::main, 0);
+  }
+
+  void enter(Fiber* fiber) {
+    current_ = fiber;
+    show(fiber);
+    swapcontext(&scheduler(), &fiber->context);
+  }
+
+  void leave() { swapcontext(&current_->context, &scheduler()); }
+
+  [[noreturn]] void fail(const char* message) {
+    error_ = message;
+    for (;;) leave();
+  }
+
+  void release(std::vector<Fiber*>& fibers) {
+    ready_.insert(ready_.end(), fibers.begin(), fibers.end());
+    fibers.clear();
+  }
+
+  static void show(const Fiber* fiber) {
+    threadIdx = {fiber->thread % blockDim.x, fiber->thread / blockDim.x % blockDim.y,
+                 fiber->thread / (blockDim.x * blockDim.y)};
+  }
+
+ public:
+  static Block*& active() {
+    static thread_local Block* block = nullptr;
+    return block;
+  }
+  static std::vector<std::unique_ptr<Fiber>>& fibers() {
+    static thread_local std::vector<std::unique_ptr<Fiber>> all;
+    return all;
+  }
+  static std::vector<Fiber*>& idle() {
+    static thread_local std::vector<Fiber*> some;
+    return some;
+  }
+
+ private:
+  static ucontext_t& scheduler() {
+    static thread_local ucontext_t context;
+    return context;
+  }
+
+  unsigned threads_, started_ = 0;
+  std::size_t live_;
+  const std::function<void()>& body_;
+  std::vector<std::map<unsigned, Exchange>> warps_;
+  std::vector<Fiber*> ready_, waiting_;
+  Fiber* current_ = nullptr;
+  std::string error_;
+};
+
+void run_block(unsigned threads, std::size_t shared, const std::function<void()>& body) {
+  unsigned char* const memory = reinterpret_cast<unsigned char*>(fastmerge_shared);
+  std::memset(memory, kPoison, shared);
+  std::memset(memory + shared, kCanary, kCanaryBytes);
+  Block block(threads, body);
+  Block::active() = &block;
+  try {
+    block.run();
+  } catch (...) {
+    // Its fibers are stuck in the middle of a kernel.
+    Block::idle().clear();
+    Block::fibers().clear();
+    throw;
+  }
+  for (std::size_t i = 0; i < kCanaryBytes; ++i) {
+    if (memory[shared + i] != kCanary) throw std::runtime_error("emulator: a write beyond the shared memory");
+  }
+}
+
+}  // namespace
+
+void run(dim3 grid, dim3 block, std::size_t shared, const std::function<void()>& body) {
+  gridDim = grid;
+  blockDim = block;
+  for (unsigned z = 0; z < grid.z; ++z) {
+    for (unsigned y = 0; y < grid.y; ++y) {
+      for (unsigned x = 0; x < grid.x; ++x) {
+        blockIdx = {x, y, z};
+        run_block(block.x * block.y * block.z, shared, body);
+      }
+    }
+  }
+}
+
+void wait_for_block() { Block::active()->wait_for_block(); }
+const std::uint64_t* exchange(unsigned mask, std::uint64_t value) { return Block::active()->exchange(mask, value); }
+int lane() { return static_cast<int>(Block::active()->thread() % 32); }
+
+}  // namespace emulator
+
+namespace {
+
+thread_local std::string last_error;
+
+std::map<const void*, std::size_t>& allowed_shared() {
+  static std::map<const void*, std::size_t> bytes;
+  return bytes;
+}
+
+}  // namespace
+
+void fastmerge_emulated_allow_shared(const void* kernel, std::size_t bytes) { allowed_shared()[kernel] = bytes; }
+
+cudaError_t fastmerge_emulated_launch(const cudaLaunchConfig_t& config, const void* kernel,
+                                      const std::function<void()>& body) {
+  const auto found = allowed_shared().find(kernel);
+  const std::size_t allowed = found == allowed_shared().end() ? 48 << 10 : found->second;
+  const dim3 grid = config.gridDim, block = config.blockDim;
+  const std::size_t threads = std::size_t{block.x} * block.y * block.z;
+  if (!grid.x || !grid.y || !grid.z || !threads || threads > 1024 || grid.x > 0x7FFFFFFFu || grid.y > 65535 ||
+      config.dynamicSmemBytes > allowed || allowed > kSharedBytes) {
+    return cudaErrorInvalidConfiguration;
+  }
+  try {
+    emulator::run(grid, block, config.dynamicSmemBytes, body);
+  } catch (const std::exception& error) {
+    last_error = error.what();
+    return cudaErrorLaunchFailure;
+  }
+  return cudaSuccess;
+}
+
+const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorLaunchFailure ? last_error.c_str() : error ? "invalid argument" : "no error";
+}
+
+cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidConfiguration; }
+
+// Three multiprocessors, so that blocks loop over tensors of a test's size.
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? 3 : attribute == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void* address, int value, std::size_t bytes, cudaStream_t) {
+  std::memset(address, value, bytes);
+  return cudaSuccess;
+}

@@ -13,6 +13,7 @@ from .bench import bench
 from .compare import diff
 from .demo import demo
 from .doctor import doctor
+from .extract import extract
 from .inspect import inspect
 from .merge import check, merge, plan
 from .methods import methods
@@ -27,5 +28,5 @@ def main() -> None:
     """Merge the weights of fine-tuned language models: exact, streamed, resumable and verifiable."""
 
 
-for command in (merge, plan, check, verify, inspect, diff, methods, doctor, bench, demo):
+for command in (merge, plan, check, verify, inspect, diff, extract, methods, doctor, bench, demo):
     main.add_command(command)

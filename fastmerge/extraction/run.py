@@ -1,0 +1,267 @@
+r"""Extraction: read one matrix of both models, approximate their difference, write its two factors.
+
+    delta = tuned - base ~ U diag(s) V^T,   lora_B = U diag(s)^1/2,   lora_A = diag(s)^1/2 V^T,   alpha = r
+
+The delta is float32. The approximation of rank r is the best one up to the stop of ``top_singular`` (its distance from
+the delta exceeds the least one by less than 1e-6 of it), before the factors are rounded to their dtype.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import kernels
+from ..errors import BudgetError, FastmergeError, InvalidInput, Problem
+from ..folders import appearing
+from ..kernels.spectral import top_singular
+from ..plan.types import InputTensor
+from ..reading import DeltaReader, reading_bytes
+from ..sizes import parse_size
+from .adapter_config import write_config
+from .factors_file import FactorsFile
+from .selection import Other, Pair, Selection, module_path, open_pair, savable, select
+
+__all__ = ["DTYPES", "Extracted", "ExtractionReport", "extract"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Dtypes of the factors, by name."""
+
+PREFIX = "base_model.model."
+
+# Rows of a delta whose error is formed at once.
+ROWS = 256
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """One matrix in the adapter.
+
+    Attributes:
+        name:   of the base's tensor.
+        shape:  of the tensor.
+        rank:   of its factors.
+        norm:   Frobenius norm of the delta.
+        energy: share of its squared norm that the singular values kept hold.
+        error:  ``||delta - lora_B lora_A||_F / ||delta||_F`` with the factors as written.
+        method: how the triplets were found (``kernels.spectral.Info``).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rank: int
+    norm: float
+    energy: float
+    error: float
+    method: str
+
+
+@dataclass(frozen=True)
+class ExtractionReport:
+    """Attributes:
+    folder:    of the adapter.
+    matrices:  what it approximates.
+    others:    tensors that differ and are not approximated.
+    unchanged: number of tensors that are equal in both models.
+    nbytes:    size of the adapter's weights.
+    seconds:   wall time.
+    """
+
+    folder: str
+    matrices: tuple[Extracted, ...]
+    others: tuple[Other, ...]
+    unchanged: int
+    nbytes: int
+    seconds: float
+
+    @property
+    def energy(self) -> float:
+        """Share of the squared norm of all matrices' deltas that is kept."""
+        return sum(m.energy * m.norm**2 for m in self.matrices) / sum(m.norm**2 for m in self.matrices)
+
+    @property
+    def error(self) -> float:
+        """Norm of all that the factors miss of these deltas, relative to theirs."""
+        return math.sqrt(sum((m.error * m.norm) ** 2 for m in self.matrices) / sum(m.norm**2 for m in self.matrices))
+
+
+def extract(
+    base: str | os.PathLike[str],
+    tuned: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    rank: int = 64,
+    energy: float | None = None,
+    matrices: str = "attn_mlp",
+    dtype: str = "float32",
+    save_others: bool = False,
+    ram: int | str = "4GiB",
+    progress: Callable[[int, int], None] | None = None,
+) -> ExtractionReport:
+    """Write a PEFT LoRA adapter into the folder ``out`` that turns ``base`` into ``tuned``, as well as a rank allows.
+
+    Args:
+        base, tuned: folders or hub ids, as recipes name models; ``tuned`` may be ``model+adapter``.
+        out:         folder of the adapter; it appears when it is complete.
+        rank:        largest rank of a matrix; a matrix with fewer rows or columns gets as many.
+        energy:      share of a delta's squared norm that is enough, in (0, 1]: a matrix gets the least rank that holds
+                     it, up to ``rank``. None: all get ``rank``.
+        matrices:    ``attn_mlp``: the projections in numbered layers; ``all``: every linear layer.
+        dtype:       of the factors: float32, bfloat16 or float16.
+        save_others: store tensors that differ and are no such matrix whole, as PEFT's ``modules_to_save``.
+        ram:         memory budget beyond the interpreter with torch imported.
+        progress:    called with the input bytes that were read, and all of them.
+    Raises:
+        InvalidInput:   the models cannot be opened, or do not differ in any matrix.
+        FastmergeError: a file is corrupt, a delta is not finite, the budget is too small, ``out`` exists.
+        ValueError:     an argument is out of range.
+    """
+    if rank < 1:
+        raise ValueError(f"rank is {rank}; expected at least 1")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy is {energy}; expected a share in (0, 1]")
+    started = time.perf_counter()
+    models = open_pair(os.fspath(base), os.fspath(tuned))
+    selection = select(*models, matrices)
+    _check_budget(selection, rank, parse_size(ram))
+    files = {file.path: file for model in models for file in model.files}.values()
+    total = sum(t.nbytes for pair in selection.pairs for t in pair)
+    told = None if progress is None else lambda done: progress(min(done, total), total)
+    with appearing(out) as folder, DeltaReader(files, told) as reader:
+        differing = [(pair, reason) for pair, reason in selection.others if not _equal(reader, pair)]
+        others = [Other(pair[0].name, reason) for pair, reason in differing]
+        saved: list[InputTensor] = []
+        if save_others:
+            others = savable(others, selection.matrices)
+            saved = [pair[1] for (pair, _), other in zip(differing, others, strict=True) if other.saved]
+        work = _Work(reader, DTYPES[dtype], rank, energy)
+        path = folder / "adapter_model.safetensors"
+        with FactorsFile(path, work.largest(selection.matrices, saved)) as file:
+            # Larger elements first, so that each tensor starts at a multiple of its element's size.
+            saved.sort(key=lambda tensor: -tensor.dtype.itemsize)
+            for tensor in saved:
+                if tensor.dtype.itemsize >= work.dtype.itemsize:
+                    work.copy(file, tensor)
+            found = [item for pair in selection.matrices if (item := work.approximate(file, pair)) is not None]
+            for tensor in saved:
+                if tensor.dtype.itemsize < work.dtype.itemsize:
+                    work.copy(file, tensor)
+            file.finish()
+        if not found:
+            what = "differ in no matrix that an adapter can approximate"
+            raise InvalidInput([Problem(f"{models[0]} and {models[1]}", what, "nothing was written")])
+        write_config(
+            folder / "adapter_config.json", models[0], {module_path(m.name): m.rank for m in found},
+            [module_path(tensor.name) for tensor in saved],
+        )  # fmt: skip
+        nbytes = path.stat().st_size
+    return ExtractionReport(
+        folder=os.path.abspath(out),
+        matrices=tuple(found),
+        others=(*others, *selection.unpaired),
+        unchanged=len(selection.pairs) - len(found) - len(others),
+        nbytes=nbytes,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _check_budget(selection: Selection, rank: int, ram: int) -> None:
+    if not selection.matrices:
+        return
+    largest = max((pair[0] for pair in selection.matrices), key=lambda tensor: matrix_bytes(tensor.shape, rank))
+    needed = matrix_bytes(largest.shape, rank) + reading_bytes(selection.pairs)
+    if needed > ram:
+        raise BudgetError(
+            f"the memory budget of {ram} bytes is too small: extraction needs at least {needed}, "
+            f"to decompose {largest.name} (--ram)"
+        )
+
+
+def matrix_bytes(shape: tuple[int, ...], rank: int) -> int:
+    """Return a bound of what the approximation of one matrix takes, its delta included.
+
+    From measurements (glibc, MKL), rounded up. The search is not sure to converge, so room for the full decomposition
+    is part of it; that of a search matters for the largest ranks that it takes, of long matrices.
+    """
+    n, m = sorted(shape)
+    rank = min(rank, n // 8)
+    search = 6 * (2 * rank + 5 * max(8, min(64, rank // 2))) * (m + n)
+    return 4 * (m * n + max(search, 7 * m * n // 2 + 5 * n * n))
+
+
+class _Work:
+    """Approximates and writes one matrix after the other."""
+
+    def __init__(self, reader: DeltaReader, dtype: torch.dtype, rank: int, energy: float | None):
+        self._reader, self.dtype, self._rank, self._energy = reader, dtype, rank, energy
+
+    def largest(self, matrices: list[Pair], saved: list[InputTensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Return every tensor that may be written, with its largest shape."""
+        kinds: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        for tensor, _ in matrices:
+            rows, columns = tensor.shape
+            rank = min(self._rank, rows, columns)
+            up, down = _keys(tensor.name)
+            kinds |= {up: ((rows, rank), self.dtype), down: ((rank, columns), self.dtype)}
+        return kinds | {PREFIX + tensor.name: (tensor.shape, tensor.dtype) for tensor in saved}
+
+    def approximate(self, file: FactorsFile, pair: Pair) -> Extracted | None:
+        """Write the factors of one difference; None where there is no difference."""
+        name = pair[0].name
+        delta = self._reader.delta(*pair)
+        square = _square(delta)
+        if not math.isfinite(square):
+            raise FastmergeError(f"{name}: the difference of the models holds NaN or infinity. Repair the model")
+        if square == 0:
+            return None
+        u, s, vh, (info,) = top_singular(delta, min(self._rank, *delta.shape))
+        squares = s.double().square().cumsum(0)
+        if self._energy is not None:
+            kept = min(int((squares < self._energy * square).sum()) + 1, len(s))
+            u, s, vh, squares = u[:, :kept], s[:kept], vh[:kept], squares[:kept]
+        root = s.sqrt()
+        up, down = (u * root).to(self.dtype), (root.unsqueeze(1) * vh).to(self.dtype)
+        for key, factor in zip(_keys(name), (up, down), strict=True):
+            file.begin(key, tuple(factor.shape), self.dtype)
+            file.write(factor)
+        _subtract(delta, up.float(), down.float())
+        missed = _square(delta)
+        share = min(float(squares[-1]) / square, 1.0)
+        return Extracted(name, pair[0].shape, len(s), math.sqrt(square), share, math.sqrt(missed / square), info.method)
+
+    def copy(self, file: FactorsFile, tensor: InputTensor) -> None:
+        """Write a tensor as the fine-tuned model has it."""
+        file.begin(PREFIX + tensor.name, tensor.shape, tensor.dtype)
+        for (part,) in self._reader.chunks([tensor]):
+            file.write(part)
+
+
+def _keys(name: str) -> tuple[str, str]:
+    """Return the names of lora_B and lora_A of the tensor ``name``."""
+    return f"{PREFIX}{module_path(name)}.lora_B.weight", f"{PREFIX}{module_path(name)}.lora_A.weight"
+
+
+def _equal(reader: DeltaReader, pair: Pair) -> bool:
+    equal = True
+    for a, b in reader.chunks(pair):
+        equal = equal and torch.equal(a, b)  # all is read, so that the progress adds up
+    return equal
+
+
+def _square(matrix: Tensor) -> float:
+    """Return the squared Frobenius norm, exact products accumulated in float64."""
+    partials = torch.empty(-(-matrix.numel() // kernels.GRID), 1, dtype=torch.float64)
+    kernels.gram_partials(partials, [matrix])
+    return kernels.total(partials)[0]
+
+
+def _subtract(delta: Tensor, up: Tensor, down: Tensor) -> None:
+    """Subtract the product of the factors from ``delta``."""
+    for start in range(0, len(delta), ROWS):
+        delta[start : start + ROWS].addmm_(up[start : start + ROWS], down, alpha=-1)

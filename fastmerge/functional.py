@@ -65,7 +65,8 @@ def merge_tensors(
         dtype:      of the result; by default the inputs' (where they differ, what torch promotes them to).
         backend:    pin a backend; by default the fastest available.
         out:        [...] written into and returned; may be one of the inputs.
-        parameters: of the method; ``lambda`` is spelt ``lambda_``.
+        parameters: of the method; ``lambda`` is spelt ``lambda_``. ``boost={"beta": 0.2}`` boosts the merged delta of
+                    any method on deltas: see ``fastmerge methods boost``.
     Raises:
         InvalidInput: names, values or counts of arguments are wrong; all of them are named.
         ValueError:   tensors do not fit together, or the method cannot merge their values.

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import InvalidInput, Problem
 from ._base import REQUIRED, Group, Layout, Method, Parameter
-from ._blocks import BLOCKS, why_not, with_blocks
+from ._blocks import BLOCKS, Extended, why_not, with_blocks
 
 
 @dataclass(frozen=True)
 class Configured:
-    """A method with its parameters, the same for every tensor."""
+    """A method with its parameters, the same for every tensor. ``layouts``: the places of the tensors in a model."""
 
     method: Method
     semantics: str
     models: int
     values: Mapping[str, Any]
     seed: int
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
 
-    def group(self, name: str, shape: Sequence[int], layout: Layout | None = None) -> Group:
+    def within(self, names: Iterable[str]) -> Configured:
+        """Return the merge of a whole model, whose tensors have these names."""
+        if not isinstance(self.method, Extended):
+            return self
+        from ..plan.layers import layouts  # of no use to others, and slow to import
+
+        return replace(self, layouts=layouts(names))
+
+    def group(self, name: str, shape: Sequence[int]) -> Group:
         """Return what the method is told of a tensor."""
-        return Group(name, tuple(shape), self.models, self.values, self.seed, self.semantics, layout)
+        return Group(name, tuple(shape), self.models, self.values, self.seed, self.semantics, self.layouts.get(name))
 
 
 def configure(

@@ -82,13 +82,14 @@ class SpectralMethod(Method):
     stacked = True
 
     def merge(self, group: Group) -> Apply:
-        keeps = [keep_all()] * group.models
+        # tsv_c has one model and no weight.
+        weights, keeps = group.values.get("weight", (1.0,) * group.models), [keep_all()] * group.models
         if not self.is_changed(group):
-            return SparseMerge(group["weight"], keeps, divide="weights", scale=group["lambda"])
+            return SparseMerge(weights, keeps, divide="weights", scale=group["lambda"])
         if self.stacked:
-            steps = [SparseMerge([weight], [keep_all()]) for weight in group["weight"]]
+            steps = [SparseMerge([weight], [keep_all()]) for weight in weights]
         else:
-            steps = [SparseMerge(group["weight"], keeps)]
+            steps = [SparseMerge(weights, keeps)]
         return SpectralMerge(group, steps, self.change(group), group["lambda"])
 
     def change(self, group: Group) -> Change:
@@ -102,6 +103,16 @@ class SpectralMethod(Method):
 
     def scratch_bytes(self, group: Group) -> int | None:
         return scratch_bytes(group, group.models if self.stacked else 1) if self.is_changed(group) else None
+
+
+def on_moved(change: Callable[[list[Tensor]], tuple[Tensor, list[Info]]]) -> Change:
+    """Return a change that sees the deltas that are not all zeros; without any the result is zero."""
+
+    def changed(matrices: list[Tensor], _: float) -> tuple[Tensor, list[Info]]:
+        moved = [matrix for matrix in matrices if bool(matrix.any())]
+        return change(moved) if moved else (torch.zeros_like(matrices[0]), [])
+
+    return changed
 
 
 def scratch_bytes(group: Group, deltas: int) -> int:

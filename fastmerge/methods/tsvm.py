@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from ..kernels.spectral import Info, orthogonalize_blocks
+from ..kernels.spectral import orthogonalize_blocks
 from ._base import Group, method
-from ._spectral import Change, SpectralMethod
+from ._spectral import Change, SpectralMethod, on_moved
 
 
 @method
@@ -37,9 +34,4 @@ class Tsvm(SpectralMethod):
 
     def change(self, group: Group) -> Change:
         null = group["null_space"]
-        return lambda matrices, _: _orthogonalized(matrices, null)
-
-
-def _orthogonalized(deltas: list[Tensor], null: str) -> tuple[Tensor, list[Info]]:
-    moved = [delta for delta in deltas if bool(delta.any())]
-    return orthogonalize_blocks(moved, null=null) if moved else (torch.zeros_like(deltas[0]), [])
+        return on_moved(lambda deltas: orthogonalize_blocks(deltas, null=null))

@@ -5,12 +5,14 @@ for the same input on the same backend: random start blocks come from private ge
 """
 
 from ._info import Info
+from .align import shared_basis
 from .blocks import orthogonalize_blocks
 from .boost import subspace_boost
 from .diagnostics import energy_rank, spectrum, stable_rank
 from .factored import boost_factored, factored_svd
 from .flatten import flatten_spectrum
 from .hogsvd import HigherOrderGSVD, higher_order_gsvd
+from .isotropic import flatten_tasks
 from .polar import polar
 from .top import top_singular
 
@@ -21,9 +23,11 @@ __all__ = [
     "energy_rank",
     "factored_svd",
     "flatten_spectrum",
+    "flatten_tasks",
     "higher_order_gsvd",
     "orthogonalize_blocks",
     "polar",
+    "shared_basis",
     "spectrum",
     "stable_rank",
     "subspace_boost",

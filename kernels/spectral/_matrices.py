@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +20,16 @@ def check_matrices(name: str, x: Tensor, dtypes: tuple[torch.dtype, ...] = (torc
         raise ValueError(f"{name} has shape {tuple(x.shape)}; expected [..., m, n]")
     if not torch.isfinite(x).all():
         raise ValueError(f"{name} has elements that are NaN or infinite; expected finite values")
+
+
+def check_tasks(deltas: Sequence[Tensor]) -> None:
+    """Refuse what is not one or more finite [..., m, n] float32 tensors of one shape."""
+    if not len(deltas):
+        raise ValueError("deltas is empty; expected at least one tensor")
+    for index, delta in enumerate(deltas):
+        check_matrices(f"deltas[{index}]", delta)
+        if delta.shape != deltas[0].shape:
+            raise ValueError(f"deltas[{index}] has shape {tuple(delta.shape)}, deltas[0] has {tuple(deltas[0].shape)}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ._exact import float32_floor
 from ._info import Info
-from ._matrices import check_matrices, full_float32
+from ._matrices import check_tasks, full_float32
 from .polar import polar
 from .top import top_singular
 
@@ -37,12 +37,7 @@ def orthogonalize_blocks(
     Raises:
         ValueError: shapes disagree or an argument is out of range; the message names it and its value.
     """
-    if not len(deltas):
-        raise ValueError("deltas is empty; expected at least one tensor")
-    for index, delta in enumerate(deltas):
-        check_matrices(f"deltas[{index}]", delta)
-        if delta.shape != deltas[0].shape:
-            raise ValueError(f"deltas[{index}] has shape {tuple(delta.shape)}, deltas[0] has {tuple(deltas[0].shape)}")
+    check_tasks(deltas)
     size = min(deltas[0].shape[-2:])
     rank = max(1, size // len(deltas)) if rank is None else rank
     if not 1 <= rank * len(deltas) <= max(size, len(deltas)):

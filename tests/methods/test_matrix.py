@@ -26,9 +26,9 @@ from fastmerge.source import Resident
 
 RANDOM = {"dare_linear", "dare_ties"}
 # Columns of a decomposition in the order of the models: tests/spectral/test_methods.py bounds what a swap changes.
-ORDERED = {"tsvm"}
+ORDERED = {"iso_cts", "knots", "tsvm"}
 # Values at which one model alone returns itself, for parameters whose default does not make it so.
-NEUTRAL = {"weight": 1.0, "t": 1.0}
+NEUTRAL = {"weight": 1.0, "t": 1.0, "share": 1.0, "threshold": 1}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 U = 2.0**-24
 NUMEL = 2 * GRID + 77

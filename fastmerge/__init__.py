@@ -12,17 +12,19 @@ if TYPE_CHECKING:
     from . import functional
     from .api import check, merge, verify
     from .errors import FastmergeError, InvalidInput
-    from .state_dicts import merge_state_dicts
+    from .state_dicts import merge_, merge_state_dicts
 
 __version__ = "0.1.0"
 
-__all__ = ["FastmergeError", "InvalidInput", "check", "functional", "merge", "merge_state_dicts", "verify"]
+__all__ = ["FastmergeError", "InvalidInput", "check", "functional", "merge", "merge_", "merge_state_dicts", "verify"]
 
 _HOMES = {
     "FastmergeError": "errors",
     "InvalidInput": "errors",
     "check": "api",
     "merge": "api",
+    "merge_adapters": "adapters",
+    "merge_": "state_dicts",
     "merge_state_dicts": "state_dicts",
     "verify": "api",
 }

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from .device_names import DEFAULT
 from .engine import Report, RunOptions, VerifyReport, run
 from .engine import verify as verify_output
 from .plan import DEFAULT_SHARD_SIZE, make_plan
@@ -25,6 +26,8 @@ def merge(
     *,
     ram: int | str = "4GiB",
     threads: int | None = None,
+    device: str = DEFAULT,
+    vram: int | str | None = None,
     backend: str | None = None,
     semantics: str | None = None,
     seed: int | None = None,
@@ -39,6 +42,9 @@ def merge(
         out:        folder of the result; it appears when it is complete.
         ram:        memory budget beyond the interpreter with torch imported: bytes, or text such as "4GiB".
         threads:    worker threads; None takes the cores and two more, which wait for the disk meanwhile.
+        device:     "cpu", "cuda" (every GPU), GPUs such as "cuda:0,cuda:1", or "auto": every GPU where there is one and
+                    the operations have kernels for it, else the processor. Each gives the same bits.
+        vram:       memory budget on each GPU, as ``ram``; None takes 90 % of what is free.
         backend:    pin a backend of the operations; None takes the fastest available. Each gives the same bits.
         semantics:  replaces the recipe's own: whose definition of the method.
         seed:       replaces the recipe's own.
@@ -50,7 +56,10 @@ def merge(
         FastmergeError: a file is corrupt, the disk is full, the budget is too small, ``out`` exists.
     """
     plan = check(recipe, semantics=semantics, seed=seed, shard_size=shard_size)
-    options = RunOptions(ram=parse_size(ram), threads=threads, backend=backend, overwrite=overwrite)
+    options = RunOptions(
+        ram=parse_size(ram), threads=threads, device=device, vram=None if vram is None else parse_size(vram),
+        backend=backend, overwrite=overwrite,
+    )  # fmt: skip
     return run(plan, os.fspath(out), options, progress)
 
 

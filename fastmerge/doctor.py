@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from . import __version__, kernels
+from .device_names import DEFAULT
+from .engine.places import choose
 from .engine.running import default_threads
 from .kernels import _native
 
@@ -44,11 +46,13 @@ def diagnose() -> dict[str, Any]:
             "gpu": _gpu(),
         },
         "extension": _extension(),
+        "devices": _devices(),
         "threads": {
             "merge workers": f"{default_threads()} (one per core, and two that wait for the disk)",
             "torch": str(torch.get_num_threads()),
         },
-        "backends": {name: _choice(op) for name, op in sorted(kernels.OPERATIONS.items())},
+        "backends": {name: _choice(op, "cpu") for name, op in sorted(kernels.OPERATIONS.items())},
+        "backends on GPUs": {name: _choice(op, "cuda") for name, op in sorted(kernels.OPERATIONS.items())},
         "environment": _environment(),
     }
 
@@ -83,6 +87,11 @@ def _gpu() -> str:
     return f"{count} x {torch.cuda.get_device_name(0)} (CUDA {torch.version.cuda})"
 
 
+def _devices() -> dict[str, str]:
+    where = choose("auto", None)
+    return {"with --device auto": f"{', '.join(where.names)}: {where.why}", "default of --device": DEFAULT}
+
+
 def _extension() -> dict[str, str]:
     why = _native.why_no_cpu_extension()
     if why is not None:
@@ -95,9 +104,9 @@ def _extension() -> dict[str, str]:
     }
 
 
-def _choice(op: Any) -> str:
+def _choice(op: Any, kind: str) -> str:
     try:
-        name, reason = op.choose("cpu")
+        name, reason = op.choose(kind)
     except kernels.BackendError as error:
         return f"none: {error}"
     return f"{name} ({reason})"

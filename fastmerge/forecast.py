@@ -6,6 +6,8 @@ import os
 import time
 from dataclasses import dataclass
 
+from .device_names import DEFAULT
+from .engine.places import choose
 from .engine.running import default_threads
 from .engine.sizing import divide, whole_bytes
 from .methods import get_method
@@ -34,13 +36,13 @@ class Forecast:
     read_twice: tuple[str, ...]
 
 
-def forecast(plan: Plan, ram: int) -> Forecast:
-    """Return the forecast of ``plan`` under a budget of ``ram`` bytes. Reads up to 256 MiB of the inputs.
+def forecast(plan: Plan, ram: int, device: str = DEFAULT, vram: int | None = None) -> Forecast:
+    """Return the forecast of ``plan`` under budgets in bytes (see ``RunOptions``). Reads up to 256 MiB of the inputs.
 
-    BudgetError: the budget is too small for the merge.
+    BudgetError: a budget is too small for the merge.
     """
     rate = _read_rate(plan)
-    regions = divide(plan.outputs, ram, default_threads()).regions
+    regions = divide(plan.outputs, choose(device, vram).budget(ram), default_threads()).regions
     merged = {output.name: output for output in plan.outputs if output.method != "copy"}
     sizes = {name: _input_bytes(output) for name, output in merged.items()}
     largest = max(sizes, key=lambda name: sizes[name], default="")

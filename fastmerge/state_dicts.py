@@ -1,4 +1,4 @@
-"""Merging state dicts in memory."""
+"""Merging state dicts in memory, where their tensors lie."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .errors import InvalidInput, Problem
 from .functional import find_method, promoted
 from .kernels import use_backend
 from .kernels._checks import FLOATS
-from .merging import merge_source, solve_without_data
+from .merging import Job, merge_sources, solve_without_data
 from .methods._configure import Configured, configure
 from .source import Resident
 
-__all__ = ["merge_state_dicts"]
+__all__ = ["merge_", "merge_state_dicts"]
 
 StateDict = Mapping[str, Tensor]
 
@@ -34,10 +34,11 @@ def merge_state_dicts(
     out: Mapping[str, Tensor] | None = None,
     **parameters: Any,
 ) -> dict[str, Tensor]:
-    """Merge state dicts by any method; the inputs are never modified.
+    """Merge state dicts by any method; the inputs are not modified unless they are in ``out``.
 
     Float tensors (float32, bfloat16, float16) are merged as ``functional.merge_tensors`` does. Other
-    tensors must be equal in every input and are copied.
+    tensors must be equal in every input and are copied. Tensors may lie on several devices (a ``device_map``), each
+    name on one: what lies on a GPU is merged there, on its current stream, side by side with other GPUs.
 
     Args:
         base:       the base, or None for methods that take none.
@@ -48,7 +49,8 @@ def merge_state_dicts(
         dtype:      of the merged float tensors; by default each keeps its inputs' dtype (where they
                     differ, what torch promotes them to).
         backend:    pin a backend; by default the fastest available.
-        out:        tensors to write into, one for every name; by default new ones are made.
+        out:        tensors to write into, one for every name; by default new ones are made. One may be an input of
+                    its own name.
         parameters: of the method, named as in recipes; ``lambda`` is spelt ``lambda_``. Per-model ones
                     are one value for all, or a sequence.
     Returns:
@@ -80,23 +82,68 @@ def merge_state_dicts(
     problems += _input_problems(named)
     if named and not problems:
         problems += _out_problems(next(iter(named.values())), out, dtype)
+    tied: set[str] = set()
+    if named and out is not None and not problems:
+        tied, problems = _shared_memory(named, out)
     if problems or configured is None:
         raise InvalidInput(problems)
+    configured = configured.within(models[0])
     _refuse_early(configured, models[0])
 
     merged = {}
+    jobs = []
+    for name, like in (models[0] if base is None else base).items():
+        tensors = [model[name] for model in models]
+        every = tensors if base is None else [base[name], *tensors]
+        target = torch.empty_like(like, dtype=_dtype(every, dtype)) if out is None else out[name]
+        if not like.is_floating_point():
+            target.copy_(like)
+        elif name not in tied:
+            source = Resident(None if base is None else base[name], tensors)
+            jobs.append(Job(configured.method, configured.group(name, like.shape), source, target))
+        merged[name] = target
     with use_backend(backend):
-        for name, like in (models[0] if base is None else base).items():
-            tensors = [model[name] for model in models]
-            every = tensors if base is None else [base[name], *tensors]
-            target = torch.empty_like(like, dtype=_dtype(every, dtype)) if out is None else out[name]
-            if like.is_floating_point():
-                source = Resident(None if base is None else base[name], tensors)
-                merge_source(configured.method, configured.group(name, like.shape), source, target)
-            else:
-                target.copy_(like)
-            merged[name] = target
+        merge_sources(jobs)
     return merged
+
+
+@torch.no_grad()
+def merge_(
+    target: Mapping[str, Tensor],
+    models: Sequence[StateDict],
+    *,
+    method: str,
+    base: StateDict | None = None,
+    **options: Any,
+) -> None:
+    """Merge state dicts in place, into the tensors of ``target``: nothing is allocated for the result.
+
+    On GPUs no data passes through the host, and tensors on several GPUs are merged at once. Names that share a tensor
+    in every input (tied embeddings) are merged once.
+
+    Args:
+        target:  state dict that is overwritten: parameters of a model that is loaded, or one of ``models``.
+        models:  N state dicts with the names and shapes of ``target``.
+        method:  as in recipes, e.g. ``"ties"``.
+        base:    the base of methods that require one; None takes what ``target`` holds before.
+        options: ``semantics``, ``seed``, ``backend`` and the parameters of the method, as in ``merge_state_dicts``.
+    Raises:
+        InvalidInput: as ``merge_state_dicts``, where ``target`` is called ``out``.
+        ValueError:   the method cannot merge the values of a tensor. The tensors before it are already merged.
+        BackendError: a pinned backend cannot run.
+
+    >>> import torch
+    >>> import fastmerge
+    >>> model = torch.nn.Linear(2, 1).requires_grad_(False)  # on a GPU: .to("cuda")
+    >>> tuned = [{name: t + step for name, t in model.state_dict().items()} for step in (1, -3)]
+    >>> before = model.bias.clone()
+    >>> fastmerge.merge_(model.state_dict(), tuned, method="task_arithmetic", weight=0.5)
+    >>> torch.allclose(model.bias, before - 1)
+    True
+    """
+    if base is None and find_method(method).base == "required":
+        base = target
+    merge_state_dicts(base, models, method=method, out=target, **options)
 
 
 def _dtype(tensors: Sequence[Tensor], dtype: torch.dtype | None) -> torch.dtype:
@@ -170,3 +217,38 @@ def _out_problems(reference: StateDict, out: Mapping[str, Tensor] | None, dtype:
         elif not like.is_floating_point() and target.dtype != like.dtype:
             problems.append(Problem(where, f"has dtype {target.dtype}; expected {like.dtype}"))
     return problems
+
+
+def _shared_memory(named: Mapping[str, StateDict], out: Mapping[str, Tensor]) -> tuple[set[str], list[Problem]]:
+    """Return the names that are tied to an earlier name, and where an output would overwrite what is read later.
+
+    Tied names are one tensor in the outputs and in every input. They are merged once, under the first name.
+    """
+    reference = next(iter(named.values()))
+    names = [name for name, tensor in reference.items() if tensor.is_floating_point() and tensor.numel()]
+    states = {"out": out, **named}
+    first: dict[tuple[_Range, ...], str] = {}
+    for name in names:
+        first.setdefault(tuple(_range(state[name]) for state in states.values()), name)
+    untied = list(first.values())
+    problems = []
+    reached: list[tuple[_Range, str, str]] = []
+    for here, label, name in sorted(
+        (_range(state[name]), label, name) for label, state in states.items() for name in untied
+    ):
+        reached = [item for item in reached if item[0][0] == here[0] and item[0][2] > here[1]]
+        for there, other_label, other in reached:
+            # An output may be the input of its own name: every element is read before it is written.
+            if "out" in (label, other_label) and (name, here) != (other, there):
+                where = f"{label}[{name!r}]"
+                problems.append(Problem(where, f"shares memory with {other_label}[{other!r}]", "clone one of them"))
+        reached.append((here, label, name))
+    return set(names) - set(untied), problems
+
+
+# A device, the first address, and the one after the last.
+_Range = tuple[str, int, int]
+
+
+def _range(tensor: Tensor) -> _Range:
+    return str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes

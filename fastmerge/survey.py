@@ -19,7 +19,7 @@ from torch import Tensor
 from . import kernels
 from .kernels import GRID, Boundary, Keep
 from .kernels.keep import magnitude_bits
-from .source import Chunk, Source
+from .source import Chunk, Resident, Source
 
 
 class Survey(ABC):
@@ -28,6 +28,11 @@ class Survey(ABC):
     @abstractmethod
     def run(self, source: Source) -> Any:
         """Read ``source`` as often as needed and return the answer, the same on every shard."""
+
+    @classmethod
+    def run_all(cls, surveys: Sequence[Any], sources: Sequence[Resident]) -> list[Any]:
+        """Return the answers of ``surveys``, all of this class, to whole tensors of one device."""
+        return [survey.run(source) for survey, source in zip(surveys, sources, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,12 @@ from typing import Any
 
 import click
 
+from ..device_names import DEFAULT
 from ._options import ShardSize, together
 
 # flag (as click declares it): type of its value or None for a switch, what is said when it is given
 IGNORED: dict[str, tuple[Any, str]] = {
-    "--cuda/--no-cuda": (None, "tensors are merged on the CPU at the speed of the disk"),
-    "--device": (str, "tensors are merged on the CPU at the speed of the disk"),
-    "--gpu-rich": (None, "tensors are merged on the CPU at the speed of the disk"),
-    "--read-to-gpu/--no-read-to-gpu": (None, "tensors are merged on the CPU at the speed of the disk"),
-    "--multi-gpu/--no-multi-gpu": (None, "tensors are merged on the CPU at the speed of the disk"),
+    "--read-to-gpu/--no-read-to-gpu": (None, "--device says where tensors are merged"),
     "--low-cpu-memory/--no-low-cpu-memory": (None, "memory is bounded by --ram"),
     "--lazy-unpickle/--no-lazy-unpickle": (None, "every input is read in ranges, .bin files too"),
     "--async-write/--no-async-write": (None, "reading, computing and writing always overlap"),
@@ -45,6 +42,9 @@ def mergekit_flags(function: Callable) -> Callable:
         click.option("--random-seed", type=int, help="Same as --seed."),
         click.option("--out-shard-size", type=ShardSize(), help="As --shard-size; 5B is 5e9 bytes."),
         click.option("--num-threads", type=click.IntRange(min=1), help="Same as --threads."),
+        click.option("--cuda/--no-cuda", default=None, help="Same as --device auto, or cpu."),
+        click.option("--multi-gpu/--no-multi-gpu", default=None, hidden=True, help="Same as --device auto."),
+        click.option("--gpu-rich", is_flag=True, default=None, hidden=True, help="Same as --device auto."),
         click.option("--transformers-cache", type=str, help="Folder of models that are downloaded from the hub."),
     ]
     for flag, (kind, note) in IGNORED.items():
@@ -61,7 +61,12 @@ def translate(given: dict[str, Any], say: Callable[[str], None]) -> dict[str, An
     if given["transformers_cache"] is not None:
         # huggingface_hub reads it when it is imported, which only a download does.
         os.environ["HF_HUB_CACHE"] = given["transformers_cache"]
-    return {ours: given[theirs] for theirs, ours in MAPPED.items() if given[theirs] is not None}
+    mapped = {ours: given[theirs] for theirs, ours in MAPPED.items() if given[theirs] is not None}
+    # mergekit's own --device, which is named beside --cuda, is the one of this command.
+    if given["device"] is None:
+        gpus = given["cuda"] or given["multi_gpu"] or given["gpu_rich"]
+        mapped["device"] = "auto" if gpus else "cpu" if given["cuda"] is False else DEFAULT
+    return mapped
 
 
 def _name(flag: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..device_names import DEFAULT, parse_devices
 from ..sizes import parse_size
 
 
@@ -20,6 +21,19 @@ class Size(click.ParamType):
             return parse_size(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class Devices(click.ParamType):
+    """auto, cpu, cuda, or GPUs such as cuda:0,cuda:1."""
+
+    name = "devices"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            parse_devices(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return value
 
 
 _FACTORS = {"k": 10**3, "m": 10**6, "b": 10**9}
@@ -59,6 +73,12 @@ SHARD_SIZE = click.option("--shard-size", type=Size(), default="5GB", show_defau
 RAM = click.option(
     "--ram", type=Size(), default="4GiB", show_default=True, help="Memory budget, beyond the interpreter with torch."
 )
+DEVICE = click.option(
+    "--device",
+    type=Devices(),
+    help=f"Where to compute: auto, cpu, cuda (every GPU), or GPUs such as cuda:0,cuda:1.  [default: {DEFAULT}]",
+)
+VRAM = click.option("--vram", type=Size(), help="Memory budget on each GPU.  [default: 90 % of what is free]")
 THREADS = click.option("--threads", "-j", type=click.IntRange(min=1), help="Worker threads.  [default: cores + 2]")
 BACKEND = click.option(
     "--backend",

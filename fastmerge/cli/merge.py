@@ -10,7 +10,20 @@ import click
 from ..sizes import show_size
 from ._errors import Command
 from ._mergekit import mergekit_flags, translate
-from ._options import BACKEND, JSON, QUIET, RAM, RECIPE, SEED, SEMANTICS, SHARD_SIZE, THREADS, together
+from ._options import (
+    BACKEND,
+    DEVICE,
+    JSON,
+    QUIET,
+    RAM,
+    RECIPE,
+    SEED,
+    SEMANTICS,
+    SHARD_SIZE,
+    THREADS,
+    VRAM,
+    together,
+)
 from ._output import note, print_facts, print_json
 from ._progress import progress
 
@@ -18,7 +31,7 @@ if TYPE_CHECKING:
     from ..engine import Report
     from ..plan.types import Plan
 
-PLANNING = together(SEED, SEMANTICS, SHARD_SIZE, RAM, JSON, QUIET, mergekit_flags)
+PLANNING = together(SEED, SEMANTICS, SHARD_SIZE, RAM, DEVICE, VRAM, JSON, QUIET, mergekit_flags)
 
 
 @click.command(cls=Command)
@@ -39,7 +52,10 @@ def merge(recipe: str, out: str, overwrite: bool, dry_run: bool, backend: str, *
         return
     from ..engine import RunOptions, run
 
-    settings = RunOptions(ram=options["ram"], threads=options["threads"], backend=backend, overwrite=overwrite)
+    settings = RunOptions(
+        ram=options["ram"], threads=options["threads"], device=options["device"], vram=options["vram"],
+        backend=backend, overwrite=overwrite,
+    )  # fmt: skip
     with progress("merging", given["quiet"] or given["as_json"]) as update:
         report = run(plan, out, settings, update)
     if given["as_json"]:
@@ -89,7 +105,7 @@ def _planned(recipe: str, given: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
 def _show_plan(plan: Plan, options: dict[str, Any]) -> None:
     from ..forecast import forecast
 
-    expected = forecast(plan, options["ram"])
+    expected = forecast(plan, options["ram"], options["device"], options["vram"])
     copied = sum(output.method == "copy" for output in plan.outputs)
     if options["as_json"]:
         print_json(
@@ -155,6 +171,8 @@ def _show_report(out: str, plan: Plan, report: Report) -> None:
                 "bound",
                 f"{report.bound_seconds:.2f} s, by {report.bounded_by}; the run took {report.distance:.2f} times that",
             ),
+            ("device", f"{', '.join(report.devices)} ({report.device_reason})"),
             ("peak memory", f"{show_size(report.peak_rss)}, with the interpreter and torch"),
+            *([("peak on a GPU", show_size(report.peak_vram))] if report.peak_vram else []),
         ]
     )

@@ -1,4 +1,4 @@
-"""The one block of memory that a run works in.
+"""The memory that a run works in: one block of the host's, and the scratch of its workers.
 
 The first touch of fresh memory costs more than a merge's arithmetic (0.5-0.8 CPU seconds per GB where
 every page faults), so a run maps its memory once, on huge pages, and hands the same ranges out again:
@@ -8,8 +8,12 @@ lowest address first, so that as little as possible is ever touched.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import ctypes
+import math
 import mmap
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -23,25 +27,11 @@ def round_up(value: int, step: int = PAGE) -> int:
     return -(-value // step) * step
 
 
-def return_free_memory() -> None:
-    """Give memory that was freed outside of the arena back to the system.
-
-    glibc keeps blocks of up to 32 MiB for the thread that freed them, so that every worker would hold what one takes.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-class Arena:
-    """An anonymous mapping of ``size`` bytes; physical memory is taken on first touch. Not thread-safe."""
+class Memory(ABC):
+    """A block of ``size`` bytes that is handed out in ranges. Not thread-safe."""
 
     def __init__(self, size: int):
         self.size = max(round_up(size), PAGE)
-        self._map = mmap.mmap(-1, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._map.madvise(mmap.MADV_HUGEPAGE)
-        self.bytes = memoryview(self._map)
         self._free = [(0, self.size)]
 
     def take(self, nbytes: int) -> int | None:
@@ -64,11 +54,23 @@ class Arena:
             start = self._free.pop(i)[0]
         self._free.insert(i, (start, end))
 
+    @abstractmethod
     def tensor(self, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         """Return a view of the bytes from ``start`` on."""
-        count = 1
-        for size in shape:
-            count *= size
+
+
+class Arena(Memory):
+    """An anonymous mapping of the host's memory; physical memory is taken on first touch."""
+
+    def __init__(self, size: int):
+        super().__init__(size)
+        self._map = mmap.mmap(-1, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        self.bytes = memoryview(self._map)
+
+    def tensor(self, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        count = math.prod(shape)
         if count == 0:
             return torch.empty(shape, dtype=dtype)
         flat = torch.frombuffer(self._map, dtype=dtype, count=count, offset=start)
@@ -76,10 +78,19 @@ class Arena:
 
 
 class Slot:
-    """The scratch range of one worker, filled from its start; ``reset`` empties it."""
+    """The scratch of one worker: a range of the arena, filled from its start, and the way to where the worker computes.
+
+    This one computes in the arena itself, so nothing is moved. ``accelerators.DeviceSlot`` has the same methods for a
+    device with a memory of its own.
+
+    Attributes:
+        arena:  the host's memory; files are read into it and written from it.
+        memory: where regions are taken that outlast a task.
+    """
 
     def __init__(self, arena: Arena, start: int, nbytes: int):
         self.arena = arena
+        self.memory: Memory = arena
         self._start, self._end = start, start + nbytes
         self._next = start
 
@@ -98,3 +109,38 @@ class Slot:
             raise AssertionError(f"a slot of {self._end - self._start} bytes is too small: it was sized wrongly")
         self._next = start + nbytes
         return start
+
+    def working(self) -> contextlib.AbstractContextManager[object]:
+        """Return the context in which the worker's thread runs all its tasks."""
+        return contextlib.nullcontext()
+
+    def tensor(self, at: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        """Return a view, where the worker computes, of what was taken at ``at``."""
+        return self.arena.tensor(at, dtype, shape)
+
+    def upload(self, at: int, nbytes: int) -> None:
+        """Let the views show the bytes that lie at ``at`` of the arena."""
+
+    def download(self, at: int, nbytes: int) -> None:
+        """Let the arena hold, at ``at``, what was computed in the views."""
+
+    def fill(self, place: int, nbytes: int, phase: int, read: Callable[[int], None]) -> None:
+        """Bring bytes to ``place`` of ``memory``; ``read`` brings them to a place of the arena."""
+        read(place)
+
+    def fetch(self, place: int, nbytes: int, phase: int) -> int:
+        """Return where in the arena the bytes lie that were computed at ``place`` of ``memory``."""
+        return place
+
+    def settle(self) -> None:
+        """Wait until all that the worker's tasks began is done: other workers may build on it."""
+
+    def return_free_memory(self) -> None:
+        """Give memory that the operations freed back to the system.
+
+        glibc keeps blocks of up to 32 MiB for the thread that freed them, so that every worker would hold what one
+        takes.
+        """
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

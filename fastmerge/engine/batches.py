@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 
+from ..merging import Job
+from ..methods import get_method
 from ..plan.types import OutputTensor
-from ..source import Chunk, Resident
-from .arena import LINE, PAGE, Slot
+from ..source import Resident
+from .arena import LINE, PAGE, Memory, Slot
 from .checksums import Checksum
 from .large import Large
 from .scheduler import Task, Unit
 from .sizing import scratch_bytes
-from .workshop import Workshop, apply_after_survey, split
+from .workshop import Workshop, merge_outputs, split
 
 # A batch is the work of one thread: few enough tensors that the last ones still go to several threads.
 MOST = 256
@@ -49,7 +51,7 @@ class Batch:
     def __init__(self, shop: Workshop, outputs: Sequence[OutputTensor]):
         self._shop, self._outputs = shop, outputs
 
-    def start(self) -> bool:
+    def start(self, memory: Memory) -> bool:
         return True
 
     def finish(self) -> None:
@@ -65,9 +67,16 @@ class Batch:
         total = outputs[-1].offset + outputs[-1].nbytes - first.offset
         start = slot.take(total, phase=first.offset, align=PAGE)
         places = self._read(slot)
+        at = {output.name: start + output.offset - first.offset for output in outputs}
         with self._shop.meter.stage("compute"):
-            for output in outputs:
-                self._merge(output, start + output.offset - first.offset, places)
+            merge_outputs([self._job(o, at[o.name], places, slot) for o in outputs if o.group is not None and o.nbytes])
+        slot.download(start, total)
+        arena = self._shop.arena
+        for output in outputs:
+            if output.group is None:
+                (tensor,) = output.inputs
+                source, target = places[tensor.path, tensor.offset], at[output.name]
+                arena.bytes[target : target + output.nbytes] = arena.bytes[source : source + output.nbytes]
         data = self._shop.write(first, 0, start, total)
         for output in outputs:
             checksum = Checksum(output.nbytes // output.dtype.itemsize, output.dtype.itemsize)
@@ -75,25 +84,17 @@ class Batch:
             checksum.add(0, data[offset : offset + output.nbytes])
             self._shop.sink.finish(output, checksum.hex())
 
-    def _merge(self, output: OutputTensor, at: int, places: dict[tuple[str, int], int]) -> None:
-        arena = self._shop.arena
-        if output.nbytes == 0:
-            return
-        sources = [(places[tensor.path, tensor.offset], tensor) for tensor in output.every_input]
-        if output.group is None:
-            ((source, _),) = sources
-            arena.bytes[at : at + output.nbytes] = arena.bytes[source : source + output.nbytes]
-            return
-        tensors = [arena.tensor(source, tensor.dtype, tensor.shape) for source, tensor in sources]
-        base, others = split(output, tensors)
-        apply = apply_after_survey(output, Resident(base, others))
-        apply(arena.tensor(at, output.dtype, output.shape), Chunk(base, others))
+    def _job(self, output: OutputTensor, at: int, places: dict[tuple[str, int], int], slot: Slot) -> Job:
+        assert output.group is not None
+        inputs = [slot.tensor(places[t.path, t.offset], t.dtype, t.shape) for t in output.every_input]
+        target = slot.tensor(at, output.dtype, output.shape)
+        return Job(get_method(output.method), output.group, Resident(*split(output, inputs)), target)
 
     def _read(self, slot: Slot) -> dict[tuple[str, int], int]:
-        """Read every input, neighbours in one request; return where each one lies."""
+        """Read every input, neighbours in one request; return where each one lies. One upload brings them all."""
         ranges = sorted({(t.path, t.offset, t.nbytes) for output in self._outputs for t in output.every_input})
         places: dict[tuple[str, int], int] = {}
-        i = 0
+        i = filled = 0
         while i < len(ranges):
             path, begin, nbytes = ranges[i]
             end, last = begin + nbytes, i + 1
@@ -104,5 +105,8 @@ class Batch:
             self._shop.reader.raw(path, begin, end - begin, at)
             for _, offset, _ in ranges[i:last]:
                 places[path, offset] = at + offset - begin
-            i = last
+            i, filled = last, at + end - begin
+        if places:
+            first = min(places.values())
+            slot.upload(first, filled - first)
         return places

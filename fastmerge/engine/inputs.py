@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..plan.types import Adapter, InputTensor
-from .arena import PAGE, Arena, Slot, round_up
+from .arena import PAGE, Arena, Memory, Slot, round_up
 from .files import Inputs
 from .report import Meter
 
@@ -24,12 +24,12 @@ class Reader:
             self._inputs.read(path, offset, self.arena.bytes[at : at + nbytes])
 
     def elements(self, tensor: InputTensor, start: int, stop: int, folded: Folded | None, slot: Slot) -> Tensor:
-        """Return the elements ``start .. stop - 1``, flat, in ``slot``."""
+        """Return the elements ``start .. stop - 1``, flat, where ``slot`` computes."""
         if folded is None:
             return self._view(tensor, start, stop, slot)
         columns = tensor.shape[1]
         first, last = start // columns, -(-stop // columns)
-        rows = self.arena.tensor(slot.take(4 * (last - first) * columns), torch.float32, (last - first, columns))
+        rows = slot.tensor(slot.take(4 * (last - first) * columns), torch.float32, (last - first, columns))
         self.fold(tensor, first, last, folded, rows, slot)
         return rows.view(-1)[start - first * columns : stop - first * columns]
 
@@ -47,19 +47,20 @@ class Reader:
         offset, nbytes = tensor.offset + start * size, (stop - start) * size
         at = slot.take(nbytes, phase=offset)
         self.raw(tensor.path, offset, nbytes, at)
-        return self.arena.tensor(at, tensor.dtype, (stop - start,))
+        slot.upload(at, nbytes)
+        return slot.tensor(at, tensor.dtype, (stop - start,))
 
 
 class Folded:
-    """The adapter matrices of one input, resident as float32 from ``at`` on."""
+    """The adapter matrices of one input, resident in ``memory`` as float32 from ``at`` on."""
 
-    def __init__(self, tensor: InputTensor, arena: Arena, at: int):
+    def __init__(self, tensor: InputTensor, memory: Memory, at: int):
         self._parts: list[tuple[InputTensor, Tensor]] = []
         self.matrices: list[tuple[Tensor, Tensor, float]] = []
         for adapter in tensor.adapters:
             pair = []
             for part in (adapter.up, adapter.down):
-                view = arena.tensor(at, torch.float32, part.shape)
+                view = memory.tensor(at, torch.float32, part.shape)
                 at += round_up(4 * view.numel())
                 pair.append(view)
                 self._parts.append((part, view))

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import FastmergeError
 from ..plan.types import OutputTensor
 from ..source import Chunk, Resident
-from .arena import PAGE, Slot, return_free_memory
+from .arena import PAGE, Memory, Slot
 from .checksums import Checksum
 from .inputs import Folded, folded_bytes
 from .scheduler import Task
@@ -22,7 +22,7 @@ from .workshop import Workshop, apply_after_survey, apply_without_survey, split
 class Large:
     """One output tensor, chunk by chunk.
 
-    Its inputs are brought into a region of the arena, whole, when a survey has to see them first and
+    Its inputs are brought into a region of the memory, whole, when a survey has to see them first and
     they fit. Otherwise each chunk is read where it is needed: once, or once more for every survey.
     Where the apply step needs all of the tensor at once, the region holds inputs and output; it always fits.
     """
@@ -36,15 +36,17 @@ class Large:
         self._at_once = scratch_bytes(output) is not None
         self._whole = self._at_once or (surveyed and whole_bytes(output) <= shop.sizes.regions)
         self._need = whole_bytes(output) if self._whole else adapter_bytes(output)
+        self._memory: Memory = shop.arena
         self._region: int | None = None
         self._folded: list[Folded | None] = []
         self._tensors: list[Tensor] = []
         self._places: list[int] = []
         self._out = 0
 
-    def start(self) -> bool:
+    def start(self, memory: Memory) -> bool:
+        self._memory = memory
         if self._need:
-            self._region = self._shop.arena.take(self._need)
+            self._region = memory.take(self._need)
             if self._region is None:
                 return False
         return True
@@ -52,7 +54,7 @@ class Large:
     def finish(self) -> None:
         self._tensors, self._folded = [], []
         if self._region is not None:
-            self._shop.arena.give_back(self._region, self._need)
+            self._memory.give_back(self._region, self._need)
 
     def stages(self) -> Generator[Sequence[Task], None, None]:
         output = self._output
@@ -78,13 +80,13 @@ class Large:
         """Lay the region out: adapters first, then the inputs."""
         at = self._region or 0
         for tensor in self._output.every_input:
-            self._folded.append(Folded(tensor, self._shop.arena, at) if tensor.adapters else None)
+            self._folded.append(Folded(tensor, self._memory, at) if tensor.adapters else None)
             at += folded_bytes(tensor)
         if not self._whole:
             return
         for tensor, folded in zip(self._output.every_input, self._folded, strict=True):
             dtype = tensor.dtype if folded is None else torch.float32
-            self._tensors.append(self._shop.arena.tensor(at, dtype, tensor.shape))
+            self._tensors.append(self._memory.tensor(at, dtype, tensor.shape))
             self._places.append(at)
             at += input_bytes(tensor)
         self._out = at + (self._output.offset - at) % PAGE
@@ -110,7 +112,8 @@ class Large:
                     yield partial(self._fold, tensor, first, last, folded, view[first:last])
 
     def _read(self, path, offset, nbytes, at, slot: Slot) -> None:
-        self._shop.reader.raw(path, offset, nbytes, at)
+        slot.reset()
+        slot.fill(at, nbytes, offset, partial(self._shop.reader.raw, path, offset, nbytes))
 
     def _fold(self, tensor, first, last, folded, out, slot: Slot) -> None:
         slot.reset()
@@ -130,20 +133,25 @@ class Large:
         size = self._output.dtype.itemsize
         at = slot.take((stop - start) * size, phase=self._output.offset + start * size, align=PAGE)
         with self._shop.meter.stage("compute"):
-            self._apply(self._shop.arena.tensor(at, self._output.dtype, (stop - start,)), chunk)
+            self._apply(slot.tensor(at, self._output.dtype, (stop - start,)), chunk)
+        slot.download(at, (stop - start) * size)
         self._write(start, stop, at)
 
     def _merge_at_once(self, spans: Sequence[tuple[int, int]], slot: Slot) -> None:
         assert self._apply is not None
-        out = self._shop.arena.tensor(self._out, self._output.dtype, (self._numel,))
+        out = self._memory.tensor(self._out, self._output.dtype, (self._numel,))
         with self._shop.meter.stage("compute"):
             try:
                 self._apply(out, self.chunk(0, self._numel, slot))
             except ValueError as error:
                 raise FastmergeError(str(error)) from error
-        return_free_memory()
+        slot.return_free_memory()
+        size = self._output.dtype.itemsize
         for start, stop in spans:
-            self._write(start, stop, self._out + start * self._output.dtype.itemsize)
+            slot.reset()
+            offset = start * size
+            at = slot.fetch(self._out + offset, (stop - start) * size, self._output.offset + offset)
+            self._write(start, stop, at)
 
     def _copy(self, start: int, stop: int, slot: Slot) -> None:
         slot.reset()

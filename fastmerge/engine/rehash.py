@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from functools import partial
 
 from ..plan.types import OutputTensor
-from .arena import Slot
+from .arena import Memory, Slot
 from .checksums import Checksum
 from .scheduler import Task
 from .workshop import Workshop
@@ -21,7 +21,7 @@ class Rehash:
     def __init__(self, shop: Workshop, output: OutputTensor, read: Read):
         self._shop, self._output, self._read = shop, output, read
 
-    def start(self) -> bool:
+    def start(self, memory: Memory) -> bool:
         return True
 
     def finish(self) -> None:

@@ -44,6 +44,9 @@ class Report:
         cpu_seconds:   CPU time of the whole process in that time, all threads.
         peak_rss:      highest resident memory of the process, in bytes.
         threads:       worker threads.
+        devices:       where the arithmetic ran.
+        device_reason: why there.
+        peak_vram:     the most bytes that one GPU held, 0 without one.
         stages:        read, compute, write.
         io_active:     time during which at least one read or write was under way: what the disk and the
                        page cache took for these bytes in this run.
@@ -57,6 +60,9 @@ class Report:
     cpu_seconds: float
     peak_rss: int
     threads: int
+    devices: tuple[str, ...] = ("cpu",)
+    device_reason: str = ""
+    peak_vram: int = 0
     stages: dict[str, Stage] = field(default_factory=dict)
     io_active: float = 0.0
 
@@ -118,7 +124,15 @@ class Meter:
     def bytes_written(self) -> int:
         return self._bytes["write"]
 
-    def report(self, *, tensors: int, resumed: int, threads: int) -> Report:
+    def report(
+        self,
+        tensors: int,
+        resumed: int,
+        threads: int,
+        devices: tuple[str, ...] = ("cpu",),
+        device_reason: str = "",
+        peak_vram: int = 0,
+    ) -> Report:
         """Return the report of the time since the meter was made."""
         return Report(
             tensors=tensors,
@@ -129,6 +143,9 @@ class Meter:
             cpu_seconds=time.process_time() - self._cpu,
             peak_rss=peak_rss(),
             threads=threads,
+            devices=devices,
+            device_reason=device_reason,
+            peak_vram=peak_vram,
             stages={name: Stage(self._seconds[name], self._active[name]) for name in STAGES},
             io_active=self._active["io"],
         )

@@ -10,16 +10,18 @@ from pathlib import Path
 
 import torch
 
+from ..device_names import DEFAULT, parse_devices
 from ..errors import OutputError
 from ..kernels import use_backend
 from ..plan.types import OutputTensor, Plan
-from .arena import Arena, Slot
+from .arena import Arena
 from .batches import units
 from .checksums import CELL
 from .files import Inputs, Outputs
 from .inputs import Reader
 from .journal import Journal, read_journal
 from .manifest import write_manifest
+from .places import Host, Place, choose
 from .publish import Workplace
 from .rehash import Found, Rehash
 from .report import Meter, Report
@@ -38,6 +40,9 @@ class RunOptions:
     Attributes:
         ram:       memory budget in bytes, for everything beyond the interpreter with torch imported.
         threads:   worker threads; None takes the cores and two more, which wait for the disk meanwhile.
+        device:    "cpu", "cuda" (every GPU), GPUs such as "cuda:0,cuda:1", or "auto": every GPU where there is one and
+                   the operations have kernels for it, else the processor.
+        vram:      memory budget in bytes on each GPU, beyond what CUDA itself takes; None takes 90 % of what is free.
         backend:   backend of the operations, pinned; None takes the fastest available.
         overwrite: replace an existing checkpoint.
         chunk:     elements per chunk of a large tensor, a multiple of 65536; None chooses.
@@ -45,6 +50,8 @@ class RunOptions:
 
     ram: int = 4 << 30
     threads: int | None = None
+    device: str = DEFAULT
+    vram: int | None = None
     backend: str | None = None
     overwrite: bool = False
     chunk: int | None = None
@@ -54,6 +61,7 @@ class RunOptions:
             raise ValueError(f"chunk is {self.chunk}; expected a positive multiple of {CELL}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads is {self.threads}; expected at least 1")
+        parse_devices(self.device)
 
 
 def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress: Progress | None = None) -> Report:
@@ -65,7 +73,8 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
     Raises:
         OutputError:     ``out`` exists, another run writes it, or the disk is full. The work that is done is kept.
         CheckpointError: an input changed, is truncated, or cannot be read.
-        BudgetError:     ``options.ram`` is too small; the message says how much is needed.
+        BudgetError:     ``options.ram`` or ``vram`` is too small; the message says how much is needed.
+        FastmergeError:  a GPU was asked for and cannot be used.
         KeyboardInterrupt: Ctrl-C; the message says how to go on.
     """
     options = options or RunOptions()
@@ -73,7 +82,8 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
     place = Workplace(Path(out), plan, options.overwrite)
     with use_backend(options.backend), place.locked(), Inputs(f for m in plan.models for f in m.files) as inputs:
         place.check_target()
-        sizes = divide(plan.outputs, options.ram, options.threads or default_threads(), options.chunk)
+        where = choose(options.device, options.vram)
+        sizes = divide(plan.outputs, where.budget(options.ram), options.threads or default_threads(), options.chunk)
         inputs.open()
         place.make()
         with Outputs(str(place.out), plan.shards) as outputs:
@@ -98,7 +108,7 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
                 return units(shop, todo)
 
             try:
-                work(make_units, sizes, inputs, FileSink(outputs, journal), meter, tick)
+                work(make_units, where, sizes, inputs, FileSink(outputs, journal), meter, tick)
                 inputs.check()
                 journal.flush()
             except KeyboardInterrupt:
@@ -119,7 +129,7 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
         place.publish()
     if progress is not None:
         progress(total, total)
-    return meter.report(tensors=len(plan.outputs), resumed=len(finished), threads=sizes.workers)
+    return meter.report(len(plan.outputs), len(finished), sizes.workers, where.names, where.why, where.peak_bytes())
 
 
 def default_threads() -> int:
@@ -129,6 +139,7 @@ def default_threads() -> int:
 
 def work(
     make_units: Callable[[Workshop], Iterator[Unit]],
+    where: Place,
     sizes: Sizes,
     inputs: Inputs,
     sink: Sink,
@@ -137,13 +148,8 @@ def work(
 ) -> None:
     """Run units on ``sizes.workers`` threads in one arena."""
     arena = Arena(sizes.arena)
-    slots = []
-    for _ in range(sizes.workers):
-        start = arena.take(sizes.slot)
-        assert start is not None, "the slots are part of the arena"
-        slots.append(Slot(arena, start, sizes.slot))
     shop = Workshop(arena, sizes, Reader(arena, inputs, meter), sink, meter)
-    with _one_torch_thread(), torch.no_grad():
+    with _one_torch_thread(), torch.no_grad(), where.slots(arena, sizes, meter) as slots:
         Scheduler(make_units(shop), slots).run(tick)
 
 
@@ -170,7 +176,7 @@ def _confirmed(plan: Plan, place: Workplace, outputs: Outputs, sizes: Sizes, inp
     def make_units(shop: Workshop) -> Iterator[Unit]:
         return (Rehash(shop, output, outputs.read) for output in plan.outputs if output.name in promised)
 
-    work(make_units, sizes, inputs, found, Meter(), lambda: None)
+    work(make_units, Host(), sizes, inputs, found, Meter(), lambda: None)
     return {name: checksum for name, checksum in promised.items() if found.checksums.get(name) == checksum}
 
 

@@ -1,7 +1,8 @@
 """Worker threads over units of work: whatever is furthest along goes first, new work starts when a worker is idle.
 
 So memory is taken late and given back early: no more units are in flight than it takes to keep the
-workers busy, and while one worker waits for the disk another computes.
+workers busy, and while one worker waits for the disk another computes. Workers of one memory share units;
+several memories (GPUs) are dealt the next unit as their workers become idle, so that a faster one does more.
 """
 
 from __future__ import annotations
@@ -10,17 +11,22 @@ import heapq
 import itertools
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
-Task = Callable[[Any], None]
+from .arena import Memory, Slot
+
+Task = Callable[[Slot], None]
 """One step of a unit; it is given the scratch of the worker that runs it."""
 
 
 class Unit(Protocol):
     """A part of the work that is started as one."""
 
-    def start(self) -> bool:
-        """Take the memory that the unit needs; False when there is not enough now."""
+    def start(self, memory: Memory) -> bool:
+        """Take what the unit needs of ``memory``; False when there is not enough now.
+
+        After True, all tasks of the unit run on workers of this memory.
+        """
 
     def stages(self) -> Generator[Sequence[Task], None, None]:
         """Yield lists of tasks. Those of one list run at once, in any order, before the next list is taken."""
@@ -30,26 +36,33 @@ class Unit(Protocol):
 
 
 class _Running:
-    def __init__(self, unit: Unit, number: int):
-        self.unit, self.number = unit, number
+    def __init__(self, unit: Unit, number: int, team: _Team):
+        self.unit, self.number, self.team = unit, number, team
         self.stages = unit.stages()
         self.stage = 0
         self.pending = 0
 
 
-class Scheduler:
-    """Runs units on one thread per scratch object."""
+class _Team:
+    """The workers of one memory."""
 
-    def __init__(self, units: Iterator[Unit], scratch: Sequence[Any]):
+    def __init__(self, lock: threading.RLock):
+        self.changed = threading.Condition(lock)
+        self.ready: list[tuple[int, int, int, Task, _Running]] = []
+        self.in_flight = 0
+
+
+class Scheduler:
+    """Runs units on one thread per slot."""
+
+    def __init__(self, units: Iterator[Unit], slots: Sequence[Slot]):
         self._units = units
-        self._scratch = scratch
+        self._slots = slots
         self._next: Unit | None = next(units, None)
         self._numbers = itertools.count()
-        self._ready: list[tuple[int, int, int, Task, _Running]] = []
-        lock = threading.RLock()
-        self._changed = threading.Condition(lock)
-        self._over = threading.Condition(lock)
-        self._in_flight = 0
+        self._lock = threading.RLock()
+        self._teams = {slot.memory: _Team(self._lock) for slot in slots}
+        self._over = threading.Condition(self._lock)
         self._failure: BaseException | None = None
         self._alive = 0
 
@@ -60,8 +73,8 @@ class Scheduler:
         their current tasks and is raised here.
         """
         threads = [
-            threading.Thread(target=self._work, args=(scratch,), name=f"fastmerge-{i}", daemon=True)
-            for i, scratch in enumerate(self._scratch)
+            threading.Thread(target=self._work, args=(slot,), name=f"fastmerge-{i}", daemon=True)
+            for i, slot in enumerate(self._slots)
         ]
         self._alive = len(threads)
         try:
@@ -81,16 +94,22 @@ class Scheduler:
             return not self._over.wait_for(lambda: self._alive == 0, timeout=interval)
 
     def _fail(self, error: BaseException) -> None:
-        with self._changed:
+        with self._lock:
             self._failure = self._failure or error
-            self._changed.notify_all()
+            self._wake_all()
 
-    def _work(self, scratch: Any) -> None:
+    def _wake_all(self) -> None:
+        for team in self._teams.values():
+            team.changed.notify_all()
+
+    def _work(self, slot: Slot) -> None:
         try:
-            while (item := self._take()) is not None:
-                task, running = item
-                task(scratch)
-                self._done(running)
+            with slot.working():
+                while (item := self._take(slot.memory)) is not None:
+                    task, running = item
+                    task(slot)
+                    slot.settle()
+                    self._done(running)
         except BaseException as error:
             self._fail(error)
         finally:
@@ -98,39 +117,43 @@ class Scheduler:
                 self._alive -= 1
                 self._over.notify_all()
 
-    def _take(self) -> tuple[Task, _Running] | None:
-        with self._changed:
+    def _take(self, memory: Memory) -> tuple[Task, _Running] | None:
+        team = self._teams[memory]
+        with self._lock:
             while self._failure is None:
-                if self._ready:
-                    *_, task, running = heapq.heappop(self._ready)
+                if team.ready:
+                    *_, task, running = heapq.heappop(team.ready)
                     return task, running
-                if self._next is not None and self._next.start():
-                    running = _Running(self._next, next(self._numbers))
+                if self._next is not None and self._next.start(memory):
+                    running = _Running(self._next, next(self._numbers), team)
                     self._next = next(self._units, None)
-                    self._in_flight += 1
+                    team.in_flight += 1
+                    if len(self._teams) > 1:  # the unit that is next now may fit another memory
+                        self._wake_all()
                     self._advance(running)
-                elif self._next is None and self._in_flight == 0:
+                elif self._next is None and team.in_flight == 0:
                     return None
                 else:
-                    self._changed.wait()
+                    team.changed.wait()
             return None
 
     def _done(self, running: _Running) -> None:
-        with self._changed:
+        with self._lock:
             running.pending -= 1
             if running.pending == 0:
                 self._advance(running)
 
     def _advance(self, running: _Running) -> None:
         """Queue the next stage of a unit, or finish it. Called with the lock held."""
+        team = running.team
         tasks = next(running.stages, None)
         if tasks is None:
             running.unit.finish()
-            self._in_flight -= 1
-            self._changed.notify_all()
+            team.in_flight -= 1
+            team.changed.notify_all()
             return
         running.stage -= 1
         running.pending = len(tasks)
         for i, task in enumerate(tasks):
-            heapq.heappush(self._ready, (running.stage, running.number, i, task, running))
-        self._changed.notify(len(tasks))
+            heapq.heappush(team.ready, (running.stage, running.number, i, task, running))
+        team.changed.notify(len(tasks))

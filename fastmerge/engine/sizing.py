@@ -1,4 +1,4 @@
-"""How a memory budget is divided: scratch for each worker, and a region for tensors that are held whole."""
+"""How memory budgets are divided: scratch for each worker, and regions for tensors that are held whole."""
 
 from __future__ import annotations
 
@@ -13,93 +13,129 @@ from .arena import PAGE, round_up
 from .checksums import CELL
 from .inputs import folded_bytes, slot_bytes
 
-# Elements per chunk, best first: 2 MiB of bfloat16 are few system calls and still fit the cache.
+# Elements per chunk, best first. On the processor 2 MiB of bfloat16 are few system calls and still fit the cache; a
+# device wants copies long enough that beginning them costs nothing.
 CHUNKS = (1 << 20, 1 << 19, 1 << 18, 1 << 17, CELL)
+DEVICE_CHUNKS = (1 << 23, 1 << 22, 1 << 21, *CHUNKS)
 
 # Bytes that a run may take beside its budget and the interpreter with torch: threads, modules, tables of the plan.
 BESIDE = 64 << 20
 
 # Scratch of a worker where tensors are tiny: that many bytes are gathered into a batch.
 BATCH_BYTES = 4 << 20
+DEVICE_BATCH_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What there is to divide.
+
+    Attributes:
+        ram:     bytes of the host's memory.
+        vram:    bytes on each device, where they have memories of their own; None computes in the host's.
+        devices: how many there are.
+        kind:    of the devices, as in ``torch.device.type``.
+    """
+
+    ram: int
+    vram: int | None = None
+    devices: int = 1
+    kind: str = "cpu"
 
 
 @dataclass(frozen=True)
 class Sizes:
     """Attributes:
-    workers: threads.
+    workers: threads, of all devices together.
     chunk:   elements of an output that are computed at once, a multiple of ``CELL``.
     slot:    bytes of scratch of one worker.
-    arena:   bytes of everything in the arena: the slots and the regions.
+    regions: bytes beside the slots for regions, on each device.
+    arena:   bytes of everything in the host's memory.
     """
 
     workers: int
     chunk: int
     slot: int
+    regions: int
     arena: int
 
-    @property
-    def regions(self) -> int:
-        """Bytes left for regions."""
-        return self.arena - self.workers * self.slot
 
-
-def divide(outputs: Iterable[OutputTensor], ram: int, workers: int, chunk: int | None = None) -> Sizes:
-    """Return the best division of ``ram`` bytes for up to ``workers`` threads.
+def divide(outputs: Iterable[OutputTensor], budget: Budget, workers: int, chunk: int | None = None) -> Sizes:
+    """Return the best division of ``budget`` for up to ``workers`` threads, and at least one for each device.
 
     ``chunk`` pins the elements per chunk. BudgetError says how much the least division needs.
     """
+    outputs = list(outputs)
     kinds = _kinds(outputs)
-    chunks = CHUNKS if chunk is None else (chunk,)
+    own = budget.vram is not None
+    room = budget.ram if budget.vram is None else budget.vram
+    chunks = (DEVICE_CHUNKS if own else CHUNKS) if chunk is None else (chunk,)
+    each = -(-workers // budget.devices)
     inputs = max((len(o.every_input) for o in kinds), default=1)
     longest = max((_numel(o) for o in kinds if o.group is not None), default=0)
-    outside = _outside_bytes(inputs)
+    outside = _outside_bytes(inputs, budget.kind)
     # What the operations take beside a region grows with the tensors in it, so the region gets a fixed share.
     merged = [o for o in kinds if o.group is not None and o.nbytes]
     share = 1 + max(((outside * _numel(o) + (scratch_bytes(o) or 0)) / whole_bytes(o) for o in merged), default=0)
     adapters = max((adapter_bytes(o) for o in kinds), default=0)
     largest = max((o for o in merged if scratch_bytes(o) is not None), key=whole_bytes, default=None)
     least = max(adapters, whole_bytes(largest) if largest else 0)
-    options = [(count, elements) for count in dict.fromkeys((workers, min(workers, 2), 1)) for elements in chunks]
-    needed = 0
+    options = [(count, elements) for count in dict.fromkeys((each, min(each, 2), 1)) for elements in chunks]
+    needed = staging = 0
     for count, elements in options:
         slot = round_up(max((_chunk_bytes(o, elements) for o in kinds), default=0)) + PAGE
-        scratch = count * (slot + int(outside * min(elements, longest))) + _spare_bytes(count, inputs, longest)
+        # The slots of all workers, in the host's memory, where they stand for memory of the devices.
+        staging = budget.devices * count * slot + PAGE if own else 0
+        spare = _spare_bytes(count, inputs, longest, budget.kind)
+        scratch = count * (slot + int(outside * min(elements, longest))) + spare
         needed = scratch + int(least * share) + PAGE
         # Half of the budget is kept for tensors that are held whole: reading twice costs more than small chunks.
-        roomy = scratch + int(adapters * share) + PAGE <= ram // 2 or (count, elements) == options[-1]
-        if needed <= ram and roomy:
+        roomy = scratch + int(adapters * share) + PAGE <= room // 2 or (count, elements) == options[-1]
+        if needed <= room and staging <= budget.ram and roomy:
             # Tiny tensors are gathered into batches, which may take more than a chunk.
-            extra = max(0, min(BATCH_BYTES - slot, (ram - needed) // (4 * count))) // PAGE * PAGE
-            regions = int((ram - scratch - count * extra) / share)
-            return Sizes(count, elements, slot + extra, count * (slot + extra) + regions)
+            extra = min(((DEVICE_BATCH_BYTES if own else BATCH_BYTES) - slot, (room - needed) // (4 * count)))
+            if own:
+                extra = min(extra, (budget.ram - staging) // (budget.devices * count))
+            slot += max(0, extra) // PAGE * PAGE
+            regions = int((room - scratch - count * (max(0, extra) // PAGE * PAGE)) / share)
+            if own:
+                # A device's memory is taken at once, the host's when it is touched: no more than can be of use.
+                regions = min(regions, sum(map(whole_bytes, outputs)))
+            host = budget.devices * count * slot + (0 if own else regions)
+            return Sizes(budget.devices * count, elements, slot, regions, host)
+    if needed <= room:
+        raise BudgetError(
+            f"the memory budget of {budget.ram} bytes is too small: this merge needs at least {staging} (--ram)"
+        )
     whole = f"; {largest.method} needs {int(least * share)} for {largest.name}, which it takes whole" if largest else ""
+    where, option = ("of each device ", "--vram") if own else ("", "--ram")
     raise BudgetError(
-        f"the memory budget of {ram} bytes is too small: this merge needs at least {needed} (--ram){whole}"
+        f"the memory budget {where}of {room} bytes is too small: this merge needs at least {needed} ({option}){whole}"
     )
 
 
-def _native() -> bool:
-    """True when every operation on the CPU is the compiled one."""
-    return all(op.choose("cpu")[0] != "reference" for op in kernels.OPERATIONS.values())
+def _compiled(kind: str) -> bool:
+    """True when every operation on that kind of device is a compiled one."""
+    return all(op.choose(kind)[0] != "reference" for op in kernels.OPERATIONS.values())
 
 
-def _outside_bytes(inputs: int) -> float:
+def _outside_bytes(inputs: int, kind: str) -> float:
     """Return a bound of the memory per element that an operation takes besides its arguments.
 
-    The compiled backend works in registers, except that a selection (csrc/cpu/select.cpp) collects up to 1/16
+    The compiled backends work in registers, except that a selection (csrc/cpu/select.cpp) collects up to 1/16
     of the magnitudes for each boundary and keeps 32 bytes per 16384 elements; methods ask for up to two
     boundaries per input. The reference makes float32 and int64 temporaries, one per input and about ten
     more, and malloc keeps as much again of those that were freed.
     """
-    return 2 * inputs * (4 / 16 + 32 / 16384) if _native() else 2 * (8 * inputs + 64)
+    return 2 * inputs * (4 / 16 + 32 / 16384) if _compiled(kind) else 2 * (8 * inputs + 64)
 
 
-def _spare_bytes(workers: int, inputs: int, elements: int) -> int:
+def _spare_bytes(workers: int, inputs: int, elements: int, kind: str) -> int:
     """Return what selections may collect beyond that share: 2 MiB for each boundary, in every worker at once.
 
     Half of what a run may take beside its budget is there for it.
     """
-    spare = workers * 2 * inputs * min(2 << 20, 4 * elements) if _native() else 0
+    spare = workers * 2 * inputs * min(2 << 20, 4 * elements) if _compiled(kind) else 0
     return max(0, spare - BESIDE // 2)
 
 

@@ -21,11 +21,12 @@ from ..recipe import ModelRef, Recipe, load
 from .batches import units
 from .files import Inputs
 from .manifest import read_manifest
+from .places import Host
 from .rehash import Rehash
 from .report import Meter
 from .running import Progress, default_threads, work
 from .scheduler import Unit
-from .sizing import divide
+from .sizing import Budget, divide
 from .workshop import Workshop
 
 
@@ -103,11 +104,11 @@ def verify(
             yield from (Rehash(shop, output, read) for output in rest)
 
         total = sum(output.nbytes for output in (*again, *rest))
-        sizes = divide(outputs, ram, threads or default_threads())
-        work(make_units, sizes, inputs, sink, meter, lambda: progress and progress(sink.done, total))
+        sizes = divide(outputs, Budget(ram), threads or default_threads())
+        work(make_units, Host(), sizes, inputs, sink, meter, lambda: progress and progress(sink.done, total))
     if progress is not None:
         progress(total, total)
-    report = meter.report(tensors=len(outputs), resumed=0, threads=sizes.workers)
+    report = meter.report(len(outputs), 0, sizes.workers)
     return VerifyReport(
         tensors=len(plan.outputs),
         recomputed=len(again),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..apply import Apply
 from ..errors import FastmergeError
-from ..merging import solve, solve_without_data
+from ..merging import Job, merge_here, solve, solve_without_data
 from ..methods import get_method
 from ..plan.types import OutputTensor
 from ..source import Source
@@ -67,5 +67,13 @@ def apply_after_survey(output: OutputTensor, source: Source) -> Apply:
     assert output.group is not None
     try:
         return solve(get_method(output.method), output.group, source)
+    except ValueError as error:
+        raise FastmergeError(str(error)) from error
+
+
+def merge_outputs(jobs: Sequence[Job]) -> None:
+    """Merge outputs whose inputs are in memory, whole."""
+    try:
+        merge_here(jobs)
     except ValueError as error:
         raise FastmergeError(str(error)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ from commands import call, call_json, write_recipe
 from safetensors.torch import load_file
 
 import fastmerge
+from fastmerge import engine
 from fastmerge.cli import _mergekit
+from fastmerge.device_names import DEFAULT
+from fastmerge.errors import OutputError
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -104,12 +108,46 @@ def test_seed_replaces_the_seed_of_the_recipe(models, tmp_path):
 
 def test_mergekit_flags_are_accepted(ties, tmp_path):
     flags = ["--cuda", "--lazy-unpickle", "--allow-crimes", "--copy-tokenizer", "--low-cpu-memory", "--gpu-rich", "-v"]
-    flags += ["--trust-remote-code", "--write-model-card", "--no-async-write", "--device", "cuda:0"]
+    flags += ["--trust-remote-code", "--write-model-card", "--no-async-write", "--read-to-gpu"]
     result = call("merge", ties, tmp_path / "out", *flags, "--out-shard-size", "0.0001B", "--num-threads", 1)
     assert result.exit_code == 0, result.output
-    assert "note: --cuda means nothing here: " in result.stderr
-    assert "--allow-crimes" not in result.stderr
+    assert "note: --read-to-gpu means nothing here: " in result.stderr
+    assert "--allow-crimes" not in result.stderr and "--cuda" not in result.stderr
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "device"),
+    [
+        ([], DEFAULT),
+        (["--cuda"], "auto"),
+        (["--no-cuda"], "cpu"),
+        (["--gpu-rich"], "auto"),
+        (["--multi-gpu"], "auto"),
+        (["--device", "cuda:1,cuda:0"], "cuda:1,cuda:0"),
+        (["--device", "cpu", "--cuda"], "cpu"),
+    ],
+)
+def test_devices_of_both_tools(flags, device, ties, tmp_path, monkeypatch):
+    options = []
+
+    def run(plan, out, settings, update):
+        options.append(settings)
+        raise OutputError("stop")
+
+    monkeypatch.setattr(engine, "run", run)
+    assert call("merge", ties, tmp_path / "out", "--vram", "20GiB", *flags).exit_code == 2
+    assert [(item.device, item.vram) for item in options] == [(device, 20 * 2**30)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_the_report_says_where_the_merge_ran_and_why(ties, tmp_path):
+    result = call("merge", ties, tmp_path / "out", "--device", "auto")
+    assert re.search(r"\ndevice +cpu \(no GPU is used: .+\)\n", result.stdout)
+    refused = call("merge", ties, tmp_path / "other", "--device", "cuda")
+    assert refused.exit_code == 2
+    assert re.fullmatch(r"error: --device cuda: .+; take --device cpu or auto\n", refused.stderr)
+    assert call_json("doctor")["devices"]["with --device auto"].startswith("cpu: no GPU is used: ")
 
 
 @pytest.mark.parametrize("flag", list(_mergekit.IGNORED))
@@ -127,7 +165,15 @@ def test_sizes_of_mergekit(text, nbytes):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--ram", "lots"], ["--threads", 0], ["--backend", "gpu"], ["--out-shard-size", "B"]]
+    "arguments",
+    [
+        ["--ram", "lots"],
+        ["--threads", 0],
+        ["--backend", "gpu"],
+        ["--device", "gpu"],
+        ["--vram", "0"],
+        ["--out-shard-size", "B"],
+    ],
 )
 def test_bad_options_are_usage_errors(arguments, ties, tmp_path):
     result = call("merge", ties, tmp_path / "out", *arguments)

@@ -1,0 +1,124 @@
+"""A device with a memory of its own: one allocation handed out in ranges, and slots whose bytes are moved there."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import BudgetError
+from .arena import PAGE, Arena, Memory, Slot
+from .report import Meter
+
+
+class Queue(Protocol):
+    """Work that a device does in order, beside that of other queues. See ``gpus.Queue``."""
+
+    def working(self) -> contextlib.AbstractContextManager[object]: ...
+    def copy(self, to: Tensor, source: Tensor) -> None: ...
+    def wait(self) -> None: ...
+
+
+class Driver(Protocol):
+    """What the engine needs of a kind of device beside the operations. See ``gpus.Cuda``."""
+
+    def free_bytes(self, device: torch.device) -> int: ...
+    def pin(self, address: int, nbytes: int) -> None: ...
+    def unpin(self, address: int) -> None: ...
+    def synchronize(self, device: torch.device) -> None: ...
+    def return_free_memory(self, device: torch.device) -> None: ...
+    def begin_peak(self, device: torch.device) -> None: ...
+    def peak_bytes(self, device: torch.device) -> int: ...
+    def queue(self, device: torch.device) -> Queue: ...
+
+
+class DeviceMemory(Memory):
+    """One allocation on a device."""
+
+    def __init__(self, device: torch.device, size: int):
+        super().__init__(size)
+        self.device = device
+        try:
+            self.bytes = torch.empty(self.size, dtype=torch.uint8, device=device)
+        except torch.OutOfMemoryError as error:
+            raise too_little(device) from error
+
+    def tensor(self, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        data = self.bytes[start : start + math.prod(shape) * dtype.itemsize]
+        # A file may hold elements at odd places; a device reads them only where they are aligned.
+        return (data.clone() if start % dtype.itemsize else data).view(dtype).view(shape)
+
+
+class DeviceSlot(Slot):
+    """A slot of pinned host memory and its mirror on a device: what lies in one at a place lies in the other there.
+
+    Each worker has a queue of its own, so that uploads, kernels and downloads of different workers overlap; within a
+    task they run in order. The host waits in three places, and each is needed: before bytes of the host that are
+    being copied are overwritten (``reset``), before a result is written (``download``, ``fetch``), and at the end of
+    a task, since other queues build on it (``settle``).
+    """
+
+    def __init__(self, arena: Arena, start: int, nbytes: int, memory: DeviceMemory, driver: Driver, meter: Meter):
+        super().__init__(arena, start, nbytes)
+        mirror = memory.take(nbytes)
+        assert mirror is not None, "the mirrors are part of the memory"
+        self.memory: DeviceMemory = memory
+        self._shift = mirror - start
+        self._driver, self._meter = driver, meter
+        self._queue = driver.queue(memory.device)
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        try:
+            with self._queue.working():
+                yield
+        except torch.OutOfMemoryError as error:
+            raise too_little(self.memory.device) from error
+
+    def reset(self) -> None:
+        self.settle()
+        super().reset()
+
+    def tensor(self, at: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        return self.memory.tensor(at + self._shift, dtype, shape)
+
+    def upload(self, at: int, nbytes: int) -> None:
+        self._queue.copy(self._there(at + self._shift, nbytes), self._here(at, nbytes))
+
+    def download(self, at: int, nbytes: int) -> None:
+        self._queue.copy(self._here(at, nbytes), self._there(at + self._shift, nbytes))
+        self.settle()
+
+    def fill(self, place: int, nbytes: int, phase: int, read: Callable[[int], None]) -> None:
+        at = self.take(nbytes, phase)
+        read(at)
+        self._queue.copy(self._there(place, nbytes), self._here(at, nbytes))
+
+    def fetch(self, place: int, nbytes: int, phase: int) -> int:
+        at = self.take(nbytes, phase, align=PAGE)
+        self._queue.copy(self._here(at, nbytes), self._there(place, nbytes))
+        self.settle()
+        return at
+
+    def settle(self) -> None:
+        with self._meter.stage("compute"):
+            self._queue.wait()
+
+    def return_free_memory(self) -> None:
+        self.settle()
+        self._driver.return_free_memory(self.memory.device)
+
+    def _here(self, at: int, nbytes: int) -> Tensor:
+        return self.arena.tensor(at, torch.uint8, (nbytes,))
+
+    def _there(self, at: int, nbytes: int) -> Tensor:
+        return self.memory.bytes[at : at + nbytes]
+
+
+def too_little(device: torch.device) -> BudgetError:
+    """Return the error of a device whose memory is used up, by this process or by others."""
+    return BudgetError(f"{device}: out of memory; give --vram less than is free there, or merge with --device cpu")

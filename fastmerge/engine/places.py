@@ -1,0 +1,142 @@
+"""Where a run computes: in the host's memory, or on devices that have their own."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from .. import gpus, kernels
+from ..device_names import parse_devices
+from ..errors import FastmergeError
+from .arena import Arena, Slot
+from .devices import DeviceMemory, DeviceSlot, Driver
+from .report import Meter
+from .sizing import Budget, Sizes
+
+# Share of a device's free memory that is taken where no budget is given.
+SHARE = 0.9
+
+
+class Place(ABC):
+    """Where a run computes.
+
+    Attributes:
+        names: the devices.
+        why:   why they were taken.
+    """
+
+    names: tuple[str, ...]
+    why: str
+
+    @abstractmethod
+    def budget(self, ram: int) -> Budget:
+        """Return what there is to divide."""
+
+    @abstractmethod
+    def slots(self, arena: Arena, sizes: Sizes, meter: Meter) -> contextlib.AbstractContextManager[list[Slot]]:
+        """Return a context that yields the scratch of every worker."""
+
+    def peak_bytes(self) -> int:
+        """Return the most bytes that one device held in the last ``slots``; 0 for the host."""
+        return 0
+
+
+class Host(Place):
+    """The processor, in the memory that files are read into."""
+
+    names = ("cpu",)
+
+    def __init__(self, why: str = "asked for"):
+        self.why = why
+
+    def budget(self, ram: int) -> Budget:
+        return Budget(ram)
+
+    @contextlib.contextmanager
+    def slots(self, arena: Arena, sizes: Sizes, meter: Meter) -> Iterator[list[Slot]]:
+        yield [Slot(arena, _part(arena, sizes.slot), sizes.slot) for _ in range(sizes.workers)]
+
+
+class Accelerators(Place):
+    """Devices with memories of their own. Their workers share the host's arena, which is pinned."""
+
+    def __init__(self, devices: Sequence[torch.device], driver: Driver, vram: int | None = None, why: str = ""):
+        self._devices, self._driver, self._vram = devices, driver, vram
+        self.names, self.why = tuple(str(device) for device in devices), why
+        self._peak = 0
+
+    def budget(self, ram: int) -> Budget:
+        vram = self._vram or int(SHARE * min(self._driver.free_bytes(device) for device in self._devices))
+        return Budget(ram, vram, len(self._devices), self._devices[0].type)
+
+    def peak_bytes(self) -> int:
+        return self._peak
+
+    @contextlib.contextmanager
+    def slots(self, arena: Arena, sizes: Sizes, meter: Meter) -> Iterator[list[Slot]]:
+        address = arena.tensor(0, torch.uint8, (1,)).data_ptr()
+        self._driver.pin(address, arena.size)
+        try:
+            each = sizes.workers // len(self._devices)
+            slots: list[Slot] = []
+            for device in self._devices:
+                self._driver.begin_peak(device)
+                memory = DeviceMemory(device, each * sizes.slot + sizes.regions)
+                for _ in range(each):
+                    start = _part(arena, sizes.slot)
+                    slots.append(DeviceSlot(arena, start, sizes.slot, memory, self._driver, meter))
+            self._wait()  # the memory may have been another stream's a moment ago
+            try:
+                yield slots
+            finally:
+                self._wait()  # after a failure, copies may still be under way
+                self._peak = max(self._driver.peak_bytes(device) for device in self._devices)
+        finally:
+            self._driver.unpin(address)
+
+    def _wait(self) -> None:
+        for device in self._devices:
+            self._driver.synchronize(device)
+
+
+def _part(arena: Arena, nbytes: int) -> int:
+    start = arena.take(nbytes)
+    assert start is not None, "the slots are part of the arena"
+    return start
+
+
+def choose(device: str, vram: int | None) -> Place:
+    """Return where a run computes that asked for ``device`` (see ``RunOptions``).
+
+    Raises:
+        FastmergeError: a GPU was asked for and cannot be used.
+    """
+    wanted = parse_devices(device)
+    why_not = None if wanted == "cpu" else gpus.why_none()
+    if wanted == "auto" and why_not is None:
+        why_not = _why_no_kernels()
+    if wanted == "cpu" or (wanted == "auto" and why_not):
+        return Host(f"no GPU is used: {why_not}" if why_not else "asked for")
+    if why_not:
+        raise FastmergeError(f"--device {device}: {why_not}; take --device cpu or auto")
+    present = gpus.visible()
+    devices = present if isinstance(wanted, str) else [torch.device("cuda", index) for index in wanted]
+    if missing := [str(item) for item in devices if item not in present]:
+        found = ", ".join(map(str, present))
+        raise FastmergeError(f"--device {device}: there is no {', '.join(missing)}; this process sees {found}")
+    return Accelerators(devices, gpus.Cuda(), vram, "asked for" if wanted != "auto" else "GPUs and kernels for them")
+
+
+def _why_no_kernels() -> str | None:
+    """Return which operations have no fast kernels for GPUs, and why, or None."""
+    for operation in kernels.OPERATIONS.values():
+        try:
+            name, reason = operation.choose("cuda")
+        except kernels.BackendError as error:
+            return str(error)
+        if name == "reference":
+            return f"{operation.name} has no kernel there ({reason})"
+    return None

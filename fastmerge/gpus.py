@@ -1,0 +1,101 @@
+"""All that is asked of ``torch.cuda``: the only lines that a machine without a GPU cannot run.
+
+Tests give the engine another object with the methods of ``Cuda``, whose device is the processor.
+Not yet run on a GPU; ``pytest -m gpu`` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+from .errors import BudgetError, FastmergeError
+
+# cudaHostRegisterPortable: pinned for every GPU.
+_PORTABLE = 1
+
+
+def why_none() -> str | None:
+    """Return the reason why there is no GPU to compute on, or None."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "this torch is built without CUDA"
+    if not torch.cuda.is_available():
+        return "torch finds no GPU or no driver"
+    return None
+
+
+def visible() -> list[torch.device]:
+    """Return every GPU that this process may use (``CUDA_VISIBLE_DEVICES``)."""
+    return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+
+
+class Cuda:
+    """What the engine needs of GPUs beside the operations."""
+
+    def free_bytes(self, device: torch.device) -> int:
+        """Return the bytes of a GPU that nobody uses."""
+        return torch.cuda.mem_get_info(device)[0]
+
+    def pin(self, address: int, nbytes: int) -> None:
+        """Lock host memory in place, so that copies run beside the processor's work and at full speed."""
+        status = int(torch.cuda.cudart().cudaHostRegister(address, nbytes, _PORTABLE))
+        if status:
+            raise BudgetError(
+                f"{nbytes} bytes of host memory cannot be pinned for the GPU (CUDA error {status}); "
+                "lower --ram, or merge with --device cpu"
+            )
+
+    def unpin(self, address: int) -> None:
+        """Undo ``pin``; nothing may be copying."""
+        status = int(torch.cuda.cudart().cudaHostUnregister(address))
+        if status:
+            raise FastmergeError(f"host memory cannot be unpinned (CUDA error {status})")
+
+    def synchronize(self, device: torch.device) -> None:
+        """Wait for everything that was given to a GPU."""
+        torch.cuda.synchronize(device)
+
+    def return_free_memory(self, device: torch.device) -> None:
+        """Give memory that the operations freed back: torch keeps it for the stream that freed it."""
+        with torch.cuda.device(device):
+            torch.cuda.empty_cache()
+
+    def begin_peak(self, device: torch.device) -> None:
+        """Measure ``peak_bytes`` from here on."""
+        torch.cuda.reset_peak_memory_stats(device)
+
+    def peak_bytes(self, device: torch.device) -> int:
+        """Return the most bytes that torch's tensors took on a GPU since ``begin_peak``."""
+        return torch.cuda.max_memory_allocated(device)
+
+    def queue(self, device: torch.device) -> Queue:
+        return Queue(device)
+
+
+class Queue:
+    """A stream of one GPU: what it is given runs in order, beside the work of other streams."""
+
+    def __init__(self, device: torch.device):
+        self._stream = torch.cuda.Stream(device)
+        # A thread that waits sleeps instead of spinning: there are more workers than cores.
+        self._event = torch.cuda.Event(blocking=True)
+
+    def working(self) -> contextlib.AbstractContextManager[object]:
+        """Return the context in which operations of this thread go to the stream; ``copy`` needs it too."""
+        return torch.cuda.stream(self._stream)
+
+    def copy(self, to: Tensor, source: Tensor) -> None:
+        """Begin to copy; host memory must be pinned and stay as it is until ``wait`` returns."""
+        to.copy_(source, non_blocking=True)
+
+    def wait(self) -> None:
+        """Wait for everything that the stream was given."""
+        self._event.record(self._stream)
+        self._event.synchronize()
+
+
+def on_current_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Return a context for another thread, in which it works on the stream that is current in this one."""
+    return torch.cuda.stream(torch.cuda.current_stream(device))

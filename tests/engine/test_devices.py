@@ -1,0 +1,171 @@
+"""Runs on devices with memories of their own: the same bytes, within two budgets, whatever fails."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from checkpoint_files import write_adapter
+from mirrors import compute_on_mirrors
+from tiny_merges import assert_same_tensors, expected, make_merge, outputs_of, same_files
+
+from fastmerge.engine import RunOptions, run, verify
+from fastmerge.engine.checksums import CELL
+from fastmerge.engine.devices import DeviceMemory
+from fastmerge.engine.files import Outputs
+from fastmerge.errors import BudgetError, FastmergeError, OutputError
+
+# Wide enough that the large matrices are cut into several chunks of one cell.
+WIDE = {"hidden": 256, "inner": 640, "vocab": 768, "layers": 1}
+
+
+def least(plan, option, **budgets) -> int:
+    """Return the budget that the error about a smaller one names."""
+    with pytest.raises(BudgetError, match=rf"at least \d+ \(--{option}\)") as caught:
+        run(plan, "never", RunOptions(**{"ram": 1 << 30, "vram": 1 << 30, "chunk": CELL, "threads": 2} | budgets))
+    return int(str(caught.value).split("at least ")[1].split()[0])
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "task_arithmetic", "model_stock"])
+@pytest.mark.parametrize(("devices", "chunk"), [(1, CELL), (1, None), (3, CELL)])
+def test_bits_are_those_of_a_merge_in_memory(tmp_path, monkeypatch, method, devices, chunk):
+    driver = compute_on_mirrors(monkeypatch, devices)
+    merge = make_merge(tmp_path, method, **WIDE)
+    plan = merge.plan()
+    report = run(plan, merge.out, RunOptions(chunk=chunk, threads=4, vram=64 << 20))
+    assert_same_tensors(outputs_of(merge.out), expected(plan))
+    assert report.devices == tuple(f"cpu:{i}" for i in range(devices)) and report.device_reason == "a test"
+    # Every byte goes there once and comes back once.
+    assert report.bytes_read == plan.bytes_read <= driver.uploaded < 1.01 * plan.bytes_read + 100_000
+    assert driver.downloaded == report.bytes_written
+    assert verify(merge.out).ok
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_other_dtypes(tmp_path, monkeypatch, dtype):
+    compute_on_mirrors(monkeypatch)
+    merge = make_merge(tmp_path, "ties", dtype=dtype, **WIDE)
+    plan = merge.plan()
+    run(plan, merge.out, RunOptions(chunk=CELL))
+    assert_same_tensors(outputs_of(merge.out), expected(plan))
+
+
+@pytest.mark.parametrize("method", ["ties", "model_stock", "ties_sb"])
+def test_the_least_budgets_are_kept_and_change_no_byte(tmp_path, monkeypatch, method):
+    merge = make_merge(tmp_path, method, **WIDE)
+    plan = merge.plan()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the last bits of a decomposition depend on it
+    run(plan, tmp_path / "roomy")
+    torch.set_num_threads(threads)
+    compute_on_mirrors(monkeypatch)
+    taken = []
+    create = DeviceMemory.__init__
+    monkeypatch.setattr(DeviceMemory, "__init__", lambda self, d, size: taken.append(size) or create(self, d, size))
+    budgets = {"vram": least(plan, "vram", vram=1), "ram": least(plan, "ram", ram=1)}
+    report = run(plan, merge.out, RunOptions(chunk=CELL, threads=2, **budgets))
+    assert same_files(merge.out, tmp_path / "roomy")
+    assert 0 < taken[0] <= budgets["vram"]
+    # Matrices that do not fit whole are read again for every survey.
+    assert (report.bytes_read > plan.bytes_read) == (method != "ties_sb")
+    for name in budgets:
+        with pytest.raises(BudgetError):
+            run(
+                plan,
+                merge.out,
+                RunOptions(chunk=CELL, threads=2, overwrite=True, **budgets | {name: budgets[name] - 1}),
+            )
+
+
+def test_a_method_that_needs_whole_tensors_is_refused_with_the_amount(tmp_path, monkeypatch):
+    compute_on_mirrors(monkeypatch)
+    plan = make_merge(tmp_path, "tsvm", **WIDE).plan()
+    with pytest.raises(BudgetError, match=r"of each device .*\(--vram\); tsvm needs \d+ for model\.layers\.0\.mlp"):
+        run(plan, tmp_path / "out", RunOptions(vram=2 << 20))
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_budget_most_of_the_free_memory_is_taken(tmp_path, monkeypatch):
+    compute_on_mirrors(monkeypatch, free=1000)
+    with pytest.raises(BudgetError, match="the memory budget of each device of 900 bytes is too small"):
+        run(make_merge(tmp_path, "ties").plan(), tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "task_arithmetic_sb"])
+def test_adapters_are_folded_in(tmp_path, monkeypatch, method):
+    compute_on_mirrors(monkeypatch)
+    merge = make_merge(tmp_path, method, **WIDE)
+    # Rows of 640 elements: chunks end inside of them.
+    write_adapter(tmp_path / "adapter", {"model.layers.0.mlp.down_proj": (256, 640)}, rank=4)
+    merge.recipe = merge.recipe.replace(f"{tmp_path}/model1", f"{tmp_path}/model1+{tmp_path}/adapter")
+    plan = merge.plan()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    wanted = expected(plan)
+    torch.set_num_threads(threads)
+    run(plan, merge.out, RunOptions(chunk=CELL))
+    assert_same_tensors(outputs_of(merge.out), wanted)
+
+
+def test_empty_and_scalar_tensors(tmp_path, monkeypatch):
+    compute_on_mirrors(monkeypatch)
+    extra = {"empty": torch.empty(0, 4, dtype=torch.bfloat16), "scalar": torch.tensor(3.0, dtype=torch.bfloat16)}
+    plan = make_merge(tmp_path, "task_arithmetic", extra=extra).plan()
+    run(plan, tmp_path / "out")
+    assert_same_tensors(outputs_of(tmp_path / "out"), expected(plan))
+
+
+@pytest.mark.parametrize("chunk", [CELL, None])
+def test_elements_at_odd_places_of_a_file(tmp_path, monkeypatch, chunk):
+    compute_on_mirrors(monkeypatch)
+    merge = make_merge(tmp_path, "ties", **WIDE)
+    for path in tmp_path.glob("*/model.safetensors"):
+        data = path.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        path.write_bytes((length + 1).to_bytes(8, "little") + data[8 : 8 + length] + b" " + data[8 + length :])
+    plan = merge.plan()
+    run(plan, merge.out, RunOptions(chunk=chunk))
+    assert_same_tensors(outputs_of(merge.out), expected(plan))
+
+
+def test_a_run_that_failed_goes_on_elsewhere(tmp_path, monkeypatch):
+    merge = make_merge(tmp_path, "ties", **WIDE)
+    plan = merge.plan()
+    run(plan, tmp_path / "undisturbed")
+    with monkeypatch.context() as patch:
+        compute_on_mirrors(patch, 2)
+        write, left = Outputs.write, iter(range(12))
+
+        def failing(self, *args):
+            if next(left, None) is None:
+                raise OutputError("stop")
+            return write(self, *args)
+
+        patch.setattr(Outputs, "write", failing)
+        with pytest.raises(OutputError, match="stop"):
+            run(plan, merge.out, RunOptions(chunk=CELL, threads=2, vram=3 << 20, ram=6 << 20))
+    assert run(plan, merge.out).resumed > 0
+    assert same_files(merge.out, tmp_path / "undisturbed")
+
+
+def test_memory_that_is_used_up_says_what_to_do(tmp_path, monkeypatch):
+    compute_on_mirrors(monkeypatch)
+    merge = make_merge(tmp_path, "ties")
+
+    def out_of_memory(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("fastmerge.engine.workshop.merge_here", out_of_memory)
+    with pytest.raises(BudgetError, match="cpu:0: out of memory; give --vram less than is free there"):
+        run(merge.plan(), merge.out)
+
+
+def test_devices_that_are_not_there(tmp_path):
+    plan = make_merge(tmp_path, "ties").plan()
+    with pytest.raises(ValueError, match="'gpu' names no devices; expected auto, cpu, cuda"):
+        RunOptions(device="gpu")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(FastmergeError, match=r"--device cuda:1: .*; take --device cpu or auto"):
+        run(plan, tmp_path / "out", RunOptions(device="cuda:1"))
+    report = run(plan, tmp_path / "out", RunOptions(device="auto"))
+    assert report.devices == ("cpu",) and report.device_reason.startswith("no GPU is used: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ from ._output import print_json, print_table
 
 if TYPE_CHECKING:
     from ..methods import Method, Parameter
+    from ..methods._blocks import Block
 
+PARAMETER_COLUMNS = ("parameter", "type", "default", "range", "one per", "meaning")
 COLUMNS = ("method", "formula", "base", "models", "parameters", "source")
 
 
@@ -27,10 +30,13 @@ COLUMNS = ("method", "formula", "base", "models", "parameters", "source")
 )
 @JSON
 def methods(name: str | None, update: Path | None, as_json: bool) -> None:
-    """List the merge methods, or describe the one called NAME."""
+    """List the merge methods, or describe the one (or the block: lines, boost) called NAME."""
     from ..functional import find_method
-    from ..methods import all_methods
+    from ..methods import BLOCKS, all_methods
 
+    if name in BLOCKS:
+        _describe_block(BLOCKS[name], as_json)
+        return
     chosen = all_methods() if name is None else {name: find_method(name)}
     if as_json:
         print_json([_values(method) for method in chosen.values()])
@@ -40,6 +46,8 @@ def methods(name: str | None, update: Path | None, as_json: bool) -> None:
         update.write_text(with_table(update.read_text()))
     else:
         print_table(COLUMNS, [_row(method) for method in chosen.values()])
+        for block in BLOCKS:
+            click.echo(f"{block}: can be added to {', '.join(_takers(block))}; see fastmerge methods {block}")
 
 
 def with_table(text: str) -> str:
@@ -89,12 +97,40 @@ def _describe(method: Method) -> None:
     click.echo(f"{method.name}\n\n{inspect.getdoc(method)}\n")
     click.echo(f"base: {method.base}; models: {_count(method.inputs)}; semantics: {', '.join(method.semantics)}")
     click.echo(f"source: {method.paper}\n")
-    rows = [
-        (p.name, p.kind.__name__, "required" if _required(p) else _show(p.default), _range(p), _scope(p), p.doc)
-        for p in method.parameters
-    ]
-    if rows:
-        print_table(("parameter", "type", "default", "range", "one per", "meaning"), rows)
+    if method.parameters:
+        print_table(PARAMETER_COLUMNS, map(_parameter_row, method.parameters))
+    if blocks := _blocks(method):
+        click.echo(f"blocks that a recipe may add: {', '.join(blocks)}")
+
+
+def _describe_block(block: Block, as_json: bool) -> None:
+    """Describe a block, with the methods that take it."""
+    parameters = [replace(p, name=p.name.removeprefix(f"{block.name}.")) for p in block.parameters]
+    if as_json:
+        values = {"name": block.name, "doc": inspect.getdoc(block), "paper": block.paper}
+        print_json(values | {"parameters": [_parameter(p) for p in parameters], "methods": _takers(block.name)})
+        return
+    click.echo(f"{block.name}\n\n{inspect.getdoc(block)}\n\nmethods: {', '.join(_takers(block.name))}")
+    click.echo(f"source: {block.paper}\n")
+    print_table(PARAMETER_COLUMNS, map(_parameter_row, parameters))
+
+
+def _takers(block: str) -> list[str]:
+    """Return the methods that a block can be added to."""
+    from ..methods import all_methods, why_not
+
+    return [name for name, method in all_methods().items() if why_not(method, block) is None]
+
+
+def _blocks(method: Method) -> list[str]:
+    """Return the blocks that a method takes."""
+    from ..methods import BLOCKS, why_not
+
+    return [block for block in BLOCKS if why_not(method, block) is None]
+
+
+def _parameter_row(p: Parameter) -> tuple[str, ...]:
+    return p.name, p.kind.__name__, "required" if _required(p) else _show(p.default), _range(p), _scope(p), p.doc
 
 
 def _range(parameter: Parameter) -> str:
@@ -126,17 +162,19 @@ def _values(method: Method) -> dict[str, Any]:
         "inputs": method.inputs,
         "semantics": method.semantics,
         "paper": method.paper,
-        "parameters": [
-            {
-                "name": p.name,
-                "kind": p.kind.__name__,
-                "required": _required(p),
-                "default": None if _required(p) else p.default,
-                "per_model": p.per_model,
-                "minimum": p.minimum,
-                "maximum": p.maximum,
-                "doc": p.doc,
-            }
-            for p in method.parameters
-        ],
+        "parameters": [_parameter(p) for p in method.parameters],
+        "blocks": _blocks(method),
+    }
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    return {
+        "name": parameter.name,
+        "kind": parameter.kind.__name__,
+        "required": _required(parameter),
+        "default": None if _required(parameter) else parameter.default,
+        "per_model": parameter.per_model,
+        "minimum": parameter.minimum,
+        "maximum": parameter.maximum,
+        "doc": parameter.doc,
     }

@@ -71,7 +71,14 @@ class LinesBlock(Block):
 
 
 class BoostBlock(Block):
-    """Subspace Boosting. The methods that end in ``_sb`` have its parameters without the prefix."""
+    """Subspace Boosting: small singular values s of the merged delta of a matrix, s falling, are raised.
+
+        s'_i = max(s_i, s_j),   j = first index with  s_0 + ... + s_j >= beta * sum s
+
+    ``beta`` counts from the top: 1 leaves the delta as it is, and at 0 every singular value becomes the largest. The
+    delta is that of the method, all its scales included. What is no matrix of a layer the method merges alone.
+    Reproducibility, noise and null directions as in ``task_arithmetic_sb``.
+    """
 
     name = "boost"
     paper = "Skorobogat et al. 2025, arXiv 2506.16506"

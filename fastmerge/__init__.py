@@ -10,21 +10,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import functional
+    from .adapters import merge_adapters
     from .api import check, merge, verify
     from .errors import FastmergeError, InvalidInput
     from .state_dicts import merge_, merge_state_dicts
 
 __version__ = "0.1.0"
 
-__all__ = ["FastmergeError", "InvalidInput", "check", "functional", "merge", "merge_", "merge_state_dicts", "verify"]
+__all__ = [
+    "FastmergeError",
+    "InvalidInput",
+    "check",
+    "functional",
+    "merge",
+    "merge_",
+    "merge_adapters",
+    "merge_state_dicts",
+    "verify",
+]
 
 _HOMES = {
     "FastmergeError": "errors",
     "InvalidInput": "errors",
     "check": "api",
     "merge": "api",
-    "merge_adapters": "adapters",
     "merge_": "state_dicts",
+    "merge_adapters": "adapters",
     "merge_state_dicts": "state_dicts",
     "verify": "api",
 }

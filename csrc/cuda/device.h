@@ -9,7 +9,15 @@
 
 #include "operations.h"
 
+extern __shared__ uint4 fastmerge_shared[];
+
 namespace fastmerge::cuda {
+
+// The dynamic shared memory of a block, aligned to 16 bytes.
+template <class T>
+__device__ inline T* dynamic_shared() {
+  return reinterpret_cast<T*>(fastmerge_shared);
+}
 
 // Throws std::runtime_error naming what failed, unless the status is success.
 void check(cudaError_t status, const std::string& what);

@@ -58,6 +58,8 @@ def merge(recipe: str, out: str, overwrite: bool, dry_run: bool, backend: str, *
     )  # fmt: skip
     with progress("merging", given["quiet"] or given["as_json"]) as update:
         report = run(plan, out, settings, update)
+    for text in report.notes:
+        note(text, given["quiet"] or given["as_json"])
     if given["as_json"]:
         print_json(_report_values(report))
     elif not given["quiet"]:

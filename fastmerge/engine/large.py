@@ -145,6 +145,7 @@ class Large:
                 self._apply(out, self.chunk(0, self._numel, slot))
             except ValueError as error:
                 raise FastmergeError(str(error)) from error
+        self._shop.meter.remark(self._output.name, self._apply.remarks)
         slot.return_free_memory()
         size = self._output.dtype.itemsize
         for start, stop in spans:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 STAGES = ("read", "compute", "write")
@@ -50,6 +50,7 @@ class Report:
         stages:        read, compute, write.
         io_active:     time during which at least one read or write was under way: what the disk and the
                        page cache took for these bytes in this run.
+        notes:         what the methods found and the user should know, one sentence each.
     """
 
     tensors: int
@@ -65,6 +66,7 @@ class Report:
     peak_vram: int = 0
     stages: dict[str, Stage] = field(default_factory=dict)
     io_active: float = 0.0
+    notes: tuple[str, ...] = ()
 
     @property
     def bound_seconds(self) -> float:
@@ -97,6 +99,7 @@ class Meter:
         self._active = dict.fromkeys((*STAGES, "io"), 0.0)
         self._seconds = dict.fromkeys((*STAGES, "io"), 0.0)
         self._bytes = dict.fromkeys(STAGES, 0)
+        self._remarks: dict[str, list[str]] = {}
 
     @contextlib.contextmanager
     def stage(self, name: str, nbytes: int = 0) -> Iterator[None]:
@@ -119,6 +122,12 @@ class Meter:
                     self._seconds[key] += end - begin
                     if self._running[key] == 0:
                         self._active[key] += end - self._since[key]
+
+    def remark(self, name: str, remarks: Iterable[str]) -> None:
+        """Take note of what the apply step of the tensor ``name`` remarks."""
+        with self._lock:
+            for text in remarks:
+                self._remarks.setdefault(text, []).append(name)
 
     @property
     def bytes_written(self) -> int:
@@ -148,4 +157,5 @@ class Meter:
             peak_vram=peak_vram,
             stages={name: Stage(self._seconds[name], self._active[name]) for name in STAGES},
             io_active=self._active["io"],
+            notes=tuple(f"{text}: {len(names)} tensors, such as {min(names)}" for text, names in self._remarks.items()),
         )

@@ -155,7 +155,7 @@ class SpectralMerge(DeltaMerge):
         shares = [info.noise for info in self.infos if info.noise is not None]
         if not shares or sum(shares) <= len(shares) / 2:
             return ()
-        return ("most of the directions that were raised are rounding noise of the inputs",)
+        return ("most of the singular values that were raised are rounding noise of the inputs",)
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
         assert chunk.base is not None, "a method that applies a spectral merge requires a base"

@@ -7,6 +7,7 @@ Not yet run on a GPU; ``pytest -m gpu`` does.
 from __future__ import annotations
 
 import contextlib
+import functools
 
 import torch
 from torch import Tensor
@@ -96,6 +97,28 @@ class Queue:
         self._event.synchronize()
 
 
-def on_current_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return a context for another thread, in which it works on the stream that is current in this one."""
-    return torch.cuda.stream(torch.cuda.current_stream(device))
+class Branch:
+    """Work of another thread on a GPU, on a stream of its own between two points of the current stream.
+
+    It follows what the current stream was given when the branch was made, and what the current stream is given after
+    ``join`` follows it: in order for the caller, while a thread that waits for its answer waits for its own work only.
+    """
+
+    def __init__(self, device: torch.device, number: int):
+        self._trunk = torch.cuda.current_stream(device)
+        self._stream = _branch_stream(device, number)
+        self._stream.wait_stream(self._trunk)
+
+    def working(self) -> contextlib.AbstractContextManager[object]:
+        """Return the context in which operations of this thread go to the branch."""
+        return torch.cuda.stream(self._stream)
+
+    def join(self) -> None:
+        """Let the current stream, which was current when the branch was made, go on after it. Does not wait."""
+        self._trunk.wait_stream(self._stream)
+
+
+@functools.cache
+def _branch_stream(device: torch.device, number: int) -> torch.cuda.Stream:
+    # torch keeps freed memory for the stream that freed it: the same streams find it again.
+    return torch.cuda.Stream(device)

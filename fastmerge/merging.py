@@ -82,9 +82,9 @@ class Job:
 def merge_sources(jobs: Sequence[Job]) -> None:
     """Merge many tensors on the devices where they lie; every bit is as ``merge_source`` makes it.
 
-    Work is given to the streams that are current here and follows what they were given before; it may still be under
-    way on return. The host waits for nothing but the answers that methods solve with, and devices have other work
-    meanwhile. No data leaves a device but those answers.
+    For the streams that are current here it is one piece of work: it follows what they were given before, and may
+    still be under way on return. The host waits for nothing but the answers that methods solve with, and devices have
+    other work meanwhile. No data leaves a device but those answers.
 
     CUDA graphs would not help: the 723 tensors of a 70B take some 10 launches each, of less than 10 us on the host,
     which is a fifth of the 0.3 s that their bytes take in the device's memory; so the host is ahead of the device.
@@ -93,17 +93,7 @@ def merge_sources(jobs: Sequence[Job]) -> None:
     for job in jobs:
         queues.setdefault(job.out.device, []).append(job)
     merge_here(queues.pop(torch.device("cpu"), []))
-    feeders = []
-    for device, queue in queues.items():
-        windows = deque(_windows(queue))
-        feeders += [_Feeder(device, windows) for _ in range(FEEDERS)]
-    for feeder in feeders:
-        feeder.start()
-    for feeder in feeders:
-        feeder.join()
-    for feeder in feeders:
-        if feeder.error is not None:
-            raise feeder.error
+    _merge_there(queues)
 
 
 def merge_here(jobs: Sequence[Job]) -> None:
@@ -112,23 +102,47 @@ def merge_here(jobs: Sequence[Job]) -> None:
         _merge_window(window)
 
 
-class _Feeder(threading.Thread):
-    """Merges windows until none is left, on the stream that is current where it is made."""
+def _merge_there(queues: Mapping[torch.device, Sequence[Job]]) -> None:
+    """Merge tensors of devices that work beside the host."""
+    feeders = []
+    for device, jobs in queues.items():
+        windows = deque(_windows(jobs))
+        feeders += [_Feeder(gpus.Branch(device, number), windows) for number in range(FEEDERS)]
+    for feeder in feeders:
+        feeder.start()
+    try:
+        for feeder in feeders:
+            feeder.join()
+    finally:  # Ctrl-C comes here
+        for feeder in feeders:
+            feeder.stop()
+    for feeder in feeders:
+        if feeder.error is not None:
+            raise feeder.error
 
-    def __init__(self, device: torch.device, windows: deque[list[Job]]):
-        super().__init__(name=f"fastmerge-{device}", daemon=True)
-        self._windows = windows
-        self._stream = gpus.on_current_stream(device)
+
+class _Feeder(threading.Thread):
+    """Merges windows of one device until none is left."""
+
+    def __init__(self, branch: gpus.Branch, windows: deque[list[Job]]):
+        super().__init__(name="fastmerge-feeder", daemon=True)
+        self._branch, self._windows = branch, windows
         self.error: BaseException | None = None
 
     def run(self) -> None:
         try:
-            with torch.no_grad(), self._stream:
+            with torch.no_grad(), self._branch.working():
                 while (window := self._take()) is not None:
                     _merge_window(window)
         except BaseException as error:
             self.error = error
             self._windows.clear()
+
+    def stop(self) -> None:
+        """Begin no other window, and let the device go on with the caller's work after what was begun."""
+        self._windows.clear()
+        self.join()
+        self._branch.join()
 
     def _take(self) -> list[Job] | None:
         try:

@@ -12,7 +12,7 @@ from fastmerge import functional, state_dicts
 from fastmerge.errors import InvalidInput
 from fastmerge.kernels import BackendError
 from fastmerge.methods import all_methods
-from fastmerge.state_dicts import merge_state_dicts
+from fastmerge.state_dicts import merge_, merge_state_dicts
 
 BASE = torch.zeros(3)
 ONES = torch.ones(3)
@@ -224,3 +224,55 @@ def test_nothing_is_written_when_the_method_refuses(generator):
     with pytest.raises(ValueError, match=r"layers\.10\.w: the weights .* cancel"):
         merge_state_dicts(None, models, method="linear", weight=[1, -1], out=out)
     assert all(not t.any() for t in out.values())
+
+
+def test_in_place_into_the_base(generator):
+    base, models = states(generator)
+    expected = merge_state_dicts(base, models, method="ties", weight=0.5, density=0.4)
+    addresses = {name: t.data_ptr() for name, t in base.items()}
+    merge_(base, models, method="ties", weight=0.5, density=0.4)
+    assert all(torch.equal(base[name], t) and base[name].data_ptr() == addresses[name] for name, t in expected.items())
+
+
+def test_in_place_into_a_model_or_beside_the_base(generator):
+    base, models = states(generator)
+    expected = merge_state_dicts(None, models, method="linear", weight=[1, 2])
+    merge_(models[0], models, method="linear", weight=[1, 2])
+    assert all(torch.equal(models[0][name], t) for name, t in expected.items())
+    target = {name: torch.zeros_like(t) for name, t in base.items()}
+    kept = {name: t.clone() for name, t in base.items()}
+    merge_(target, models, method="task_arithmetic", weight=0.5, base=base)
+    expected = merge_state_dicts(base, models, method="task_arithmetic", weight=0.5)
+    assert all(torch.equal(target[name], t) and torch.equal(base[name], kept[name]) for name, t in expected.items())
+
+
+def tied_module(generator) -> torch.nn.Module:
+    module = torch.nn.Sequential(torch.nn.Embedding(7, 4), torch.nn.Linear(4, 7, bias=False))
+    module[0].weight.data = torch.randn(7, 4, generator=generator)
+    module[1].weight = module[0].weight
+    return module
+
+
+def test_tied_weights_are_merged_once(generator):
+    modules = [tied_module(generator) for _ in range(3)]
+    base, *models = [m.state_dict() for m in modules]
+    expected = merge_state_dicts(base, models, method="task_arithmetic", weight=0.5)
+    merge_(base, models, method="task_arithmetic", weight=0.5)
+    assert torch.equal(modules[0][0].weight, expected["0.weight"])
+    assert modules[0][1].weight is modules[0][0].weight
+
+
+def test_tensors_that_overwrite_what_is_read_later_are_refused(generator):
+    base, models = ({k: v.clone() for k, v in tied_module(generator).state_dict().items()} for _ in range(2))
+    tied = tied_module(generator).state_dict()
+    with pytest.raises(InvalidInput, match=r"out\['1.weight'\]: shares memory with out\['0.weight'\] \(clone one"):
+        merge_(tied, [models], method="task_arithmetic", weight=1, base=base)
+    with pytest.raises(InvalidInput, match=r"shares memory with"):
+        merge_(tied, [models], method="task_arithmetic", weight=1)
+    flat = torch.randn(30, generator=generator)
+    shifted = {"0.weight": flat[:28].view(7, 4), "1.weight": torch.randn(7, 4, generator=generator)}
+    with pytest.raises(InvalidInput, match=r"shares memory with"):
+        merge_(shifted, [{**models, "0.weight": flat[2:].view(7, 4)}], method="task_arithmetic", weight=1)
+    crossed = {"0.weight": models["1.weight"], "1.weight": models["0.weight"]}
+    with pytest.raises(InvalidInput, match=r"shares memory with"):
+        merge_state_dicts(base, [models], method="task_arithmetic", weight=1, out=crossed)

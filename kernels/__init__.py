@@ -25,8 +25,8 @@ from .low_rank import low_rank_update
 from .norms import norm_partials
 from .philox import drop_threshold, keep_mask, tensor_key
 from .select import HISTOGRAM_BINS, equal_counts, magnitude_histogram, select_boundaries
-from .sparse_merge import sparse_merge
-from .weighted_sum import weighted_sum
+from .sparse_merge import MergeJob, sparse_merge, sparse_merge_many
+from .weighted_sum import SumJob, weighted_sum, weighted_sum_many
 
 __all__ = [
     "ALL_EQUAL",
@@ -39,6 +39,8 @@ __all__ = [
     "BackendError",
     "Boundary",
     "Keep",
+    "MergeJob",
+    "SumJob",
     "drop_threshold",
     "equal_counts",
     "gram_matrix",
@@ -56,8 +58,10 @@ __all__ = [
     "pairs",
     "select_boundaries",
     "sparse_merge",
+    "sparse_merge_many",
     "tensor_key",
     "total",
     "use_backend",
     "weighted_sum",
+    "weighted_sum_many",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -40,6 +41,22 @@ def check_group(tensors: Sequence[Tensor], base: Tensor | None, out: Tensor | No
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, {like_name} has {tuple(like.shape)}")
         if tensor.device != like.device:
             raise ValueError(f"{name} is on {tensor.device}, {like_name} is on {like.device}")
+
+
+@contextlib.contextmanager
+def naming_job(i: int) -> Iterator[None]:
+    """Put ``jobs[i]`` before the message of a ValueError that is raised inside the block."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"jobs[{i}]: {error}") from None
+
+
+def check_one_device(outs: Sequence[Tensor]) -> None:
+    """Refuse jobs that write to several devices: they would need several launches."""
+    for i, out in enumerate(outs):
+        if out.device != outs[0].device:
+            raise ValueError(f"jobs[{i}].out is on {out.device}, jobs[0].out is on {outs[0].device}")
 
 
 def check_scalars(name: str, values: Sequence[float], count: int) -> None:

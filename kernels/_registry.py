@@ -28,10 +28,14 @@ class BackendError(RuntimeError):
 
 @dataclass
 class Implementation:
-    """One backend of one operation. ``probe`` returns the reason why it cannot run, or None."""
+    """One backend of one operation. ``probe`` returns the reason why it cannot run, or None.
+
+    ``many`` takes a list of argument tuples and launches them together; None calls ``run`` on each.
+    """
 
     run: Callable
     probe: Callable[[], str | None]
+    many: Callable | None = None
 
 
 @dataclass
@@ -44,13 +48,15 @@ class Operation:
     # What was chosen, by kind of device and pin: merges of thousands of tiny tensors ask again and again.
     _chosen: dict[tuple[str, str], Callable] = field(default_factory=dict)
 
-    def backend(self, name: str, probe: Callable[[], str | None]) -> Callable[[Callable], Callable]:
+    def backend(
+        self, name: str, probe: Callable[[], str | None], many: Callable | None = None
+    ) -> Callable[[Callable], Callable]:
         """Register a backend of this operation (decorator)."""
         if name not in BACKENDS:
             raise ValueError(f"unknown backend {name!r}; expected one of {', '.join(BACKENDS)}")
 
         def add(run: Callable) -> Callable:
-            self.implementations[name] = Implementation(run, probe)
+            self.implementations[name] = Implementation(run, probe, many)
             self._chosen.clear()
             return run
 
@@ -82,6 +88,18 @@ class Operation:
             return None
         implementation = self.implementations.get(name)
         return "not implemented for this operation" if implementation is None else implementation.probe()
+
+    def many(self, jobs: Sequence[tuple], backend: str | None = None) -> None:
+        """Run the operation on each tuple of arguments, all on one device: together where the backend can."""
+        if not jobs:
+            return
+        name, _ = self.choose(jobs[0][0].device, backend)
+        together = None if name == "reference" else self.implementations[name].many
+        if together is not None:
+            together(jobs)
+            return
+        for job in jobs:
+            self(*job, backend=name)
 
     def __call__(self, first: Tensor | Sequence[Tensor], *args, backend: str | None = None):
         device = (first if isinstance(first, Tensor) else first[0]).device

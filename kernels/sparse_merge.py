@@ -25,23 +25,38 @@ DARE (Yu et al. 2024), breadcrumbs (Davari and Belilovsky 2023) and their relati
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import _native, _triton
-from ._checks import check_group, check_scalars, float32
+from . import _cuda, _native, _triton
+from ._checks import check_group, check_one_device, check_scalars, float32, naming_job
 from ._registry import operation
 from .keep import Keep, check_keeps, kept
 
-__all__ = ["DIVIDES", "VOTES", "sparse_merge"]
+__all__ = ["DIVIDES", "VOTES", "MergeJob", "sparse_merge", "sparse_merge_many"]
 
 # The positions are the numbers of csrc/fastmerge_math.h.
 VOTES = ("none", "weighted", "sum", "count")
 DIVIDES = ("none", "weights", "count")
 Vote = Literal["none", "weighted", "sum", "count"]
 Divide = Literal["none", "weights", "count"]
+
+
+class MergeJob(NamedTuple):
+    """The arguments of one ``sparse_merge``."""
+
+    out: Tensor
+    base: Tensor
+    tensors: Sequence[Tensor]
+    factors: Sequence[float]
+    keeps: Sequence[Keep]
+    weights: Sequence[float] | None = None
+    vote: Vote = "none"
+    divide: Divide = "none"
+    scale: float = 1.0
+    offset: int = 0
 
 
 def sparse_merge(
@@ -76,6 +91,31 @@ def sparse_merge(
         ValueError: shapes, counts or names are wrong; the message names the argument and its value.
         BackendError: a pinned backend cannot run.
     """
+    job = MergeJob(out, base, tensors, factors, keeps, weights, vote, divide, scale, offset)
+    _sparse_merge(*_checked(job), backend=backend)
+
+
+def sparse_merge_many(jobs: Sequence[MergeJob], *, backend: str | None = None) -> None:
+    """Write the sparse merges of ``jobs``, in few launches where the backend can; the bits are those of single calls.
+
+    Args:
+        jobs:    on one device; no job may write what another one reads or writes.
+        backend: pin a backend; by default the fastest available on the device.
+    Raises:
+        ValueError: as ``sparse_merge``, naming the job.
+        BackendError: a pinned backend cannot run.
+    """
+    check_one_device([job.out for job in jobs])
+    checked = []
+    for i, job in enumerate(jobs):
+        with naming_job(i):
+            checked.append(_checked(job))
+    _sparse_merge.many(checked, backend)
+
+
+def _checked(job: MergeJob) -> tuple:
+    """Return the arguments of the backends."""
+    out, base, tensors, factors, keeps, weights, vote, divide, scale, offset = job
     weights = factors if weights is None else weights
     check_group(tensors, base, out)
     check_scalars("factors", factors, len(tensors))
@@ -88,9 +128,9 @@ def sparse_merge(
     if offset < 0:
         raise ValueError(f"offset is {offset}; expected a non-negative index")
     check_keeps(keeps, tensors, offset)
-    _sparse_merge(
+    return (
         out, base, tensors, [float32(f) for f in factors], [float32(w) for w in weights], list(keeps),
-        VOTES.index(vote), DIVIDES.index(divide), float32(scale), offset, backend=backend,
+        VOTES.index(vote), DIVIDES.index(divide), float32(scale), offset,
     )  # fmt: skip
 
 
@@ -184,3 +224,12 @@ def _run_triton(
 
     divisor = _constant_divisor(DIVIDES[divide], weights)
     run(out, base, tensors, factors, weights, keeps, vote, divide, scale, offset, divisor)
+
+
+def _cuda_many(jobs: Sequence[tuple]) -> None:
+    _cuda.sparse_merge_many([(*job, _constant_divisor(DIVIDES[job[7]], job[4])) for job in jobs])
+
+
+@_sparse_merge.backend("cuda", probe=_cuda.why_unavailable, many=_cuda_many)
+def _run_cuda(*job) -> None:
+    _cuda_many([job])

@@ -8,14 +8,23 @@ one addition per tensor, each rounded separately; rounded once (nearest, ties to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from . import _cuda, _native, _triton
-from ._checks import check_group, check_scalars, float32
+from ._checks import check_group, check_one_device, check_scalars, float32, naming_job
 from ._registry import operation
 
-__all__ = ["weighted_sum"]
+__all__ = ["SumJob", "weighted_sum", "weighted_sum_many"]
+
+
+class SumJob(NamedTuple):
+    """The arguments of one ``weighted_sum``."""
+
+    out: Tensor
+    tensors: Sequence[Tensor]
+    weights: Sequence[float]
 
 
 def weighted_sum(
@@ -32,9 +41,31 @@ def weighted_sum(
         ValueError: shapes, devices or counts disagree; the message names the argument and its value.
         BackendError: a pinned backend cannot run.
     """
-    check_group(tensors, None, out)
-    check_scalars("weights", weights, len(tensors))
-    _weighted_sum(out, tensors, [float32(w) for w in weights], backend=backend)
+    _weighted_sum(*_checked(SumJob(out, tensors, weights)), backend=backend)
+
+
+def weighted_sum_many(jobs: Sequence[SumJob], *, backend: str | None = None) -> None:
+    """Write the weighted sums of ``jobs``, in few launches where the backend can; the bits are those of single calls.
+
+    Args:
+        jobs:    on one device; no job may write what another one reads or writes.
+        backend: pin a backend; by default the fastest available on the device.
+    Raises:
+        ValueError: as ``weighted_sum``, naming the job.
+        BackendError: a pinned backend cannot run.
+    """
+    check_one_device([job.out for job in jobs])
+    checked = []
+    for i, job in enumerate(jobs):
+        with naming_job(i):
+            checked.append(_checked(job))
+    _weighted_sum.many(checked, backend)
+
+
+def _checked(job: SumJob) -> tuple[Tensor, Sequence[Tensor], list[float]]:
+    check_group(job.tensors, None, job.out)
+    check_scalars("weights", job.weights, len(job.tensors))
+    return job.out, job.tensors, [float32(w) for w in job.weights]
 
 
 @operation("weighted_sum")
@@ -57,4 +88,6 @@ def _run_triton(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]
     run(out, tensors, weights)
 
 
-_weighted_sum.backend("cuda", probe=_cuda.why_unavailable)(_cuda.weighted_sum)
+@_weighted_sum.backend("cuda", probe=_cuda.why_unavailable, many=_cuda.weighted_sum_many)
+def _run_cuda(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
+    _cuda.weighted_sum_many([(out, tensors, weights)])

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "fastmerge_math.h"
 #include "operations.h"
 
 namespace py = pybind11;
@@ -14,6 +15,7 @@ using Address = std::uintptr_t;
 using ArrayTuple = std::pair<Address, int>;
 // Addresses and dtypes of the tensors, address and dtype of the base, elements: kernels/_native.group.
 using GroupTuple = std::tuple<std::vector<Address>, std::vector<int>, Address, int, std::size_t>;
+using KeepTuple = std::array<std::int64_t, 5>;
 // Device index and stream: kernels/_cuda.place.
 using PlaceTuple = std::pair<int, Address>;
 
@@ -39,6 +41,12 @@ void expect(std::size_t count, const Group& group, const char* name) {
   if (count != group.tensors.size()) throw std::invalid_argument(std::string(name) + ": expected one per tensor");
 }
 
+std::vector<Keep> keep_rules(const std::vector<KeepTuple>& tuples) {
+  std::vector<Keep> keeps;
+  for (const KeepTuple& t : tuples) keeps.push_back({t[0], t[1], t[2], t[3], t[4]});
+  return keeps;
+}
+
 // Refuses to start where nothing can run, in one sentence.
 void need_gpu() {
   static const std::string why = why_unavailable();
@@ -62,4 +70,23 @@ PYBIND11_MODULE(_cuda, m) {
           }
           weighted_sum(jobs, place(where));
         });
+
+  using MergeTuple =
+      std::tuple<ArrayTuple, GroupTuple, std::vector<float>, std::vector<float>, std::vector<KeepTuple>,
+                 std::pair<int, int>, std::pair<float, float>, std::uint64_t>;
+  m.def("sparse_merge", [](const std::vector<MergeTuple>& tuples, const PlaceTuple& where) {
+    need_gpu();
+    std::vector<MergeJob> jobs;
+    for (const auto& [out, inputs, factors, weights, keeps, how, scalars, offset] : tuples) {
+      const auto [vote, divide] = how;
+      jobs.push_back({output(out), group(inputs), factors, weights, keep_rules(keeps), vote,
+                      divide != fastmerge::kDivideNone, scalars.second, scalars.first, offset});
+      MergeJob& job = jobs.back();
+      expect(factors.size(), job.inputs, "factors");
+      expect(weights.size(), job.inputs, "weights");
+      expect(keeps.size(), job.inputs, "keeps");
+      if (divide == fastmerge::kDivideCount) job.weights.assign(weights.size(), 1.0f);
+    }
+    sparse_merge(jobs, place(where));
+  });
 }

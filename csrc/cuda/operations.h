@@ -49,10 +49,24 @@ struct SumJob {
   std::vector<float> weights;
 };
 
+struct MergeJob {
+  Output out;
+  Group inputs;
+  std::vector<float> factors, weights;
+  std::vector<Keep> keeps;
+  int vote;
+  bool divides;
+  float divisor;  // of vote none
+  float scale;
+  std::uint64_t offset;
+};
+
 // The reason why no kernel can run here, and what to do; empty where one can.
 std::string why_unavailable();
 
 // Many weighted sums, in as few launches as their tables take.
 void weighted_sum(const std::vector<SumJob>& jobs, const Place& place);
+// Many sparse merges, in as few launches as their tables take.
+void sparse_merge(const std::vector<MergeJob>& jobs, const Place& place);
 
 }  // namespace fastmerge::cuda

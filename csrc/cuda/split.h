@@ -38,4 +38,25 @@ inline bool uniform(const Group& inputs, Array out, int head) {
          (!inputs.base.data || fits(inputs.base));
 }
 
+// Blocks' worth of vectors of a tensor whose vector 0 begins `shift` elements before its first one.
+inline unsigned tiles_of(std::int64_t size, int shift, int threads) {
+  const std::int64_t tile = std::int64_t{threads} * kVector;
+  return static_cast<unsigned>((size + shift + tile - 1) / tile);
+}
+
+// The row of a table that a tile belongs to: the last one that begins at it or before.
+template <class Table>
+__device__ inline int row_of(const Table& table, unsigned tile) {
+  int low = 0, high = table.count - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (table.rows[middle].first_tile <= tile) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
 }  // namespace fastmerge::cuda

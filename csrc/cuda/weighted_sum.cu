@@ -1,7 +1,5 @@
 // The weighted sum. Large tensors of one dtype are summed in whole vectors by a kernel of their own; small tensors, mixed
 // dtypes and the edges of large tensors share the kernel of the tables.
-#include <cstring>
-
 #include "split.h"
 
 namespace fastmerge::cuda {
@@ -90,12 +88,7 @@ static_assert(sizeof(Table) <= 32764, "a table is too large for the parameters o
 
 __global__ void __launch_bounds__(kThreads) weighted_sum_table_kernel(const __grid_constant__ Table table) {
   for (unsigned tile = blockIdx.x; tile < table.tiles; tile += gridDim.x) {
-    int low = 0, high = table.count - 1;
-    while (low < high) {
-      const int middle = (low + high + 1) / 2;
-      (table.rows[middle].first_tile <= tile ? low : high) = table.rows[middle].first_tile <= tile ? middle : middle - 1;
-    }
-    const Row& row = table.rows[low];
+    const Row& row = table.rows[row_of(table, tile)];
     const std::int64_t vector = std::int64_t{tile - row.first_tile} * kThreads + threadIdx.x;
     const std::int64_t element = vector * kVector - row.shift;
     if (element >= row.size) continue;
@@ -131,8 +124,6 @@ class Pending {
  public:
   explicit Pending(const Place& place) : place_(place) {}
 
-  void add(const SumJob& job) { add(job, 0, job.inputs.size, head_of({job.out.data, job.out.dtype})); }
-
   // The elements begin .. end - 1 of a job, cut `head` elements after the first of them.
   void add(const SumJob& job, std::size_t begin, std::size_t end, int head) {
     if (begin == end) return;
@@ -152,8 +143,7 @@ class Pending {
       table_.tensors[table_.inputs] = part(job.inputs.tensors[k].data, job.inputs.tensors[k].dtype);
       table_.weights[table_.inputs++] = job.weights[k];
     }
-    constexpr std::size_t kTile = std::size_t{kThreads} * kVector;
-    table_.tiles += static_cast<unsigned>((end - begin + row.shift + kTile - 1) / kTile);
+    table_.tiles += tiles_of(row.size, row.shift, kThreads);
   }
 
   void flush() {
@@ -180,7 +170,7 @@ void weighted_sum(const std::vector<SumJob>& jobs, const Place& place) {
     const std::size_t vectors = (job.inputs.size - head) / kVector, end = head + vectors * kVector;
     if ((jobs.size() > 1 && job.inputs.size < kLarge) || vectors == 0 ||
         !uniform(job.inputs, out, static_cast<int>(head))) {
-      pending.add(job);
+      pending.add(job, 0, job.inputs.size, static_cast<int>(head));
       continue;
     }
     const auto whole = out.dtype == kFloat32    ? sum_whole<float>

@@ -44,7 +44,17 @@ def place(tensor: Tensor) -> tuple[int, int]:
     return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
 
 
-def weighted_sum(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
-    """See ``kernels.weighted_sum``."""
-    job = _native.one(out), _native.group(tensors, None), list(weights)
-    extension().weighted_sum([job], place(out))
+def weighted_sum_many(jobs: Sequence[tuple[Tensor, Sequence[Tensor], Sequence[float]]]) -> None:
+    """See ``kernels.weighted_sum_many``."""
+    tuples = [(_native.one(out), _native.group(tensors, None), list(weights)) for out, tensors, weights in jobs]
+    extension().weighted_sum(tuples, place(jobs[0][0]))
+
+
+def sparse_merge_many(jobs: Sequence[tuple]) -> None:
+    """See ``kernels.sparse_merge_many``; the last of a job's arguments is the constant divisor of vote none."""
+    tuples = []
+    for out, base, tensors, factors, weights, keeps, vote, divide, scale, offset, divisor in jobs:
+        rules = [keep.integers() for keep in keeps]
+        arrays = _native.one(out), _native.group(tensors, base)
+        tuples.append((*arrays, factors, weights, rules, (vote, divide), (scale, divisor), offset))
+    extension().sparse_merge(tuples, place(jobs[0][0]))

@@ -1,0 +1,176 @@
+// Keep rules on the device: which of the eight elements of a vector take part. Contract: kernels/keep.py.
+#pragma once
+
+#include "vectors.h"
+
+namespace fastmerge::cuda {
+
+// A band without an upper end is a kind of its own, since it costs half of a band.
+enum Kind : int { kKeepAll, kKeepTop, kKeepBand, kKeepRandom, kKeepMask };
+
+// A boundary: what the magnitude must exceed before its break index, and from there on. Indices count from the first
+// element of the part of the tensor at hand.
+struct Cut {
+  std::int64_t break_index;
+  std::int32_t below, above;
+};
+
+struct Rule {
+  std::int64_t offset;  // global index of the first element
+  Kind kind;
+  union {
+    struct {
+      Cut inside, outside;
+    } band;
+    struct {
+      std::uint64_t key;
+      std::uint32_t model;
+      std::uint32_t limit;  // the high half of the drop threshold, in the high half
+      std::uint32_t low;    // its low half
+    } random;
+    const std::uint32_t* mask;
+  };
+};
+
+// The rule for a part of a tensor that begins at global index `offset`.
+Rule make_rule(const Keep& keep, std::uint64_t offset);
+
+// Whether a rule is cheap only where global indices of vectors are multiples of 8.
+inline bool in_blocks(const Rule& rule) { return rule.kind == kKeepRandom || rule.kind == kKeepMask; }
+
+// ---- bands ----
+
+// A cut seen from a vector: one threshold for all, or another one from element `split` on (0 < split < 8).
+struct Seen {
+  std::int32_t below, above;
+  int split;
+
+  __device__ bool splits() const { return split > 0 && split < kVector; }
+  __device__ std::int32_t threshold() const { return split > 0 ? below : above; }
+  __device__ std::int32_t threshold(int j) const { return j < split ? below : above; }
+};
+
+__device__ inline Seen seen(const Cut& cut, std::int64_t element) {
+  const std::int64_t left = cut.break_index - element;
+  return {cut.below, cut.above, left <= 0 ? 0 : left < kVector ? static_cast<int>(left) : kVector};
+}
+
+template <class Use>
+__device__ inline void keep_band(const Rule& rule, const float (&delta)[kVector], std::int64_t element, Use use) {
+  const Seen inside = seen(rule.band.inside, element), outside = seen(rule.band.outside, element);
+  if (inside.splits() || outside.splits()) {
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) {
+      const std::int32_t bits = magnitude_bits(delta[j]);
+      use(j, bits > inside.threshold(j) && !(bits > outside.threshold(j)));
+    }
+  } else if (rule.kind == kKeepBand) {
+    const std::int32_t low = inside.threshold(), high = outside.threshold();
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) {
+      const std::int32_t bits = magnitude_bits(delta[j]);
+      use(j, bits > low && !(bits > high));
+    }
+  } else {
+    const std::int32_t low = inside.threshold();
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) use(j, magnitude_bits(delta[j]) > low);
+  }
+}
+
+// ---- random numbers ----
+
+// The 16-bit numbers of a stream for eight elements from `index` on, two to a word.
+template <bool kAligned>
+__device__ inline void half_words(const Rule& rule, std::int64_t index, std::uint32_t stream, unsigned (&words)[4]) {
+  constexpr int kBlocks = kAligned ? 1 : 2;
+  unsigned all[4 * kBlocks];
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b) {
+    const std::uint64_t block = static_cast<std::uint64_t>(index >> 3) + b;
+    std::uint64_t counter[4] = {block, block >> 32, rule.random.model, stream};
+    philox4x32(counter, rule.random.key);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) all[4 * b + i] = static_cast<unsigned>(counter[i]);
+  }
+  if constexpr (!kAligned) {
+    // Moves the words down by the number of elements that come before `index` in its block.
+    const int shift = static_cast<int>(index & 7);
+#pragma unroll
+    for (int i = 0; i < 6; ++i) all[i] = shift & 4 ? all[i + 2] : all[i];
+#pragma unroll
+    for (int i = 0; i < 5; ++i) all[i] = shift & 2 ? all[i + 1] : all[i];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) all[i] = __funnelshift_r(all[i], all[i + 1], shift & 1 ? 16 : 0);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) words[i] = all[i];
+}
+
+// Element j's number in the high half; what the low half holds does not matter.
+__device__ inline unsigned half_at(const unsigned (&words)[4], int j) {
+  return j & 1 ? words[j / 2] : words[j / 2] << 16;
+}
+
+// A word that is not 0 where a 16-bit half of `word` is 0.
+__device__ inline unsigned zero_half(unsigned word) { return (word - 0x00010001u) & ~word & 0x80008000u; }
+
+template <bool kAligned, class Use>
+__device__ inline void keep_random(const Rule& rule, std::int64_t index, Use use) {
+  unsigned words[4];
+  half_words<kAligned>(rule, index, 0, words);
+  const unsigned limit = rule.random.limit, low = rule.random.low;
+  if (low != 0) {
+    const unsigned both = limit | limit >> 16;
+    unsigned undecided = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) undecided |= zero_half(words[i] ^ both);
+    // One element in 65536.
+    if (undecided != 0) {
+      unsigned lower[4];
+      half_words<kAligned>(rule, index, 1, lower);
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) {
+        const unsigned word = (half_at(words, j) & 0xFFFF0000u) | half_at(lower, j) >> 16;
+        use(j, word >= (limit | low));
+      }
+      return;
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) use(j, half_at(words, j) >= limit);
+}
+
+// ---- masks ----
+
+// The bits of eight elements from `index` on. Only words of elements that exist are read.
+template <bool kAligned>
+__device__ inline unsigned mask_bits(const std::uint32_t* mask, std::int64_t index, Range range) {
+  if constexpr (kAligned) {
+    return reinterpret_cast<const std::uint8_t*>(mask)[index >> 3];
+  } else {
+    const std::int64_t first = index + range.first, last = index + range.last - 1;
+    std::uint64_t words = mask[first >> 5];
+    if (last >> 5 != first >> 5) words |= std::uint64_t{mask[last >> 5]} << 32;
+    return static_cast<unsigned>(words >> (first & 31)) << range.first;
+  }
+}
+
+// Calls use(j, kept) for each element of the vector of deltas that begins at `element`. kAligned promises that the whole
+// vector exists and that its global index is a multiple of 8 where in_blocks(rule).
+template <bool kAligned, class Use>
+__device__ inline void keep_vector(const Rule& rule, const float (&delta)[kVector], std::int64_t element, Range range,
+                                   Use use) {
+  if (rule.kind == kKeepTop || rule.kind == kKeepBand) {
+    keep_band(rule, delta, element, use);
+  } else if (rule.kind == kKeepRandom) {
+    keep_random<kAligned>(rule, rule.offset + element, use);
+  } else {
+    const unsigned bits =
+        rule.kind == kKeepAll ? 0xFFu : mask_bits<kAligned>(rule.mask, rule.offset + element, range);
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) use(j, (bits >> j & 1u) != 0);
+  }
+}
+
+}  // namespace fastmerge::cuda

@@ -62,7 +62,12 @@ class WeightedSum(Apply):
     weights: Sequence[float]
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
-        kernels.weighted_sum(out, chunk.every, self.weights)
+        self.apply_all([self], [out], [chunk])
+
+    @classmethod
+    def apply_all(cls, steps: Sequence[Any], outs: Sequence[Tensor], chunks: Sequence[Chunk]) -> None:
+        passes = zip(steps, outs, chunks, strict=True)
+        kernels.weighted_sum_many([kernels.SumJob(out, chunk.every, step.weights) for step, out, chunk in passes])
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,16 @@ class SparseMerge(DeltaMerge):
         return [factor * self.scale / (divisors[self.divide] or 1.0) for factor in self.factors]
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
+        self.apply_all([self], [out], [chunk])
+
+    @classmethod
+    def apply_all(cls, steps: Sequence[Any], outs: Sequence[Tensor], chunks: Sequence[Chunk]) -> None:
+        kernels.sparse_merge_many([step.job(*args) for step, *args in zip(steps, outs, chunks, strict=True)])
+
+    def job(self, out: Tensor, chunk: Chunk) -> kernels.MergeJob:
+        """Return the arguments of the operation."""
         assert chunk.base is not None, "a method that applies a sparse merge requires a base"
-        kernels.sparse_merge(
-            out, chunk.base, chunk.tensors, factors=self.factors, keeps=self.keeps, weights=self.weights,
-            vote=self.vote, divide=self.divide, scale=self.scale, offset=chunk.offset,
+        return kernels.MergeJob(
+            out, chunk.base, chunk.tensors, self.factors, self.keeps, self.weights, self.vote, self.divide, self.scale,
+            chunk.offset,
         )  # fmt: skip

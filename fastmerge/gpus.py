@@ -7,7 +7,7 @@ Not yet run on a GPU; ``pytest -m gpu`` does.
 from __future__ import annotations
 
 import contextlib
-import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -97,28 +97,21 @@ class Queue:
         self._event.synchronize()
 
 
-class Branch:
-    """Work of another thread on a GPU, on a stream of its own between two points of the current stream.
+def download(tensor: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy a tensor to the host; the function that is returned waits for it and returns it."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.current_stream(tensor.device).record_event()
 
-    It follows what the current stream was given when the branch was made, and what the current stream is given after
-    ``join`` follows it: in order for the caller, while a thread that waits for its answer waits for its own work only.
-    """
+    def wait() -> Tensor:
+        copied.synchronize()
+        return host
 
-    def __init__(self, device: torch.device, number: int):
-        self._trunk = torch.cuda.current_stream(device)
-        self._stream = _branch_stream(device, number)
-        self._stream.wait_stream(self._trunk)
-
-    def working(self) -> contextlib.AbstractContextManager[object]:
-        """Return the context in which operations of this thread go to the branch."""
-        return torch.cuda.stream(self._stream)
-
-    def join(self) -> None:
-        """Let the current stream, which was current when the branch was made, go on after it. Does not wait."""
-        self._trunk.wait_stream(self._stream)
+    return wait
 
 
-@functools.cache
-def _branch_stream(device: torch.device, number: int) -> torch.cuda.Stream:
-    # torch keeps freed memory for the stream that freed it: the same streams find it again.
-    return torch.cuda.Stream(device)
+def on_current_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Return a context for another thread, in which it works on the stream that is current in this one."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.cuda.stream(torch.cuda.current_stream(device))

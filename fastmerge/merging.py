@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +15,14 @@ from torch import Tensor
 from . import gpus
 from .apply import Apply
 from .methods import Group, Method, Solve
-from .source import Resident, Source
+from .source import Chunk, Resident, Source
 from .survey import Survey
 
 # Bytes of inputs of small tensors that are merged side by side: on the processor they stay in its cache.
 WINDOW_BYTES = 1 << 20
 DEVICE_WINDOW_BYTES = 64 << 20
-# Two threads feed a device: while one waits for the answer that it solves with, the kernels of the other run.
-FEEDERS = 2
+# Windows that a device is given before the answers of an earlier one are waited for.
+AHEAD = 1
 
 
 def solve_without_data(method: Method, group: Group) -> Apply | None:
@@ -78,89 +79,78 @@ class Job:
     source: Resident
     out: Tensor
 
+    @property
+    def chunk(self) -> Chunk:
+        """The inputs, whole."""
+        return next(self.source.chunks())
+
 
 def merge_sources(jobs: Sequence[Job]) -> None:
     """Merge many tensors on the devices where they lie; every bit is as ``merge_source`` makes it.
 
-    For the streams that are current here it is one piece of work: it follows what they were given before, and may
-    still be under way on return. The host waits for nothing but the answers that methods solve with, and devices have
-    other work meanwhile. No data leaves a device but those answers.
-
-    CUDA graphs would not help: the 723 tensors of a 70B take some 10 launches each, of less than 10 us on the host,
-    which is a fifth of the 0.3 s that their bytes take in the device's memory; so the host is ahead of the device.
+    GPUs get the work on the streams that are current here; it may still be under way on return. The host waits for
+    nothing but the answers that methods solve with, and the GPU has the next window's work meanwhile. No data leaves
+    a GPU but those answers. Several devices work side by side, each driven by a thread.
     """
     queues: dict[torch.device, list[Job]] = {}
     for job in jobs:
         queues.setdefault(job.out.device, []).append(job)
-    merge_here(queues.pop(torch.device("cpu"), []))
-    _merge_there(queues)
+    if len(queues) < 2:
+        merge_here(jobs)
+        return
+    with ThreadPoolExecutor(len(queues)) as pool:
+        runs = [pool.submit(_drive, queue, gpus.on_current_stream(device)) for device, queue in queues.items()]
+    for run in runs:
+        run.result()
+
+
+@torch.no_grad()
+def _drive(jobs: Sequence[Job], stream: AbstractContextManager[object]) -> None:
+    with stream:
+        merge_here(jobs)
 
 
 def merge_here(jobs: Sequence[Job]) -> None:
-    """Merge many tensors of one device on this thread."""
-    for window in _windows(jobs):
-        _merge_window(window)
+    """Merge many tensors of one device on this thread.
 
-
-def _merge_there(queues: Mapping[torch.device, Sequence[Job]]) -> None:
-    """Merge tensors of devices that work beside the host."""
-    feeders = []
-    for device, jobs in queues.items():
-        windows = deque(_windows(jobs))
-        feeders += [_Feeder(gpus.Branch(device, number), windows) for number in range(FEEDERS)]
-    for feeder in feeders:
-        feeder.start()
-    try:
-        for feeder in feeders:
-            feeder.join()
-    finally:  # Ctrl-C comes here
-        for feeder in feeders:
-            feeder.stop()
-    for feeder in feeders:
-        if feeder.error is not None:
-            raise feeder.error
-
-
-class _Feeder(threading.Thread):
-    """Merges windows of one device until none is left."""
-
-    def __init__(self, branch: gpus.Branch, windows: deque[list[Job]]):
-        super().__init__(name="fastmerge-feeder", daemon=True)
-        self._branch, self._windows = branch, windows
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            with torch.no_grad(), self._branch.working():
-                while (window := self._take()) is not None:
-                    _merge_window(window)
-        except BaseException as error:
-            self.error = error
-            self._windows.clear()
-
-    def stop(self) -> None:
-        """Begin no other window, and let the device go on with the caller's work after what was begun."""
-        self._windows.clear()
-        self.join()
-        self._branch.join()
-
-    def _take(self) -> list[Job] | None:
-        try:
-            return self._windows.popleft()
-        except IndexError:
-            return None
-
-
-def _windows(jobs: Sequence[Job]) -> list[list[Job]]:
-    """Deal jobs into what is merged side by side: a large tensor alone, small ones together, whatever lies between."""
+    CUDA graphs would not help: the 723 tensors of a 70B take some 10 launches each, of less than 10 us on the host,
+    which is a fifth of the 0.3 s that their bytes take in the device's memory; so the host is ahead of the device.
+    """
     if not jobs:
-        return []
-    limit = WINDOW_BYTES if jobs[0].out.device.type == "cpu" else DEVICE_WINDOW_BYTES
+        return
+    if jobs[0].out.device.type == "cpu":
+        _merge_windows(_windows(jobs, WINDOW_BYTES), ahead=0)
+    else:
+        _merge_windows(_windows(jobs, DEVICE_WINDOW_BYTES), AHEAD)
+
+
+def _merge_windows(windows: Sequence[Sequence[Job]], ahead: int) -> None:
+    """Merge windows in turn; ``ahead`` of them are begun before the answers of an earlier one are waited for."""
+    waiting: deque[Iterator[None]] = deque()
+    for window in windows:
+        waiting.append(_merge_window(window))
+        _advance(waiting, len(waiting) - 1)
+        while len(waiting) > ahead:
+            _advance(waiting, 0)
+    while waiting:
+        _advance(waiting, 0)
+
+
+def _advance(waiting: deque[Iterator[None]], i: int) -> None:
+    """Let a window give all the work that it can before its next answer; it goes to the end, or away when done."""
+    window = waiting[i]
+    del waiting[i]
+    if next(window, True) is None:
+        waiting.append(window)
+
+
+def _windows(jobs: Sequence[Job], limit: int) -> list[list[Job]]:
+    """Deal jobs into what is merged side by side: a large tensor alone, small ones together, whatever lies between."""
     windows: list[list[Job]] = []
     small: list[Job] = []
     filled = limit
     for job in jobs:
-        nbytes = sum(tensor.nbytes for tensor in next(job.source.chunks()).every)
+        nbytes = sum(tensor.nbytes for tensor in job.chunk.every)
         if nbytes >= limit:
             windows.append([job])
             continue
@@ -172,8 +162,11 @@ def _windows(jobs: Sequence[Job]) -> list[list[Job]]:
     return windows
 
 
-def _merge_window(jobs: Sequence[Job]) -> None:
-    """Merge tensors of one device in lockstep: equal questions of their methods are answered together."""
+def _merge_window(jobs: Sequence[Job]) -> Iterator[None]:
+    """Merge tensors of one device in lockstep: equal questions of their methods are asked together.
+
+    Yields when questions were asked, before it waits for the answers.
+    """
     applies: dict[int, Apply] = {}
     asking: dict[int, tuple[Solve, Survey]] = {}
 
@@ -191,13 +184,16 @@ def _merge_window(jobs: Sequence[Job]) -> None:
         else:
             advance(i, step, None)
     while asking:
+        asked = []
         for kind, members in _by_type({i: survey for i, (_, survey) in asking.items()}).items():
-            answers = kind.run_all([asking[i][1] for i in members], [jobs[i].source for i in members])
-            for i, answer in zip(members, answers, strict=True):
+            wait = kind.start_all([asking[i][1] for i in members], [jobs[i].source for i in members])
+            asked.append((members, wait))
+        yield
+        for members, wait in asked:
+            for i, answer in zip(members, wait(), strict=True):
                 advance(i, asking[i][0], answer)
     for kind, members in _by_type(applies).items():
-        chunks = [next(jobs[i].source.chunks()) for i in members]
-        kind.apply_all([applies[i] for i in members], [jobs[i].out for i in members], chunks)
+        kind.apply_all([applies[i] for i in members], [jobs[i].out for i in members], [jobs[i].chunk for i in members])
 
 
 def _by_type(things: Mapping[int, Any]) -> dict[Any, list[int]]:

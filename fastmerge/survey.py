@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import kernels
+from . import gpus, kernels
 from .kernels import GRID, Boundary, Keep
 from .kernels.keep import magnitude_bits
 from .source import Chunk, Resident, Source
@@ -30,13 +30,46 @@ class Survey(ABC):
         """Read ``source`` as often as needed and return the answer, the same on every shard."""
 
     @classmethod
-    def run_all(cls, surveys: Sequence[Any], sources: Sequence[Resident]) -> list[Any]:
-        """Return the answers of ``surveys``, all of this class, to whole tensors of one device."""
-        return [survey.run(source) for survey, source in zip(surveys, sources, strict=True)]
+    def start_all(cls, surveys: Sequence[Any], sources: Sequence[Resident]) -> Callable[[], list[Any]]:
+        """Begin to ask ``surveys``, all of this class, about whole tensors of one device, and do not wait for it.
+
+        The function that is returned waits and returns the answers.
+        """
+        answers = [survey.run(source) for survey, source in zip(surveys, sources, strict=True)]
+        return lambda: answers
+
+
+class TableSurvey(Survey):
+    """A survey whose answer follows from a table of partial sums, one row per cell of the grid."""
+
+    @abstractmethod
+    def partials(self, chunk: Chunk) -> Tensor:
+        """Return the rows [cells, columns] (float64) of a chunk, on its device."""
+
+    @abstractmethod
+    def answer(self, table: Tensor) -> Any:
+        """Return the answer of a whole table (CPU)."""
+
+    def run(self, source: Source) -> Any:
+        return self.answer(_over_grid(source, self.partials))
+
+    @classmethod
+    def start_all(cls, surveys: Sequence[Any], sources: Sequence[Resident]) -> Callable[[], list[Any]]:
+        tables = [survey.partials(*source.chunks()) for survey, source in zip(surveys, sources, strict=True)]
+        if tables[0].device.type == "cpu":
+            return lambda: [survey.answer(table) for survey, table in zip(surveys, tables, strict=True)]
+        shapes = [table.shape for table in tables]
+        wait = gpus.download(torch.cat([table.flatten() for table in tables]))
+
+        def answers() -> list[Any]:
+            parts = wait().split([shape.numel() for shape in shapes])
+            return [survey.answer(part.view(shape)) for survey, part, shape in zip(surveys, parts, shapes, strict=True)]
+
+        return answers
 
 
 @dataclass(frozen=True)
-class Gram(Survey):
+class Gram(TableSurvey):
     """The Gram matrix [N, N] (float64, CPU) of the deltas, or of all inputs (base first) when ``deltas`` is False.
 
     One read. Error bound of an entry: ``127 * 2**-53 * sum |v_i * v_j|`` (see ``kernels.gram``).
@@ -44,21 +77,20 @@ class Gram(Survey):
 
     deltas: bool = True
 
-    def run(self, source: Source) -> Tensor:
-        def partials(chunk: Chunk) -> Tensor:
-            tensors = list(chunk.tensors) if self.deltas else chunk.every
-            part = _grid_table(tensors[0], len(kernels.pairs(len(tensors))))
-            kernels.gram_partials(part, tensors, chunk.base if self.deltas else None)
-            return part
+    def partials(self, chunk: Chunk) -> Tensor:
+        tensors = list(chunk.tensors) if self.deltas else chunk.every
+        part = _grid_table(tensors[0], len(kernels.pairs(len(tensors))))
+        kernels.gram_partials(part, tensors, chunk.base if self.deltas else None)
+        return part
 
-        table = _over_grid(source, partials)
+    def answer(self, table: Tensor) -> Tensor:
         # N vectors have N (N + 1) / 2 pairs, one per column.
         count = (math.isqrt(8 * table.shape[1] + 1) - 1) // 2
         return kernels.gram_matrix(table, count)
 
 
 @dataclass(frozen=True)
-class Norms(Survey):
+class Norms(TableSurvey):
     """Per delta, ``(total, kept)``: the sum of ``|d|**power`` over all elements, and over those that are kept.
 
     One read. Relative error bound: ``72 * 2**-53`` (see ``kernels.norms``).
@@ -67,13 +99,13 @@ class Norms(Survey):
     keeps: Sequence[Keep]
     power: int = 1
 
-    def run(self, source: Source) -> list[tuple[float, float]]:
-        def partials(chunk: Chunk) -> Tensor:
-            part = _grid_table(chunk.tensors[0], 2 * len(chunk.tensors))
-            kernels.norm_partials(part, chunk.tensors, chunk.base, self.keeps, power=self.power, offset=chunk.offset)
-            return part
+    def partials(self, chunk: Chunk) -> Tensor:
+        part = _grid_table(chunk.tensors[0], 2 * len(chunk.tensors))
+        kernels.norm_partials(part, chunk.tensors, chunk.base, self.keeps, power=self.power, offset=chunk.offset)
+        return part
 
-        sums = kernels.total(_over_grid(source, partials))
+    def answer(self, table: Tensor) -> list[tuple[float, float]]:
+        sums = kernels.total(table)
         return list(zip(sums[::2], sums[1::2], strict=True))
 
 

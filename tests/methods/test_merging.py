@@ -1,14 +1,14 @@
-"""Many tensors at once: every bit as one at a time, in windows, in lockstep, and by the threads that feed a device."""
+"""Many tensors at once: every bit as one at a time, in windows, in lockstep, and ahead of the answers."""
 
 from __future__ import annotations
 
-import contextlib
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
-from fastmerge import gpus, merging
+from fastmerge import merging
 from fastmerge.kernels import GRID
 from fastmerge.merging import Job, merge_here, merge_source, merge_sources
 from fastmerge.methods import all_methods, get_method
@@ -18,31 +18,6 @@ from fastmerge.survey import Boundaries
 
 PARAMETERS = {"weight": 0.7, "density": 0.4, "t": 0.3, "beta": 0.1, "share": 0.5, "matrices": "all"}
 SIZES = [(5,), (64, 48), (0,), (GRID + 3,), (1,), (48, 64), (3, 7)]
-
-
-class Branch:
-    """See ``fastmerge.gpus.Branch``."""
-
-    made: list[Branch]
-
-    def __init__(self, device, number):
-        self.device, self.number, self.joined, self.thread = device, number, False, None
-        Branch.made.append(self)
-
-    @contextlib.contextmanager
-    def working(self):
-        self.thread = threading.get_ident()
-        yield
-
-    def join(self):
-        self.joined = True
-
-
-@pytest.fixture
-def branches(monkeypatch):
-    Branch.made = []
-    monkeypatch.setattr(gpus, "Branch", Branch)
-    return Branch.made
 
 
 def make_jobs(name, generator, dtype=torch.bfloat16, sizes=SIZES) -> list[Job]:
@@ -72,41 +47,58 @@ def alone(jobs) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("name", sorted(all_methods()))
 @pytest.mark.parametrize("window", [1, 20_000, 1 << 30])
-def test_many_are_as_one_at_a_time(name, window, generator, monkeypatch, branches):
+def test_many_are_as_one_at_a_time(name, window, generator, monkeypatch):
     monkeypatch.setattr(merging, "WINDOW_BYTES", window)
     jobs = make_jobs(name, generator)
     expected = alone(jobs)
     merge_sources(jobs)
     assert all(torch.equal(job.out, want) for job, want in zip(jobs, expected, strict=True))
-    assert branches == [], "tensors of the processor are merged on the thread of the caller"
 
 
 @pytest.mark.parametrize("name", ["linear", "slerp", "ties", "dare_ties"])
-def test_devices_are_fed_side_by_side(name, generator, monkeypatch, branches):
-    monkeypatch.setattr(merging, "WINDOW_BYTES", 1000)
-    queues = {torch.device("cuda", i): make_jobs(name, generator) for i in range(2)}
-    expected = {device: alone(jobs) for device, jobs in queues.items()}
-    merging._merge_there(queues)
-    for device, jobs in queues.items():
-        assert all(torch.equal(job.out, want) for job, want in zip(jobs, expected[device], strict=True))
-    assert [(b.device.index, b.number) for b in branches] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert all(branch.joined for branch in branches)
-    assert threading.get_ident() not in {branch.thread for branch in branches}
+@pytest.mark.parametrize("ahead", [1, 2, 9])
+def test_windows_ahead_of_the_answers(name, ahead, generator):
+    jobs = make_jobs(name, generator)
+    expected = alone(jobs)
+    merging._merge_windows([[job] for job in jobs], ahead)
+    assert all(torch.equal(job.out, want) for job, want in zip(jobs, expected, strict=True))
 
 
-def test_the_first_error_of_a_feeder_is_raised(generator, branches):
-    jobs = make_jobs("slerp", generator)
-    jobs[3].source.tensors[0].fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"layers\.3\..*: an input holds NaN"):
-        merging._merge_there({torch.device("cuda"): jobs})
-    assert all(branch.joined for branch in branches)
+def test_a_window_asks_before_an_earlier_one_is_answered(generator, monkeypatch):
+    events = []
+
+    def start_all(surveys, sources):
+        number = len(events)
+        events.append(f"ask {len(surveys)}")
+        answers = [survey.run(source) for survey, source in zip(surveys, sources, strict=True)]
+        return lambda: events.append(f"answer {number}") or answers
+
+    monkeypatch.setattr(Boundaries, "start_all", start_all)
+    jobs = make_jobs("ties", generator, sizes=[(10,), (20,), (30,)])
+    merging._merge_windows([jobs[:1], jobs[1:2], jobs[2:]], ahead=1)
+    assert events == ["ask 1", "ask 1", "answer 0", "ask 1", "answer 1", "answer 3"]
+
+
+def test_several_devices_are_driven_at_once(generator, monkeypatch):
+    job = make_jobs("linear", generator, sizes=[(3,)])[0]
+    jobs = [job, replace(job, out=torch.empty(3, device="meta"))]
+    together = threading.Barrier(2, timeout=30)
+
+    def merge(jobs):
+        together.wait()
+        assert not torch.is_grad_enabled()
+        raise ValueError(f"stop on {jobs[0].out.device}")
+
+    monkeypatch.setattr(merging, "merge_here", merge)
+    with pytest.raises(ValueError, match="stop on cpu"):
+        merge_sources(jobs)
 
 
 def test_equal_questions_are_asked_together(generator, monkeypatch):
     asked = []
-    run_all = Boundaries.run_all
+    start_all = Boundaries.start_all
     monkeypatch.setattr(
-        Boundaries, "run_all", lambda surveys, sources: asked.append(len(surveys)) or run_all(surveys, sources)
+        Boundaries, "start_all", lambda surveys, sources: asked.append(len(surveys)) or start_all(surveys, sources)
     )
     monkeypatch.setattr(merging, "WINDOW_BYTES", 1 << 30)
     merge_here(make_jobs("ties", generator))
@@ -114,8 +106,7 @@ def test_equal_questions_are_asked_together(generator, monkeypatch):
     assert asked == [len(SIZES) - 2]
 
 
-def test_a_large_tensor_is_a_window_of_its_own(monkeypatch, generator):
-    monkeypatch.setattr(merging, "WINDOW_BYTES", 3 * 1000)
+def test_a_large_tensor_is_a_window_of_its_own(generator):
     jobs = make_jobs("linear", generator, sizes=[(10,), (5000,), (10,), (400,), (400,)])
-    windows = merging._windows(jobs)
+    windows = merging._windows(jobs, 3000)
     assert [[len(job.out) for job in window] for window in windows] == [[10, 10, 400], [5000], [400]]

@@ -158,6 +158,15 @@ PYBIND11_MODULE(_C, m) {
     equal_counts(reinterpret_cast<std::int64_t*>(counts), inputs, thresholds);
   });
 
+  m.def("rank_mask", [](Address mask, const std::vector<Address>& tensors, const std::vector<int>& dtypes, Address base,
+                        int base_dtype, std::size_t size, const std::array<std::size_t, 3>& shape, std::uint32_t first,
+                        std::uint64_t step, std::uint64_t key, std::uint32_t model) {
+    const Group inputs = group(tensors, dtypes, base, base_dtype, size);
+    const RankRows rows{inputs.tensors[0], inputs.base, shape[1], shape[2], first, step, key, model};
+    const Unlocked unlocked(size);
+    rank_mask(reinterpret_cast<std::uint32_t*>(mask), rows, shape[0]);
+  });
+
   m.def("low_rank", [](Address out, int out_dtype, Address weight, int weight_dtype, Address up, Address down,
                        std::size_t rows, std::size_t columns, std::size_t rank, float scale) {
     const Unlocked unlocked(rows * columns * rank);

@@ -138,6 +138,11 @@ FASTMERGE_HD std::int32_t threshold_at(std::int64_t threshold, std::int64_t brea
   return above < kNanMagnitude ? static_cast<std::int32_t>(above) : kLargestBits;
 }
 
+// The drop threshold of the element of a rank in its row: kernels/rank_mask.py.
+FASTMERGE_HD std::uint32_t rank_threshold(std::uint32_t first, std::uint64_t step, std::uint64_t rank) {
+  return first - static_cast<std::uint32_t>((step * rank + (std::uint64_t{1} << 30)) >> 31);
+}
+
 // ---- fused sparse merge ----
 
 // The scalars of a merge. factors, weights: one per model (weights are ones for divide count).

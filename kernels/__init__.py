@@ -24,6 +24,7 @@ from .keep import (
 from .low_rank import low_rank_update
 from .norms import norm_partials
 from .philox import drop_threshold, keep_mask, tensor_key
+from .rank_mask import rank_mask
 from .select import HISTOGRAM_BINS, equal_counts, magnitude_histogram, select_boundaries
 from .sparse_merge import MergeJob, sparse_merge, sparse_merge_many
 from .weighted_sum import SumJob, weighted_sum, weighted_sum_many
@@ -56,6 +57,7 @@ __all__ = [
     "mask_words",
     "norm_partials",
     "pairs",
+    "rank_mask",
     "select_boundaries",
     "sparse_merge",
     "sparse_merge_many",

@@ -17,6 +17,7 @@ from .gram import gram_partials
 from .keep import Keep
 from .low_rank import low_rank_update
 from .norms import norm_partials
+from .rank_mask import rank_mask
 from .select import equal_counts, magnitude_histogram, select_boundaries
 from .sparse_merge import sparse_merge
 from .weighted_sum import weighted_sum
@@ -52,6 +53,10 @@ def _check_merge(out: Tensor, base: Tensor, tensors: Sequence[Tensor], *_) -> No
 
 def _check_table(table: Tensor, tensors: Sequence[Tensor], base: Tensor | None, *_) -> None:
     check_group(tensors, base)
+
+
+def _check_mask(mask: Tensor, tensor: Tensor, base: Tensor | None, *_) -> None:
+    check_group([tensor], base)
 
 
 def _check_low_rank(out: Tensor, weight: Tensor, *_) -> None:
@@ -113,6 +118,18 @@ def _magnitude_histogram(counts, tensors, base, level, prefixes) -> None:
 @_define("equal_counts(Tensor(a!) counts, Tensor[] tensors, Tensor? base, int[] thresholds) -> ()", _check_table)
 def _equal_counts(counts, tensors, base, thresholds) -> None:
     equal_counts(counts, tensors, base, thresholds)
+
+
+@_define(
+    "rank_mask(Tensor(a!) mask, Tensor tensor, Tensor? base, int[] rows, float density, float epsilon, int key, "
+    "int model) -> ()",
+    _check_mask,
+)
+def _rank_mask(mask, tensor, base, rows, density, epsilon, key, model) -> None:
+    # A schema has signed integers of 64 bits.
+    rank_mask(
+        mask, tensor, base, rows=tuple(rows), density=density, epsilon=epsilon, key=key % 2**64, model=model
+    )  # fmt: skip
 
 
 @_define("low_rank_update(Tensor(a!) out, Tensor weight, Tensor up, Tensor down, float scale) -> ()", _check_low_rank)

@@ -2,9 +2,10 @@
 #pragma once
 
 #include "loops_merge.h"
+#include "loops_rank.h"
 #include "loops_reduce.h"
 #include "loops_select.h"
 #include "loops_sum.h"
 
 #define FASTMERGE_LOOPS(name) \
-  {name, weighted_sum, sparse_merge, gram, norms, deltas, collect, count_equal, histogram, low_rank}
+  {name, weighted_sum, sparse_merge, gram, norms, deltas, collect, count_equal, histogram, rank_mask, low_rank}

@@ -72,6 +72,16 @@ void equal_counts(std::int64_t* counts, const Group& group, const std::vector<st
   });
 }
 
+void rank_mask(std::uint32_t* words, const RankRows& rows, std::size_t outer) {
+  const bool contiguous = rows.inner == 1;
+  const std::size_t blocks = contiguous ? 1 : (rows.inner + kRankColumns - 1) / kRankColumns;
+  const std::size_t elements = rows.length * (contiguous ? 1 : std::min(rows.inner, kRankColumns));
+  std::fill_n(words, (outer * rows.length * rows.inner + 31) / 32, 0);
+  const std::size_t grain = std::max<std::size_t>(1, kGrain / elements);
+  parallel_ranges(outer * blocks, grain, kGrain / elements,
+                  [&](std::size_t begin, std::size_t end) { loops().rank_mask(words, rows, begin, end); });
+}
+
 void low_rank(Output out, Array weight, const float* up, const float* down, std::size_t rows, std::size_t columns,
               std::size_t rank, float scale) {
   if (rows == 0 || columns == 0) return;

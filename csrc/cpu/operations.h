@@ -19,6 +19,8 @@ void norms(double* partials, const Group& group, const std::vector<Keep>& keeps,
 void magnitude_histogram(std::int64_t* counts, const Group& group, int level,
                          const std::vector<std::int64_t>& prefixes);
 void equal_counts(std::int64_t* counts, const Group& group, const std::vector<std::int64_t>& thresholds);
+// Overwrites the mask.
+void rank_mask(std::uint32_t* words, const RankRows& rows, std::size_t outer);
 void low_rank(Output out, Array weight, const float* up, const float* down, std::size_t rows, std::size_t columns,
               std::size_t rank, float scale);
 

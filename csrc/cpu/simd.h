@@ -207,6 +207,19 @@ FASTMERGE_INLINE int store_selected(std::uint32_t* p, U x, unsigned bits) {
 #endif
 }
 
+// table[index] of every lane.
+FASTMERGE_INLINE U gather(const std::uint32_t* table, U index) {
+#if FASTMERGE_VECTOR_BYTES == 64
+  return (U)_mm512_i32gather_epi32((__m512i)index, table, 4);
+#elif FASTMERGE_VECTOR_BYTES == 32
+  return (U)_mm256_i32gather_epi32((const int*)table, (__m256i)index, 4);
+#else
+  U found{};
+  for (int i = 0; i < kWidth; ++i) found[i] = table[index[i]];
+  return found;
+#endif
+}
+
 FASTMERGE_INLINE std::int32_t sum_of_lanes(S x) {
   // Through memory of its own: a subscript would keep x in memory for all its life.
   std::int32_t lanes[kWidth];

@@ -29,6 +29,7 @@ def samples():
         "select_boundaries": (tensors, base, [10, 20, 30, 40]),
         "magnitude_histogram": (torch.zeros(2, HISTOGRAM_BINS[0], dtype=torch.int64), tensors, base, 0, []),
         "equal_counts": (torch.zeros(2, 1, dtype=torch.int64), tensors, None, [0x3F800000, 0]),
+        "rank_mask": (torch.zeros(32, dtype=torch.int32), tensors[0], base, [10, 100, 1], 0.5, 0.1, -5, 1),
         "low_rank_update": (torch.empty(4, 5), torch.ones(4, 5), torch.ones(4, 2), torch.ones(2, 5), 0.5),
     }  # fmt: skip
 

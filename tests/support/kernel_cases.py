@@ -222,6 +222,22 @@ def equal_counts(inputs: Inputs) -> Run:
     return run
 
 
+def rank_mask(inputs: Inputs) -> Run:
+    base, tensor, numel = inputs.random.choice([inputs.base, None]), inputs.tensors[0], inputs.numel
+    outer = inputs.random.choice([d for d in (1, 3, 7, 31) if numel % d == 0])
+    inner = inputs.random.choice([d for d in (1, 1, 2, 43) if numel // outer % d == 0])
+    density, epsilon = inputs.random.choice([(0.5, 0.15), (0.3, 0.0), (0.5, 0.4999), (0.9, 0.05)])
+    key, model = inputs.random.getrandbits(64), inputs.random.choice([0, 2**32 - 1])
+
+    def run():
+        mask = blank(kernels.mask_words(numel), dtype=torch.int32)
+        rows = (outer, numel // outer // inner, inner)
+        kernels.rank_mask(mask, tensor, base, rows=rows, density=density, epsilon=epsilon, key=key, model=model)
+        return mask
+
+    return run
+
+
 def low_rank(inputs: Inputs) -> Run:
     columns = inputs.random.choice([1, 5, 64, 513, 700])
     rank, rows = inputs.random.randint(1, 9), min(inputs.numel // columns, 40)
@@ -243,6 +259,7 @@ CASES: dict[str, Callable[[Inputs], Run]] = {
     "low_rank": low_rank,
     "magnitude_histogram": magnitude_histogram,
     "norms": norms,
+    "rank_mask": rank_mask,
     "select": select,
     "sparse_merge": sparse_merge,
     "weighted_sum": weighted_sum,

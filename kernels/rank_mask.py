@@ -1,0 +1,119 @@
+r"""Random masks whose keep probability rises with the rank of a magnitude in its row (MAGPRUNE, of DELLA).
+
+The tensor is seen as [outer, length, inner]; a row runs along the middle dimension. The elements of a row are ranked
+by |delta|, ascending, equal ones by their position (a stable sort); every NaN has one magnitude, just above infinity.
+In exact arithmetic the element of rank r = 0 .. n - 1 of a row of n is kept with probability::
+
+    density - epsilon + 2 * epsilon * r / (n - 1)              in a row of one element: density
+
+It is dropped iff its 32-bit random word (``philox``, by global element index) is below ``T(r)``, in integers::
+
+    round32(x) = min(nearest integer to x * 2**32 (ties to even), 2**32 - 1),   x in float64
+    T(r)       = first - floor((step * r + 2**30) / 2**31)
+    first      = round32(1 - (density - epsilon));             in a row of one element: round32(1 - density), step 0
+    step       = floor((first - round32(1 - (density + epsilon))) * 2**31 / (n - 1))
+
+No product exceeds 63 bits. Every backend sets the same bits.
+
+Deep, Bhardwaj and Poria 2024, arXiv 2406.11617.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import _native
+from ._checks import check_group
+from ._registry import operation
+from .keep import magnitude_bits, mask_words
+from .philox import drop_threshold, random_words
+
+__all__ = ["rank_mask"]
+
+
+def rank_mask(
+    mask: Tensor,
+    tensor: Tensor,
+    base: Tensor | None,
+    *,
+    rows: tuple[int, int, int],
+    density: float,
+    epsilon: float,
+    key: int,
+    model: int,
+    backend: str | None = None,
+) -> None:
+    """Write the keep mask of one model's delta into ``mask``, one bit per element, for ``keep_masked``.
+
+    Args:
+        mask:    [mask_words(n)] int32, overwritten; the bits beyond the last element are 0.
+        tensor:  n elements, whole, contiguous.
+        base:    shaped like it, or None.
+        rows:    (outer, length, inner), whose product is n; ranks are taken along ``length``, below 2**31.
+        density: mean keep probability, 0 < density - epsilon and density + epsilon < 1.
+        epsilon: half of the range of keep probabilities, >= 0.
+        key:     64-bit key of the tensor (``tensor_key``).
+        model:   index of the model among the non-base models, 0 <= model < 2**32.
+        backend: pin a backend; by default the fastest available on the device.
+    Raises:
+        ValueError: a shape or a number is wrong; the message names the argument and its value.
+        BackendError: a pinned backend cannot run.
+    """
+    check_group([tensor], base)
+    words = mask_words(tensor.numel())
+    if mask.dtype != torch.int32 or tuple(mask.shape) != (words,) or not mask.is_contiguous():
+        raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}; expected contiguous int32 ({words},)")
+    if mask.device != tensor.device:
+        raise ValueError(f"mask is on {mask.device}, tensor is on {tensor.device}")
+    if math.prod(rows) != tensor.numel() or min(rows) < 0 or rows[1] >= 2**31:
+        raise ValueError(f"rows is {rows}; expected three sizes of {tensor.numel()} elements, the second below 2**31")
+    if not (epsilon >= 0 and density - epsilon > 0 and density + epsilon < 1):
+        raise ValueError(
+            f"density is {density} and epsilon is {epsilon}; expected epsilon >= 0, density - epsilon > 0 "
+            "and density + epsilon < 1"
+        )
+    if not (0 <= key < 2**64 and 0 <= model < 2**32):
+        raise ValueError(f"key is {key} and model is {model}; expected 64 and 32 bits")
+    if tensor.numel():
+        first, step = _thresholds(rows[1], density, epsilon)
+        _rank_mask(mask, tensor, base, rows, first, step, key, model, backend=backend)
+
+
+def _thresholds(length: int, density: float, epsilon: float) -> tuple[int, int]:
+    """Return ``first`` and ``step`` of the drop thresholds of a row."""
+    if length == 1:
+        return _round32(1 - density), 0
+    first, last = _round32(1 - (density - epsilon)), _round32(1 - (density + epsilon))
+    return first, ((first - last) << 31) // (length - 1)
+
+
+def _round32(probability: float) -> int:
+    return min(drop_threshold(probability), 2**32 - 1)
+
+
+@operation("rank_mask")
+def _rank_mask(
+    mask: Tensor, tensor: Tensor, base: Tensor | None, rows: tuple[int, int, int], first: int, step: int, key: int,
+    model: int,
+) -> None:  # fmt: skip
+    delta = tensor.float() if base is None else tensor.float() - base.float()
+    order = magnitude_bits(delta.flatten()).view(rows).argsort(dim=1, stable=True)
+    positions = torch.arange(rows[1], device=order.device)[None, :, None].expand_as(order)
+    ranks = torch.empty_like(order).scatter_(1, order, positions)
+    thresholds = first - ((step * ranks + 2**30) >> 31)
+    bits = torch.zeros(32 * mask.numel(), dtype=torch.int64, device=mask.device)
+    bits[: tensor.numel()] = random_words(key, model, 0, tensor.numel(), mask.device) >= thresholds.flatten()
+    words = (bits.view(-1, 32) << torch.arange(32, device=mask.device)).sum(1)
+    mask.copy_(torch.where(words < 2**31, words, words - 2**32))
+
+
+@_rank_mask.backend("cpu", probe=_native.why_no_cpu_extension)
+def _cpu(
+    mask: Tensor, tensor: Tensor, base: Tensor | None, rows: tuple[int, int, int], first: int, step: int, key: int,
+    model: int,
+) -> None:  # fmt: skip
+    group = _native.group([tensor], base)
+    _native.cpu_extension().rank_mask(mask.data_ptr(), *group, rows, first, step, key, model)

@@ -1,0 +1,113 @@
+"""Masks by rank: the formula by hand, its distribution, rows along any dimension, and what the arguments refuse."""
+
+import pytest
+import torch
+from kernel_cases import Variant, blank, variants
+
+from fastmerge import kernels
+from fastmerge.kernels import mask_words, rank_mask
+from fastmerge.kernels.keep import kept
+from fastmerge.kernels.philox import random_words
+
+EVERY = [Variant("reference"), *variants()]
+KEY = 0x9E3779B97F4A7C15
+
+
+def bits_of(mask, numel):
+    return kept(torch.zeros(numel), kernels.keep_masked(mask), 0)
+
+
+def draw(tensor, rows, density=0.5, epsilon=0.15, base=None, model=0):
+    mask = blank(mask_words(tensor.numel()), dtype=torch.int32)
+    rank_mask(mask, tensor, base, rows=rows, density=density, epsilon=epsilon, key=KEY, model=model)
+    return bits_of(mask, tensor.numel())
+
+
+def by_hand(tensor, rows, density, epsilon):
+    """The contract in Python's integers, row by row."""
+    outer, length, inner = rows
+    words, values = random_words(KEY, 0, 0, tensor.numel()).tolist(), tensor.abs().tolist()
+    first, last = (min(round((1 - density + sign * epsilon) * 2**32), 2**32 - 1) for sign in (1, -1))
+    step = ((first - last) << 31) // max(1, length - 1) if length > 1 else 0
+    first = first if length > 1 else round((1 - density) * 2**32)
+    kept = [False] * tensor.numel()
+    for start in (o * length * inner + i for o in range(outer) for i in range(inner)):
+        row = range(start, start + length * inner, inner)
+        for rank, index in enumerate(sorted(row, key=lambda index: values[index])):
+            kept[index] = words[index] >= first - ((step * rank + 2**30) >> 31)
+    return torch.tensor(kept)
+
+
+@pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.label)
+@pytest.mark.parametrize("rows", [(1, 1, 1), (5, 1, 3), (1, 300, 1), (3, 100, 1), (2, 10, 15), (4, 3, 25), (3, 2, 50)])
+@pytest.mark.parametrize(("density", "epsilon"), [(0.5, 0.25), (0.375, 0.0), (0.5, 0.5 - 2**-20)])
+def test_formula(variant, rows, density, epsilon, generator):
+    numel = rows[0] * rows[1] * rows[2]
+    # Many equal magnitudes, of both signs.
+    tensor = torch.randint(-9, 10, (numel,), generator=generator).float()
+    with variant.active():
+        assert torch.equal(draw(tensor, rows, density, epsilon), by_hand(tensor, rows, density, epsilon))
+
+
+@pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.label)
+@pytest.mark.parametrize(
+    "kind", ["distinct", "equal", "two values", "mostly zero", "subnormal", "special", "two scales"]
+)
+def test_long_rows_of_any_magnitudes(variant, kind, generator):
+    """Every way to rank what a histogram leaves undecided gives the reference's bits; half of all are undecided."""
+    shape = (3, 9001)
+    normal = torch.randn(shape, generator=generator)
+    tensor = {
+        "distinct": normal,
+        "equal": torch.ones(shape),
+        "two values": torch.where(normal > 0.3, 1.0, 1.0 + 2**-23),
+        "mostly zero": torch.where(normal > 1, normal, 0.0),
+        "subnormal": normal * 1e-41,
+        "special": torch.where(normal > 1, torch.nan, torch.where(normal < -1, torch.inf, normal)),
+        "two scales": torch.where(normal > 0, normal, normal * 1e-12),
+    }[kind]
+    with kernels.use_backend("reference"):
+        expected = draw(tensor, (*shape, 1), 0.5, 0.4999)
+    with variant.active():
+        assert torch.equal(draw(tensor, (*shape, 1), 0.5, 0.4999), expected)
+        # Along the other dimension, the same rows laid out by columns.
+        columns = draw(tensor.t().contiguous(), (1, 9001, 3), 0.5, 0.4999)
+        with kernels.use_backend("reference"):
+            assert torch.equal(columns, draw(tensor.t().contiguous(), (1, 9001, 3), 0.5, 0.4999))
+
+
+def test_probability_is_linear_in_the_rank():
+    """Of 4000 rows, sixteenths of the ranks are kept as often as the formula says, within five standard deviations."""
+    rows, length, density, epsilon = 4000, 256, 0.4, 0.3
+    tensor = torch.arange(1.0, length + 1).repeat(rows)
+    share = draw(tensor, (rows, length, 1), density, epsilon).view(rows, 16, 16).double().mean((0, 2))
+    ranks = torch.arange(length).view(16, 16).double().mean(1)
+    expected = density - epsilon + 2 * epsilon * ranks / (length - 1)
+    assert ((share - expected).abs() < 5 * (expected * (1 - expected) / (16 * rows)).sqrt()).all()
+
+
+def test_without_epsilon_it_is_dropout_at_random(generator):
+    tensor = torch.randn(5000, generator=generator)
+    expected = kernels.keep_mask(KEY, 3, kernels.drop_threshold(0.25), 0, 5000)
+    assert torch.equal(draw(tensor, (50, 100, 1), 0.75, 0.0, model=3), expected)
+
+
+def test_arguments():
+    tensor, mask = torch.ones(64), torch.zeros(2, dtype=torch.int32)
+    good = {"rows": (4, 16, 1), "density": 0.5, "epsilon": 0.1, "key": 1, "model": 0}
+    for change, message in [
+        ({"rows": (4, 15, 1)}, r"rows is \(4, 15, 1\); expected three sizes of 64 elements"),
+        ({"density": 0.1}, r"density is 0\.1 and epsilon is 0\.1; expected epsilon >= 0, density - epsilon > 0"),
+        ({"density": 0.9}, r"density is 0\.9 and epsilon is 0\.1; .*density \+ epsilon < 1"),
+        ({"epsilon": -0.1}, r"epsilon is -0\.1; expected epsilon >= 0"),
+        ({"density": float("nan")}, "density is nan"),
+        ({"key": 2**64}, "key is 18446744073709551616 and model is 0; expected 64 and 32 bits"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            rank_mask(mask, tensor, None, **{**good, **change})
+    with pytest.raises(ValueError, match=r"mask is torch\.int32 \(2,\); expected contiguous int32 \(3,\)"):
+        rank_mask(mask, torch.ones(65), None, **{**good, "rows": (5, 13, 1)})
+    with pytest.raises(ValueError, match=r"base has shape \(3,\)"):
+        rank_mask(mask, tensor, torch.ones(3), **good)
+    with pytest.raises(ValueError, match="mask is on meta, tensor is on cpu"):
+        rank_mask(mask.to("meta"), tensor, None, **good)

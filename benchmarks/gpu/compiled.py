@@ -25,7 +25,7 @@ from triton.runtime.jit import JITFunction
 
 from fastmerge import kernels
 from fastmerge.kernels import Boundary, Keep, _registry
-from fastmerge.kernels._triton import _launch
+from fastmerge.kernels._triton import _launch, split_product
 
 ARCHITECTURES = (80, 90, 100)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -33,6 +33,7 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 NUMEL = 1 << 16
 # These read tables, or one chunk of a tensor.
 SMALL_KERNELS = ("_descend_kernel", "_locate_kernel")
+TENSOR_CORE = ("HMMA", "HGMMA", "UTCHMMA")
 # Instructions of a correctly rounded division: inline per division, and once for the path of special values.
 FFMA_PER_DIVISION, FFMA_ONCE = 5, 9
 
@@ -107,6 +108,13 @@ def cases(brief: bool) -> Iterator[tuple[str, Callable[[], object]]]:
         weight, up, down = torch.empty(64, 1024, dtype=bfloat16), torch.empty(64, 8), torch.empty(8, 1024)
         kernels.low_rank_update(weight, weight, up, down, 0.5)
 
+    def split_products(kind: str, pieces: int) -> None:
+        x, scale = torch.empty(2, 256, 256), torch.empty(2, 1, 1)
+        b = split_product.split(x, scale)[:pieces]
+        a = tuple(part.mT for part in b) if kind == "gram" else b
+        plus = None if kind == "gram" else x
+        split_product.product(a, b, (256, 256), scale, chunk=256, symmetric=kind != "multiply", plus=plus)
+
     def some(variants: tuple, few: int = 1) -> tuple:
         return variants[:few] if brief else variants
 
@@ -136,6 +144,9 @@ def cases(brief: bool) -> Iterator[tuple[str, Callable[[], object]]]:
         inputs = tensors(4, dtype)
         yield f"3 {dtype}", lambda i=inputs: kernels.select_boundaries(i[1:], i[0], [[5]] * 3)
     yield f"{bfloat16}", low_rank
+    for pieces in some((2, 1)):
+        for kind in ("gram", "square", "multiply"):
+            yield f"{kind} of {pieces} pieces", lambda k=kind, p=pieces: split_products(k, p)
 
 
 def compile_all(arch: int, brief: bool) -> list[Report]:
@@ -175,7 +186,7 @@ def _report(arch: int, case: str, name: str, kernel: CompiledKernel) -> Report:
     ptx, ttgir = kernel.asm["ptx"], kernel.asm["ttgir"]
     registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))
     # Bytes are words of masks: eight elements each.
-    loads = {op: n for op, n in sass.items() if op.startswith("LDG") and "U8" not in op}
+    loads = {op: n for op, n in sass.items() if op.startswith(("LDG.", "LDGSTS")) and "U8" not in op}
     wide = sum(n for op, n in loads.items() if op.endswith("128"))
     narrow = sum(loads.values()) - wide
     wide_stores = sum(n for op, n in sass.items() if op.startswith("STG") and op.endswith("128"))
@@ -190,6 +201,9 @@ def _report(arch: int, case: str, name: str, kernel: CompiledKernel) -> Report:
         faults.append(f"{narrow} narrow loads, {scalars} of them scalars")
     if "fma.rn.f32" in ptx or fused > (FFMA_PER_DIVISION * divisions + FFMA_ONCE if divisions else 0):
         faults.append(f"{fused} fused multiply-adds for {divisions} divisions")
+    # Triton 3.7 compiles some loops around tensor cores to nothing on sm_100.
+    if "tt.dot" in kernel.asm["ttir"] and not any(op.startswith(TENSOR_CORE) for op in sass):
+        faults.append("no tensor-core instruction")
     if re.search(r"\.(ftz|approx|full)\.f32", ptx):
         faults.append("arithmetic that is not IEEE float32")
     return Report(

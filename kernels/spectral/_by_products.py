@@ -17,7 +17,7 @@ from ._info import Info
 from ._krylov import BlockKrylov, Triplets
 from ._matrices import frobenius
 from ._polynomial import polar_factor
-from ._products import Products
+from ._products import LIBRARY, Kernel, products_for
 from ._rules import Cut, Rule, found
 
 
@@ -29,6 +29,8 @@ class Settings:
         method:        its name in ``Info``.
         precision:     of the products on a GPU.
         cpu_precision: of the products on a CPU, where float16 pieces save no time.
+        kernel:        of the products on a GPU: the library until a measurement says otherwise (``benchmarks.gpu``
+                       times both, ``_triton.split_product`` predicts both).
         orth:          the iteration has converged when ||P'P - I||_F / sqrt(n) is below.
         skew:          largest accepted ||skew(P'X)||_F / ||X||_F.
         triplets:      error that the leading triplets may add, relative to the norm of the result.
@@ -40,6 +42,7 @@ class Settings:
     orth: float
     skew: float
     triplets: float
+    kernel: Kernel = LIBRARY
 
 
 ACCURATE = Settings("accurate", "split16", "float32", orth=3e-6, skew=1e-5, triplets=3e-7)
@@ -54,60 +57,81 @@ SEARCH_STEPS = 200
 
 
 def by_products(x: Tensor, rule: Rule, settings: Settings) -> Outcome:
-    """Map the singular values of ``x`` [batch, m, n], m >= n, none of them all zeros, by ``rule``."""
+    """Map the singular values of ``x`` [batch, m, n], m >= n, none of them all zeros, by ``rule``.
+
+    Matrices of the batch go through all products together; each has its own certificate and its own cut. Takes up to
+    five matrices of the size of ``x`` beside it, and five Gram matrices.
+    """
     n = x.shape[-1]
-    products = Products(settings.precision if x.is_cuda else settings.cpu_precision)
+    products = products_for(x.device, settings.precision, settings.cpu_precision, settings.kernel)
     search = BlockKrylov(x, max(1, min(BLOCK, n // 4)))
     for _ in range(min(3, n)):
         search.expand()
     leading = search.triplets()
     largest = HEADROOM * (leading.values[:, 0] + leading.residuals[:, 0])
     p, iterations, orth = polar_factor(x, largest, products, settings.orth)
-    h = products.multiply(p.mT, x)
-    skew = (frobenius(h - h.mT) / 2 / frobenius(x)).tolist()
-    nuclear = torch.sum(p * x, dim=(-2, -1), dtype=torch.float64).tolist()
+    h = products.multiply(products.operand(p).mT, products.operand(x))
+    skew = frobenius(h - h.mT) / 2 / frobenius(x)
+    skew, nuclear = torch.stack([skew, torch.sum(p * x, dim=(-2, -1), dtype=torch.float64)]).tolist()
     accepted = [o <= settings.orth and s <= settings.skew for o, s in zip(orth, skew, strict=True)]
-    infos = [
-        Info(settings.method, nuclear=nuclear[i], nullity=0, iterations=iterations, orth=orth[i], skew=skew[i])
-        for i in range(len(x))
-    ]
     wanted = [i for i, ok in enumerate(accepted) if ok]
     cuts = _search_cuts(search, rule, {i: nuclear[i] for i in wanted}, n, settings.triplets)
-    if cuts is None:
-        # P'X is the symmetric factor: its eigenvalues are the singular values, not squared.
-        values, v = torch.linalg.eigh((h + h.mT) / 2)
-        values, v = values.flip(-1).double().cpu(), v.flip(-1)
-        cuts = {i: found(rule.cut(values[i], nuclear[i], n, complete=True)) for i in wanted}
-        u = p @ v
-    else:
-        values = search.triplets().values
-        u, v = search.vectors(max((cut.k for cut in cuts.values()), default=0))
-    for i, cut in cuts.items():
-        excess = (values[i, : cut.k] - cut.value).to(p)
-        p[i] *= cut.value
-        p[i].addmm_(u[i, :, : cut.k] * excess, v[i, :, : cut.k].mT)
-        infos[i] = replace(infos[i], k=cut.k, cut=cut.value, margin=cut.margin, passes=search.passes, noise=cut.noise)
+    _raise_by_search(p, search, cuts)
+    cuts |= _raise_by_factor(p, h, rule, {i: nuclear[i] for i in wanted if i not in cuts})
+    infos = []
+    for i in range(len(x)):
+        info = Info(settings.method, nuclear=nuclear[i], nullity=0, iterations=iterations, orth=orth[i], skew=skew[i])
+        if cut := cuts.get(i):
+            done = {"k": cut.k, "cut": cut.value, "margin": cut.margin, "noise": cut.noise, "passes": search.passes}
+            info = replace(info, **done)
+        infos.append(info)
     return p, infos, accepted
 
 
 def _search_cuts(
     search: BlockKrylov, rule: Rule, nuclear: dict[int, float], size: int, budget: float
-) -> dict[int, Cut] | None:
-    """Return the cut of each matrix in ``nuclear``, its triplets converged; None: the search does not pay."""
+) -> dict[int, Cut]:
+    """Return the cut of each matrix in ``nuclear`` whose leading triplets converge before the search stops to pay."""
+    done: dict[int, Cut] = {}
     for _ in range(SEARCH_STEPS):
         triplets = search.triplets()
         candidates = {i: rule.cut(triplets.values[i], total, size) for i, total in nuclear.items()}
         cuts = {i: cut for i, cut in candidates.items() if cut is not None}
-        reached = len(cuts) == len(nuclear)
+        done = {i: cut for i, cut in cuts.items() if rule.flat or _converged(triplets, i, cut, size, budget)}
         k = max((cut.k for cut in cuts.values()), default=0)
-        if reached and (rule.flat or all(_converged(triplets, i, cut, size, budget) for i, cut in cuts.items())):
-            return cuts
-        if max(k, search.size // 2) > LARGEST_K or search.size + search.block > size:
-            return None
-        if reached and search.size >= 2 * (k + 1) + 6 * search.block:
+        if len(done) == len(nuclear) or max(k, search.size // 2) > LARGEST_K or search.size + search.block > size:
+            break
+        if len(cuts) == len(nuclear) and search.size >= 2 * (k + 1) + 6 * search.block:
             search.restart(k + 1 + 2 * search.block)
         search.expand()
-    return None
+    return done
+
+
+def _raise_by_search(p: Tensor, search: BlockKrylov, cuts: dict[int, Cut]) -> None:
+    """Replace P by ``c P + U_k (S_k - c) V_k^T`` with the triplets of the search, where there is a cut."""
+    k, values = max((cut.k for cut in cuts.values()), default=0), search.triplets().values
+    floor, excess = torch.ones(len(p), 1, 1), torch.zeros(len(p), 1, k)
+    for i, cut in cuts.items():
+        floor[i] = cut.value
+        excess[i, 0, : cut.k] = values[i, : cut.k] - cut.value
+    p *= floor.to(p.device)
+    if k:
+        u, v = search.vectors(k)
+        p.baddbmm_(u * excess.to(p.device), v.mT)
+
+
+def _raise_by_factor(p: Tensor, h: Tensor, rule: Rule, nuclear: dict[int, float]) -> dict[int, Cut]:
+    """Do the same with the eigenvectors of P'X, and return the cuts."""
+    cuts: dict[int, Cut] = {}
+    for i, total in nuclear.items():
+        # P'X is the symmetric factor: its eigenvalues are the singular values, not squared.
+        values, v = torch.linalg.eigh((h[i] + h[i].mT) / 2)
+        values, v = values.flip(-1), v.flip(-1)
+        cut = cuts[i] = found(rule.cut(values.double().cpu(), total, h.shape[-1], complete=True))
+        right = v[:, : cut.k]
+        left = p[i] @ right
+        p[i].mul_(cut.value).addmm_(left * (values[: cut.k] - cut.value), right.mT)
+    return cuts
 
 
 def _converged(triplets: Triplets, index: int, cut: Cut, size: int, budget: float) -> bool:

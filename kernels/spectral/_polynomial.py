@@ -76,7 +76,9 @@ def polar_factor(x: Tensor, largest: Tensor, products: Products, tolerance: floa
     """Return the polar factor of each matrix, the steps taken, and ||P'P - I||_F / sqrt(n) of each.
 
     ``X <- a X + X (b A + c A^2)``, A = X'X. X stays in float32: what the products lose in the multiplier costs their
-    precision, whatever the condition number; rounding X itself would cost that times the condition number.
+    precision, whatever the condition number; rounding X itself would cost that times the condition number. Takes three
+    matrices of that size beside ``x`` (X, its pieces, the next X) and four Gram matrices. The host waits for the device
+    once per step, and only after the schedule.
 
     Args:
         x:         [batch, m, n], m >= n.
@@ -88,12 +90,13 @@ def polar_factor(x: Tensor, largest: Tensor, products: Products, tolerance: floa
     eye = torch.eye(n, dtype=x.dtype, device=x.device)
     x = x / largest.to(x).view(-1, 1, 1)
     for step in range(len(steps) + CLEAN_UPS + 1):
-        gram = products.gram(x)
+        operand = products.operand(x)
+        gram = products.gram(operand)
         if step >= len(steps):
             orth = (frobenius(gram - eye) / math.sqrt(n)).tolist()
             if step == len(steps) + CLEAN_UPS or all(value <= tolerance for value in orth):
                 break
         a, b, c = steps[step] if step < len(steps) else CLEAN_UP
-        multiplier = products.gram(gram).mul_(c).add_(gram, alpha=b)
-        x = torch.add(products.multiply(x, multiplier), x, alpha=a)
+        multiplier = products.gram(products.operand(gram), c, b, gram)
+        x = products.multiply(operand, products.operand(multiplier), a, x)
     return x, step, orth

@@ -1,82 +1,161 @@
-r"""Matrix products of the polar iteration in a chosen precision. Operands and results are float32 (or float64) tensors.
+r"""Matrix products of the polar iteration in a chosen precision. Operands and results are float32 tensors.
 
-- ``float32``, ``float64``: the library product, TF32 off.
-- ``split16``: each operand is scaled by a power of two and split into two float16 pieces, ``x = hi + lo / 2048``
-  (22 bits); ``hi hi + (hi lo + lo hi) / 2048`` on tensor cores with float32 accumulation, which is promoted to a
-  float32 sum every ``chunk`` terms, because tensor cores may truncate where they accumulate.
+- ``float32``: the library product, TF32 off.
+- ``split16``: each operand is scaled by a power of two and split into two float16 pieces, ``x = high + low`` (22 bits
+  down to 2^-17 of the largest element); ``high high + high low + low high`` on tensor cores. Their sum is promoted to
+  a float32 sum every ``chunk`` terms, because tensor cores may truncate where they accumulate.
 - ``half``: one float16 product of the leading pieces.
 
-Where the library has no float16 product with a float32 result (CPU), the pieces are multiplied in float32, which is
-exact for each term: the same arithmetic, slower, so that the tests execute it.
+On a GPU two kernels make them: the library (one product per pair of pieces and chunk, which accumulates into the
+result), or Triton (``_triton.split_product``: one launch, promotion in registers, half of a symmetric product).
+On a CPU the pieces are multiplied in float32, which is exact for each term: the same arithmetic, slower, so that the
+tests execute it.
+
+Memory beside operands and result: the pieces, 4 bytes per element; while they are made, 4 more (library).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-SPLIT = 2.0**11
-# Operands are scaled to a largest magnitude in [2^13, 2^14): within float16, with 27 bits of range below.
+# Operands are scaled to a largest magnitude in [2^13, 2^14): within float16, with 37 bits of range below.
 TOP_EXPONENT = 14
 
 
 @dataclass(frozen=True)
-class Products:
-    """Products in one precision.
+class Kernel:
+    """Who makes split products on a GPU.
 
     Attributes:
-        precision: ``float32``, ``float64``, ``split16`` or ``half``.
-        chunk:     terms of an inner product summed on tensor cores before promotion. 1024 keeps a truncating
-                   accumulator (64 steps of 16 terms) near float32 accuracy; it costs one pass over the result each.
+        name:  ``library`` or ``triton``.
+        chunk: terms of an inner product summed on tensor cores before promotion.
+        why:   the reason for ``chunk``.
+    """
+
+    name: str
+    chunk: int
+    why: str
+
+
+LIBRARY = Kernel("library", 1024, "64 steps of 16 terms stay near float32; promotion costs a pass over the result")
+TRITON = Kernel("triton", 256, "promotion costs one addition per element of a tile in registers")
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A matrix [batch, p, q] as products take it, split once for all products that it takes part in.
+
+    Attributes:
+        whole:  the matrix.
+        pieces: float16, the leading one first, padded by Triton to whole tiles; none in float32.
+        scale:  [batch, 1, 1], the power of two that the pieces carry.
+    """
+
+    whole: Tensor
+    pieces: tuple[Tensor, ...] = ()
+    scale: Tensor | None = None
+
+    @property
+    def mT(self) -> Operand:
+        """The transpose, sharing memory."""
+        return replace(self, whole=self.whole.mT, pieces=tuple(piece.mT for piece in self.pieces))
+
+
+@dataclass(frozen=True)
+class Products:
+    """Products in one precision, by one kernel.
+
+    Attributes:
+        precision: ``float32``, ``split16`` or ``half``.
+        kernel:    of ``split16`` and ``half``.
     """
 
     precision: str
-    chunk: int = 1024
+    kernel: Kernel = LIBRARY
 
-    def multiply(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return ``a @ b`` for [batch, p, q] and [batch, q, r]."""
-        if self.precision in ("float32", "float64"):
-            return a @ b
-        (a_high, a_low, a_scale), (b_high, b_low, b_scale) = _split(a), _split(b)
-        result = self._sum(a_high, b_high)
-        if self.precision == "split16":
-            result += (self._sum(a_high, b_low) + self._sum(a_low, b_high)) / SPLIT
-        return result / (a_scale * b_scale)
+    def operand(self, x: Tensor) -> Operand:
+        """Return ``x`` [batch, p, q] with the pieces that this precision multiplies."""
+        if self.precision == "float32":
+            return Operand(x)
+        if not x.is_contiguous() and x.mT.is_contiguous():
+            return self.operand(x.mT).mT
+        largest = torch.linalg.vector_norm(x, ord=torch.inf, dim=(-2, -1), keepdim=True)
+        scale = torch.ldexp(torch.ones_like(largest), TOP_EXPONENT - torch.frexp(largest).exponent)
+        if self.kernel.name == "triton":
+            from .._triton.split_product import split
 
-    def gram(self, x: Tensor) -> Tensor:
-        """Return ``x^T x``; the two cross terms of a split are one product and its transpose."""
-        if self.precision in ("float32", "float64"):
-            return x.mT @ x
-        high, low, scale = _split(x)
-        result = self._sum(high.mT, high)
-        if self.precision == "split16":
-            cross = self._sum(high.mT, low)
-            result += (cross + cross.mT) / SPLIT
-        return result / scale.square()
+            high, low = split(x.contiguous(), scale)
+        else:
+            rest = x * scale
+            high = rest.half()
+            low = rest.sub_(high).half()
+        return Operand(x, (high, low) if self.precision == "split16" else (high,), scale)
 
-    def _sum(self, a: Tensor, b: Tensor) -> Tensor:
-        product = _float16_product(a.device)
-        parts = [(start, min(start + self.chunk, a.shape[-1])) for start in range(0, a.shape[-1], self.chunk)]
-        result = product(a[..., slice(*parts[0])], b[..., slice(*parts[0]), :])
-        for start, stop in parts[1:]:
-            result += product(a[..., start:stop], b[..., start:stop, :])
+    def multiply(self, a: Operand, b: Operand, beta: float = 0.0, plus: Tensor | None = None) -> Tensor:
+        """Return ``a b + beta plus``."""
+        return self._product(a, b, 1.0, beta, plus, symmetric=False)
+
+    def gram(self, x: Operand, alpha: float = 1.0, beta: float = 0.0, plus: Tensor | None = None) -> Tensor:
+        """Return ``alpha x^T x + beta plus``, symmetric to the bit where ``plus`` is."""
+        return self._product(x.mT, x, alpha, beta, plus, symmetric=True)
+
+    def _product(
+        self, a: Operand, b: Operand, alpha: float, beta: float, plus: Tensor | None, symmetric: bool
+    ) -> Tensor:
+        if self.precision == "float32":
+            start = a.whole.new_zeros(()) if plus is None else plus
+            return torch.baddbmm(start, a.whole, b.whole, beta=beta, alpha=alpha)
+        assert a.scale is not None and b.scale is not None
+        factor = alpha / a.scale / b.scale
+        if self.kernel.name == "triton":
+            from .._triton.split_product import product
+
+            shape = (a.whole.shape[-2], b.whole.shape[-1])
+            return product(
+                a.pieces, b.pieces, shape, factor, chunk=self.kernel.chunk, symmetric=symmetric, beta=beta, plus=plus
+            )
+        result = self._sum([(a.pieces[0], b.pieces[0])])
+        if len(a.pieces) == 2:
+            if symmetric:
+                cross = self._sum([(a.pieces[0], b.pieces[1])])
+                result += cross + cross.mT
+            else:
+                result += self._sum([(a.pieces[0], b.pieces[1]), (a.pieces[1], b.pieces[0])])
+        result *= factor
+        return result if plus is None else result.add_(plus, alpha=beta)
+
+    def _sum(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return the sum of the products of pairs of pieces, promoted to float32 every ``chunk`` terms."""
+        a, b = pairs[0]
+        result = torch.empty(len(a), a.shape[-2], b.shape[-1], dtype=torch.float32, device=a.device)
+        beta = 0
+        for a, b in pairs:
+            for start in range(0, a.shape[-1], self.kernel.chunk):
+                part = slice(start, start + self.kernel.chunk)
+                _accumulate(result, a[..., part], b[..., part, :], beta)
+                beta = 1
         return result
 
 
-def _split(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return float16 (high, low) and the power-of-two scale [batch, 1, 1] with ``x * scale = high + low / SPLIT``."""
-    largest = x.abs().amax(dim=(-2, -1), keepdim=True)
-    scale = torch.ldexp(torch.ones_like(largest), TOP_EXPONENT - torch.frexp(largest).exponent)
-    scaled = x * scale
-    high = scaled.half()
-    low = ((scaled - high.float()) * SPLIT).half()
-    return high, low, scale
+def products_for(device: torch.device, precision: str, cpu_precision: str, kernel: Kernel) -> Products:
+    """Return the products of ``precision`` on a GPU, or of ``cpu_precision``.
+
+    The library needs float16 products with a float32 result, which torch has from 2.8 on; before, products
+    on a GPU are float32: as accurate, and slower.
+    """
+    if device.type != "cuda":
+        return Products(cpu_precision)
+    if kernel.name == "library" and not hasattr(torch.ops.aten.baddbmm, "dtype_out"):
+        return Products("float32")
+    return Products(precision, kernel)
 
 
-def _float16_product(device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    if device.type == "cuda" and hasattr(torch.ops.aten.bmm, "dtype"):
-        return lambda a, b: torch.bmm(a, b, out_dtype=torch.float32)
-    return lambda a, b: a.float() @ b.float()
+def _accumulate(result: Tensor, a: Tensor, b: Tensor, beta: int) -> None:
+    """Add ``a b``, of float16, to ``beta result``, in float32."""
+    if result.is_cuda:
+        torch.ops.aten.baddbmm.dtype_out(result, a, b, torch.float32, beta=beta, out=result)
+    else:
+        result.baddbmm_(a.float(), b.float(), beta=beta)

@@ -7,7 +7,7 @@ import torch
 from deltas import KINDS, make_delta, relative_error
 
 from fastmerge.kernels.spectral._polynomial import minimax, polar_factor, schedule
-from fastmerge.kernels.spectral._products import Products
+from fastmerge.kernels.spectral._products import Kernel, Products
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -30,10 +30,12 @@ def test_split_products(chunk, generator):
     a = torch.randn(2, 100, 300, generator=generator) * 1e-3
     b = torch.randn(2, 300, 50, generator=generator) * 1e5
     exact = a.double() @ b.double()
-    split, single = Products("split16", chunk), Products("half", chunk)
-    assert relative_error(split.multiply(a, b), exact) < 5e-7
-    assert relative_error(single.multiply(a, b), exact) < 5e-4
-    gram = split.gram(a)
+    split, single = (Products(p, Kernel("library", chunk, "")) for p in ("split16", "half"))
+    plus = torch.randn(2, 100, 50, generator=generator) * 1e3
+    assert relative_error(split.multiply(split.operand(a), split.operand(b)), exact) < 5e-7
+    assert relative_error(split.multiply(split.operand(a), split.operand(b), 0.5, plus), exact + plus / 2) < 5e-7
+    assert relative_error(single.multiply(single.operand(a), single.operand(b)), exact) < 5e-4
+    gram = split.gram(split.operand(a))
     assert torch.equal(gram, gram.mT)
     assert relative_error(gram, a.double().mT @ a.double()) < 5e-7
 

@@ -1,0 +1,155 @@
+r"""Triton kernels of the split products of ``spectral._products``: float32 matrices multiplied as float16 pieces.
+
+``split`` writes the pieces in one pass. ``product`` makes the three tensor-core products of a tile in one accumulator,
+which moves to a float32 sum every ``chunk`` terms; the sum is scaled and added to another matrix as it is stored. A
+symmetric product computes the tiles on and above the diagonal and stores each twice. The last bits differ from those
+of the library product, which sums in another order.
+
+Splitting inside the product, from float32 tiles, would move as many bytes, but send each tile through registers and
+back to shared memory in every one of its n / 128 uses; it was tried, and compiles to spills on the three families.
+Sizes that are no multiple of 16 spill in the epilogue.
+
+Prediction for one step of the polar iteration, in milliseconds, not yet measured on a GPU. Assumed: 4 TB/s; 700 TFLOP/s
+of float16 for the library, 450 here, where a tile makes 96 operations per byte from the L2 cache. The library makes
+14 n^3 operations of a square step and this 12 n^3. The range of the library is whether its passes over the result
+between chunks hide behind tensor cores; the last column is the rate from which this kernel wins, in TFLOP/s.
+
+    shape            library      Triton   wins from
+    8192 x 8192      15 to 22       16     320 to 490
+    28672 x 8192     37 to 57       44     340 to 540
+    8192 x 1024     0.3 to 0.4      0.2    250 to 320
+    64 of 2048x768   4.3 to 5.0     2.6    190 to 230
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._launch import elementwise_block, family, launch
+
+# Eight warps hold accumulator and sum of a tile of 128 x 128 in 64 registers each. ``_GROUP`` rows of tiles share
+# columns of b in the L2 cache.
+TILE, _GROUP, _NUM_WARPS = 128, 8, 8
+# Terms of a step, and steps whose loads are in flight: before Hopper the operands go through registers, and 32 spill.
+_STEPS = {True: (32, 3), False: (16, 4)}
+
+
+@triton.jit(do_not_specialize=["padded_rows", "blocks"])
+def _split_kernel(
+    high_ptr, low_ptr, x_ptr, scales, rows, columns, padded_rows, padded_columns, blocks,
+    COLUMNS: tl.constexpr,
+):  # fmt: skip
+    line = tl.program_id(0) // blocks
+    batch, row = (line // padded_rows).to(tl.int64), (line % padded_rows).to(tl.int64)
+    j = (tl.program_id(0) % blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    mask = (row < rows) & (j < columns)
+    x = tl.load(x_ptr + (batch * rows + row) * columns + j, mask, other=0.0) * tl.load(scales + batch)
+    high = x.to(tl.float16)
+    out = (batch * padded_rows + row) * padded_columns + j
+    tl.store(high_ptr + out, high, j < padded_columns)
+    tl.store(low_ptr + out, (x - high.to(tl.float32)).to(tl.float16), j < padded_columns)
+
+
+@triton.jit(do_not_specialize=["tiles", "row_tiles", "column_tiles", "beta"])
+def _split_product_kernel(
+    out_ptr, a_high, a_low, b_high, b_low, plus_ptr, factors, rows, columns, terms, a_batch, a_row, a_term, b_batch,
+    b_term, b_column, tiles, row_tiles, column_tiles, beta, PIECES: tl.constexpr, SYMMETRIC: tl.constexpr,
+    PLUS: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, TERMS: tl.constexpr, GROUP: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
+    batch = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    first = tile // (GROUP * column_tiles) * GROUP
+    height = tl.minimum(row_tiles - first, GROUP)
+    top = first + tile % (GROUP * column_tiles) % height
+    side = tile % (GROUP * column_tiles) // height
+    if SYMMETRIC:
+        if top > side:
+            return
+    i, k = tl.arange(0, TILE), tl.arange(0, TERMS)
+    row, column = (top * TILE).to(tl.int64), (side * TILE).to(tl.int64)
+    a_high += batch * a_batch + row * a_row
+    a_low += batch * a_batch + row * a_row
+    b_high += batch * b_batch + column * b_column
+    b_low += batch * b_batch + column * b_column
+    a_tile = i[:, None] * a_row + k[None, :] * a_term  # [TILE, TERMS]
+    b_tile = k[:, None] * b_term + i[None, :] * b_column  # [TERMS, TILE]
+    total = tl.zeros([TILE, TILE], tl.float32)
+    for start in range(0, terms, CHUNK):
+        acc = tl.zeros([TILE, TILE], tl.float32)
+        for _ in range(tl.minimum(CHUNK, terms - start) // TERMS):
+            a, b = tl.load(a_high + a_tile), tl.load(b_high + b_tile)
+            if PIECES == 2:
+                acc = tl.dot(a, tl.load(b_low + b_tile), acc)
+                acc = tl.dot(tl.load(a_low + a_tile), b, acc)
+            acc = tl.dot(a, b, acc)
+            a_high += TERMS * a_term
+            a_low += TERMS * a_term
+            b_high += TERMS * b_term
+            b_low += TERMS * b_term
+        total += acc
+    total *= tl.load(factors + batch)
+    out_ptr += batch * rows * columns
+    here = row * columns + column + i[:, None] * columns + i[None, :]
+    mask = (row + i < rows)[:, None] & (column + i < columns)[None, :] if MASKED else None
+    if PLUS:
+        total += beta * tl.load(plus_ptr + batch * rows * columns + here, mask)
+    if SYMMETRIC:
+        if top == side:
+            # The two cross products of an element were added in another order on the other side of the diagonal.
+            total = tl.where(i[:, None] <= i[None, :], total, tl.trans(total))
+    tl.store(out_ptr + here, total, mask)
+    if SYMMETRIC:
+        there = column * columns + row + i[:, None] * columns + i[None, :]
+        mirror_mask = (column + i < columns)[:, None] & (row + i < rows)[None, :] if MASKED else None
+        tl.store(out_ptr + there, tl.trans(total), mirror_mask)
+
+
+def split(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return float16 (high, low) with ``x * scale = high + low``, padded with zeros to whole tiles.
+
+    Args:
+        x:     [batch, p, q] float32, contiguous.
+        scale: [batch, 1, 1] float32, a power of two.
+    """
+    batch, rows, columns = x.shape
+    padded = [batch, triton.cdiv(rows, TILE) * TILE, triton.cdiv(columns, TILE) * TILE]
+    high, low = (torch.empty(padded, dtype=torch.float16, device=x.device) for _ in range(2))
+    block, num_warps = elementwise_block(x, 1, 2)
+    blocks = triton.cdiv(padded[2], block)
+    launch(
+        _split_kernel, (batch * padded[1] * blocks,), x, high, low, x, scale, rows, columns, *padded[1:], blocks,
+        COLUMNS=block, num_warps=num_warps,
+    )  # fmt: skip
+    return high, low
+
+
+def product(
+    a: tuple[Tensor, ...], b: tuple[Tensor, ...], shape: tuple[int, int], factor: Tensor, *, chunk: int,
+    symmetric: bool, beta: float = 0.0, plus: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Return ``factor a b + beta plus`` [batch, *shape] in float32.
+
+    Args:
+        a, b:      float16 pieces of ``split``, or their transposes, the leading one first; one or two.
+        shape:     rows and columns without padding.
+        factor:    [batch, 1, 1] float32.
+        chunk:     terms of an inner product between promotions, a multiple of 32.
+        symmetric: the product is known to be, as is ``plus``.
+        plus:      [batch, *shape] float32, contiguous.
+    """
+    batch, padded_rows, terms = a[0].shape
+    row_tiles, column_tiles = padded_rows // TILE, b[0].shape[-1] // TILE
+    step, stages = _STEPS[family(a[0].device).capability >= (9, 0)]
+    out = torch.empty(batch, *shape, dtype=torch.float32, device=a[0].device)
+    launch(
+        _split_product_kernel, (batch * row_tiles * column_tiles,), out, out, a[0], a[-1], b[0], b[-1],
+        out if plus is None else plus, factor, *shape, terms, *a[0].stride(), *b[0].stride(),
+        row_tiles * column_tiles, row_tiles, column_tiles, beta, PIECES=len(a), SYMMETRIC=symmetric,
+        PLUS=plus is not None, CHUNK=chunk, TILE=TILE, TERMS=step, GROUP=_GROUP,
+        MASKED=any(size % TILE for size in shape), num_warps=_NUM_WARPS, num_stages=stages,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,76 @@
+"""Split products in Triton and by the library: near the float64 product, symmetric to the bit where they should be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from deltas import make_delta, relative_error
+
+from fastmerge.kernels.spectral._polynomial import polar_factor
+from fastmerge.kernels.spectral._products import LIBRARY, TRITON, Kernel, Products
+
+pytestmark = pytest.mark.gpu
+
+KERNELS = pytest.mark.parametrize("kernel", [LIBRARY, TRITON], ids=lambda kernel: kernel.name)
+# Several promotions also where the interpreter's matrices are small.
+SHORT = Kernel("triton", 32, "")
+
+
+@pytest.fixture
+def scale(device, monkeypatch):
+    """What sizes are multiplied by on a GPU; the interpreter, slow in products, has smaller tiles as well."""
+    if device.type == "cpu":
+        split_product = pytest.importorskip("fastmerge.kernels._triton.split_product")
+        monkeypatch.setattr(split_product, "TILE", 32)
+    return 1 if device.type == "cpu" else 8
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 33, 75, 20), (3, 32, 64, 32)], ids=str)
+@pytest.mark.parametrize(
+    "precision, kernel, bound",
+    [("split16", LIBRARY, 5e-7), ("split16", SHORT, 5e-7), ("half", LIBRARY, 7e-4), ("half", TRITON, 7e-4)],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_products(device, scale, generator, shape, kernel, precision, bound):
+    batch, p, q, r = shape[0], *(scale * size for size in shape[1:])
+    a = 1e-3 * torch.randn(batch, p, q, generator=generator)
+    b = 1e5 * torch.randn(batch, q, r, generator=generator) * torch.tensor([1.0, 1e-9, 0.0])[:batch, None, None]
+    plus = torch.randn(batch, p, r, generator=generator)
+    products = Products(precision, kernel)
+    left, right = products.operand(a.to(device)), products.operand(b.to(device))
+    exact, size = a.double() @ b.double(), a.double().abs() @ b.double().abs()
+    result = products.multiply(left, right)
+    assert within(result, exact, bound * size)
+    assert within(products.multiply(left, right, -0.5, plus.to(device)), exact - plus / 2, bound * (size + plus.abs()))
+    assert within(products.multiply(right.mT, left.mT), exact.mT, bound * size.mT)
+    # Of a transposed view.
+    assert within(products.multiply(products.operand(a.mT.contiguous().to(device).mT), right), exact, bound * size)
+
+
+def within(result, exact, bound):
+    """Each matrix of the batch is as near in the Frobenius norm, whatever its size."""
+    distance = torch.linalg.matrix_norm(result.cpu().double() - exact)
+    return bool((distance <= torch.linalg.matrix_norm(bound.double())).all())
+
+
+@KERNELS
+@pytest.mark.parametrize("shape", [(2, 20, 40), (1, 70, 65), (1, 1, 1)], ids=str)
+def test_symmetric_products(device, scale, generator, shape, kernel):
+    x = torch.randn(shape[0], scale * shape[1], scale * shape[2], generator=generator)
+    products = Products("split16", kernel)
+    gram = products.gram(products.operand(x.to(device)))
+    exact = x.double().mT @ x.double()
+    assert torch.equal(gram, gram.mT)
+    assert relative_error(gram.cpu(), exact) < 5e-7
+    step = products.gram(products.operand(gram), 2.0, -3.0, gram)
+    assert torch.equal(step, step.mT)
+    assert relative_error(step.cpu(), 2 * exact @ exact - 3 * exact) < 2e-6
+
+
+@KERNELS
+def test_polar_factor(device, scale, generator, kernel):
+    delta = torch.stack([make_delta(kind, scale * 30, scale * 12, generator) for kind in ("power_half",)])
+    u, s, vh = torch.linalg.svd(delta.double(), full_matrices=False)
+    factor, _, orth = polar_factor(delta.to(device), 1.01 * s[:, 0].to(device), Products("split16", kernel), 3e-6)
+    assert max(orth) <= 3e-6
+    assert relative_error(factor.cpu(), u @ vh) < 5e-6

@@ -82,8 +82,7 @@ def by_products(x: Tensor, rule: Rule, settings: Settings) -> Outcome:
     for i in range(len(x)):
         info = Info(settings.method, nuclear=nuclear[i], nullity=0, iterations=iterations, orth=orth[i], skew=skew[i])
         if cut := cuts.get(i):
-            done = {"k": cut.k, "cut": cut.value, "margin": cut.margin, "noise": cut.noise, "passes": search.passes}
-            info = replace(info, **done)
+            info = replace(info, k=cut.k, cut=cut.value, margin=cut.margin, noise=cut.noise, passes=search.passes)
         infos.append(info)
     return p, infos, accepted
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from deltas import KINDS, make_delta, relative_error
 
+from fastmerge.kernels.spectral import _products
 from fastmerge.kernels.spectral._polynomial import minimax, polar_factor, schedule
-from fastmerge.kernels.spectral._products import Kernel, Products
+from fastmerge.kernels.spectral._products import LIBRARY, TRITON, Kernel, Products
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -38,6 +39,57 @@ def test_split_products(chunk, generator):
     gram = split.gram(split.operand(a))
     assert torch.equal(gram, gram.mT)
     assert relative_error(gram, a.double().mT @ a.double()) < 5e-7
+
+
+def truncating(result, a, b, beta):
+    """Accumulate as tensor cores are known to: 16 terms at a time, exactly, each sum rounded towards zero."""
+    acc = torch.zeros_like(result)
+    for start in range(0, a.shape[-1], 16):
+        part = slice(start, start + 16)
+        acc = toward_zero(acc.double() + a[..., part].double() @ b[..., part, :].double())
+    result.copy_(acc + result if beta else acc)
+
+
+def toward_zero(x):
+    rounded = x.float()
+    return torch.where(rounded.double().abs() > x.abs(), rounded.nextafter(torch.zeros(())), rounded)
+
+
+def test_promotion_keeps_a_truncating_accumulator_near_float32(generator, monkeypatch):
+    delta = make_delta("bfloat16_difference", 4096, 16, generator)
+    u, s, vh = torch.linalg.svd(delta.double(), full_matrices=False)
+
+    def error(products):
+        factor, _, _ = polar_factor(delta[None], 1.01 * s[:1], products, 3e-6)
+        return relative_error(factor[0], u @ vh)
+
+    plain = error(Products("float32"))
+    monkeypatch.setattr(_products, "_accumulate", truncating)
+    promoted = error(Products("split16", LIBRARY))
+    # 64 steps lose half a unit, 2^-24, each; the factor inherits half of what the Gram matrix loses.
+    assert promoted <= plain + 32 * 2**-24
+    assert error(Products("split16", Kernel("library", 4096, ""))) > 2 * promoted
+
+
+def test_promotion_serves_three_products_in_one_accumulator(generator):
+    # As in the Triton kernel, which adds the small products to the large one.
+    x = make_delta("bfloat16_difference", 8192, 24, generator)[None]
+    operand = Products("split16").operand(x)
+    high, low = operand.pieces
+    errors = {}
+    for chunk in (TRITON.chunk, 8192):
+        total = torch.zeros(1, 24, 24)
+        for start in range(0, 8192, chunk):
+            acc = torch.zeros(1, 24, 24)
+            for step in range(start, start + chunk, 16):
+                for a, b in ((high, low), (low, high), (high, high)):
+                    term = a[:, step : step + 16].mT.double() @ b[:, step : step + 16].double()
+                    acc = toward_zero(acc.double() + term)
+            total += acc
+        errors[chunk] = relative_error(total / operand.scale.square(), x.double().mT @ x.double())
+    # Half a unit in the last place, 2^-24, is lost in each of the steps between promotions.
+    assert errors[TRITON.chunk] < 3 * 16 * 2**-24
+    assert errors[8192] > 5 * errors[TRITON.chunk]
 
 
 @pytest.mark.parametrize("low", [0.5, 0.05, 1e-3])

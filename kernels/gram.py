@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _native, _triton
+from . import _cuda, _native, _triton
 from ._checks import check_group, grid_chunks, lane_sums
 from ._registry import operation
 from ._sums import total
@@ -71,3 +71,8 @@ def _run_triton(partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None
     from ._triton.gram import gram as run
 
     run(partials, tensors, base)
+
+
+@_gram.backend("cuda", probe=_cuda.why_unavailable)
+def _run_cuda(partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None) -> None:
+    _cuda.extension().gram(partials.data_ptr(), _native.group(tensors, base), _cuda.place(partials))

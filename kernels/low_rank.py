@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import _native, _triton
+from . import _cuda, _native, _triton
 from ._checks import check_float, check_scalars, float32
 from ._registry import operation
 
@@ -76,3 +76,9 @@ def _run_triton(out: Tensor, weight: Tensor, up: Tensor, down: Tensor, scale: fl
     from ._triton.low_rank import low_rank as run
 
     run(out, weight, up, down, scale)
+
+
+@_low_rank.backend("cuda", probe=_cuda.why_unavailable)
+def _run_cuda(out: Tensor, weight: Tensor, up: Tensor, down: Tensor, scale: float) -> None:
+    arrays = _native.one(out), _native.one(weight), up.data_ptr(), down.data_ptr()
+    _cuda.extension().low_rank(*arrays, *out.shape, up.shape[1], scale, _cuda.place(out))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _native, _triton
+from . import _cuda, _native, _triton
 from ._checks import check_group, check_offset, grid_chunks, lane_sums
 from ._registry import operation
 from .keep import Keep, check_keeps, kept
@@ -83,3 +83,11 @@ def _run_triton(
     from ._triton.norms import norms as run
 
     run(partials, tensors, base, keeps, power, offset)
+
+
+@_norms.backend("cuda", probe=_cuda.why_unavailable)
+def _run_cuda(
+    partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None, keeps: Sequence[Keep], power: int, offset: int
+) -> None:
+    rules, where = [keep.integers() for keep in keeps], _cuda.place(partials)
+    _cuda.extension().norms(partials.data_ptr(), _native.group(tensors, base), rules, power, offset, where)

@@ -89,4 +89,24 @@ PYBIND11_MODULE(_cuda, m) {
     }
     sparse_merge(jobs, place(where));
   });
+
+  m.def("gram", [](Address partials, const GroupTuple& inputs, const PlaceTuple& where) {
+    need_gpu();
+    gram(reinterpret_cast<double*>(partials), group(inputs), place(where));
+  });
+
+  m.def("norms", [](Address partials, const GroupTuple& inputs, const std::vector<KeepTuple>& keeps, int power,
+                    std::uint64_t offset, const PlaceTuple& where) {
+    need_gpu();
+    const Group tensors = group(inputs);
+    expect(keeps.size(), tensors, "keeps");
+    norms(reinterpret_cast<double*>(partials), tensors, keep_rules(keeps), power, offset, place(where));
+  });
+
+  m.def("low_rank", [](const ArrayTuple& out, const ArrayTuple& weight, Address up, Address down, std::size_t rows,
+                       std::size_t columns, std::size_t rank, float scale, const PlaceTuple& where) {
+    need_gpu();
+    low_rank(output(out), array(weight.first, weight.second), reinterpret_cast<const float*>(up),
+             reinterpret_cast<const float*>(down), rows, columns, rank, scale, place(where));
+  });
 }

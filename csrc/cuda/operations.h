@@ -68,5 +68,10 @@ std::string why_unavailable();
 void weighted_sum(const std::vector<SumJob>& jobs, const Place& place);
 // Many sparse merges, in as few launches as their tables take.
 void sparse_merge(const std::vector<MergeJob>& jobs, const Place& place);
+void gram(double* partials, const Group& inputs, const Place& place);
+void norms(double* partials, const Group& inputs, const std::vector<Keep>& keeps, int power, std::uint64_t offset,
+           const Place& place);
+void low_rank(Output out, Array weight, const float* up, const float* down, std::size_t rows, std::size_t columns,
+              std::size_t rank, float scale, const Place& place);
 
 }  // namespace fastmerge::cuda

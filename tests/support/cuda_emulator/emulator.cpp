@@ -1,8 +1,8 @@
 // The runtime behind the stand-in cuda_runtime.h: fibers, barriers, exchanges, and a pretended Hopper GPU.
 #include <ucontext.h>
 
-#include <cstdio>
-#include <cstdlib>
+#include <csetjmp>
+#include <deque>
 #include <map>
 #include <memory>
 #include <stdexcept>
@@ -27,8 +27,11 @@ namespace {
 
 constexpr std::size_t kStackBytes = 256 << 10;
 
+// A context starts a fiber; after that jumps, which make no system call, enter and leave it.
 struct Fiber {
   ucontext_t context;
+  std::jmp_buf place;
+  bool entered = false;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   unsigned thread = 0;
 };
@@ -36,7 +39,7 @@ struct Fiber {
 // What the lanes of one mask of a warp exchange: two rounds, since a fast lane may begin the next before a slow one has
 // read the last.
 struct Exchange {
-  unsigned arrived = 0, round = 0;
+  unsigned mask = 0, arrived = 0, round = 0;
   std::uint64_t values[2][32] = {};
   std::vector<Fiber*> waiting;
 };
@@ -79,7 +82,7 @@ class Block {
     // Lanes beyond the block count as exited.
     const unsigned expected = lanes >= 32 ? mask : mask & ((1u << lanes) - 1);
     if (!(mask >> lane & 1u)) fail("emulator: a thread takes part in an exchange whose mask leaves it out");
-    Exchange& e = warps_[warp][mask];
+    Exchange& e = exchange_of(warp, mask);
     const std::uint64_t* const result = e.values[e.round & 1u];
     e.values[e.round & 1u][lane] = value;
     e.arrived |= 1u << lane;
@@ -97,6 +100,15 @@ class Block {
   unsigned thread() const { return current_->thread; }
 
  private:
+  Exchange& exchange_of(unsigned warp, unsigned mask) {
+    for (Exchange& e : warps_[warp]) {
+      if (e.mask == mask) return e;
+    }
+    warps_[warp].emplace_back();
+    warps_[warp].back().mask = mask;
+    return warps_[warp].back();
+  }
+
   static void main() {
     for (;;) active()->run_threads();
   }
@@ -137,10 +149,15 @@ class Block {
   void enter(Fiber* fiber) {
     current_ = fiber;
     show(fiber);
-    swapcontext(&scheduler(), &fiber->context);
+    if (_setjmp(scheduler()) != 0) return;
+    if (fiber->entered) _longjmp(fiber->place, 1);
+    fiber->entered = true;
+    setcontext(&fiber->context);
   }
 
-  void leave() { swapcontext(&current_->context, &scheduler()); }
+  void leave() {
+    if (_setjmp(current_->place) == 0) _longjmp(scheduler(), 1);
+  }
 
   [[noreturn]] void fail(const char* message) {
     error_ = message;
@@ -172,15 +189,15 @@ class Block {
   }
 
  private:
-  static ucontext_t& scheduler() {
-    static thread_local ucontext_t context;
-    return context;
+  static std::jmp_buf& scheduler() {
+    static thread_local std::jmp_buf place;
+    return place;
   }
 
   unsigned threads_, started_ = 0;
   std::size_t live_;
   const std::function<void()>& body_;
-  std::vector<std::map<unsigned, Exchange>> warps_;
+  std::vector<std::deque<Exchange>> warps_;
   std::vector<Fiber*> ready_, waiting_;
   Fiber* current_ = nullptr;
   std::string error_;

@@ -1,0 +1,100 @@
+"""Gram matrices, norms and low-rank updates in CUDA: the bits of the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_cases import same_bits
+from torch import Tensor
+
+from fastmerge import kernels
+from fastmerge.kernels import GRID, Boundary
+
+B, F, H = torch.bfloat16, torch.float32, torch.float16
+NUMELS = (0, 1, 7 * 129, GRID + 300, 5 * GRID)
+
+
+def _make(generator, numel: int, dtypes: list[torch.dtype], begin: int = 0) -> list[Tensor]:
+    """Tensors that begin ``begin`` elements after an aligned address."""
+    values = 0.02 * torch.randn(numel + begin, generator=generator)
+    noise = [5e-4 * torch.randn(numel + begin, generator=generator) for _ in dtypes]
+    return [(values + n).to(dtype)[begin:] for n, dtype in zip(noise, dtypes, strict=True)]
+
+
+@pytest.mark.parametrize("begin", [0, 3])
+@pytest.mark.parametrize("based", [True, False])
+@pytest.mark.parametrize("dtypes", [[B], [B, B], [F] * 3, [B, F, H, B], [B] * 5, [F, B, H, B, F, B, B]], ids=str)
+def test_gram(device, generator, dtypes, based, begin):
+    for numel in NUMELS:
+        base, *tensors = _make(generator, numel, [B, *dtypes], begin)
+        shape = (-(-numel // GRID), len(kernels.pairs(len(tensors))))
+        expected = torch.full(shape, torch.nan, dtype=torch.float64)
+        out = torch.full_like(expected, torch.nan, device=device)
+        kernels.gram_partials(expected, tensors, base if based else None, backend="reference")
+        there = [t.to(device) for t in tensors]
+        kernels.gram_partials(out, there, base.to(device) if based else None, backend="cuda")
+        assert same_bits(out.cpu(), expected)
+
+
+def test_gram_of_many(device, generator):
+    tensors = _make(generator, 300, [B] * 20)
+    partials = [torch.full((1, 20 * 21 // 2), torch.nan, dtype=torch.float64, device=d) for d in ("cpu", device)]
+    kernels.gram_partials(partials[0], tensors, backend="reference")
+    kernels.gram_partials(partials[1], [t.to(device) for t in tensors], backend="cuda")
+    assert same_bits(partials[1].cpu(), partials[0])
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("based", [True, False])
+@pytest.mark.parametrize("dtypes", [[B] * 5, [F, H, B, F, F]], ids=str)
+def test_norms(device, generator, dtypes, based, power):
+    offset = 2**34
+    for numel in NUMELS:
+        base, *tensors = _make(generator, numel, [B, *dtypes])
+        if numel > 100:
+            tensors[1][5], tensors[2][numel - 1] = torch.inf, torch.nan
+        keeps = [
+            kernels.keep_all(),
+            kernels.keep_top(Boundary(0x3A000000, offset + 400)),
+            kernels.keep_band(Boundary(0x39000000, offset + 10), Boundary(0x3A800000, offset + 100)),
+            kernels.keep_random(kernels.tensor_key(1, "x"), 3, 0x12345678),
+            kernels.keep_random(kernels.tensor_key(1, "x"), 4, 2**32),
+        ]
+        shape = (-(-numel // GRID), 2 * len(tensors))
+        expected = torch.full(shape, torch.nan, dtype=torch.float64)
+        out = torch.full_like(expected, -1.0, device=device)
+        rest = {"power": power, "offset": offset}
+        kernels.norm_partials(expected, tensors, base if based else None, keeps, **rest, backend="reference")
+        there = [t.to(device) for t in tensors]
+        kernels.norm_partials(out, there, base.to(device) if based else None, keeps, **rest, backend="cuda")
+        assert same_bits(out.cpu(), expected)
+
+
+def test_norms_of_masks(device, generator):
+    numel = GRID + 333
+    base, tensor = _make(generator, numel, [B, B])
+    mask = torch.randint(-(2**31), 2**31, (kernels.mask_words(GRID + numel),), generator=generator).to(torch.int32)
+    partials = [torch.full((2, 2), torch.nan, dtype=torch.float64, device=d) for d in ("cpu", device)]
+    for out, backend in zip(partials, ("reference", "cuda"), strict=True):
+        there = [t.to(out.device) for t in (tensor, base, mask)]
+        kernels.norm_partials(
+            out, there[:1], there[1], [kernels.keep_masked(there[2])], offset=GRID, backend=backend
+        )  # fmt: skip
+    assert same_bits(partials[1].cpu(), partials[0])
+
+
+@pytest.mark.parametrize("dtype", [B, F, H], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 129, 3), (9, 2064, 8), (5, 1500, 2), (0, 4, 2)], ids=str)
+def test_low_rank(device, generator, shape, dtype):
+    rows, columns, rank = shape
+    weight = torch.randn(rows, columns, generator=generator).to(dtype)
+    up, down = torch.randn(rows, rank, generator=generator), torch.randn(rank, columns, generator=generator)
+    up[:, 0] *= -0.0
+    there = [t.to(device) for t in (weight, up, down)]
+    for out_dtype in (B, F, H):
+        expected = torch.full((rows, columns), torch.nan, dtype=out_dtype)
+        buffer = torch.full((rows + 2, columns), torch.nan, dtype=out_dtype, device=device)
+        kernels.low_rank_update(expected, weight, up, down, 0.3, backend="reference")
+        kernels.low_rank_update(buffer[1:-1], *there, 0.3, backend="cuda")
+        assert same_bits(buffer[1:-1].cpu(), expected)
+        assert buffer[0].isnan().all() and buffer[-1].isnan().all()

@@ -62,7 +62,7 @@ class WeightedSum(Apply):
     weights: Sequence[float]
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
-        self.apply_all([self], [out], [chunk])
+        kernels.weighted_sum(out, chunk.every, self.weights)
 
     @classmethod
     def apply_all(cls, steps: Sequence[Any], outs: Sequence[Tensor], chunks: Sequence[Chunk]) -> None:
@@ -87,16 +87,19 @@ class SparseMerge(DeltaMerge):
         return [factor * self.scale / (divisors[self.divide] or 1.0) for factor in self.factors]
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
-        self.apply_all([self], [out], [chunk])
+        kernels.sparse_merge(out, _base(chunk), chunk.tensors, offset=chunk.offset, **vars(self))
 
     @classmethod
     def apply_all(cls, steps: Sequence[Any], outs: Sequence[Tensor], chunks: Sequence[Chunk]) -> None:
-        kernels.sparse_merge_many([step.job(*args) for step, *args in zip(steps, outs, chunks, strict=True)])
+        passes = zip(steps, outs, chunks, strict=True)
+        kernels.sparse_merge_many(
+            [
+                kernels.MergeJob(out, _base(chunk), chunk.tensors, offset=chunk.offset, **vars(step))
+                for step, out, chunk in passes
+            ]
+        )
 
-    def job(self, out: Tensor, chunk: Chunk) -> kernels.MergeJob:
-        """Return the arguments of the operation."""
-        assert chunk.base is not None, "a method that applies a sparse merge requires a base"
-        return kernels.MergeJob(
-            out, chunk.base, chunk.tensors, self.factors, self.keeps, self.weights, self.vote, self.divide, self.scale,
-            chunk.offset,
-        )  # fmt: skip
+
+def _base(chunk: Chunk) -> Tensor:
+    assert chunk.base is not None, "a method that applies a sparse merge requires a base"
+    return chunk.base

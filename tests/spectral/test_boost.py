@@ -1,65 +1,14 @@
-"""Subspace boosting and its relatives against a float64 SVD, and the identities that the formula implies."""
+"""Subspace boosting and its relatives: toy spectra, identities, batches, null directions, arguments."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from deltas import KINDS, NULL, boost_oracle, make_delta, relative_error
+from deltas import boost_oracle, make_delta, relative_error
 
 from fastmerge.kernels.spectral import flatten_spectrum, polar, subspace_boost
 
-SHAPES = [(128, 128), (384, 192), (512, 128), (96, 224)]
 ROUTES = ["fast", "accurate", "exact", "svd"]
-
-
-def assert_as_accurate_as_float32_svd(delta, beta, method):
-    exact, k = boost_oracle(delta, beta)
-    s = torch.linalg.svdvals(delta.double())
-    if ((s > NULL / 4 * s[0]) & (s < 4 * NULL * s[0])).any():
-        pytest.skip("a singular value of this draw lies at the limit of what counts as zero")
-    peer = relative_error(boost_oracle(delta, beta, torch.float32)[0], exact)
-    result, (info,) = subspace_boost(delta, beta, method=method)
-    assert info.k == k or info.margin < 1e-6
-    assert relative_error(result, exact) <= (3e-3 if info.method == "fast" else 1.5 * peer + 1e-6), info
-
-
-@pytest.mark.parametrize("method", ROUTES)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_error_is_that_of_a_float32_svd(kind, shape, method, generator):
-    delta = make_delta(kind, *shape, generator)
-    for beta in (0.01, 0.2):
-        assert_as_accurate_as_float32_svd(delta, beta, method)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind, shape",
-    [
-        ("bfloat16_difference", (2048, 2048)),
-        ("low_rank_noise", (2048, 1024)),
-        ("gaussian", (1024, 1024)),
-        ("lora_sum", (2048, 512)),
-        ("power_one", (512, 2048)),
-    ],
-    ids=str,
-)
-def test_error_is_that_of_a_float32_svd_at_size(kind, shape, generator):
-    delta = make_delta(kind, *shape, generator)
-    assert_as_accurate_as_float32_svd(delta, 0.1, "accurate")
-
-
-def test_steep_spectrum(generator):
-    delta = make_delta("power_hard", 256, 256, generator)
-    for method in ("accurate", "exact", "svd"):
-        assert_as_accurate_as_float32_svd(delta, 0.01, method)
-
-
-@pytest.mark.parametrize("method", ["accurate", "svd"])
-@pytest.mark.parametrize("beta", [0.0, 0.5, 0.8, 0.95, 1.0])
-def test_every_beta(beta, method, generator):
-    delta = make_delta("bfloat16_difference", 320, 192, generator)
-    assert_as_accurate_as_float32_svd(delta, beta, method)
 
 
 @pytest.mark.parametrize("method", ROUTES)

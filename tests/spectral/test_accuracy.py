@@ -8,7 +8,7 @@ import pytest
 import torch
 from deltas import KINDS, NULL, boost_oracle, make_delta, relative_error
 
-from fastmerge.kernels.spectral import subspace_boost
+from fastmerge.kernels.spectral import _by_products, subspace_boost
 from fastmerge.kernels.spectral._by_products import ACCURATE, by_products
 from fastmerge.kernels.spectral._rules import Boost
 
@@ -114,11 +114,15 @@ def test_only_what_fails_its_certificate_leaves_the_batch(generator):
         assert relative_error(results[index], exact) < 1e-5
 
 
-def test_one_matrix_without_a_leading_part_does_not_keep_the_others_from_their_triplets(generator):
-    # k of a Gaussian at this beta is beyond the search; that of a steep spectrum is found in it.
-    deltas = torch.stack([make_delta(kind, 600, 560, generator) for kind in ("gaussian", "power_one")])
-    results, infos = subspace_boost(deltas, 0.6, method="accurate")
+def test_one_matrix_without_a_leading_part_does_not_keep_the_others_from_their_triplets(generator, monkeypatch):
+    decomposed = []
+    decompose = torch.linalg.eigh
+    monkeypatch.setattr(_by_products, "LARGEST_K", 24)
+    monkeypatch.setattr(torch.linalg, "eigh", lambda h: decomposed.append(h.shape) or decompose(h))
+    deltas = torch.stack([make_delta(kind, 200, 160, generator) for kind in ("gaussian", "power_one")])
+    results, infos = subspace_boost(deltas, 0.4, method="accurate")
+    assert decomposed == [(160, 160)]
     for delta, result, info in zip(deltas, results, infos, strict=True):
-        exact, k = boost_oracle(delta, 0.6)
+        exact, k = boost_oracle(delta, 0.4)
         assert info.method == "accurate" and info.k == k
         assert relative_error(result, exact) < 1e-5

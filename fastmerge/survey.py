@@ -129,6 +129,34 @@ class Boundaries(Survey):
         return [[edges[rank] if rank in edges else next(found) for rank in ranks] for ranks in self.ranks]
 
 
+@dataclass(frozen=True)
+class RankMasks(Survey):
+    """Per delta, the rule that keeps its elements at random, those with a high rank in their row the likelier.
+
+    Of a whole tensor only; one read. The masks are ``kernels.rank_mask``'s, one bit per element, on the device of the
+    inputs. ``chances`` has (density, epsilon) per delta, or None for one that needs no mask, whose answer is None.
+    """
+
+    rows: tuple[int, int, int]
+    chances: Sequence[tuple[float, float] | None]
+    key: int
+
+    def run(self, source: Source) -> list[Keep | None]:
+        (chunk,) = source.chunks()
+        return [self._rule(chunk, model) for model in range(len(self.chances))]
+
+    def _rule(self, chunk: Chunk, model: int) -> Keep | None:
+        chance, tensor = self.chances[model], chunk.tensors[model]
+        if chance is None:
+            return None
+        density, epsilon = chance
+        mask = torch.empty(kernels.mask_words(tensor.numel()), dtype=torch.int32, device=tensor.device)
+        kernels.rank_mask(
+            mask, tensor, chunk.base, rows=self.rows, density=density, epsilon=epsilon, key=self.key, model=model
+        )  # fmt: skip
+        return kernels.keep_masked(mask)
+
+
 def _grid_table(like: Tensor, columns: int) -> Tensor:
     """Return an uninitialized float64 table with one row per cell of the grid that ``like`` covers."""
     return torch.empty(-(-like.numel() // GRID), columns, dtype=torch.float64, device=like.device)

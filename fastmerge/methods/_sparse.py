@@ -95,6 +95,11 @@ def dare_factors(group: Group, keeps: Sequence[Keep]) -> Generator[Survey, Any, 
     """Return the factors of randomly dropped deltas: ``weight_k / density_k`` for peft, else by L1 norm if so asked."""
     if group.semantics == "peft":
         return [w / d if d > 0 else w for w, d in zip(group["weight"], group["density"], strict=True)]
+    return (yield from rescaled(group, keeps))
+
+
+def rescaled(group: Group, keeps: Sequence[Keep]) -> Generator[Survey, Any, list[float]]:
+    """Return the factors of ``l1_factors`` if the group asks to ``rescale``, else the weights."""
     return (yield from l1_factors(group, keeps)) if group["rescale"] else list(group["weight"])
 
 

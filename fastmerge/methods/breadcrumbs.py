@@ -6,7 +6,7 @@ from ..apply import SparseMerge
 from ..kernels import keep_all, keep_band
 from ..survey import Boundaries
 from ._base import Group, Method, Parameter, Solve, method
-from ._sparse import INT8_MASK, LAMBDA, WEIGHT, density_parameter, l1_factors
+from ._sparse import INT8_MASK, LAMBDA, WEIGHT, density_parameter, rescaled
 
 
 @method
@@ -43,7 +43,7 @@ class Breadcrumbs(Method):
         else:
             boundaries = yield Boundaries(bands)
             keeps = [keep_band(inside, outside) for inside, outside in boundaries]
-        factors = (yield from l1_factors(group, keeps)) if group["rescale"] else group["weight"]
+        factors = yield from rescaled(group, keeps)
         divide = "weights" if group["normalize"] else "none"
         return SparseMerge(factors, keeps, group["weight"], divide=divide, scale=group["lambda"])
 

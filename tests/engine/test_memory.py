@@ -31,6 +31,8 @@ print(before, peak(), report.bytes_read / plan.bytes_read)
         ("ties", "auto", 24, 16384),  # the embedding, 16 MB in each of four models, does not fit
         ("ties", "auto", 160, 16384),  # it fits
         ("ties", "reference", 64, 2048),
+        ("della", "auto", 160, 16384),  # whole tensors and their masks
+        ("della", "reference", 128, 1024),
         ("tsvm", "auto", 64, 2048),  # seven matrices of 512 x 512, whole, with the work space of their decompositions
     ],
 )

@@ -11,7 +11,7 @@ from fastmerge.engine import RunOptions, run, verify
 from fastmerge.engine.checksums import CELL
 from fastmerge.errors import BudgetError, FastmergeError
 
-SPECTRAL = ["iso_c", "task_arithmetic_sb", "ties_sb", "tsvm"]
+METHODS = ["della", "iso_c", "task_arithmetic_sb", "ties_sb", "tsvm"]
 # Matrices of several chunks of one cell.
 WIDE = {"hidden": 256, "inner": 384, "vocab": 512, "layers": 1}
 
@@ -25,7 +25,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("method", SPECTRAL)
+@pytest.mark.parametrize("method", METHODS)
 def test_bits_are_those_of_a_merge_in_memory(tmp_path, method):
     merge = make_merge(tmp_path, method, **WIDE)
     plan = merge.plan()
@@ -35,8 +35,9 @@ def test_bits_are_those_of_a_merge_in_memory(tmp_path, method):
     assert verify(merge.out).ok
 
 
-def test_budget_and_threads_change_no_byte(tmp_path):
-    merge = make_merge(tmp_path, "ties_sb", **WIDE)
+@pytest.mark.parametrize("method", ["della", "ties_sb"])
+def test_budget_and_threads_change_no_byte(tmp_path, method):
+    merge = make_merge(tmp_path, method, **WIDE)
     plan = merge.plan()
     run(plan, tmp_path / "roomy")
     for threads in (1, 3):

@@ -69,7 +69,7 @@ def bound_sparse(golden: Golden) -> tuple[Tensor, Tensor]:
     roundings = 2 * group.models + 5 + (0 if not rescales else 3 if peft else 2 + 2 * SUM)
 
     size, divisor = sum(t.abs() for t in terms), torch.ones_like(kept[0])
-    if golden.method.name.endswith("ties"):
+    if golden.method.name.endswith("ties") or golden.method.name == "della":
         frequency = group.values.get("majority_sign_method") == "frequency"
         votes = [d.sign() for d in kept] if frequency else kept if peft else terms
         vote, scale = sum(votes), sum(v.abs() for v in votes)
@@ -157,6 +157,8 @@ BOUNDS = {
     "breadcrumbs": bound_sparse,
     "dare_linear": bound_sparse,
     "dare_ties": bound_sparse,
+    "della": bound_sparse,
+    "della_linear": bound_sparse,
     "slerp": bound_slerp,
     "model_stock": bound_model_stock,
 }
@@ -167,6 +169,14 @@ WITHOUT_GOLDEN = {
 }  # fmt: skip
 
 
+def packed(kept: Tensor) -> Tensor:
+    """Return a bool mask as the words of a keep rule."""
+    bits = torch.zeros(-(-kept.numel() // 32) * 32, dtype=torch.int64)
+    bits[: kept.numel()] = kept.flatten()
+    words = (bits.view(-1, 32) << torch.arange(32)).sum(1)
+    return (words - (words >> 31 << 32)).to(torch.int32)
+
+
 def check(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     """Merge the inputs of a golden, with its masks for random methods, and compare."""
     if golden.masks:
@@ -174,6 +184,10 @@ def check(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             "fastmerge.kernels.keep.keep_mask",
             lambda key, model, drop, offset, count, device: golden.masks[model].flatten()[offset : offset + count],
+        )
+        monkeypatch.setattr(
+            "fastmerge.kernels.rank_mask",
+            lambda mask, tensor, base, model, **_: mask.copy_(packed(golden.masks[model])),
         )
     out = torch.full_like(golden.out, float("nan"))
     with use_backend("reference" if golden.masks else None):
@@ -192,6 +206,20 @@ def check(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mergekit(name, monkeypatch):
     for golden in load_mergekit(FOLDER, name, mergekit_cases(FOLDER)[name]):
         check(golden, monkeypatch)
+
+
+@pytest.mark.parametrize("name", [name for name in mergekit_cases(FOLDER) if name.startswith("della")])
+def test_masks_of_mergekit_follow_the_ranks(name):
+    """In the masks that mergekit drew, probabilities rise with the rank in our rows: by 2 epsilon, within 4.5 sigma."""
+    for golden in load_mergekit(FOLDER, name, mergekit_cases(FOLDER)[name]):
+        survey = next(golden.method.merge(golden.group))
+        for delta, mask, (density, epsilon) in zip(golden.deltas, golden.masks, survey.chances, strict=True):
+            order = delta.abs().view(survey.rows).argsort(dim=1, stable=True)
+            rank = order.argsort(dim=1).double() / (survey.rows[1] - 1) - 0.5
+            kept = mask.view(survey.rows).double() - density
+            slope, noise = (rank * kept).sum() / (rank**2).sum(), 0.5 / (rank**2).sum().sqrt()
+            assert abs(slope - 2 * epsilon) < 4.5 * noise, f"{golden.group.name}: {slope:.3f} for {2 * epsilon:.3f}"
+            assert abs(kept.mean()) < 4.5 * 0.5 / kept.numel() ** 0.5
 
 
 @pytest.mark.parametrize("name", peft_cases(FOLDER))

@@ -20,6 +20,7 @@ from fastmerge.source import Resident
 PARAMETERS = {
     "ties": "{weight: 0.5, density: 0.4}",
     "dare_ties": "{weight: 0.5, density: 0.4}",
+    "della": "{weight: 0.5, density: 0.4, epsilon: 0.2}",
     "linear": "{weight: 1.5}",
     "task_arithmetic": "{weight: 0.5}",
     "model_stock": "{}",

@@ -25,6 +25,10 @@ MERGE_COLUMNS = (
     *TIME_COLUMNS, "cpu_ms", "peak_rss_mb", "bytes_read", "bytes_written", "startup_ms",
     "bare_ms", "times_bare", "times_bare_net", "ratio",
 )  # fmt: skip
+GPU_COLUMNS = (
+    *RUN_COLUMNS, "op", "tool", "backend", "shape", "dtype", "models", *TIME_COLUMNS,
+    "bytes", "gbps", "fraction", "bytes_once", "bound", "bound_gbps", "times_bound", "ratio",
+)  # fmt: skip
 SPECTRAL_COLUMNS = (*RUN_COLUMNS, "op", "tool", "shape", "rank", "dtype", *TIME_COLUMNS, "error", "ratio")
 
 

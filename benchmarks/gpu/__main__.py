@@ -1,79 +1,164 @@
-"""Proves and times the GPU backends in one go: ``python -m benchmarks.gpu --out FOLDER``, in about ten minutes.
+"""Proves and times the GPU backends in one go: ``python -m benchmarks.gpu --out FOLDER``, in less than ten minutes.
 
-Compiles every kernel for the GPUs at hand, runs the GPU tests, then compute-sanitizer where it is installed, then the
-timings, and leaves a log per step and ``gpu.csv`` in the folder. ``--check`` is a dry run of the timings on the CPU.
+Builds fastmerge in the interpreter that runs this, without a network; runs the GPU tests, compute-sanitizer where it
+is installed, and the report on compiled kernels, side by side; then times, the most valuable first. FOLDER then holds
+``log.txt`` (all that the steps printed), ``gpu.csv`` (rows) and ``summary.txt`` (steps, and goals beside what was
+measured). A step that fails or runs out of time does not stop the others. ``--check`` is a dry run on the CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from .._record import ROOT
+from .goals import report
 
-SANITIZED_ELEMENTS = 20001
+# Around blocks and chunks of the grid of reductions, small enough for compute-sanitizer.
+SANITIZED_ELEMENTS = ("1", "1023", "20001", "49157")
+CHECK_SECONDS = 300
+# Of a step's output, in the log.
+LOG_BYTES = 1 << 20
 
 
-def steps(out: Path, check: bool, mergekit_python: str | None) -> dict[str, tuple[list[str], int]]:
-    """Return the commands by name, each with its limit in seconds."""
+@dataclass(frozen=True)
+class Step:
+    """One command; ``environment`` is added to that of all."""
+
+    name: str
+    command: list[str]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps that run side by side, and the seconds that they have. What earlier stages left over is added."""
+
+    seconds: int
+    steps: list[Step]
+
+
+def stages(csv: Path, mergekit_python: str | None, path: str) -> list[Stage]:
+    """Return what is run, in this order; tools are looked for on ``path``."""
     python = sys.executable
-    timing = [python, "-m", "benchmarks.gpu.timing", "--csv", str(out / ("check.csv" if check else "gpu.csv"))]
-    if check:
-        # The tests' own dry run is tests/triton/test_interpreter.py.
-        return {"timing": ([*timing, "--check"], 300)}
-    tests = [python, "-m", "pytest", "-q", "-rs", "-m", "gpu", "-p", "no:cacheprovider", "tests/triton"]
+
+    def step(name: str, *command: str, **environment: str) -> Step:
+        return Step(name, list(command), environment)
+
+    def module(name: str, *arguments: str, **environment: str) -> Step:
+        return step(name, python, "-m", *arguments, **environment)
+
+    def timing(name: str, *arguments: str) -> Step:
+        return module(name, "benchmarks.gpu.measure", name, "--csv", str(csv), *arguments)
+
+    nvcc = {"FASTMERGE_CUDA": "1"} if shutil.which("nvcc", path=path) else {}
+    install = ("pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "-e", ".")
+    tests = ["pytest", "-q", "-rs", "-m", "gpu", "-p", "no:cacheprovider", "--continue-on-collection-errors", "tests"]
     if importlib.util.find_spec("xdist"):
         tests += ["-n", str(min(8, os.cpu_count() or 1))]
-    commands = {"device": (["nvidia-smi"], 30), "compiled": ([python, "-m", "benchmarks.gpu.compiled", "--brief"], 90)}
-    commands["tests"] = (tests, 180)
-    if sanitizer := shutil.which("compute-sanitizer"):
-        verify = [*timing, "--verify", str(SANITIZED_ELEMENTS)]
+    checks = [module("tests", *tests), module("doctor", "fastmerge", "doctor")]
+    if sanitizer := shutil.which("compute-sanitizer", path=path):
         for tool in ("memcheck", "racecheck"):
-            commands[f"sanitizer {tool}"] = ([sanitizer, "--tool", tool, "--error-exitcode", "1", *verify], 45)
+            command = (sanitizer, "--tool", tool, "--error-exitcode", "1", python, "-m", "benchmarks.gpu.sanitized")
+            # Every tensor is an allocation of its own, so that its end is guarded.
+            checks.append(step(tool, *command, *SANITIZED_ELEMENTS, PYTORCH_NO_CUDA_MEMORY_CACHING="1"))
+    checks.append(module("compiled", "benchmarks.gpu.compiled", "--brief"))
     peer = ["--mergekit-python", mergekit_python] if mergekit_python else []
-    commands["timing"] = ([*timing, *peer], 300)
-    return commands
+    return [
+        Stage(90, [step("device", "nvidia-smi"), module("build", *install, **nvcc)]),
+        Stage(110, checks),
+        Stage(15, [timing("transfers")]),
+        Stage(85, [timing("methods", *peer)]),
+        Stage(45, [timing("model")]),
+        Stage(90, [timing("operations")]),
+        Stage(60, [timing("streamed")]),
+        Stage(55, [timing("files")]),
+    ]
 
 
-def run(name: str, command: list[str], limit: int, out: Path, environment: dict[str, str]) -> bool:
-    """Run one step, print its last line, and return whether it succeeded."""
-    log = out / f"{name.replace(' ', '_')}.log"
+def dry_run(csv: Path) -> list[Stage]:
+    """Return the timings on the CPU, all in one process. The tests have dry runs of their own."""
+    command = [sys.executable, "-m", "benchmarks.gpu.measure", "all", "--check", "--csv", str(csv)]
+    return [Stage(CHECK_SECONDS, [Step("check", command, {})])]
+
+
+def run(step: Step, limit: float, environment: Mapping[str, str], log: Path) -> tuple[str, bool]:
+    """Run one step, add its output to the log, and return a line about it and whether it succeeded."""
     start = time.monotonic()
-    with log.open("w") as file:
+    with tempfile.TemporaryFile() as output:
         try:
-            code = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, timeout=limit
-            ).returncode
+            process = subprocess.Popen(
+                step.command, cwd=ROOT, env={**environment, **step.environment}, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+            code: int | str = process.wait(max(1.0, limit))
         except subprocess.TimeoutExpired:
-            code = f"stopped after {limit} s"
-    lines = log.read_text().strip().splitlines() or [""]
-    print(f"{name:20} {time.monotonic() - start:6.1f} s  exit {code}  {lines[-1]}", flush=True)
-    return code == 0
+            # Its children too: workers of pytest, mergekit's interpreter.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            code = f"stopped after {limit:.0f} s"
+        except OSError as error:
+            code = str(error)
+        seconds = time.monotonic() - start
+        size = output.seek(0, os.SEEK_END)
+        output.seek(max(0, size - LOG_BYTES))
+        text = output.read().decode(errors="replace")
+    with log.open("a") as file:
+        file.write(f"==== {step.name}: {' '.join(step.command)}\n{text}\n==== {step.name}: exit {code}\n\n")
+    last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
+    return f"{step.name:10} {seconds:6.1f} s  exit {code}  {last[:150]}", code == 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for logs and rows; made if missing")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="made if missing")
     parser.add_argument("--mergekit-python", metavar="PATH", help="interpreter that has mergekit, with CUDA")
-    parser.add_argument("--check", action="store_true", help="dry run on the CPU, in Triton's interpreter")
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="run these steps alone, in the time of all")
+    parser.add_argument("--check", action="store_true", help="dry run of the timings on the CPU")
     options = parser.parse_args()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    if options.check:
-        environment["TRITON_INTERPRET"] = "1"
-    results = [
-        run(name, command, limit, out, environment)
-        for name, (command, limit) in steps(out, options.check, options.mergekit_python).items()
-    ]
-    return 0 if all(results) else 1
+    toolkit = Path(environment.get("CUDA_HOME", "/usr/local/cuda")) / "bin"
+    environment["PATH"] = f"{environment.get('PATH', os.defpath)}{os.pathsep}{toolkit}"
+    csv, log, summary = out / ("check.csv" if options.check else "gpu.csv"), out / "log.txt", out / "summary.txt"
+    plan = dry_run(csv) if options.check else stages(csv, options.mergekit_python, environment["PATH"])
+    names = [step.name for stage in plan for step in stage.steps]
+    if unknown := set(options.only or names) - set(names):
+        parser.error(f"--only names no step: {', '.join(sorted(unknown))}; steps are {', '.join(names)}")
+    for path in (log, summary, csv):
+        path.unlink(missing_ok=True)
+    start, end, passed = time.monotonic(), 0, True
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+        with summary.open("a") as file:
+            file.write(text + "\n")
+
+    for stage in plan:
+        end += stage.seconds
+        steps = [step for step in stage.steps if step.name in (options.only or names)]
+        with ThreadPoolExecutor(len(stage.steps)) as pool:
+            limit = end - (time.monotonic() - start)
+            for line, succeeded in pool.map(lambda step, limit=limit: run(step, limit, environment, log), steps):
+                say(line)
+                passed &= succeeded
+    say(f"\n{report(csv)}")
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with contextlib.suppress(BrokenPipeError):
+        sys.exit(main())

@@ -1,222 +1,212 @@
-"""Times the GPU backends: ``python -m benchmarks.gpu.timing --csv FILE``. Verifies first, then times all contenders.
-
-Copy bandwidth is measured in the same turns. With ``--check`` the same code runs on the CPU, in Triton's interpreter
-and on tiny tensors: it tests this program, and its rows say so.
-"""
+"""How the GPU is timed: clocks, contenders in turns beside what bounds them, and rows."""
 
 from __future__ import annotations
 
-import argparse
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import functools
+import itertools
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from fastmerge import kernels
-from fastmerge.kernels import _registry, _triton
 
 from .. import _measure, _record
-from ..kernels.__main__ import MergekitPeer
-from ..kernels.cases import CASES, make_tensors
-from ..kernels.cases import Case as Method
-from ..kernels.plain_torch import MERGES
-from . import cases
 
-# Odd, so that the last block is a partial one, and more than one chunk of the reduction grid.
-VERIFY_ELEMENTS = 64 * kernels.GRID + 12345
-CHECK_ELEMENTS = 301
-RUNS, BUDGET = 20, 0.7
+RUNS, BUDGET = 20, 0.15
+COPY_BYTES = 2**28
+# All that the runs of a contender read and write in turn: many times the largest L2 cache, 60 to 130 MB.
+ROTATED_BYTES = 2**30
+# About a millisecond at 2 GHz: longer than the host takes to launch what is timed.
+LEAD_CYCLES = 2_000_000
 
-
-def timed(run: Callable[[], object], device: torch.device) -> _measure.Contender:
-    """Return a contender that measures ``run`` on the device's own clock."""
-    if device.type == "cpu":
-        return _measure.timed(run)
-
-    def measure() -> float:
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        stop.record()
-        stop.synchronize()
-        return 1e-3 * start.elapsed_time(stop)
-
-    return measure
+Run = Callable[[], object]
 
 
-def dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
-    """Return the dtypes of the operations; the dry run, in the slow interpreter, has one."""
-    return (torch.bfloat16,) if device.type == "cpu" else (torch.bfloat16, torch.float32)
+@dataclass(frozen=True)
+class Contender:
+    """What is timed.
+
+    Attributes:
+        tool, backend: as the CSV names it; ``backend`` where a tool has several.
+        run:           what is timed, by the clock of the measurement.
+        moved:         bytes that all its passes move; 0: those of the measurement.
+        measure:       a clock of its own, in the place of ``run``, for what does not run in this process.
+    """
+
+    tool: str
+    run: Run | None = None
+    backend: str = ""
+    moved: int = 0
+    measure: _measure.Contender | None = None
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What no contender can beat: moving ``nbytes`` in the barest way, timed in the same turns."""
+
+    name: str
+    measure: _measure.Contender
+    nbytes: int
 
 
 class Bench:
-    """One run: where it measures, on what, and where its rows go."""
+    """One run of the benchmarks: where it measures, for how long, and where its rows go.
 
-    def __init__(self, device: torch.device, csv: Path, mergekit_python: str | None, check: bool):
-        self.device, self.csv, self.mergekit_python, self.check = device, csv, mergekit_python, check
+    With ``check`` the same code runs on the CPU, on tiny tensors: it tests this program. The backends there stand for
+    those of a GPU.
+    """
+
+    def __init__(self, csv: Path, mergekit_python: str | None = None, check: bool = False):
+        self.csv, self.mergekit_python, self.check = csv, mergekit_python, check
+        self.failures = 0
+        self.device = torch.device("cpu" if check else "cuda")
         self.facts = _record.run_facts(torch.get_num_threads(), _record.mergekit_version(mergekit_python))
-        name = f"check in Triton's interpreter, {self.facts['device']}" if check else torch.cuda.get_device_name(device)
-        self.facts["device"] = name
-        import triton
+        self.facts["device"] = f"check on {self.facts['device']}" if check else torch.cuda.get_device_name()
+        self.compile = (lambda function: function) if check else torch.compile
 
-        self.backend = f"triton {triton.__version__}"
-        # The dry run tests the wrapping, not inductor.
-        self.compile = (lambda f: torch.compile(f, backend="eager")) if check else torch.compile
+    @contextlib.contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """Report a failure of ``what`` and go on; ``failures`` counts them."""
+        try:
+            yield
+        except Exception:
+            self.failures += 1
+            print(f"{what} FAILED\n{traceback.format_exc()}", flush=True)
 
-    def operation(self, case: cases.Case, tensors: Sequence[Tensor]) -> None:
-        """Time one operation: this backend, the reference on the same device, and its compiled form."""
-        inputs = list(tensors[: case.inputs])
-        contenders = {
-            "fastmerge": lambda: case.run(inputs, "triton"),
-            "torch": lambda: case.run(inputs, "reference"),
-        }
-        if case.compare:
-            compiled = self.compile(lambda: case.run(inputs, "reference"))
-            contenders["torch.compile"] = compiled
-        moved, once = case.bytes_moved(inputs[0]), case.bytes_moved(inputs[0], passes=1)
-        self._measure(case.name, contenders, inputs[0], case.inputs, moved, once)
+    @functools.cached_property
+    def backends(self) -> list[str]:
+        """The backends that run here, the preferred one first."""
+        return backends_on(self.device)
 
-    def method(self, case: Method, tensors: Sequence[Tensor], peer: MergekitPeer | None) -> None:
-        """Time one merge of a tensor: fastmerge, plain PyTorch, its compiled form, and mergekit."""
-        out = torch.empty_like(tensors[0])
-        plain = MERGES[case.method]
-        compiled = self.compile(plain)
-        inputs = tensors[: case.inputs]
-        contenders = {
-            "fastmerge": lambda: case.run(out, tensors),
-            "torch": lambda: plain(inputs, **case.values),
-            "torch.compile": lambda: compiled(inputs, **case.values),
-        }
-        extra = {"mergekit": lambda: peer.merge(case)} if peer else {}
-        moved, once = (f(out.numel(), out.element_size()) for f in (case.bytes_moved, case.bytes_once))
-        self._measure(case.method, contenders, out, case.inputs, moved, once, extra)
+    def on_device(self, run: Run) -> _measure.Contender:
+        """Return the clock of the device: seconds from the first kernel of ``run`` to the end of its last.
 
-    def model(self, case: Method, sizes: Iterable[int], tensors: Sequence[Tensor]) -> None:
-        """Time a merge of all tensors of a model, one by one, in the same buffers."""
-        sizes = list(sizes)
-        out = torch.empty_like(tensors[0])
+        The device is kept busy until the host has launched ``run``, or waits for a result of it.
+        """
+        if self.check:
+            return _measure.timed(run)
 
-        def run() -> None:
-            for size in sizes:
-                case.run(out[:size], [tensor[:size] for tensor in tensors])
+        def measure() -> float:
+            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            torch.cuda._sleep(LEAD_CYCLES)
+            start.record()
+            run()
+            stop.record()
+            stop.synchronize()
+            return 1e-3 * start.elapsed_time(stop)
 
-        moved, once = (f(sum(sizes), out.element_size()) for f in (case.bytes_moved, case.bytes_once))
-        self._measure(f"{case.method}, 70B-shaped", {"fastmerge": run}, out, case.inputs, moved, once, shape=sum(sizes))
+        return measure
 
-    def transfers(self, nbytes: int) -> None:
-        """Time copies between pinned host memory and the device."""
-        host, there = (
-            torch.empty(nbytes, dtype=torch.uint8, pin_memory=True),
-            torch.empty(nbytes, dtype=torch.uint8, device=self.device),
-        )
-        for name, run in (("copy host to device", lambda: there.copy_(host, non_blocking=True)),
-                          ("copy device to host", lambda: host.copy_(there, non_blocking=True))):  # fmt: skip
-            self._measure(name, {"torch": run}, there, 1, nbytes, nbytes)
+    def on_wall(self, run: Run) -> _measure.Contender:
+        """Return the clock of the wall: seconds until the host knows that all is done, on an idle device."""
 
-    def _measure(
-        self, op: str, contenders: dict[str, Callable[[], object]], like: Tensor, models: int, moved: int, once: int,
-        extra: dict[str, _measure.Contender] | None = None, shape: int | None = None,
-    ) -> None:  # fmt: skip
-        source = torch.zeros(max(2**12, min(like.nbytes, 2**28)), dtype=torch.uint8, device=self.device)
+        def measure() -> float:
+            self.synchronize()
+            start = time.perf_counter()
+            run()
+            self.synchronize()
+            return time.perf_counter() - start
+
+        return measure
+
+    def synchronize(self) -> None:
+        if not self.check:
+            torch.cuda.synchronize()
+
+    def release(self) -> None:
+        """Give memory that torch keeps for later back to the device."""
+        if not self.check:
+            torch.cuda.empty_cache()
+
+    @functools.cached_property
+    def copy(self) -> Bound:
+        """A copy on the device: the bound of everything that is resident there."""
+        # Random: zeros may move faster.
+        source = torch.empty(2**12 if self.check else COPY_BYTES, dtype=torch.uint8, device=self.device).random_()
         target = torch.empty_like(source)
-        clocks = {name: timed(run, self.device) for name, run in contenders.items()} | (extra or {})
-        clocks["copy"] = timed(lambda: target.copy_(source), self.device)
-        samples = _measure.take_turns(clocks, *((0, 0.0) if self.check else (RUNS, BUDGET)))
-        times = {name: _measure.time_columns(seconds) for name, seconds in samples.items()}
-        copy_gbps = 2e-6 * source.nbytes / times.pop("copy")["ms"]
+        return Bound("copy", self.on_device(lambda: target.copy_(source)), 2 * source.nbytes)
+
+    def measure(
+        self,
+        op: str,
+        contenders: Sequence[Contender],
+        *,
+        shape: int,
+        dtype: torch.dtype,
+        models: int,
+        once: int,
+        moved: int | None = None,
+        clock: Callable[[Run], _measure.Contender] | None = None,
+        bound: Bound | None = None,
+        ratio_to: float | None = None,
+        budget: float = BUDGET,
+    ) -> dict[tuple[str, str], float]:
+        """Time contenders in turns with their bound, append a row for each, and return their milliseconds.
+
+        Args:
+            moved:    bytes that all passes move, where the contenders do not say; by default ``once``.
+            once:     bytes with every input read once and the output written once.
+            clock:    by default the device's.
+            bound:    by default a copy on the device.
+            budget:   seconds of runs after which a contender stops.
+            ratio_to: milliseconds that the column ``ratio`` is over; by default those of the first contender.
+        """  # fmt: skip
+        bound = bound or self.copy
+        turns = (0, 0.0) if self.check else (RUNS, budget)
+        clocks = {(c.tool, c.backend): c.measure or (clock or self.on_device)(c.run) for c in contenders}
+        if not self.check:
+            # Compilers run here; what a first run takes must not decide how many follow.
+            for measure in clocks.values():
+                measure()
+        samples = _measure.take_turns({**clocks, ("", bound.name): bound.measure}, *turns)
+        times = {key: _measure.time_columns(seconds) for key, seconds in samples.items()}
+        bound_gbps = 1e-6 * bound.nbytes / times.pop(("", bound.name))["ms"]
+        first = ratio_to or next(iter(times.values()))["ms"]
         rows = []
-        for tool, row in times.items():
-            gbps, gbps_once = 1e-6 * moved / row["ms"], 1e-6 * once / row["ms"]
-            rows.append(self.facts | {
-                "op": op, "tool": tool, "backend": self.backend if tool == "fastmerge" else "",
-                "shape": like.numel() if shape is None else shape, "dtype": str(like.dtype).removeprefix("torch."),
-                "models": models, **row, "bytes": moved, "gbps": gbps, "fraction": gbps / copy_gbps,
-                "bytes_once": once, "gbps_once": gbps_once, "fraction_once": gbps_once / copy_gbps,
-                "copy_gbps": copy_gbps, "ratio": row["ms"] / times[next(iter(times))]["ms"],
+        for contender, ((tool, backend), columns) in zip(contenders, times.items(), strict=True):
+            ms, passes = columns["ms"], contender.moved or moved or once
+            rows.append(self.facts | columns | {
+                "op": op, "tool": tool, "backend": backend, "shape": shape,
+                "dtype": str(dtype).removeprefix("torch."), "models": models,
+                "bytes": passes, "gbps": 1e-6 * passes / ms, "fraction": 1e-6 * passes / ms / bound_gbps,
+                "bytes_once": once, "bound": bound.name, "bound_gbps": bound_gbps,
+                "times_bound": ms * bound_gbps / (1e-6 * once), "ratio": ms / first,
             })  # fmt: skip
-            print(
-                f"{op:36} {tool:14} {rows[-1]['shape']:>12} {rows[-1]['dtype']:9} {row['ms']:10.3f} ms "
-                f"{gbps:7.1f} GB/s = {gbps / copy_gbps:5.2f} of copy, {rows[-1]['ratio']:7.1f} x",
-                flush=True,
-            )
-        _record.append(self.csv, _record.KERNEL_COLUMNS, rows)
+            print(_line(rows[-1]), flush=True)
+        _record.append(self.csv, _record.GPU_COLUMNS, rows)
+        return {key: columns["ms"] for key, columns in times.items()}
 
 
-def verify_all(device: torch.device, elements: int) -> None:
-    """Raise AssertionError unless every operation and every merge has the bits of the reference."""
-    tensors = make_tensors(elements, seed=1)
-    inputs = [*tensors, *tensors, *tensors, *tensors]
-    for dtype in dtypes(device):
-        for case in cases.OPERATIONS:
-            cases.verify(case, [tensor.to(dtype) for tensor in inputs], device, "triton")
-    for method in CASES:
-        expected, out = torch.empty_like(tensors[0]), torch.empty_like(tensors[0], device=device)
-        with kernels.use_backend("reference"):
-            method.run(expected, tensors)
-        with kernels.use_backend("triton"):
-            method.run(out, [tensor.to(device) for tensor in tensors])
-        assert torch.equal(out.cpu(), expected), f"{method.method}: triton differs from the reference"
-    print(f"verified {len(cases.OPERATIONS)} operations and {len(CASES)} merges of {elements} elements", flush=True)
+def backends_on(device: torch.device) -> list[str]:
+    """Return the backends to time on a kind of device, the preferred one first; print why others cannot run."""
+    found = []
+    for name in ("cpu", "reference") if device.type == "cpu" else ("cuda", "triton"):
+        try:
+            kernels.OPERATIONS["weighted_sum"].choose(device, name)
+            found.append(name)
+        except kernels.BackendError as error:
+            print(error, flush=True)
+    return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.timing", description=__doc__)
-    parser.add_argument("--csv", type=Path, required=True)
-    parser.add_argument("--millions", nargs="+", type=int, default=[64, 16], help="elements per tensor, times 2**20")
-    parser.add_argument("--mergekit-python", metavar="PATH", help="interpreter that has mergekit, with CUDA")
-    parser.add_argument("--verify", type=int, metavar="ELEMENTS", help="only verify, on tensors of that size")
-    parser.add_argument("--check", action="store_true", help="dry run on the CPU; needs TRITON_INTERPRET=1")
-    options = parser.parse_args()
-    if options.check:
-        if os.environ.get("TRITON_INTERPRET") != "1":
-            parser.error("--check runs in Triton's interpreter; set TRITON_INTERPRET=1")
-        _registry.PREFERENCE["cpu"] = ("triton", "reference")
-    elif why := _triton.why_unavailable():
-        parser.error(f"cannot measure: {why}")
-    device = torch.device("cpu" if options.check else "cuda")
-    verify_all(device, options.verify or (CHECK_ELEMENTS if options.check else VERIFY_ELEMENTS))
-    if options.verify:
-        return
-    bench = Bench(device, options.csv, options.mergekit_python, options.check)
-    with kernels.use_backend("triton"):
-        if not options.check:
-            bench.transfers(2**28)
-        sizes = list((cases.Llama(0, 8, 16, 8, 8) if options.check else cases.Llama()).sizes())
-        tensors = _filled(max(sizes), device)
-        for case in CASES:
-            if case.method in ("linear", "ties", "dare_ties"):
-                bench.model(case, sizes, tensors)
-        del tensors
-        for elements in [CHECK_ELEMENTS] if options.check else [m << 20 for m in options.millions]:
-            _one_size(bench, elements)
+def rotating(run: Callable[..., object], sets: Sequence[Sequence[object]]) -> Run:
+    """Return a call of ``run`` with the next of ``sets`` each time, so that no run finds its inputs in a cache."""
+    turns = itertools.cycle(sets)
+    return lambda: run(*next(turns))
 
 
-def _one_size(bench: Bench, elements: int) -> None:
-    host = make_tensors(elements)
-    with tempfile.TemporaryDirectory() as folder:
-        python = bench.mergekit_python
-        peer = MergekitPeer(python, host, torch.get_num_threads(), Path(folder), bench.device.type) if python else None
-        tensors = [tensor.to(bench.device) for tensor in host]
-        for case in CASES:
-            bench.method(case, tensors, peer)
-        if peer:
-            peer.close()
-    for dtype in dtypes(bench.device):
-        # Copies, so that no tensor is read twice from a cache.
-        inputs = [t.to(dtype, copy=True) for _ in range(4) for t in tensors]
-        for case in cases.OPERATIONS:
-            bench.operation(case, inputs)
+def sets_of(nbytes: int) -> int:
+    """Return how many sets of inputs of ``nbytes`` rotate."""
+    return max(1, -(-ROTATED_BYTES // max(1, nbytes)))
 
 
-def _filled(elements: int, device: torch.device) -> list[Tensor]:
-    """Return a base and three experts with the values of ``make_tensors``, made on the device."""
-    base = torch.empty(elements, dtype=torch.bfloat16, device=device).normal_(0, 0.02)
-    experts = [torch.empty_like(base).normal_(0, 5e-4).add_(base) for _ in range(3)]
-    return [base, *experts]
-
-
-if __name__ == "__main__":
-    main()
+def _line(row: Mapping[str, object]) -> str:
+    return (
+        f"{row['op']:32} {row['tool']:13} {row['backend']:7} {row['shape']:>12} {row['dtype']:9} {row['models']:>2} "
+        f"{row['ms']:10.3f} ms {row['gbps']:8.1f} GB/s, {row['fraction']:5.2f} of {row['bound']}, {row['ratio']:7.2f} x"
+    )

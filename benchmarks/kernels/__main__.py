@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -76,13 +77,20 @@ def verify(case: Case, mergekit_python: str | None, threads: int) -> None:
             peer.merge(case, save=saved)
             peer.close()
             results["mergekit"] = load_file(saved)["merged"].clone()
-    # The peers round every step to bfloat16, break ties and draw random numbers in their own way, so that single
-    # elements differ and rounding adds some per cent to the size of what was added to the base.
-    size = (out.float() - tensors[0]).norm()
+    check_peers(case.method, tensors[0], out, results)
+
+
+def check_peers(method: str, base: Tensor, out: Tensor, results: Mapping[str, Tensor]) -> None:
+    """Raise AssertionError unless the results of the peers, by tool, lie about as far from the base as ``out`` does.
+
+    The peers round every step to bfloat16, break ties and draw random numbers in their own way, so that single
+    elements differ and rounding adds some per cent to the size of what was added to the base.
+    """
+    size = (out.float() - base).norm()
     for tool, result in results.items():
-        other = (result.float() - tensors[0]).norm()
+        other = (result.float() - base).norm()
         assert abs(other - size) < 0.1 * size, (
-            f"{case.method}: {tool} moves the base by {other:.4g}, fastmerge by {size:.4g}"
+            f"{method}: {tool} moves the base by {other:.4g}, fastmerge by {size:.4g}"
         )
 
 

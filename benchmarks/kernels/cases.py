@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastmerge.merging import merge_source
+from fastmerge.merging import Job, merge_source
 from fastmerge.methods import Group, get_method
 from fastmerge.source import Resident
 
@@ -43,16 +43,21 @@ class Case:
         """Bytes with every input read once and the output written once: what any method must move at least."""
         return elements * itemsize * (self.inputs + 1)
 
+    def group(self, name: str, shape: Sequence[int]) -> Group:
+        """Return what the method is told of a tensor."""
+        method, count = get_method(self.method), self.inputs - self.has_base
+        values = {p.name: (p.default,) * count if p.per_model else p.default for p in method.parameters} | self.values
+        return Group(name, tuple(shape), count, values)
+
+    def job(self, out: Tensor, tensors: Sequence[Tensor], name: str = "benchmark.weight") -> Job:
+        """Return the merge of ``tensors`` (base first) into ``out``."""
+        base, others = (tensors[0], tensors[1 : self.inputs]) if self.has_base else (None, tensors[: self.inputs])
+        return Job(get_method(self.method), self.group(name, out.shape), Resident(base, others), out)
+
     def run(self, out: Tensor, tensors: Sequence[Tensor]) -> None:
         """Merge ``tensors`` (base first) into ``out`` with fastmerge."""
-        tensors = tensors[: self.inputs]
-        base, others = (tensors[0], tensors[1:]) if self.has_base else (None, tensors)
-        method = get_method(self.method)
-        values = {
-            p.name: (p.default,) * len(others) if p.per_model else p.default for p in method.parameters
-        } | self.values
-        group = Group("benchmark.weight", tuple(out.shape), len(others), values)
-        merge_source(method, group, Resident(base, others), out)
+        job = self.job(out, tensors)
+        merge_source(job.method, job.group, job.source, job.out)
 
 
 # mergekit's defaults: ties divides by the weights of the elected sign, dare_ties rescales to the norm before dropping,

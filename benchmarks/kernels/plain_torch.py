@@ -50,7 +50,7 @@ def dare_ties(tensors: Sequence[Tensor], weight: Sequence[float], density: Seque
     deltas = torch.stack([expert - base for expert in experts])
     for delta, share in zip(deltas, density, strict=True):
         before = delta.abs().sum(dtype=torch.float32)
-        delta.mul_(torch.rand(delta.shape) < share)
+        delta.mul_(torch.rand(delta.shape, device=delta.device) < share)
         delta.mul_(before / delta.abs().sum(dtype=torch.float32))
     return base + _elected_mean(deltas, weight, normalize=False)
 

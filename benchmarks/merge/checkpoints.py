@@ -83,11 +83,11 @@ def model_names() -> list[str]:
     return ["base", *(f"expert{i + 1}" for i in range(EXPERTS))]
 
 
-def make_checkpoints(folder: Path, shape: Shape, seed: int = 0) -> None:
-    """Write the base and the experts under ``folder``."""
+def make_checkpoints(folder: Path, shape: Shape, seed: int = 0, device: str = "cpu") -> None:
+    """Write the base and the experts under ``folder``; random numbers are drawn on ``device``."""
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     folders = [folder / name for name in model_names()]
     for model in folders:
         model.mkdir(parents=True)
@@ -99,10 +99,11 @@ def make_checkpoints(folder: Path, shape: Shape, seed: int = 0) -> None:
         for name, size in tensors.items():
             for start in range(0, math.prod(size), BLOCK):
                 elements = min(BLOCK, math.prod(size) - start)
-                base = (0.02 * torch.randn(elements, generator=generator) + name.endswith("norm.weight")).bfloat16()
+                noise = [torch.randn(elements, generator=generator, device=device) for _ in files]
+                base = (0.02 * noise[0] + name.endswith("norm.weight")).bfloat16()
                 _write(files[0], base)
-                for file in files[1:]:
-                    _write(file, torch.randn(elements, generator=generator).mul_(5e-4).add_(base).bfloat16())
+                for file, delta in zip(files[1:], noise[1:], strict=True):
+                    _write(file, delta.mul_(5e-4).add_(base).bfloat16())
         for file in files:
             file.close()
 
@@ -143,7 +144,7 @@ def _start_file(path: Path, tensors: dict[str, tuple[int, ...]]) -> BinaryIO:
 def _write(file: BinaryIO, block) -> None:
     import torch
 
-    file.write(memoryview(block.view(torch.int16).numpy()))
+    file.write(memoryview(block.cpu().view(torch.int16).numpy()))
 
 
 def main() -> None:

@@ -1,0 +1,129 @@
+"""Goals on a GPU beside what was measured: ``python -m benchmarks.gpu.goals FILE``. Computed from the rows alone."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .._record import DATA
+
+LARGE = 64 << 20
+OPERATIONS = ("weighted_sum", "sparse_merge", "gram", "norms", "select", "magnitude_histogram", "equal_counts")
+# How many times as long mergekit's function must take.
+MERGEKIT = {"ties": 50, "dare_ties": 50, "della": 50, "linear": 5, "slerp": 5}
+STREAMED = ("ties", "linear", "dare_ties")
+
+Row = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is wanted, what the rows say, and whether that is enough; None where rows are missing."""
+
+    wanted: str
+    measured: str
+    met: bool | None
+
+    def line(self) -> str:
+        verdict = "not measured" if self.met is None else "met" if self.met else "missed"
+        return f"{verdict:12}  {self.wanted:62}  {self.measured}"
+
+
+def read(path: Path) -> list[Row]:
+    """Return the rows of a CSV file; of those that measured the same, the last. None where there is no file."""
+    if not path.exists():
+        return []
+    keys = ("device", "op", "tool", "backend", "shape", "dtype", "models")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return list({tuple(row[key] for key in keys): row for row in rows if row["device"] == rows[-1]["device"]}.values())
+
+
+def best(rows: Iterable[Row]) -> dict[tuple[str, ...], Row]:
+    """Return fastmerge's fastest backend for everything that was measured."""
+    found: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        key = tuple(row[column] for column in ("op", "shape", "dtype", "models"))
+        if row["tool"] == "fastmerge" and (key not in found or float(row["ms"]) < float(found[key]["ms"])):
+            found[key] = row
+    return found
+
+
+def goals(rows: Sequence[Row]) -> list[Goal]:
+    """Return every goal."""
+    fastest = best(rows).values()
+    return [
+        _kernels([row for row in fastest if int(row["shape"]) >= LARGE]),
+        _at_most("ties, 64M elements and more: time of its bytes, each once", "times_bound", 2.3, "x", [
+            row for row in fastest if row["op"] == "ties" and int(row["shape"]) >= LARGE
+        ]),
+        _at_most("ties of a 70B (base + 3): kernels, ms", "ms", 500, " ms", [
+            row for row in fastest if row["op"] == "ties, 70B, kernels"
+        ]),
+        *(
+            _at_most(f"{method} streamed from {memory}: time of the transfers alone", "times_bound", 1.15, "x", [
+                row for row in fastest if row["op"] == f"{method}, streamed{suffix}"
+            ])
+            for method in STREAMED
+            for memory, suffix in (("host memory", ""), ("pinned memory", ", pinned"))
+        ),
+        *(_mergekit(rows, fastest, method, factor) for method, factor in MERGEKIT.items()),
+    ]  # fmt: skip
+
+
+def _kernels(rows: Sequence[Row]) -> Goal:
+    wanted = "every kernel, 64M elements and more: share of a copy >= 0.9"
+    rows = [row for row in rows if row["op"].split(",")[0] in OPERATIONS]
+    if not rows:
+        return Goal(wanted, "", None)
+    slow = sorted((row for row in rows if float(row["fraction"]) < 0.9), key=lambda row: float(row["fraction"]))
+    measured = f"{len(rows) - len(slow)} of {len(rows)}"
+    if slow:
+        worst = slow[0]
+        measured += (
+            f"; least {float(worst['fraction']):.2f}: {worst['op']}, {worst['backend']}, {worst['dtype']}, "
+            f"{worst['models']} inputs"
+        )
+    return Goal(wanted, measured, not slow)
+
+
+def _at_most(wanted: str, column: str, limit: float, unit: str, rows: Sequence[Row]) -> Goal:
+    wanted = f"{wanted} <= {limit:g}"
+    if not rows:
+        return Goal(wanted, "", None)
+    worst = max(rows, key=lambda row: float(row[column]))
+    value = float(worst[column])
+    return Goal(wanted, f"{value:.4g}{unit}, {worst['backend']}, {worst['shape']} elements", value <= limit)
+
+
+def _mergekit(rows: Sequence[Row], fastest: Iterable[Row], method: str, factor: float) -> Goal:
+    wanted = f"{method}: mergekit's time over fastmerge's >= {factor}"
+    own = {row["shape"]: float(row["ms"]) for row in fastest if row["op"] == method}
+    ratios = [
+        float(row["ms"]) / own[row["shape"]]
+        for row in rows
+        if row["tool"] == "mergekit" and row["op"] == method and row["shape"] in own
+    ]
+    if not ratios:
+        return Goal(wanted, "", None)
+    return Goal(wanted, f"{min(ratios):.1f}x", min(ratios) >= factor)
+
+
+def report(path: Path) -> str:
+    """Return the goals as lines of text, with the device and the commit that they were measured on."""
+    rows = read(path)
+    lines = [f"{rows[-1]['device']}, commit {rows[-1]['commit']}, {rows[-1]['date']}"] if rows else ["no rows"]
+    return "\n".join([*lines, *(goal.line().rstrip() for goal in goals(rows))])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.goals", description=__doc__)
+    parser.add_argument("csv", type=Path, nargs="?", default=DATA / "gpu.csv")
+    print(report(parser.parse_args().csv))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Runs steps of the timings: ``python -m benchmarks.gpu.measure STEP ... --csv FILE``. Each verifies before it times.
+
+With ``--check`` the same code runs on the CPU, on tiny tensors: it tests this program, and its rows say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from .timing import Bench
+
+STEPS = ("transfers", "methods", "model", "operations", "streamed", "files")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.measure", description=__doc__)
+    parser.add_argument("steps", nargs="+", choices=[*STEPS, "all"], metavar="STEP", help=f"all, or {', '.join(STEPS)}")
+    parser.add_argument("--csv", type=Path, required=True)
+    parser.add_argument("--mergekit-python", metavar="PATH", help="interpreter that has mergekit, with CUDA")
+    parser.add_argument("--check", action="store_true", help="dry run on the CPU")
+    options = parser.parse_args()
+    bench = Bench(options.csv, options.mergekit_python, options.check)
+    if not bench.backends:
+        parser.error("no backend runs on this GPU; the reasons are above")
+    for step in STEPS if "all" in options.steps else options.steps:
+        importlib.import_module(f"{__package__}.{step}").run(bench)
+    print(f"{bench.failures} failures", flush=True)
+    return 1 if bench.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Times merges of one tensor by each method: every backend, plain PyTorch, ``torch.compile`` of it, and mergekit."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fastmerge import kernels
+
+from ..kernels.__main__ import MergekitPeer, check_peers
+from ..kernels.cases import CASES, EXPERTS, Case
+from ..kernels.plain_torch import MERGES
+from . import cases
+from .timing import Bench, Contender, rotating, sets_of
+
+# Matrices, as some methods work by row. mergekit takes part in the first size.
+SHAPES = ((16384, 4096), (65536, 4096))
+VERIFY_SHAPE = (1111, 129)
+CHECK_SHAPE = (7, 43)
+
+
+def run(bench: Bench) -> None:
+    """Time every method at every size; ``torch.compile``, which takes long to compile, after all others."""
+    backends = {}
+    for case in CASES:
+        with bench.attempt(case.method):
+            backends[case.method] = verified(bench, case)
+    shapes = [CHECK_SHAPE] if bench.check else SHAPES
+    best: dict[str, float] = {}
+    for shape in shapes:
+        nbytes = 2 * shape[0] * shape[1] * (EXPERTS + 2)
+        sets = [make_tensors(shape, bench.device, seed) for seed in range(1 if bench.check else sets_of(nbytes))]
+        with tempfile.TemporaryDirectory() as folder:
+            peer = _peer(bench, sets[0], Path(folder)) if shape == shapes[0] else None
+            for case in CASES:
+                with bench.attempt(case.method):
+                    times = _eager(bench, case, sets, backends.get(case.method, []), peer, Path(folder))
+                    best.setdefault(case.method, min(times[key] for key in times if key[0] == "fastmerge"))
+            if peer:
+                peer.close()
+    if bench.mergekit_python is None:
+        print("no rows of mergekit: --mergekit-python names no interpreter", flush=True)
+    sets = [make_tensors(shapes[0], bench.device, 0)]
+    for case in CASES:
+        with bench.attempt(f"torch.compile of {case.method}"):
+            contenders = [Contender("torch.compile", _plain(case, sets, bench.compile(MERGES[case.method])))]
+            _measure(bench, case, sets, contenders, best.get(case.method))
+
+
+def make_tensors(shape: Sequence[int], device: torch.device, seed: int) -> list[Tensor]:
+    """Return a base and experts in bfloat16, as ``benchmarks.kernels`` has them."""
+    case = cases.BASED
+    tensors = cases.make_inputs(case, shape[0] * shape[1], EXPERTS, torch.bfloat16, device, seed)
+    return [tensor.view(*shape) for tensor in tensors]
+
+
+def verified(bench: Bench, case: Case) -> list[str]:
+    """Return the backends that can run a merge; AssertionError if one has other bits than the reference."""
+    tensors = make_tensors(CHECK_SHAPE if bench.check else VERIFY_SHAPE, torch.device("cpu"), 1)
+    expected = torch.full_like(tensors[0], torch.nan)
+    with kernels.use_backend("reference"):
+        case.run(expected, tensors)
+    found = []
+    for backend in bench.backends:
+        out = torch.full_like(tensors[0], torch.nan, device=bench.device)
+        try:
+            with kernels.use_backend(backend):
+                case.run(out, [tensor.to(bench.device) for tensor in tensors])
+        except kernels.BackendError as error:
+            print(f"{case.method}: {error}", flush=True)
+            continue
+        assert torch.equal(out.cpu(), expected), f"{case.method}: {backend} differs from the reference"
+        found.append(backend)
+    return found
+
+
+def _eager(
+    bench: Bench, case: Case, sets: Sequence[Sequence[Tensor]], backends: Sequence[str], peer: MergekitPeer | None,
+    folder: Path,
+) -> dict[tuple[str, str], float]:  # fmt: skip
+    """Time what needs no compiler, after comparing the results on the first of ``sets``."""
+    tensors = sets[0]
+    outs = [torch.empty_like(tensors[0]) for _ in sets]
+
+    def own(backend: str):
+        def merge(out: Tensor, tensors: Sequence[Tensor]) -> None:
+            with kernels.use_backend(backend):
+                case.run(out, tensors)
+
+        return rotating(merge, list(zip(outs, sets, strict=True)))
+
+    case.run(outs[0], tensors)
+    results = {"torch": _plain(case, sets[:1], MERGES[case.method])().view_as(tensors[0])}
+    contenders = [Contender("fastmerge", own(backend), backend) for backend in backends]
+    contenders.append(Contender("torch", _plain(case, sets, MERGES[case.method])))
+    if peer:
+        saved = folder / "out.safetensors"
+        peer.merge(case, save=saved)
+        results["mergekit"] = load_file(saved)["merged"].to(bench.device)
+        contenders.append(Contender("mergekit", measure=lambda: peer.merge(case)))
+    check_peers(case.method, tensors[0], outs[0], results)
+    return _measure(bench, case, sets, contenders)
+
+
+def _plain(case: Case, sets: Sequence[Sequence[Tensor]], merge):
+    """Return a call of plain PyTorch, which takes flat tensors."""
+    inputs = [([tensor.view(-1) for tensor in tensors[: case.inputs]],) for tensors in sets]
+    return rotating(lambda tensors: merge(tensors, **case.values), inputs)
+
+
+def _measure(
+    bench: Bench, case: Case, sets: Sequence[Sequence[Tensor]], contenders: Sequence[Contender],
+    ratio_to: float | None = None,
+) -> dict[tuple[str, str], float]:  # fmt: skip
+    like = sets[0][0]
+    size = like.numel(), like.element_size()
+    return bench.measure(
+        case.method, contenders, shape=like.numel(), dtype=like.dtype, models=case.inputs,
+        once=case.bytes_once(*size), moved=case.bytes_moved(*size), ratio_to=ratio_to,
+    )  # fmt: skip
+
+
+def _peer(bench: Bench, tensors: Sequence[Tensor], folder: Path) -> MergekitPeer | None:
+    if bench.mergekit_python is None:
+        return None
+    host = [tensor.cpu() for tensor in tensors]
+    return MergekitPeer(bench.mergekit_python, host, torch.get_num_threads(), folder, bench.device.type)

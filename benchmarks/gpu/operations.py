@@ -1,0 +1,167 @@
+"""Times the operations one by one: sizes, numbers of models, dtypes, shares of equal magnitudes, cost of a launch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fastmerge import kernels
+
+from .. import _measure
+from .cases import BASED, OPERATIONS, Case, make_inputs, verify
+from .timing import Bench, Contender, Run, rotating, sets_of
+
+MAIN, MODELS = 64 << 20, 3
+SIZES = (1 << 20, 16 << 20, 256 << 20)
+COUNTS = (1, 2, 4, 8, 16)
+DTYPES = (torch.float16, torch.float32)
+# Several chunks of the reduction grid, and an odd end.
+VERIFY_ELEMENTS = 8 * kernels.GRID + 12345
+CHECK_ELEMENTS = 301
+# Standard deviations of bfloat16 deltas: of 64M, about 2, 15 and 78 % have the median magnitude; with 0 all are equal.
+TUNED = (2e-3, 1e-4, 2e-5, 0.0)
+LAUNCHES = 100
+# Like the norms of a large model.
+SMALL, SMALL_ELEMENTS = 300, 8192
+
+Point = tuple[int, int, torch.dtype]
+
+
+def points(check: bool) -> Iterator[Point]:
+    """Yield elements, models and dtype: one main point, and from there along each axis."""
+    main = CHECK_ELEMENTS if check else MAIN
+    yield main, MODELS, torch.bfloat16
+    if check:
+        return
+    yield from ((elements, MODELS, torch.bfloat16) for elements in SIZES)
+    yield from ((main, count, torch.bfloat16) for count in COUNTS)
+    yield from ((main, MODELS, dtype) for dtype in DTYPES)
+
+
+def run(bench: Bench) -> None:
+    """Time every operation at every point."""
+    for i, point in enumerate(points(bench.check)):
+        for case in OPERATIONS:
+            with bench.attempt(f"{case.name} {point}"):
+                _operation(bench, case, point, compared=case.compared and i == 0)
+    select = next(case for case in OPERATIONS if case.name == "select")
+    for tuned in TUNED[-1:] if bench.check else TUNED:
+        with bench.attempt(f"select {tuned}"):
+            _operation(bench, select, next(points(bench.check)), tuned=tuned)
+    for many in ("weighted_sum", "sparse_merge"):
+        with bench.attempt(f"{many}_many"):
+            _many(bench, many)
+    for case in OPERATIONS[:1] if bench.check else OPERATIONS:
+        with bench.attempt(f"{case.name}, host"):
+            _launches(bench, case)
+
+
+def _operation(bench: Bench, case: Case, point: Point, compared: bool = False, tuned: float | None = None) -> None:
+    elements, models, dtype = point
+    width = {} if tuned is None else {"tuned": tuned}
+    backends = verified(bench, case, models, dtype, **width)
+    if not backends:
+        return
+    nbytes = elements * dtype.itemsize * (models + 2)
+    sets = []
+    for seed in range(1 if bench.check else sets_of(nbytes)):
+        inputs = make_inputs(case, elements, models, dtype, bench.device, seed, **width)
+        sets.append((torch.empty_like(inputs[0]), inputs))
+
+    def call(backend: str) -> Run:
+        return rotating(lambda out, inputs: case.run(out, inputs, backend), sets)
+
+    inputs = sets[0][1]
+    contenders = [
+        Contender("fastmerge", call(backend), backend, case.bytes_moved(inputs, backend)) for backend in backends
+    ]
+    if compared:
+        compiled = bench.compile(lambda out, inputs: case.run(out, inputs, "reference"))
+        contenders.append(Contender("torch", call("reference")))
+        # A selection leaves the device at every rank; there is nothing to fuse.
+        if case.writes:
+            contenders.append(Contender("torch.compile", rotating(compiled, sets)))
+    bench.measure(
+        case.name if tuned is None else f"{case.name}, deltas N(0, {tuned:g})", contenders,
+        shape=elements, dtype=dtype, models=len(inputs), once=case.bytes_once(inputs),
+    )  # fmt: skip
+
+
+def verified(bench: Bench, case: Case, models: int, dtype: torch.dtype, **width: float) -> list[str]:
+    """Return the backends that have this operation, each verified against the reference."""
+    backends = [backend for backend in bench.backends if case.can_run(bench.device, backend)]
+    elements = CHECK_ELEMENTS if bench.check else VERIFY_ELEMENTS
+    verify(case, make_inputs(case, elements, models, dtype, torch.device("cpu"), 1, **width), bench.device, backends)
+    return backends
+
+
+def _many(bench: Bench, operation: str) -> None:
+    """Time many small tensors in one call, and in a loop of single calls, until the host knows that all is done."""
+    count, elements = (3, 301) if bench.check else (SMALL, SMALL_ELEMENTS)
+    inputs = [make_inputs(BASED, elements, MODELS, torch.bfloat16, bench.device, seed) for seed in range(count)]
+    outs, alone = ([torch.full_like(tensors[0], torch.nan) for tensors in inputs] for _ in range(2))
+
+    def jobs(targets: list[Tensor]) -> list:
+        pairs = list(zip(targets, inputs, strict=True))
+        if operation == "weighted_sum":
+            return [kernels.SumJob(out, tensors, [0.25] * (MODELS + 1)) for out, tensors in pairs]
+        keeps = [kernels.keep_random(1, model, 2**31) for model in range(MODELS)]
+        return [
+            kernels.MergeJob(out, base, models, [0.5] * MODELS, keeps, vote="weighted", divide="weights")
+            for out, (base, *models) in pairs
+        ]
+
+    def together(backend: str) -> Run:
+        many, work = getattr(kernels, f"{operation}_many"), jobs(outs)
+        return lambda: many(work, backend=backend)
+
+    def one_by_one(backend: str) -> Run:
+        single = getattr(kernels, operation)
+        fields = [job._asdict() for job in jobs(alone)]
+
+        def loop() -> None:
+            for arguments in fields:
+                single(**arguments, backend=backend)
+
+        return loop
+
+    backends = [backend for backend in bench.backends if BASED.can_run(bench.device, backend)]
+    for backend in backends:
+        together(backend)()
+        one_by_one(backend)()
+        assert all(map(torch.equal, outs, alone)), f"{operation}_many: {backend} has other bits than single calls"
+    contenders = [Contender("fastmerge", together(backend), backend) for backend in backends]
+    contenders += [Contender("fastmerge loop", one_by_one(backend), backend) for backend in backends]
+    bench.measure(
+        f"{operation}_many of {count}", contenders, shape=count * elements, dtype=torch.bfloat16, models=MODELS + 1,
+        once=2 * count * elements * (MODELS + 2), clock=bench.on_wall,
+    )  # fmt: skip
+
+
+def _launches(bench: Bench, case: Case) -> None:
+    """Time what the host spends on one call: many calls on tensors that cost the device next to nothing."""
+    launches, elements = (1, 64) if bench.check else (LAUNCHES, 4096)
+    inputs = make_inputs(case, elements, MODELS, torch.bfloat16, bench.device, 0)
+    out = torch.empty_like(inputs[0])
+
+    def host(call: Run) -> _measure.Contender:
+        def measure() -> float:
+            bench.synchronize()
+            start = time.perf_counter()
+            for _ in range(launches):
+                call()
+            return (time.perf_counter() - start) / launches
+
+        return measure
+
+    def call(backend: str) -> Run:
+        return lambda: case.run(out, inputs, backend)
+
+    backends = [backend for backend in bench.backends if case.can_run(bench.device, backend)]
+    bench.measure(
+        f"{case.name}, host", [Contender("fastmerge", call(backend), backend) for backend in backends],
+        shape=elements, dtype=torch.bfloat16, models=len(inputs), once=case.bytes_once(inputs), clock=host,
+    )  # fmt: skip

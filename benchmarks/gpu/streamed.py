@@ -1,0 +1,165 @@
+"""Times the engine's pipeline on a 70B model's tensors that come from host memory and go back there: no disk.
+
+Host memory -> pinned memory -> device -> merge -> pinned memory -> host memory, with the threads, streams, budgets and
+checksums of a merge of files. ``pinned`` leaves out the host's copies into and out of pinned memory. Models are larger
+than the host's memory, so that their bytes repeat after a gigabyte; every byte is moved as if it were another one.
+The bound copies as many bytes both ways between pinned memory and the device, and does nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fastmerge.engine.batches import units
+from fastmerge.engine.places import Host, Place, choose
+from fastmerge.engine.report import Meter
+from fastmerge.engine.running import default_threads, work
+from fastmerge.engine.scheduler import Unit
+from fastmerge.engine.sizing import divide
+from fastmerge.engine.workshop import Workshop
+from fastmerge.merging import merge_source
+from fastmerge.plan.types import InputTensor, OutputTensor
+
+from ..kernels.cases import CASES, EXPERTS, Case
+from .cases import BASED, SMALL, TINY, Llama, make_inputs
+from .timing import Bench, Bound, Contender, Run
+
+METHODS = ("ties", "linear", "dare_ties")
+# Eight of 80 layers, the embeddings and the head: 9 billion parameters.
+PART = Llama(layers=8)
+RAM = 4 << 30
+BLOCK_ELEMENTS = 2**29
+PIECE_BYTES = 64 << 20
+BUDGET = 5.0
+
+
+class HostModels:
+    """In place of files: every model is a block of ordinary memory that repeats, and so is the output."""
+
+    def __init__(self, blocks: Sequence[Tensor], out: Tensor):
+        self._blocks = {str(i): block.view(torch.uint8) for i, block in enumerate(blocks)}
+        self.out = out
+        self._out_bytes = out.view(torch.uint8)
+        self._pinned = False
+        self._left = 0
+
+    def start(self, arena_bytes: int, pinned: bool) -> None:
+        """Begin a run; with ``pinned``, bytes are copied only until the arena holds nothing but weights."""
+        self._pinned, self._left = pinned, 2 * arena_bytes
+
+    def read(self, path: str, offset: int, into: memoryview) -> None:
+        """Fill ``into`` as ``engine.files.Inputs`` does."""
+        if not self._pinned or self._left > 0:
+            self._left -= len(into)
+            # Unlike slices of memoryviews, torch lets other threads run while it copies.
+            _copy(torch.frombuffer(into, dtype=torch.uint8), self._blocks[path], offset)
+
+    def write(self, output: OutputTensor, offset: int, data: memoryview, address: int) -> None:
+        """Take a result as ``engine.running.FileSink`` does."""
+        if not self._pinned:
+            part = torch.frombuffer(data, dtype=torch.uint8)
+            start = offset % (len(self._out_bytes) - len(part) + 1)
+            self._out_bytes[start : start + len(part)].copy_(part)
+
+    def finish(self, output: OutputTensor, checksum: str) -> None:
+        """Take note of nothing."""
+
+
+def _copy(into: Tensor, block: Tensor, offset: int) -> None:
+    done = 0
+    while done < len(into):
+        start = (offset + done) % len(block)
+        count = min(len(into) - done, len(block) - start)
+        into[done : done + count].copy_(block[start : start + count])
+        done += count
+
+
+def outputs(case: Case, model: Llama) -> list[OutputTensor]:
+    """Return what a plan holds for the tensors of a model, one after the other in one file per input."""
+    found, offset = [], 0
+    for i, shape in enumerate(model.shapes()):
+        nbytes = 2 * math.prod(shape)
+        name = f"tensor.{i}"
+        inputs = tuple(InputTensor(k, name, str(k), offset, nbytes, torch.bfloat16, shape) for k in range(case.inputs))
+        base, others = (inputs[0], inputs[1:]) if case.has_base else (None, inputs)
+        group = case.group(name, shape)
+        found.append(OutputTensor(name, torch.bfloat16, shape, 0, offset, nbytes, case.method, others, base, group))
+        offset += nbytes
+    return found
+
+
+def run(bench: Bench) -> None:
+    """Time every method on a part of the model, then TIES on all of it."""
+    elements = 2**20 if bench.check else BLOCK_ELEMENTS
+    blocks = [block.cpu() for block in make_inputs(BASED, elements, EXPERTS, torch.bfloat16, bench.device, 0)]
+    models = HostModels(blocks, torch.empty_like(blocks[0]))
+    cases = {case.method: case for case in CASES}
+    for method in METHODS:
+        with bench.attempt(method):
+            _verify(bench, cases[method], blocks, models)
+            _stream(bench, cases[method], TINY if bench.check else PART, models)
+    if not bench.check:
+        with bench.attempt("all of it"):
+            _stream(bench, cases["ties"], Llama(), models)
+
+
+def _verify(bench: Bench, case: Case, blocks: Sequence[Tensor], models: HostModels) -> None:
+    """Raise AssertionError unless a small model comes out with the bits that the processor gives it in memory."""
+    tensors = outputs(case, TINY if bench.check else SMALL)
+    models.out.fill_(torch.nan)
+    _merge(bench, tensors, models, pinned=False)()
+    for tensor in tensors:
+        first, last = tensor.offset // 2, (tensor.offset + tensor.nbytes) // 2
+        expected = torch.empty(tensor.shape, dtype=tensor.dtype)
+        job = case.job(expected, [block[first:last].view(tensor.shape) for block in blocks], tensor.name)
+        merge_source(job.method, job.group, job.source, job.out)
+        assert torch.equal(models.out[first:last].view(tensor.shape), expected), f"{case.method}: {tensor.name} differs"
+
+
+def _merge(bench: Bench, tensors: Sequence[OutputTensor], models: HostModels, pinned: bool) -> Run:
+    bench.release()
+    where: Place = Host() if bench.check else choose("cuda", None)
+    sizes = divide(tensors, where.budget(RAM), default_threads())
+
+    def make_units(shop: Workshop) -> Iterator[Unit]:
+        return units(shop, tensors)
+
+    def run() -> None:
+        models.start(sizes.arena, pinned)
+        work(make_units, where, sizes, models, models, Meter(), lambda: None)
+
+    return run
+
+
+def _stream(bench: Bench, case: Case, shapes: Llama, models: HostModels) -> None:
+    tensors = outputs(case, shapes)
+    elements = sum(tensor.nbytes for tensor in tensors) // 2
+    bound = _transfers(bench, 2 * elements, case.inputs)
+    for name, pinned in ((f"{case.method}, streamed", False), (f"{case.method}, streamed, pinned", True)):
+        bench.measure(
+            name, [Contender("fastmerge", _merge(bench, tensors, models, pinned), "auto")], shape=elements,
+            dtype=torch.bfloat16, models=case.inputs, once=case.bytes_once(elements, 2), clock=bench.on_wall,
+            bound=bound, budget=BUDGET,
+        )  # fmt: skip
+
+
+def _transfers(bench: Bench, nbytes: int, inputs: int) -> Bound:
+    """Return the bound: ``inputs`` times ``nbytes`` to the device and ``nbytes`` back, at once, in pinned memory."""
+    piece = 2**10 if bench.check else PIECE_BYTES
+    host = [torch.zeros(piece, dtype=torch.uint8, pin_memory=not bench.check) for _ in range(inputs + 1)]
+    there = [torch.zeros(piece, dtype=torch.uint8, device=bench.device) for _ in range(inputs + 1)]
+    streams = [None, None] if bench.check else [torch.cuda.Stream(), torch.cuda.Stream()]
+
+    def move() -> None:
+        for _ in range(-(-nbytes // piece)):
+            with torch.cuda.stream(streams[0]):
+                for source, target in zip(host[1:], there[1:], strict=True):
+                    target.copy_(source, non_blocking=True)
+            with torch.cuda.stream(streams[1]):
+                host[0].copy_(there[0], non_blocking=True)
+
+    return Bound("pcie", bench.on_wall(move), (inputs + 1) * nbytes)

@@ -1,0 +1,168 @@
+"""The command that proves and times the GPU backends, as far as a machine without a GPU can run it."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mirrors import MirrorDriver
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import goals, sanitized, streamed
+from benchmarks.gpu.measure import STEPS
+from benchmarks.gpu.timing import Bench
+from benchmarks.kernels.cases import CASES
+from benchmarks.kernels.plain_torch import MERGES
+from fastmerge.engine.places import Accelerators
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_dry_run(tmp_path):
+    dry_run = [sys.executable, "-m", "benchmarks.gpu", "--check", "--out", tmp_path]
+    result = subprocess.run(dry_run, cwd=ROOT, capture_output=True, text=True)
+    print(result.stdout, result.stderr, (tmp_path / "log.txt").read_text()[-5000:])
+    assert result.returncode == 0
+    with (tmp_path / "check.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert all(row["device"].startswith("check on ") for row in rows)
+    assert {row["tool"] for row in rows} == {"fastmerge", "fastmerge loop", "torch", "torch.compile"}
+    assert {row["bound"] for row in rows} == {"copy", "upload", "pcie", "bare"}
+    assert {"ties", "select", "ties, 70B", "ties, streamed, pinned", "ties, files"} <= {row["op"] for row in rows}
+    assert "missed        ties streamed from pinned memory" in (tmp_path / "summary.txt").read_text()
+
+
+def test_every_timing_has_a_step_and_all_end_in_ten_minutes(tmp_path):
+    stages = command.stages(tmp_path / "gpu.csv", "mergekit's python", "")
+    assert sum(stage.seconds for stage in stages) <= 570
+    commands = {step.name: step.command for stage in stages for step in stage.steps}
+    assert set(STEPS) <= set(commands)
+    assert commands["methods"][-2:] == ["--mergekit-python", "mergekit's python"]
+
+
+def _steps(monkeypatch, *stages: tuple[int, dict[str, str]]) -> None:
+    """Let the command run these shell scripts, by name, in stages of so many seconds."""
+
+    def plan(csv: Path) -> list[command.Stage]:
+        return [
+            command.Stage(seconds, [command.Step(name, ["sh", "-c", script], {}) for name, script in steps.items()])
+            for seconds, steps in stages
+        ]
+
+    monkeypatch.setattr(command, "dry_run", plan)
+
+
+def _main(monkeypatch, out: Path, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["benchmarks.gpu", "--check", "--out", str(out), *arguments])
+    return command.main()
+
+
+def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path, monkeypatch):
+    left = tmp_path / "left"
+    _steps(
+        monkeypatch,
+        (1, {"bad": "echo why; exit 3", "hangs": f"(sleep 3; touch {left}) & wait"}),
+        (1, {"absent": "exec no-such-program", "good": "echo fine"}),
+    )
+    assert _main(monkeypatch, tmp_path) == 1
+    summary, log = (tmp_path / "summary.txt").read_text(), (tmp_path / "log.txt").read_text()
+    assert [line.split()[0] for line in summary.splitlines()[:4]] == ["bad", "hangs", "absent", "good"]
+    assert "exit 3  why" in summary and "stopped after 1 s" in summary and "exit 0  fine" in summary
+    assert "==== bad: sh -c echo why; exit 3\nwhy\n" in log
+    time.sleep(2.5)
+    assert not left.exists(), "a child of a step outlived it"
+
+
+def test_steps_use_the_time_that_earlier_ones_left(tmp_path, monkeypatch):
+    _steps(monkeypatch, (2, {"short": "true"}), (0, {"long": "sleep 1; echo done"}), (9, {"other": "false"}))
+    assert _main(monkeypatch, tmp_path, "--only", "short", "long") == 0
+    assert "done" in (tmp_path / "summary.txt").read_text()
+    with pytest.raises(SystemExit):
+        _main(monkeypatch, tmp_path, "--only", "no such step")
+
+
+def _row(op: str, tool: str = "fastmerge", backend: str = "cuda", **values) -> dict[str, str]:
+    row = {
+        "device": "GPU", "commit": "0", "date": "today", "op": op, "tool": tool, "backend": backend, "shape": 64 << 20,
+        "dtype": "bfloat16", "models": 4, "ms": 1.0, "fraction": 0.95, "times_bound": 1.1,
+    }  # fmt: skip
+    return {key: str(value) for key, value in (row | values).items()}
+
+
+def _verdicts(tmp_path: Path, *rows: dict[str, str]) -> dict[str, bool | None]:
+    path = tmp_path / "gpu.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, _row(""))
+        writer.writeheader()
+        writer.writerows(rows)
+    return {goal.wanted: goal.met for goal in goals.goals(goals.read(path))}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "rows", "met"),
+    [
+        ("every kernel", [_row("gram"), _row("select, deltas N(0, 0)")], True),
+        ("every kernel", [_row("gram"), _row("norms, random", fraction=0.89)], False),
+        # The faster backend counts; small tensors and the cost on the host do not.
+        ("every kernel", [_row("gram"), _row("gram", backend="triton", ms=9, fraction=0.1)], True),
+        ("every kernel", [_row("gram"), _row("gram", shape=1 << 20, fraction=0.1)], True),
+        ("every kernel", [_row("gram, host", shape=4096, fraction=0.1)], None),
+        # A later row of the same measurement replaces an earlier one.
+        ("every kernel", [_row("gram", fraction=0.1), _row("gram")], True),
+        ("ties, 64M", [_row("ties", times_bound=2.2), _row("ties", shape=256 << 20, times_bound=2.4)], False),
+        ("ties of a 70B", [_row("ties, 70B, kernels", ms=499.0)], True),
+        ("ties of a 70B", [_row("ties, 70B", ms=499.0)], None),
+        ("linear streamed from pinned memory", [_row("linear, streamed, pinned", times_bound=1.16)], False),
+        ("linear streamed from host memory", [_row("linear, streamed, pinned", times_bound=1.1)], None),
+        ("ties: mergekit", [_row("ties"), _row("ties", "mergekit", "", ms=51.0)], True),
+        ("slerp: mergekit", [_row("slerp", ms=2.0), _row("slerp", "mergekit", "", ms=9.0)], False),
+        ("linear: mergekit", [_row("linear"), _row("linear", "mergekit", "", ms=9.0, shape=1)], None),
+    ],
+)
+def test_goals_are_computed_from_the_rows(tmp_path, wanted, rows, met):
+    verdicts = _verdicts(tmp_path, *rows)
+    assert [verdict for goal, verdict in verdicts.items() if goal.startswith(wanted)] == [met]
+
+
+def test_without_rows_no_goal_is_met(tmp_path):
+    assert set(_verdicts(tmp_path).values()) == {None}
+    assert goals.report(tmp_path / "missing.csv").startswith("no rows\nnot measured")
+
+
+def test_what_the_sanitizer_runs(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sanitized", "--device", "cpu", "65"])
+    sanitized.main()
+    assert "weighted_sum of 65 elements: cpu" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["ties", "linear", "dare_ties"])
+def test_streaming_through_a_device(tmp_path, monkeypatch, method):
+    """The streamed merge, verified, on a device whose memory is its own."""
+    device = Accelerators([torch.device("cpu", 0)], MirrorDriver(), 256 << 20, "a test")
+    monkeypatch.setattr(streamed, "Host", lambda: device)
+    monkeypatch.setattr(streamed, "METHODS", (method,))
+    bench = Bench(tmp_path / "rows.csv", check=True)
+    streamed.run(bench)
+    assert bench.failures == 0
+
+
+class _RefuseMeta(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        assert not (isinstance(result, Tensor) and result.is_meta), f"{func} makes a tensor where it falls"
+        return result
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.method)
+def test_peers_stay_on_the_device(case):
+    tensors = [torch.randn(64).bfloat16() for _ in range(case.inputs)]
+    with torch.device("meta"), _RefuseMeta():
+        MERGES[case.method](tensors, **case.values)

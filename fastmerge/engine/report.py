@@ -49,7 +49,8 @@ class Report:
         peak_vram:     the most bytes that one GPU held, 0 without one.
         stages:        read, compute, write.
         io_active:     time during which at least one read or write was under way: what the disk and the
-                       page cache took for these bytes in this run.
+                       page cache took for these bytes in this run, while its other threads, and other programs,
+                       used them and the processor too. A quiet machine may do better.
         notes:         what the methods found and the user should know, one sentence each.
     """
 
@@ -70,8 +71,14 @@ class Report:
 
     @property
     def bound_seconds(self) -> float:
-        """The least time that the measured rates allow: moving the bytes, or all cores busy with the CPU work."""
-        return max(self.io_active, self.cpu_seconds / (len(os.sched_getaffinity(0)) or 1))
+        """The least time at the rates of this run: moving the bytes, all cores busy, or the GPUs at work."""
+        return max(self.io_active, self.compute_bound)
+
+    @property
+    def compute_bound(self) -> float:
+        """The time that computing took of all cores, or of GPUs with the copies to and from them."""
+        gpus = self.stages["compute"].active if self.peak_vram else 0.0
+        return max(gpus, self.cpu_seconds / (len(os.sched_getaffinity(0)) or 1))
 
     @property
     def distance(self) -> float:
@@ -81,8 +88,7 @@ class Report:
     @property
     def bounded_by(self) -> str:
         """What bounded the run: "read", "compute" or "write"."""
-        cores = len(os.sched_getaffinity(0))
-        if self.cpu_seconds / cores > self.io_active or not self.stages:
+        if self.compute_bound > self.io_active or not self.stages:
             return "compute"
         return max(("read", "write"), key=lambda name: self.stages[name].active)
 

@@ -12,7 +12,7 @@ import torch
 
 from ..device_names import DEFAULT, parse_devices
 from ..errors import OutputError
-from ..kernels import use_backend
+from ..kernels import _native, use_backend
 from ..plan.types import OutputTensor, Plan
 from .arena import Arena
 from .batches import units
@@ -39,7 +39,8 @@ class RunOptions:
 
     Attributes:
         ram:       memory budget in bytes, for everything beyond the interpreter with torch imported.
-        threads:   worker threads; None takes the cores and two more, which wait for the disk meanwhile.
+        threads:   worker threads, and the most that one operation of the processor takes; None takes the cores and two
+                   more, which wait for the disk meanwhile.
         device:    "cpu", "cuda" (every GPU), GPUs such as "cuda:0,cuda:1", or "auto": every GPU where there is one and
                    the operations have kernels for it, else the processor.
         vram:      memory budget in bytes on each GPU, beyond what CUDA itself takes; None takes 90 % of what is free.
@@ -80,7 +81,12 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
     options = options or RunOptions()
     meter = Meter()
     place = Workplace(Path(out), plan, options.overwrite)
-    with use_backend(options.backend), place.locked(), Inputs(f for m in plan.models for f in m.files) as inputs:
+    with (
+        use_backend(options.backend),
+        limited_to(options.threads),
+        place.locked(),
+        Inputs(f for m in plan.models for f in m.files) as inputs,
+    ):
         place.check_target()
         where = choose(options.device, options.vram)
         sizes = divide(plan.outputs, where.budget(options.ram), options.threads or default_threads(), options.chunk)
@@ -189,3 +195,18 @@ def _one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def limited_to(threads: int | None) -> Iterator[None]:
+    """Let operations of the processor take no more threads each, in the whole process; None limits nothing."""
+    if threads is None or _native.why_no_cpu_extension() is not None:
+        yield
+        return
+    pool = _native.cpu_extension()
+    before = pool.get_threads()
+    pool.set_threads(min(threads, before))
+    try:
+        yield
+    finally:
+        pool.set_threads(before)

@@ -69,8 +69,6 @@ def divide(outputs: Iterable[OutputTensor], budget: Budget, workers: int, chunk:
     kinds = _kinds(outputs)
     own = budget.vram is not None
     room = budget.ram if budget.vram is None else budget.vram
-    chunks = (DEVICE_CHUNKS if own else CHUNKS) if chunk is None else (chunk,)
-    each = -(-workers // budget.devices)
     inputs = max((len(o.every_input) for o in kinds), default=1)
     longest = max((_numel(o) for o in kinds if o.group is not None), default=0)
     outside = _outside_bytes(inputs, budget.kind)
@@ -80,38 +78,39 @@ def divide(outputs: Iterable[OutputTensor], budget: Budget, workers: int, chunk:
     adapters = max((adapter_bytes(o) for o in kinds), default=0)
     largest = max((o for o in merged if scratch_bytes(o) is not None), key=whole_bytes, default=None)
     least = max(adapters, whole_bytes(largest) if largest else 0)
+    chunks = (DEVICE_CHUNKS if own else CHUNKS) if chunk is None else (chunk,)
+    each = -(-workers // budget.devices)
     options = [(count, elements) for count in dict.fromkeys((each, min(each, 2), 1)) for elements in chunks]
     needed = staging = 0
     for count, elements in options:
         slot = round_up(max((_chunk_bytes(o, elements) for o in kinds), default=0)) + PAGE
-        # The slots of all workers, in the host's memory, where they stand for memory of the devices.
-        staging = budget.devices * count * slot + PAGE if own else 0
-        spare = _spare_bytes(count, inputs, longest, budget.kind)
-        scratch = count * (slot + int(outside * min(elements, longest))) + spare
+        beside = int(outside * min(elements, longest))
+        scratch = count * (slot + beside) + _spare_bytes(count, inputs, longest, budget.kind)
         needed = scratch + int(least * share) + PAGE
+        # Where devices have memories of their own, every slot lies in the host's as well.
+        staging = budget.devices * count * slot if own else 0
         # Half of the budget is kept for tensors that are held whole: reading twice costs more than small chunks.
         roomy = scratch + int(adapters * share) + PAGE <= room // 2 or (count, elements) == options[-1]
         if needed <= room and staging <= budget.ram and roomy:
-            # Tiny tensors are gathered into batches, which may take more than a chunk.
-            extra = min(((DEVICE_BATCH_BYTES if own else BATCH_BYTES) - slot, (room - needed) // (4 * count)))
+            # Tiny tensors are gathered into batches, which may take more than a chunk. What operations take beside
+            # them is no more than they take themselves.
+            extra = min((DEVICE_BATCH_BYTES if own else BATCH_BYTES) - slot, (room - needed) // (4 * count))
             if own:
-                extra = min(extra, (budget.ram - staging) // (budget.devices * count))
-            slot += max(0, extra) // PAGE * PAGE
-            regions = int((room - scratch - count * (max(0, extra) // PAGE * PAGE)) / share)
-            if own:
-                # A device's memory is taken at once, the host's when it is touched: no more than can be of use.
+                extra = min(extra // 2, (budget.ram - staging) // (budget.devices * count))
+            extra = max(0, extra) // PAGE * PAGE
+            regions = int((room - scratch - count * extra * (2 if own else 1)) / share)
+            slot += extra
+            if own:  # taken at once, where the host's memory is taken on first touch
                 regions = min(regions, sum(map(whole_bytes, outputs)))
-            host = budget.devices * count * slot + (0 if own else regions)
-            return Sizes(budget.devices * count, elements, slot, regions, host)
+            arena = budget.devices * count * slot + (0 if own else regions)
+            return Sizes(budget.devices * count, elements, slot, regions, arena)
+    option, limit, where = ("--vram", room, "of each device ") if own else ("--ram", room, "")
     if needed <= room:
-        raise BudgetError(
-            f"the memory budget of {budget.ram} bytes is too small: this merge needs at least {staging} (--ram)"
-        )
-    whole = f"; {largest.method} needs {int(least * share)} for {largest.name}, which it takes whole" if largest else ""
-    where, option = ("of each device ", "--vram") if own else ("", "--ram")
-    raise BudgetError(
-        f"the memory budget {where}of {room} bytes is too small: this merge needs at least {needed} ({option}){whole}"
-    )
+        option, limit, where, needed = "--ram", budget.ram, "", staging
+    what = f"the memory budget {where}of {limit} bytes is too small: this merge needs at least {needed} ({option})"
+    if largest is not None and needed > staging:
+        what += f"; {largest.method} needs {int(least * share)} for {largest.name}, which it takes whole"
+    raise BudgetError(what)
 
 
 def _compiled(kind: str) -> bool:
@@ -122,21 +121,21 @@ def _compiled(kind: str) -> bool:
 def _outside_bytes(inputs: int, kind: str) -> float:
     """Return a bound of the memory per element that an operation takes besides its arguments.
 
-    The compiled backends work in registers, except that a selection (csrc/cpu/select.cpp) collects up to 1/16
-    of the magnitudes for each boundary and keeps 32 bytes per 16384 elements; methods ask for up to two
-    boundaries per input. The reference makes float32 and int64 temporaries, one per input and about ten
-    more, and malloc keeps as much again of those that were freed.
+    The compiled backends work in registers, except that a selection (``kernels.select``) takes up to 0.26 bytes for
+    each boundary; methods ask for up to two boundaries per input. The reference makes float32 and int64 temporaries,
+    one per input and about ten more, and malloc keeps as much again of those that were freed.
     """
-    return 2 * inputs * (4 / 16 + 32 / 16384) if _compiled(kind) else 2 * (8 * inputs + 64)
+    return 2 * inputs * 0.26 if _compiled(kind) else 2 * (8 * inputs + 64)
 
 
 def _spare_bytes(workers: int, inputs: int, elements: int, kind: str) -> int:
-    """Return what selections may collect beyond that share: 2 MiB for each boundary, in every worker at once.
+    """Return what operations may take beyond that share, in every worker at once.
 
-    Half of what a run may take beside its budget is there for it.
+    A selection collects 2 MiB for each boundary; half of what a run may take beside its budget is there for it. On a
+    GPU torch takes memory in blocks of 2 and 20 MiB, and each worker has its own.
     """
     spare = workers * 2 * inputs * min(2 << 20, 4 * elements) if _compiled(kind) else 0
-    return max(0, spare - BESIDE // 2)
+    return max(0, spare - BESIDE // 2) + (workers * (22 << 20) if kind == "cuda" else 0)
 
 
 def _numel(output: OutputTensor) -> int:

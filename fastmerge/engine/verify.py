@@ -24,7 +24,7 @@ from .manifest import read_manifest
 from .places import Host
 from .rehash import Rehash
 from .report import Meter
-from .running import Progress, default_threads, work
+from .running import Progress, default_threads, limited_to, work
 from .scheduler import Unit
 from .sizing import Budget, divide
 from .workshop import Workshop
@@ -92,7 +92,7 @@ def verify(
     meter = Meter()
     paths = [file.path for file in checkpoint.files]
     files = {file.path: file for model in plan.models for file in model.files}
-    with use_backend(backend), Inputs([*files.values(), *checkpoint.files]) as inputs:
+    with use_backend(backend), limited_to(threads), Inputs([*files.values(), *checkpoint.files]) as inputs:
         inputs.open()
         sink = _Comparison(paths, outputs, inputs, manifest["tensors"])
 

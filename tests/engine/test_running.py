@@ -13,7 +13,9 @@ from tiny_merges import assert_same_tensors, expected, make_merge, outputs_of, s
 
 from fastmerge.engine import RunOptions, run, verify
 from fastmerge.engine.checksums import CELL, Checksum
+from fastmerge.engine.files import Outputs
 from fastmerge.errors import BudgetError, CheckpointError, OutputError
+from fastmerge.kernels import _native
 
 # Wide enough that the large matrices are cut into several chunks of one cell.
 WIDE = {"hidden": 256, "inner": 640, "vocab": 768, "layers": 1}
@@ -169,3 +171,17 @@ def test_checksum_does_not_depend_on_the_order_of_the_parts():
     other = Checksum(len(data), 1)
     other.add(0, memoryview(bytes(data[:-1]) + b"!"))
     assert other.hex() != whole.hex()
+
+
+def test_threads_limit_operations_too(tmp_path, monkeypatch):
+    if _native.why_no_cpu_extension():
+        pytest.skip("the extension is not built")
+    before = _native.cpu_extension().get_threads()
+    found = []
+    write = Outputs.write
+    monkeypatch.setattr(
+        Outputs, "write", lambda self, *args: found.append(_native.cpu_extension().get_threads()) or write(self, *args)
+    )
+    run(make_merge(tmp_path, "linear").plan(), tmp_path / "out", RunOptions(threads=1))
+    assert set(found) == {1}
+    assert _native.cpu_extension().get_threads() == before

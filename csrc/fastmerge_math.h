@@ -145,6 +145,15 @@ FASTMERGE_HD std::uint32_t rank_threshold(std::uint32_t first, std::uint64_t ste
 
 // ---- fused sparse merge ----
 
+// sum + x where the mask is set. Adding +0 elsewhere changes nothing: a sum that began with +0 is never -0.
+template <class F, class Mask>
+FASTMERGE_HD F add_where(Mask mask, F sum, F x) {
+  return sum + Lanes<F>::select(mask, x);
+}
+
+// One predicated instruction on a GPU.
+FASTMERGE_HD float add_where(bool mask, float sum, float x) { return mask ? sum + x : sum; }
+
 // The scalars of a merge. factors, weights: one per model (weights are ones for divide count).
 struct MergeScalars {
   const float* factors;
@@ -198,11 +207,11 @@ FASTMERGE_HD F sparse_merge_element(F base, int count, const MergeScalars& s, Fe
       const F signed_part = kVote == kVoteWeighted ? contribution : part.times(part, 1.0f);
       // A NaN is neither <= 0 nor >= 0, so it never opposes.
       const auto opposes = bit_cast<F>(bit_cast<U>(signed_part) ^ flip) <= F{};
-      // Adding +0 changes nothing: a sum that began with +0 is never -0.
-      merged = merged + Lanes<F>::select(!opposes, contribution);
-      divisor = divisor + Lanes<F>::select(!opposes, splat<F>(s.weights[k]));
+      merged = add_where(!opposes, merged, contribution);
+      divisor = add_where(!opposes, divisor, splat<F>(s.weights[k]));
     }
-    if (s.divides) merged = divisor == F{} ? merged : merged / divisor;
+    // Dividing by 1 changes nothing, and costs a GPU less than a branch.
+    if (s.divides) merged = merged / (divisor == F{} ? splat<F>(1.0f) : divisor);
   }
   return base + merged * splat<F>(s.scale);
 }
@@ -216,7 +225,14 @@ struct LowHalves;
 template <>
 struct LowHalves<std::uint64_t> {
   FASTMERGE_HD std::uint64_t multiply(std::uint64_t a, std::uint32_t b) {
+#if defined(__CUDA_ARCH__)
+    // nvcc makes two instructions of the expression below.
+    std::uint64_t product;
+    asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(static_cast<std::uint32_t>(a)), "r"(b));
+    return product;
+#else
     return static_cast<std::uint32_t>(a) * std::uint64_t{b};
+#endif
   }
 };
 
@@ -240,6 +256,20 @@ FASTMERGE_HD void philox4x32(std::uint64_t (&counter)[4], std::uint64_t key) {
     philox_round<std::uint64_t>(counter, key + std::uint64_t{kWeyl0} * round,
                                 (key >> 32) + std::uint64_t{kWeyl1} * round);
   }
+}
+
+// The 16-bit number of a stream for the element of a model with that global index: kernels/philox.py.
+FASTMERGE_HD std::uint32_t half_word(std::uint64_t key, std::uint32_t model, std::uint32_t stream, std::uint64_t index) {
+  const std::uint64_t block = index >> 3;
+  std::uint64_t words[4] = {block, block >> 32, model, stream};
+  philox4x32(words, key);
+  return static_cast<std::uint32_t>(words[(index & 7) >> 1] >> (16 * (index & 1))) & 0xFFFFu;
+}
+
+// For an element whose half word of stream 0 is `half`: whether its word reaches the drop threshold.
+FASTMERGE_HD bool keeps_element(std::uint32_t half, std::uint32_t drop, std::uint64_t key, std::uint32_t model,
+                                std::uint64_t index) {
+  return half != drop >> 16 ? half > drop >> 16 : half_word(key, model, 1, index) >= (drop & 0xFFFFu);
 }
 
 }  // namespace fastmerge

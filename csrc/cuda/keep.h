@@ -8,22 +8,23 @@ namespace fastmerge::cuda {
 // A band without an upper end is a kind of its own, since it costs half of a band.
 enum Kind : int { kKeepAll, kKeepTop, kKeepBand, kKeepRandom, kKeepMask };
 
-// A boundary: what the magnitude must exceed before its break index, and from there on. Indices count from the first
-// element of the part of the tensor at hand.
+// A boundary: what the magnitude must exceed before its break index, and from there on.
 struct Cut {
-  std::int64_t break_index;
+  std::int64_t vector;  // that the break index lies in
+  std::int32_t split;   // its position there
   std::int32_t below, above;
 };
 
+// Vectors are counted from the first of the part of the tensor at hand.
 struct Rule {
-  std::int64_t offset;  // global index of the first element
+  std::int64_t first;  // global index of the first element of vector 0
   Kind kind;
   union {
     struct {
       Cut inside, outside;
     } band;
     struct {
-      std::uint64_t key;
+      std::uint32_t keys[kPhiloxRounds][2];
       std::uint32_t model;
       std::uint32_t limit;  // the high half of the drop threshold, in the high half
       std::uint32_t low;    // its low half
@@ -32,49 +33,65 @@ struct Rule {
   };
 };
 
-// The rule for a part of a tensor that begins at global index `offset`.
-Rule make_rule(const Keep& keep, std::uint64_t offset);
+// The rule for a part of a tensor whose first element has global index `offset` and is element `shift` of vector 0.
+Rule make_rule(const Keep& keep, std::uint64_t offset, int shift);
 
 // Whether a rule is cheap only where global indices of vectors are multiples of 8.
 inline bool in_blocks(const Rule& rule) { return rule.kind == kKeepRandom || rule.kind == kKeepMask; }
 
 // ---- bands ----
 
-// A cut seen from a vector: one threshold for all, or another one from element `split` on (0 < split < 8).
+// A cut seen from a vector: `below` holds for the elements before `split`, `above` for the rest.
 struct Seen {
   std::int32_t below, above;
   int split;
 
-  __device__ bool splits() const { return split > 0 && split < kVector; }
-  __device__ std::int32_t threshold() const { return split > 0 ? below : above; }
   __device__ std::int32_t threshold(int j) const { return j < split ? below : above; }
 };
 
-__device__ inline Seen seen(const Cut& cut, std::int64_t element) {
-  const std::int64_t left = cut.break_index - element;
-  return {cut.below, cut.above, left <= 0 ? 0 : left < kVector ? static_cast<int>(left) : kVector};
+__device__ inline std::int32_t threshold_of(const Cut& cut, std::int64_t vector) {
+  return vector < cut.vector ? cut.below : cut.above;
+}
+
+__device__ inline Seen seen(const Cut& cut, std::int64_t vector) {
+  return {cut.below, cut.above, vector < cut.vector ? kVector : vector == cut.vector ? cut.split : 0};
+}
+
+// magnitude_bits(delta) > threshold, in one instruction. The threshold is that of a magnitude up to infinity, or -1,
+// which has the bits of a NaN and keeps everything.
+__device__ inline bool exceeds(float delta, std::int32_t threshold) {
+  return !(std::fabs(delta) <= bit_cast<float>(threshold));
 }
 
 template <class Use>
-__device__ inline void keep_band(const Rule& rule, const float (&delta)[kVector], std::int64_t element, Use use) {
-  const Seen inside = seen(rule.band.inside, element), outside = seen(rule.band.outside, element);
-  if (inside.splits() || outside.splits()) {
+__device__ inline void keep_top(const Rule& rule, const float (&delta)[kVector], std::int64_t vector, Use use) {
+  const Cut& cut = rule.band.inside;
+  if (vector == cut.vector) {
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) use(j, exceeds(delta[j], j < cut.split ? cut.below : cut.above));
+    return;
+  }
+  const std::int32_t threshold = threshold_of(cut, vector);
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) use(j, exceeds(delta[j], threshold));
+}
+
+template <class Use>
+__device__ inline void keep_band(const Rule& rule, const float (&delta)[kVector], std::int64_t vector, Use use) {
+  if (vector == rule.band.inside.vector || vector == rule.band.outside.vector) {
+    const Seen inside = seen(rule.band.inside, vector), outside = seen(rule.band.outside, vector);
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
       const std::int32_t bits = magnitude_bits(delta[j]);
       use(j, bits > inside.threshold(j) && !(bits > outside.threshold(j)));
     }
-  } else if (rule.kind == kKeepBand) {
-    const std::int32_t low = inside.threshold(), high = outside.threshold();
+    return;
+  }
+  const std::int32_t low = threshold_of(rule.band.inside, vector), high = threshold_of(rule.band.outside, vector);
 #pragma unroll
-    for (int j = 0; j < kVector; ++j) {
-      const std::int32_t bits = magnitude_bits(delta[j]);
-      use(j, bits > low && !(bits > high));
-    }
-  } else {
-    const std::int32_t low = inside.threshold();
-#pragma unroll
-    for (int j = 0; j < kVector; ++j) use(j, magnitude_bits(delta[j]) > low);
+  for (int j = 0; j < kVector; ++j) {
+    const std::int32_t bits = magnitude_bits(delta[j]);
+    use(j, bits > low && !(bits > high));
   }
 }
 
@@ -89,7 +106,8 @@ __device__ inline void half_words(const Rule& rule, std::int64_t index, std::uin
   for (int b = 0; b < kBlocks; ++b) {
     const std::uint64_t block = static_cast<std::uint64_t>(index >> 3) + b;
     std::uint64_t counter[4] = {block, block >> 32, rule.random.model, stream};
-    philox4x32(counter, rule.random.key);
+#pragma unroll
+    for (const auto& key : rule.random.keys) philox_round<std::uint64_t>(counter, key[0], key[1]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) all[4 * b + i] = static_cast<unsigned>(counter[i]);
   }
@@ -156,18 +174,20 @@ __device__ inline unsigned mask_bits(const std::uint32_t* mask, std::int64_t ind
   }
 }
 
-// Calls use(j, kept) for each element of the vector of deltas that begins at `element`. kAligned promises that the whole
-// vector exists and that its global index is a multiple of 8 where in_blocks(rule).
+// Calls use(j, kept) for each element of a vector of deltas. kAligned promises that the vector begins in the tensor, at a
+// global index that is a multiple of 8 where in_blocks(rule).
 template <bool kAligned, class Use>
-__device__ inline void keep_vector(const Rule& rule, const float (&delta)[kVector], std::int64_t element, Range range,
+__device__ inline void keep_vector(const Rule& rule, const float (&delta)[kVector], std::int64_t vector, Range range,
                                    Use use) {
-  if (rule.kind == kKeepTop || rule.kind == kKeepBand) {
-    keep_band(rule, delta, element, use);
+  const std::int64_t index = rule.first + vector * kVector;
+  if (rule.kind == kKeepTop) {
+    keep_top(rule, delta, vector, use);
   } else if (rule.kind == kKeepRandom) {
-    keep_random<kAligned>(rule, rule.offset + element, use);
+    keep_random<kAligned>(rule, index, use);
+  } else if (rule.kind == kKeepBand) {
+    keep_band(rule, delta, vector, use);
   } else {
-    const unsigned bits =
-        rule.kind == kKeepAll ? 0xFFu : mask_bits<kAligned>(rule.mask, rule.offset + element, range);
+    const unsigned bits = rule.kind == kKeepAll ? 0xFFu : mask_bits<kAligned>(rule.mask, index, range);
 #pragma unroll
     for (int j = 0; j < kVector; ++j) use(j, (bits >> j & 1u) != 0);
   }

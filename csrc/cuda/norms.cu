@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) norms_kernel(const __grid_const
   visit_chunk(chunk, p.size, [&](std::int64_t element, Range range) {
     float delta[kVector];
     load_delta(p.tensors[k], p.base, element, range, delta);
-    keep_vector<true>(p.rules[k], delta, element, range, [&](int j, bool kept) {
+    keep_vector<true>(p.rules[k], delta, element / kVector, range, [&](int j, bool kept) {
       const double x = delta[j];
       const double power = p.squared ? x * x : std::fabs(x);
       all[j] = all[j] + power;
@@ -53,7 +53,7 @@ void norms(double* partials, const Group& inputs, const std::vector<Keep>& keeps
   p.count = inputs.count();
   for (int k = 0; k < p.count; ++k) {
     p.tensors[k] = source(inputs.tensors[k], 0);
-    p.rules[k] = make_rule(keeps[k], offset);
+    p.rules[k] = make_rule(keeps[k], offset, 0);
   }
   p.base = source(inputs.base, 0);
   p.partials = partials;

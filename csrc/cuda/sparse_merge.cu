@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads) sparse_merge_kernel(const __grid_con
       widen(raw[k], delta);
 #pragma unroll
       for (int j = 0; j < kVector; ++j) delta[j] = delta[j] - base[j];
-      keep_vector<true>(p.rules[k], delta, element, {0, kVector}, [&](int j, bool kept) {
+      keep_vector<true>(p.rules[k], delta, at, {0, kVector}, [&](int j, bool kept) {
         values[k][j] = Prepared<kVote>::prepare(delta[j], kept, p.factors[k]);
       });
     }
@@ -84,7 +84,7 @@ struct Row {
 };
 
 // As large as kernel parameters may be: 32,764 bytes.
-constexpr int kRows = 80, kModels = 288;
+constexpr int kRows = 64, kModels = 192;
 struct Table {
   Row rows[kRows];
   Model models[kModels];
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(128) sparse_merge_table_kernel(const __grid_co
       if (k + 1 < row.count) next = load_any(models[k + 1].tensor, element, range);
 #pragma unroll
       for (int j = 0; j < kVector; ++j) delta[j] = delta[j] - base[j];
-      keep_vector<false>(models[k].rule, delta, element, range, [&](int j, bool kept) {
+      keep_vector<false>(models[k].rule, delta, vector, range, [&](int j, bool kept) {
         values[(k * kVector + j) * threads] = Prepared<kVote>::prepare(delta[j], kept, factors[k]);
       });
     }
@@ -203,7 +203,7 @@ class Pending {
     row.divides = job.divides;
     for (int k = 0; k < count; ++k) {
       const Array tensor = job.inputs.tensors[k];
-      table_.models[table_.inputs] = {part(tensor.data, tensor.dtype), make_rule(job.keeps[k], job.offset + begin)};
+      table_.models[table_.inputs] = {part(tensor.data, tensor.dtype), make_rule(job.keeps[k], job.offset + begin, row.shift)};
       table_.factors[table_.inputs] = job.factors[k];
       table_.weights[table_.inputs++] = job.weights[k];
     }
@@ -239,7 +239,7 @@ void sparse_merge(const std::vector<MergeJob>& jobs, const Place& place) {
     const std::size_t size = job.inputs.size, head = std::min<std::size_t>(head_of(out), size);
     const std::size_t vectors = (size - head) / kVector, end = head + vectors * kVector;
     std::vector<Rule> rules;
-    for (const Keep& keep : job.keeps) rules.push_back(make_rule(keep, job.offset + head));
+    for (const Keep& keep : job.keeps) rules.push_back(make_rule(keep, job.offset + head, 0));
     const bool off_blocks = (job.offset + head) % 8 != 0 && std::any_of(rules.begin(), rules.end(), in_blocks);
     if ((jobs.size() > 1 && size < kLarge) || vectors == 0 || off_blocks || out.dtype != kBFloat16 ||
         job.inputs.count() > kMost || !uniform(job.inputs, out, static_cast<int>(head))) {

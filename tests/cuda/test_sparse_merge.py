@@ -170,3 +170,23 @@ def test_out_may_be_an_input(device, make, count):
         there = [t.to(device, copy=True) for t in (base, *tensors)]
         kernels.sparse_merge(there[position], there[0], there[1:], **values, backend="cuda")
         assert same_bits(there[position].cpu(), expected)
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x80000000])
+def test_thresholds_at_the_ends(device, generator, threshold):
+    """Zeros, the largest number, infinities and NaNs at the boundary, on both sides of the break index."""
+    special = torch.tensor([0.0, -0.0, 1e-45, 3.4028234663852886e38, torch.inf, -torch.inf, torch.nan, 1.0])
+    tensor = special[torch.randint(0, 8, (333,), generator=generator)]
+    base = torch.zeros_like(tensor)
+    for break_index in (0, 100, kernels.ALL_EQUAL):
+        boundary = Boundary(threshold, break_index)
+        for keep in (kernels.keep_top(boundary), kernels.keep_band(kernels.EVERYTHING, boundary)):
+            # bfloat16 takes the other kernel.
+            for dtype in (F, B):
+                expected = torch.full((333,), torch.nan, dtype=dtype)
+                out = torch.full_like(expected, torch.nan, device=device)
+                arrays = [base.to(dtype), tensor.to(dtype)]
+                for where, backend in ((expected, "reference"), (out, "cuda")):
+                    there = [a.to(where.device) for a in arrays]
+                    kernels.sparse_merge(where, there[0], there[1:], factors=[0.5], keeps=[keep], backend=backend)
+                assert same_bits(out.cpu(), expected)

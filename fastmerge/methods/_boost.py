@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -72,8 +73,8 @@ class Boost:
         if not self.changes(group):
             return inner
         boost = scratch_bytes(group, deltas=1)
-        # What the step changed is boosted while its deltas are still there.
-        return boost if inner is None else inner + boost - 4 * group.numel
+        # What the step changed is boosted while its deltas are still there; three matrices beside them were measured.
+        return boost if inner is None else max(inner, boost) + 16 * math.prod(group.shape[-2:])
 
     def _boost_part(self, matrix: Tensor, part: Part, noise: float) -> list[Info]:
         """Boost the pieces of a part in place."""

@@ -123,8 +123,12 @@ def scratch_bytes(group: Group, deltas: int) -> int:
     """
     m, n = sorted(group.shape[-2:], reverse=True)
     route = 10 * m * n + 7 * n * n + (5 * m * n + 3 * n * n if deltas > 1 else 0)
-    block = min(group.numel, BLOCK)
-    return 4 * (deltas * group.numel + (deltas + group.models) * block + route)
+    return delta_bytes(group, deltas) + 4 * route
+
+
+def delta_bytes(group: Group, deltas: int) -> int:
+    """Return what so many float32 deltas take, with the blocks in which they are formed."""
+    return 4 * (deltas * group.numel + (deltas + group.models) * min(group.numel, BLOCK))
 
 
 @dataclass(frozen=True)

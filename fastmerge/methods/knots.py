@@ -10,7 +10,7 @@ from ..merging import merge_source
 from ..source import Resident
 from ._base import Group, Parameter, method
 from ._sparse import density_parameter
-from ._spectral import LAMBDA, MATRICES, SPECTRAL_PARAMETERS, Change, SpectralMethod, scratch_bytes
+from ._spectral import LAMBDA, MATRICES, SPECTRAL_PARAMETERS, Change, SpectralMethod, delta_bytes
 from .dare_linear import DareLinear
 from .dare_ties import DareTies
 from .ties import Ties
@@ -62,8 +62,8 @@ class Knots(SpectralMethod):
         return merged
 
     def scratch_bytes(self, group: Group) -> int | None:
-        need = super().scratch_bytes(group)
-        rows, columns = group.shape[-2:] if need else (0, 0)
-        # The Gram matrix with its eigenvectors, two matrices in float64, and the aligned parts beside the deltas.
-        own = 4 * (12 * rows * rows + (6 + 3 * group.models) * rows * columns)
-        return None if need is None else max(need, scratch_bytes(group, group.models) + own)
+        if not self.is_changed(group):
+            return None
+        rows, columns = group.shape[-2:]
+        # Gram matrix and eigenvectors; aligned parts, their merge, matrices in float64. At most 0.95 was measured.
+        return delta_bytes(group, group.models) + 4 * (9 * rows + (6 + 2 * group.models) * columns) * rows

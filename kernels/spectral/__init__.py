@@ -14,12 +14,15 @@ from .flatten import flatten_spectrum
 from .hogsvd import HigherOrderGSVD, higher_order_gsvd
 from .isotropic import flatten_tasks
 from .polar import polar
+from .sharded import boost_shards, boost_together
 from .top import top_singular
 
 __all__ = [
     "HigherOrderGSVD",
     "Info",
     "boost_factored",
+    "boost_shards",
+    "boost_together",
     "energy_rank",
     "factored_svd",
     "flatten_spectrum",

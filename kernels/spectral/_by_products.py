@@ -17,7 +17,7 @@ from ._info import Info
 from ._krylov import BlockKrylov, Triplets
 from ._matrices import frobenius
 from ._polynomial import polar_factor
-from ._products import LIBRARY, Kernel, products_for
+from ._products import LIBRARY, Kernel, Products
 from ._rules import Cut, Rule, found
 
 
@@ -44,6 +44,18 @@ class Settings:
     triplets: float
     kernel: Kernel = LIBRARY
 
+    def products(self, device: torch.device) -> Products:
+        """Return the products to make on ``device``.
+
+        The library needs float16 products with a float32 result, which torch has from 2.8 on; before,
+        products on a GPU are float32: as accurate, and slower.
+        """
+        if device.type != "cuda":
+            return Products(self.cpu_precision)
+        if self.kernel is LIBRARY and not hasattr(torch.ops.aten.baddbmm, "dtype_out"):
+            return Products("float32")
+        return Products(self.precision, self.kernel)
+
 
 ACCURATE = Settings("accurate", "split16", "float32", orth=3e-6, skew=1e-5, triplets=3e-7)
 FAST = Settings("fast", "half", "half", orth=5e-3, skew=5e-3, triplets=3e-4)
@@ -63,7 +75,7 @@ def by_products(x: Tensor, rule: Rule, settings: Settings) -> Outcome:
     five matrices of the size of ``x`` beside it, and five Gram matrices.
     """
     n = x.shape[-1]
-    products = products_for(x.device, settings.precision, settings.cpu_precision, settings.kernel)
+    products = settings.products(x.device)
     search = BlockKrylov(x, max(1, min(BLOCK, n // 4)))
     for _ in range(min(3, n)):
         search.expand()
@@ -75,9 +87,9 @@ def by_products(x: Tensor, rule: Rule, settings: Settings) -> Outcome:
     skew, nuclear = torch.stack([skew, torch.sum(p * x, dim=(-2, -1), dtype=torch.float64)]).tolist()
     accepted = [o <= settings.orth and s <= settings.skew for o, s in zip(orth, skew, strict=True)]
     wanted = [i for i, ok in enumerate(accepted) if ok]
-    cuts = _search_cuts(search, rule, {i: nuclear[i] for i in wanted}, n, settings.triplets)
-    _raise_by_search(p, search, cuts)
-    cuts |= _raise_by_factor(p, h, rule, {i: nuclear[i] for i in wanted if i not in cuts})
+    cuts = search_cuts(search, rule, {i: nuclear[i] for i in wanted}, n, settings.triplets)
+    raise_leading(p, cuts, search.triplets().values, *search.vectors(largest_k(cuts)))
+    cuts |= raise_by_factor(p, h, rule, {i: nuclear[i] for i in wanted if i not in cuts})
     infos = []
     for i in range(len(x)):
         info = Info(settings.method, nuclear=nuclear[i], nullity=0, iterations=iterations, orth=orth[i], skew=skew[i])
@@ -87,9 +99,7 @@ def by_products(x: Tensor, rule: Rule, settings: Settings) -> Outcome:
     return p, infos, accepted
 
 
-def _search_cuts(
-    search: BlockKrylov, rule: Rule, nuclear: dict[int, float], size: int, budget: float
-) -> dict[int, Cut]:
+def search_cuts(search: BlockKrylov, rule: Rule, nuclear: dict[int, float], size: int, budget: float) -> dict[int, Cut]:
     """Return the cut of each matrix in ``nuclear`` whose leading triplets converge before the search stops to pay."""
     done: dict[int, Cut] = {}
     for _ in range(SEARCH_STEPS):
@@ -97,7 +107,7 @@ def _search_cuts(
         candidates = {i: rule.cut(triplets.values[i], total, size) for i, total in nuclear.items()}
         cuts = {i: cut for i, cut in candidates.items() if cut is not None}
         done = {i: cut for i, cut in cuts.items() if rule.flat or _converged(triplets, i, cut, size, budget)}
-        k = max((cut.k for cut in cuts.values()), default=0)
+        k = largest_k(cuts)
         if len(done) == len(nuclear) or max(k, search.size // 2) > LARGEST_K or search.size + search.block > size:
             break
         if len(cuts) == len(nuclear) and search.size >= 2 * (k + 1) + 6 * search.block:
@@ -106,20 +116,27 @@ def _search_cuts(
     return done
 
 
-def _raise_by_search(p: Tensor, search: BlockKrylov, cuts: dict[int, Cut]) -> None:
-    """Replace P by ``c P + U_k (S_k - c) V_k^T`` with the triplets of the search, where there is a cut."""
-    k, values = max((cut.k for cut in cuts.values()), default=0), search.triplets().values
-    floor, excess = torch.ones(len(p), 1, 1), torch.zeros(len(p), 1, k)
+def largest_k(cuts: dict[int, Cut]) -> int:
+    """Return how many leading triplets the cuts need."""
+    return max((cut.k for cut in cuts.values()), default=0)
+
+
+def raise_leading(p: Tensor, cuts: dict[int, Cut], values: Tensor, u: Tensor, v: Tensor) -> None:
+    """Replace P by ``c P + U_k (S_k - c) V_k^T`` where there is a cut.
+
+    Args:
+        values: [batch, k or more] leading singular values, on the host.
+        u, v:   [batch, m or n, k] leading singular vectors.
+    """
+    floor, excess = torch.ones(len(p), 1, 1), torch.zeros(len(p), 1, u.shape[-1])
     for i, cut in cuts.items():
         floor[i] = cut.value
         excess[i, 0, : cut.k] = values[i, : cut.k] - cut.value
     p *= floor.to(p.device)
-    if k:
-        u, v = search.vectors(k)
-        p.baddbmm_(u * excess.to(p.device), v.mT)
+    p.baddbmm_(u * excess.to(p.device), v.mT)
 
 
-def _raise_by_factor(p: Tensor, h: Tensor, rule: Rule, nuclear: dict[int, float]) -> dict[int, Cut]:
+def raise_by_factor(p: Tensor, h: Tensor, rule: Rule, nuclear: dict[int, float]) -> dict[int, Cut]:
     """Do the same with the eigenvectors of P'X, and return the cuts."""
     cuts: dict[int, Cut] = {}
     for i, total in nuclear.items():

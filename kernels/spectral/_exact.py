@@ -7,6 +7,7 @@ leaves. Its direction is arbitrary, so it maps to zero; a route that cannot tell
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -47,10 +48,15 @@ def by_svd(x: Tensor, rule: Rule, dtype: torch.dtype, keep: bool, fill: bool = F
     return (u.mul_(mapped.to(s).unsqueeze(-2)) @ vh).to(x.dtype), infos, accepted
 
 
-def by_gram(x: Tensor, rule: Rule, tol: float, keep: bool) -> Outcome:
-    """Map through the eigenvectors of ``X^T X`` in float64: ``X V diag(f(s) / s) V^T``."""
+def by_gram(
+    x: Tensor, rule: Rule, tol: float, keep: bool, total: Callable[[Tensor], Tensor] = lambda part: part
+) -> Outcome:
+    """Map through the eigenvectors of ``X^T X`` in float64: ``X V diag(f(s) / s) V^T``.
+
+    ``total`` adds up Gram matrices over ranks, each of which has a part of the rows.
+    """
     wide = x.double()
-    squares, v = torch.linalg.eigh(wide.mT @ wide)
+    squares, v = torch.linalg.eigh(total(wide.mT @ wide))
     squares, v = squares.flip(-1).clamp(min=0), v.flip(-1)
     values = squares.sqrt().cpu()
     mapped, infos, nullities = _mapped(values, rule, "exact", fill=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -72,7 +73,14 @@ def minimax(low: float, high: float) -> Quintic:
     return a, b, c
 
 
-def polar_factor(x: Tensor, largest: Tensor, products: Products, tolerance: float) -> tuple[Tensor, int, list[float]]:
+def polar_factor(
+    x: Tensor,
+    largest: Tensor,
+    products: Products,
+    tolerance: float,
+    total: Callable[[Tensor], Tensor] = lambda part: part,
+    rows: int | None = None,
+) -> tuple[Tensor, int, list[float]]:
     """Return the polar factor of each matrix, the steps taken, and ||P'P - I||_F / sqrt(n) of each.
 
     ``X <- a X + X (b A + c A^2)``, A = X'X. X stays in float32: what the products lose in the multiplier costs their
@@ -84,14 +92,15 @@ def polar_factor(x: Tensor, largest: Tensor, products: Products, tolerance: floa
         x:         [batch, m, n], m >= n.
         largest:   [batch] upper bounds on the largest singular values.
         tolerance: stop when all residuals are below; at most CLEAN_UPS steps after the schedule.
+        total:     adds up Gram matrices over ranks that have ``rows`` rows together, of which ``x`` is a part.
     """
-    m, n = x.shape[-2:]
+    m, n = rows or x.shape[-2], x.shape[-1]
     steps = schedule(TALL_LOWER if m >= TALL * n else SQUARE_LOWER)
     eye = torch.eye(n, dtype=x.dtype, device=x.device)
     x = x / largest.to(x).view(-1, 1, 1)
     for step in range(len(steps) + CLEAN_UPS + 1):
         operand = products.operand(x)
-        gram = products.gram(operand)
+        gram = total(products.gram(operand))
         if step >= len(steps):
             orth = (frobenius(gram - eye) / math.sqrt(n)).tolist()
             if step == len(steps) + CLEAN_UPS or all(value <= tolerance for value in orth):

@@ -140,19 +140,6 @@ class Products:
         return result
 
 
-def products_for(device: torch.device, precision: str, cpu_precision: str, kernel: Kernel) -> Products:
-    """Return the products of ``precision`` on a GPU, or of ``cpu_precision``.
-
-    The library needs float16 products with a float32 result, which torch has from 2.8 on; before, products
-    on a GPU are float32: as accurate, and slower.
-    """
-    if device.type != "cuda":
-        return Products(cpu_precision)
-    if kernel.name == "library" and not hasattr(torch.ops.aten.baddbmm, "dtype_out"):
-        return Products("float32")
-    return Products(precision, kernel)
-
-
 def _accumulate(result: Tensor, a: Tensor, b: Tensor, beta: int) -> None:
     """Add ``a b``, of float16, to ``beta result``, in float32."""
     if result.is_cuda:

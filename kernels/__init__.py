@@ -25,7 +25,16 @@ from .low_rank import low_rank_update
 from .norms import norm_partials
 from .philox import drop_threshold, keep_mask, tensor_key
 from .rank_mask import rank_mask
-from .select import HISTOGRAM_BINS, equal_counts, magnitude_histogram, select_boundaries
+from .select import (
+    HISTOGRAM_BINS,
+    Selection,
+    SelectJob,
+    equal_counts,
+    magnitude_histogram,
+    select_boundaries,
+    select_boundaries_many,
+    start_selection,
+)
 from .sparse_merge import MergeJob, sparse_merge, sparse_merge_many
 from .weighted_sum import SumJob, weighted_sum, weighted_sum_many
 
@@ -41,6 +50,8 @@ __all__ = [
     "Boundary",
     "Keep",
     "MergeJob",
+    "SelectJob",
+    "Selection",
     "SumJob",
     "drop_threshold",
     "equal_counts",
@@ -59,8 +70,10 @@ __all__ = [
     "pairs",
     "rank_mask",
     "select_boundaries",
+    "select_boundaries_many",
     "sparse_merge",
     "sparse_merge_many",
+    "start_selection",
     "tensor_key",
     "total",
     "use_backend",

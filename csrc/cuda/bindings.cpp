@@ -12,6 +12,7 @@ using namespace fastmerge::cuda;
 namespace {
 
 using Address = std::uintptr_t;
+using Ints = std::vector<std::int64_t>;
 using ArrayTuple = std::pair<Address, int>;
 // Addresses and dtypes of the tensors, address and dtype of the base, elements: kernels/_native.group.
 using GroupTuple = std::tuple<std::vector<Address>, std::vector<int>, Address, int, std::size_t>;
@@ -103,10 +104,65 @@ PYBIND11_MODULE(_cuda, m) {
     norms(reinterpret_cast<double*>(partials), tensors, keep_rules(keeps), power, offset, place(where));
   });
 
+  m.def("rank_mask", [](Address mask, const GroupTuple& inputs, const std::array<std::int64_t, 3>& shape,
+                        std::uint32_t first, std::uint64_t step, std::uint64_t key, std::uint32_t model,
+                        Address workspace, const PlaceTuple& where) {
+    need_gpu();
+    const Group tensors = group(inputs);
+    const RankJob job{reinterpret_cast<std::uint32_t*>(mask), tensors.tensors[0], tensors.base, shape[1], shape[2],
+                      first, step, key, model};
+    rank_mask(job, shape[0], reinterpret_cast<void*>(workspace), place(where));
+  });
+  m.def("rank_workspace", [](std::int64_t rows, std::int64_t length, const PlaceTuple& where) {
+    need_gpu();
+    return rank_workspace(rows, length, where.first);
+  });
+
   m.def("low_rank", [](const ArrayTuple& out, const ArrayTuple& weight, Address up, Address down, std::size_t rows,
                        std::size_t columns, std::size_t rank, float scale, const PlaceTuple& where) {
     need_gpu();
     low_rank(output(out), array(weight.first, weight.second), reinterpret_cast<const float*>(up),
              reinterpret_cast<const float*>(down), rows, columns, rank, scale, place(where));
+  });
+
+  using SelectTuple = std::pair<GroupTuple, std::vector<std::vector<std::size_t>>>;
+  using SettingsPair = std::pair<double, double>;
+  const auto select_jobs = [](const std::vector<SelectTuple>& tuples) {
+    std::vector<SelectJob> jobs;
+    for (const auto& [inputs, ranks] : tuples) {
+      jobs.push_back({group(inputs), ranks});
+      expect(ranks.size(), jobs.back().inputs, "ranks");
+      for (const auto& wanted : ranks) {
+        for (const std::size_t rank : wanted) {
+          if (rank > 0 && rank < jobs.back().inputs.size) continue;
+          throw std::invalid_argument("ranks: expected 0 < rank < size");
+        }
+      }
+    }
+    return jobs;
+  };
+  m.def("select_workspace", [=](const std::vector<SelectTuple>& tuples, const SettingsPair& settings) {
+    return select_workspace(select_jobs(tuples), {settings.first, settings.second});
+  });
+  m.def("select", [=](Address results, Address workspace, const std::vector<SelectTuple>& tuples,
+                      const SettingsPair& settings, const PlaceTuple& where) {
+    need_gpu();
+    select(reinterpret_cast<std::int64_t*>(results), reinterpret_cast<void*>(workspace), select_jobs(tuples),
+           {settings.first, settings.second}, place(where));
+  });
+
+  m.def("magnitude_histogram", [](Address counts, const GroupTuple& inputs, int level, const Ints& prefixes,
+                                  const PlaceTuple& where) {
+    need_gpu();
+    const Group tensors = group(inputs);
+    if (level != 0) expect(prefixes.size(), tensors, "prefixes");
+    magnitude_histogram(reinterpret_cast<std::int64_t*>(counts), tensors, level, prefixes, place(where));
+  });
+
+  m.def("equal_counts", [](Address counts, const GroupTuple& inputs, const Ints& thresholds, const PlaceTuple& where) {
+    need_gpu();
+    const Group tensors = group(inputs);
+    expect(thresholds.size(), tensors, "thresholds");
+    equal_counts(reinterpret_cast<std::int64_t*>(counts), tensors, thresholds, place(where));
   });
 }

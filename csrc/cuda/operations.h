@@ -49,6 +49,18 @@ struct SumJob {
   std::vector<float> weights;
 };
 
+// Per tensor, the ranks of the boundaries that are looked for: 0 < rank < size.
+struct SelectJob {
+  Group inputs;
+  std::vector<std::vector<std::size_t>> ranks;
+};
+
+// How wide the bracket of a sample is, in standard deviations of a sampled rank, and how much room there is for the
+// values in it, times the expected number.
+struct SelectSettings {
+  double deviations, spare;
+};
+
 struct MergeJob {
   Output out;
   Group inputs;
@@ -61,6 +73,16 @@ struct MergeJob {
   std::uint64_t offset;
 };
 
+// kernels/rank_mask.py: a tensor [outer, length, inner] whose elements are ranked along the middle dimension.
+struct RankJob {
+  std::uint32_t* mask;
+  Array tensor, base;
+  std::int64_t length, inner;
+  std::uint32_t first;
+  std::uint64_t step, key;
+  std::uint32_t model;
+};
+
 // The reason why no kernel can run here, and what to do; empty where one can.
 std::string why_unavailable();
 
@@ -71,7 +93,26 @@ void sparse_merge(const std::vector<MergeJob>& jobs, const Place& place);
 void gram(double* partials, const Group& inputs, const Place& place);
 void norms(double* partials, const Group& inputs, const std::vector<Keep>& keeps, int power, std::uint64_t offset,
            const Place& place);
+// Overwrites the mask. The workspace must not be used by anything else until the kernel is done.
+void rank_mask(const RankJob& job, std::int64_t outer, void* workspace, const Place& place);
+// The bytes of that workspace for so many rows in all, aligned to 8 bytes.
+std::size_t rank_workspace(std::int64_t rows, std::int64_t length, int device);
 void low_rank(Output out, Array weight, const float* up, const float* down, std::size_t rows, std::size_t columns,
               std::size_t rank, float scale, const Place& place);
+
+// Writes three numbers per rank, in the order of jobs, tensors and ranks: threshold, break index (kernels/keep.py), 0.
+// The last is 1 where the sample missed the rank, 2 where it let too many values through; histograms must find it then.
+// The workspace must not be used by anything else until the kernels are done.
+void select(std::int64_t* results, void* workspace, const std::vector<SelectJob>& jobs, const SelectSettings& settings,
+            const Place& place);
+// The bytes of that workspace, which is aligned to 16 bytes.
+std::size_t select_workspace(const std::vector<SelectJob>& jobs, const SelectSettings& settings);
+
+// kernels/select.py. `counts` are added to.
+void magnitude_histogram(std::int64_t* counts, const Group& group, int level,
+                         const std::vector<std::int64_t>& prefixes, const Place& place);
+// kernels/select.py. `counts` are overwritten.
+void equal_counts(std::int64_t* counts, const Group& group, const std::vector<std::int64_t>& thresholds,
+                  const Place& place);
 
 }  // namespace fastmerge::cuda

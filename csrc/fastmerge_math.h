@@ -263,7 +263,9 @@ FASTMERGE_HD std::uint32_t half_word(std::uint64_t key, std::uint32_t model, std
   const std::uint64_t block = index >> 3;
   std::uint64_t words[4] = {block, block >> 32, model, stream};
   philox4x32(words, key);
-  return static_cast<std::uint32_t>(words[(index & 7) >> 1] >> (16 * (index & 1))) & 0xFFFFu;
+  // No subscript that is known late: it would put the words into memory.
+  const std::uint64_t low = index & 2 ? words[1] : words[0], high = index & 2 ? words[3] : words[2];
+  return static_cast<std::uint32_t>((index & 4 ? high : low) >> (16 * (index & 1))) & 0xFFFFu;
 }
 
 // For an element whose half word of stream 0 is `half`: whether its word reaches the drop threshold.

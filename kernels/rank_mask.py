@@ -25,7 +25,7 @@ import math
 import torch
 from torch import Tensor
 
-from . import _native
+from . import _cuda, _native
 from ._checks import check_group
 from ._registry import operation
 from .keep import magnitude_bits, mask_words
@@ -117,3 +117,14 @@ def _cpu(
 ) -> None:  # fmt: skip
     group = _native.group([tensor], base)
     _native.cpu_extension().rank_mask(mask.data_ptr(), *group, rows, first, step, key, model)
+
+
+@_rank_mask.backend("cuda", probe=_cuda.why_unavailable)
+def _run_cuda(
+    mask: Tensor, tensor: Tensor, base: Tensor | None, rows: tuple[int, int, int], first: int, step: int, key: int,
+    model: int,
+) -> None:  # fmt: skip
+    group, place, extension = _native.group([tensor], base), _cuda.place(tensor), _cuda.extension()
+    nbytes = extension.rank_workspace(rows[0] * rows[2], rows[1], place)
+    workspace = torch.empty(nbytes // 8, dtype=torch.int64, device=tensor.device)
+    extension.rank_mask(mask.data_ptr(), group, rows, first, step, key, model, workspace.data_ptr(), place)

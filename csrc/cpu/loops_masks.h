@@ -14,14 +14,6 @@ constexpr std::size_t kTile = 1024;
 constexpr std::size_t kMaskSize = kTile + 32 + 16 * kDoubles;
 
 // Masks hold 0xFFFF for a kept element, 0 for a dropped one.
-// For an element whose random word has the high half of the drop threshold: decides by the low halves, from stream 1.
-bool keeps_low_half(std::uint64_t key, std::uint32_t model, std::uint32_t drop_low, std::uint64_t index) {
-  const std::uint64_t block = index >> 3;
-  std::uint64_t words[4] = {block, block >> 32, model, 1};
-  philox4x32(words, key);
-  return ((words[(index & 7) >> 1] >> (16 * (index & 1))) & 0xFFFFu) >= drop_low;
-}
-
 // The 16-bit random numbers of stream 0, for groups of 8 elements per 64-bit lane.
 class HalfWords {
  public:
@@ -72,8 +64,7 @@ class HalfWords {
 const std::uint16_t* random_mask(std::uint16_t* mask, const Keep& keep, std::uint64_t index, std::size_t n) {
   const auto key = static_cast<std::uint64_t>(keep.a);
   const auto model = static_cast<std::uint32_t>(keep.b);
-  const auto drop_high = static_cast<std::uint32_t>(keep.c >> 16),
-             drop_low = static_cast<std::uint32_t>(keep.c) & 0xFFFFu;
+  const auto drop = static_cast<std::uint32_t>(keep.c), drop_high = static_cast<std::uint32_t>(keep.c >> 16);
   const std::uint16_t* const result = mask + (index & 7);
   if (drop_high > 0xFFFFu) {
     std::memset(mask, 0, (n + 8) * sizeof *mask);
@@ -87,14 +78,14 @@ const std::uint16_t* random_mask(std::uint16_t* mask, const Keep& keep, std::uin
     H halves[4];
     words.two_groups(block, halves);
     for (int j = 0; j < 4; ++j) store_as(mask + 2 * kWidth * j, halves[j] >= high);
-    if (drop_low == 0) continue;
+    if ((drop & 0xFFFFu) == 0) continue;
     S undecided{};
     for (int j = 0; j < 4; ++j) undecided |= (S)(halves[j] == high);
     if (mask_bits(undecided != 0) == 0) continue;
     std::uint16_t stored[kStep];
     std::memcpy(stored, halves, sizeof stored);
     for (int i = 0; i < kStep; ++i) {
-      if (stored[i] == drop_high && !keeps_low_half(key, model, drop_low, (block << 3) + i)) mask[i] = 0;
+      if (stored[i] == drop_high && !keeps_element(stored[i], drop, key, model, (block << 3) + i)) mask[i] = 0;
     }
   }
   return result;

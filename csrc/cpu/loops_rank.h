@@ -48,10 +48,9 @@ class Ranker {
     rank(keys, undecided);
     for (std::size_t u = 0; u < undecided; ++u) {
       const Element e = undecided_[u];
-      const std::uint32_t drop = rank_threshold(rows_.first, rows_.step, e.rank), half = halves[e.position];
-      const bool kept = half != drop >> 16
-                            ? half > drop >> 16
-                            : keeps_low_half(rows_.key, rows_.model, drop & 0xFFFFu, index + e.position * rows_.inner);
+      const std::uint32_t drop = rank_threshold(rows_.first, rows_.step, e.rank);
+      const bool kept =
+          keeps_element(halves[e.position], drop, rows_.key, rows_.model, index + e.position * rows_.inner);
       bits[e.position / 32] |= std::uint32_t{kept} << (e.position % 32);
     }
   }

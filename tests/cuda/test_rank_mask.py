@@ -1,0 +1,32 @@
+"""Masks by rank in CUDA: rows in shared memory and in the workspace, of any magnitudes, along any dimension."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastmerge import kernels
+
+
+def _mask(tensor, rows, device, backend):
+    mask = torch.full((kernels.mask_words(tensor.numel()),), -7, dtype=torch.int32, device=device)
+    # Almost every probability occurs, so that almost every rank matters.
+    kernels.rank_mask(
+        mask, tensor.to(device), None, rows=rows, density=0.5, epsilon=0.4999, key=2**63 + 5, model=1, backend=backend
+    )  # fmt: skip
+    return mask.cpu()
+
+
+@pytest.mark.parametrize("kind", ["distinct", "equal", "two values", "special"])
+@pytest.mark.parametrize(
+    "rows", [(40, 7, 1), (9, 127, 1), (5, 256, 1), (3, 4096, 1), (4, 4097, 1), (1, 9001, 1), (2, 300, 5), (1, 4500, 3)]
+)
+def test_rows(device, generator, rows, kind):
+    normal = torch.randn(rows, generator=generator)
+    tensor = {
+        "distinct": normal,
+        "equal": torch.ones(rows),
+        "two values": torch.where(normal > 0.3, 1.0, 1.0 + 2**-23),
+        "special": torch.where(normal > 1, torch.nan, torch.where(normal < -1, torch.inf, normal)),
+    }[kind].flatten()
+    assert torch.equal(_mask(tensor, rows, device, "cuda"), _mask(tensor, rows, torch.device("cpu"), "reference"))

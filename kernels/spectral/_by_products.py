@@ -51,7 +51,7 @@ class Settings:
         products on a GPU are float32: as accurate, and slower.
         """
         if device.type != "cuda":
-            return Products(self.cpu_precision)
+            return Products(self.cpu_precision, self.kernel)
         if self.kernel is LIBRARY and not hasattr(torch.ops.aten.baddbmm, "dtype_out"):
             return Products("float32")
         return Products(self.precision, self.kernel)

@@ -117,12 +117,12 @@ def test_only_what_fails_its_certificate_leaves_the_batch(generator):
 def test_one_matrix_without_a_leading_part_does_not_keep_the_others_from_their_triplets(generator, monkeypatch):
     decomposed = []
     decompose = torch.linalg.eigh
-    monkeypatch.setattr(_by_products, "LARGEST_K", 24)
+    monkeypatch.setattr(_by_products, "LARGEST_K", 40)
     monkeypatch.setattr(torch.linalg, "eigh", lambda h: decomposed.append(h.shape) or decompose(h))
-    deltas = torch.stack([make_delta(kind, 200, 160, generator) for kind in ("gaussian", "power_one")])
-    results, infos = subspace_boost(deltas, 0.4, method="accurate")
+    deltas = torch.stack([make_delta(kind, 200, 160, generator) for kind in ("gaussian", "low_rank_noise")])
+    results, infos = subspace_boost(deltas, 0.5, method="accurate")
     assert decomposed == [(160, 160)]
     for delta, result, info in zip(deltas, results, infos, strict=True):
-        exact, k = boost_oracle(delta, 0.4)
+        exact, k = boost_oracle(delta, 0.5)
         assert info.method == "accurate" and info.k == k
         assert relative_error(result, exact) < 1e-5

@@ -42,7 +42,7 @@ class MergekitPeer:
         """Merge once and return the seconds that mergekit's function took."""
         request = {
             "method": case.method, "parameters": case.values, "inputs": case.inputs,
-            "base_index": 0 if case.has_base else None, "save": str(save) if save else None,
+            "base_index": 0 if case.has_base else None, "columns": case.columns, "save": str(save) if save else None,
         }  # fmt: skip
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -61,7 +61,7 @@ class MergekitPeer:
 
 def verify(case: Case, mergekit_python: str | None, threads: int) -> None:
     """Raise AssertionError unless all backends give the same bits and the peers the same merge up to their rounding."""
-    tensors = make_tensors(VERIFY_ELEMENTS, seed=1)
+    tensors = case.shaped(make_tensors(VERIFY_ELEMENTS, seed=1))
     out, expected = torch.full_like(tensors[0], torch.nan), torch.full_like(tensors[0], torch.nan)
     case.run(out, tensors)
     with kernels.use_backend("reference"):
@@ -161,7 +161,7 @@ def main() -> None:
                 python = options.mergekit_python
                 peer = MergekitPeer(python, tensors, threads, Path(folder)) if python else None
                 for case in cases:
-                    rows = measure(case, tensors, peer, threads, options.runs, options.budget)
+                    rows = measure(case, case.shaped(tensors), peer, threads, options.runs, options.budget)
                     _record.append(options.csv, _record.KERNEL_COLUMNS, [facts | row for row in rows])
                     for row in rows:
                         print(_line(row), flush=True)

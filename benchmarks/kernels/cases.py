@@ -1,4 +1,4 @@
-"""What is measured: four merges of a base and three experts, their parameters, and the bytes that they must move."""
+"""What is measured: merges of a base and three experts, their parameters, and the bytes that they must move."""
 
 from __future__ import annotations
 
@@ -24,12 +24,20 @@ class Case:
         inputs: tensors that it reads, the base included.
         values: parameters; a tuple has one value per input (without the base, where the method has one).
         surveys: how often it reads its inputs before the pass that writes.
+        columns: elements of a row, for a method that looks at rows; None takes vectors.
     """
 
     method: str
     inputs: int
     values: dict[str, float | tuple[float, ...]]
     surveys: int
+    columns: int | None = None
+
+    def shaped(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return vectors as the matrices that the case is measured on, without the elements beyond the last row."""
+        if self.columns is None:
+            return list(tensors)
+        return [t[: t.numel() // self.columns * self.columns].view(-1, self.columns) for t in tensors]
 
     @property
     def has_base(self) -> bool:
@@ -60,13 +68,14 @@ class Case:
         merge_source(job.method, job.group, job.source, job.out)
 
 
-# mergekit's defaults: ties divides by the weights of the elected sign, dare_ties rescales to the norm before dropping,
-# which takes a survey.
+# mergekit's defaults: ties and della divide by the weights of the elected sign, dare_ties and della rescale to the norm
+# before dropping, which takes a survey.
 CASES = (
     Case("linear", EXPERTS + 1, {"weight": (0.4, 0.3, 0.2, 0.1)}, surveys=0),
     Case("slerp", 2, {"t": 0.3}, surveys=1),
     Case("ties", EXPERTS + 1, {"weight": (0.5, 0.3, 0.2), "density": (0.5,) * EXPERTS}, surveys=1),
     Case("dare_ties", EXPERTS + 1, {"weight": (0.5, 0.3, 0.2), "density": (0.5,) * EXPERTS}, surveys=1),
+    Case("della", EXPERTS + 1, {"weight": (0.5, 0.3, 0.2), "density": (0.5,) * EXPERTS}, surveys=2, columns=4096),
 )
 
 

@@ -40,6 +40,8 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         inputs = [tensors[str(i)] for i in range(request["inputs"])]
+        if request["columns"] and inputs[0].dim() == 1:
+            inputs = [tensor.view(-1, request["columns"]) for tensor in inputs]
         merged, seconds = clock(
             lambda inputs=inputs, request=request: merge_tensors(
                 inputs, request["method"], parameters=request["parameters"], base_index=request["base_index"]

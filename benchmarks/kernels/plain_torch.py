@@ -55,8 +55,21 @@ def dare_ties(tensors: Sequence[Tensor], weight: Sequence[float], density: Seque
     return base + _elected_mean(deltas, weight, normalize=False)
 
 
+def della(tensors: Sequence[Tensor], weight: Sequence[float], density: Sequence[float]) -> Tensor:
+    """Keep with a probability that rises with the rank in the row (two ``argsort``), rescale, elect signs, average."""
+    base, experts = tensors[0], tensors[1:]
+    deltas = torch.stack([expert - base for expert in experts])
+    rise = torch.linspace(-0.15, 0.15, base.shape[-1], device=base.device)
+    for delta, share in zip(deltas, density, strict=True):
+        before = delta.abs().sum(dtype=torch.float32)
+        ranks = delta.abs().argsort(-1).argsort(-1)
+        delta.mul_(torch.rand(delta.shape, device=delta.device) < share + rise[ranks])
+        delta.mul_(before / delta.abs().sum(dtype=torch.float32))
+    return base + _elected_mean(deltas, weight)
+
+
 def _elected_mean(deltas: Tensor, weight: Sequence[float], normalize: bool = True) -> Tensor:
-    weights = torch.tensor(weight, dtype=deltas.dtype, device=deltas.device)[:, None]
+    weights = torch.tensor(weight, dtype=deltas.dtype, device=deltas.device).view(-1, *[1] * (deltas.dim() - 1))
     deltas.mul_(weights)
     agrees = deltas.sign() == torch.where(deltas.sum(0) >= 0, 1.0, -1.0)
     merged = (deltas * agrees).sum(0)
@@ -66,4 +79,4 @@ def _elected_mean(deltas: Tensor, weight: Sequence[float], normalize: bool = Tru
     return merged
 
 
-MERGES = {"linear": linear, "slerp": slerp, "ties": ties, "dare_ties": dare_ties}
+MERGES = {"linear": linear, "slerp": slerp, "ties": ties, "dare_ties": dare_ties, "della": della}

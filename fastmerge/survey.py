@@ -128,6 +128,12 @@ class Boundaries(Survey):
         edges = {0: kernels.NOTHING, source.numel: kernels.EVERYTHING}
         return [[edges[rank] if rank in edges else next(found) for rank in ranks] for ranks in self.ranks]
 
+    @classmethod
+    def start_all(cls, surveys: Sequence[Any], sources: Sequence[Resident]) -> Callable[[], list[Any]]:
+        pairs = zip(surveys, sources, strict=True)
+        jobs = [kernels.SelectJob(source.tensors, source.base, survey.ranks) for survey, source in pairs]
+        return kernels.start_selection(jobs).result
+
 
 @dataclass(frozen=True)
 class RankMasks(Survey):

@@ -11,8 +11,8 @@ from tiny_merges import assert_same_tensors, expected, make_merge, outputs_of, s
 from fastmerge.engine import RunOptions, run, verify
 from fastmerge.engine.checksums import CELL
 from fastmerge.engine.devices import DeviceMemory
-from fastmerge.engine.files import Outputs
-from fastmerge.errors import BudgetError, FastmergeError, OutputError
+from fastmerge.engine.files import Inputs, Outputs
+from fastmerge.errors import BudgetError, CheckpointError, FastmergeError, OutputError
 
 # Wide enough that the large matrices are cut into several chunks of one cell.
 WIDE = {"hidden": 256, "inner": 640, "vocab": 768, "layers": 1}
@@ -26,12 +26,12 @@ def least(plan, option, **budgets) -> int:
 
 
 @pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "task_arithmetic", "model_stock"])
-@pytest.mark.parametrize(("devices", "chunk"), [(1, CELL), (1, None), (3, CELL)])
-def test_bits_are_those_of_a_merge_in_memory(tmp_path, monkeypatch, method, devices, chunk):
+@pytest.mark.parametrize(("devices", "vram"), [(1, 64 << 20), (3, 8 << 20)])  # all in batches; regions for matrices
+def test_bits_are_those_of_a_merge_in_memory(tmp_path, monkeypatch, method, devices, vram):
     driver = compute_on_mirrors(monkeypatch, devices)
     merge = make_merge(tmp_path, method, **WIDE)
     plan = merge.plan()
-    report = run(plan, merge.out, RunOptions(chunk=chunk, threads=4, vram=64 << 20))
+    report = run(plan, merge.out, RunOptions(chunk=CELL, threads=4, vram=vram))
     assert_same_tensors(outputs_of(merge.out), expected(plan))
     assert report.devices == tuple(f"cpu:{i}" for i in range(devices)) and report.device_reason == "a test"
     # Every byte goes there once and comes back once.
@@ -145,6 +145,21 @@ def test_a_run_that_failed_goes_on_elsewhere(tmp_path, monkeypatch):
             run(plan, merge.out, RunOptions(chunk=CELL, threads=2, vram=3 << 20, ram=6 << 20))
     assert run(plan, merge.out).resumed > 0
     assert same_files(merge.out, tmp_path / "undisturbed")
+
+
+def test_input_that_cannot_be_read_while_another_is_copied(tmp_path, monkeypatch):
+    compute_on_mirrors(monkeypatch)
+    merge = make_merge(tmp_path, "linear", **WIDE)
+    read = Inputs.read
+
+    def failing(self, path, offset, into):
+        if "model1" in path:
+            raise CheckpointError("stop")
+        return read(self, path, offset, into)
+
+    monkeypatch.setattr(Inputs, "read", failing)
+    with pytest.raises(CheckpointError, match="stop"):  # the mirrors refuse to unpin memory that is copied
+        run(merge.plan(), merge.out, RunOptions(chunk=CELL, threads=1))
 
 
 def test_memory_that_is_used_up_says_what_to_do(tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
 """Accelerators for tests: devices with memories of their own, whose processor is the host's.
 
-The engine moves every byte there and back as it would for a GPU. A queue copies to the host only when it is waited
-for, and finds out if the host changes what is being copied; so a forgotten wait is a wrong result or an error.
+The engine moves every byte there and back as it would for a GPU. A queue copies as late as a GPU might: when it is
+waited for, or when its own worker computes; and it finds out if the host changes what is being copied. So a forgotten
+wait is a wrong result or an error.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fastmerge.engine import places, running
+from fastmerge.engine import devices, places, running
 
 
 class MirrorQueue:
@@ -21,9 +22,11 @@ class MirrorQueue:
 
     def __init__(self, driver: MirrorDriver):
         self._driver = driver
-        self._pending: list[tuple[Tensor, Tensor]] = []
-        self._sources: list[tuple[Tensor, Tensor]] = []
+        self._uploads: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._downloads: list[tuple[Tensor, Tensor]] = []
+        self._begun = 0
         self._thread: int | None = None
+        self.uploaded = self.downloaded = 0
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -32,26 +35,31 @@ class MirrorQueue:
 
     def copy(self, to: Tensor, source: Tensor) -> None:
         assert threading.get_ident() == self._thread, "a worker's queue is used by another thread"
+        assert self._driver.is_pinned(source) != self._driver.is_pinned(to), "a copy is not between host and device"
         if self._driver.is_pinned(source):
-            assert not self._driver.is_pinned(to)
-            to.copy_(source)
-            self._sources.append((source, source.clone()))
-            self._driver.uploaded += source.numel()
+            self._uploads.append((to, source, source.clone()))
         else:
-            assert self._driver.is_pinned(to), "neither side of a copy is pinned host memory"
-            self._pending.append((to, source))
+            self._downloads.append((to, source))
+
+    def compute(self) -> None:
+        """Do what comes before an operation of this queue."""
+        for to, source, _ in self._uploads[self._begun :]:
+            to.copy_(source)
+            self.uploaded += to.numel()
+        self._begun = len(self._uploads)
 
     def wait(self) -> None:
-        for source, copy in self._sources:
-            assert torch.equal(source, copy), "host memory was overwritten while it was copied"
-        for to, source in self._pending:
+        self.compute()
+        for to, source in self._downloads:
             to.copy_(source)
-            self._driver.downloaded += to.numel()
-        self._sources, self._pending = [], []
+            self.downloaded += to.numel()
+        for _, source, snapshot in self._uploads:
+            assert torch.equal(source, snapshot), "host memory was overwritten while it was copied"
+        self._uploads, self._downloads, self._begun = [], [], 0
 
     @property
     def idle(self) -> bool:
-        return not self._sources and not self._pending
+        return not self._uploads and not self._downloads
 
 
 class MirrorDriver:
@@ -59,9 +67,16 @@ class MirrorDriver:
 
     def __init__(self, free: int = 1 << 30):
         self.free = free
-        self.uploaded = self.downloaded = 0
         self._pinned = (0, 0)
         self.queues: list[MirrorQueue] = []
+
+    @property
+    def uploaded(self) -> int:
+        return sum(queue.uploaded for queue in self.queues)
+
+    @property
+    def downloaded(self) -> int:
+        return sum(queue.downloaded for queue in self.queues)
 
     def is_pinned(self, tensor: Tensor) -> bool:
         start, end = self._pinned
@@ -97,6 +112,22 @@ class MirrorDriver:
         return self.queues[-1]
 
 
+class MirrorMemory(devices.DeviceMemory):
+    """Memory that is full of NaN at first."""
+
+    def __init__(self, device: torch.device, size: int):
+        super().__init__(device, size)
+        self.bytes.fill_(0xFF)
+
+
+class MirrorSlot(devices.DeviceSlot):
+    """A slot whose queue knows when its worker computes."""
+
+    def tensor(self, at: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        self._queue.compute()
+        return super().tensor(at, dtype, shape)
+
+
 def compute_on_mirrors(monkeypatch, devices: int = 1, **options) -> MirrorDriver:
     """Let runs compute on so many mirrors with ``RunOptions.vram``; ``options`` are those of the driver."""
     driver = MirrorDriver(**options)
@@ -105,4 +136,6 @@ def compute_on_mirrors(monkeypatch, devices: int = 1, **options) -> MirrorDriver
         return places.Accelerators([torch.device("cpu", i) for i in range(devices)], driver, vram, "a test")
 
     monkeypatch.setattr(running, "choose", choose)
+    monkeypatch.setattr(places, "DeviceMemory", MirrorMemory)
+    monkeypatch.setattr(places, "DeviceSlot", MirrorSlot)
     return driver

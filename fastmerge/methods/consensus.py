@@ -15,6 +15,9 @@ from ..source import Chunk
 from ._base import Group, Method, Parameter, Solve, method
 from ._sparse import LAMBDA, density_parameter, keep_largest
 
+# Elements at once: what is computed from four models takes 1.5 MiB.
+BLOCK = 4 * GRID
+
 
 @method
 class Consensus(Method):
@@ -27,7 +30,7 @@ class Consensus(Method):
     needs.
 
     The paper tunes ``mask_lambda`` per task over 0.2 .. 0.6; a larger one keeps less. The weights default to 1.
-    Where t is NaN or infinite, so is the result.
+    Where t is NaN or infinite, the result is NaN or infinite.
     """
 
     name = "consensus"
@@ -59,7 +62,8 @@ class Consensus(Method):
 class ConsensusMerge(DeltaMerge):
     """``base + scale * t`` where enough models need it; ``step`` makes the merged delta t.
 
-    In blocks that fit a core's cache, by about ``6 N`` passes of torch over each beside those of ``step``.
+    In blocks that fit a core's cache, where torch passes over the delta of each model five times: 22 times
+    the CPU time of ``task_arithmetic`` and 5 times that of ``ties`` was measured on four models.
     """
 
     step: SparseMerge
@@ -74,20 +78,24 @@ class ConsensusMerge(DeltaMerge):
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
         assert chunk.base is not None, "a method that applies a sparse merge requires a base"
         flat, base, tensors = out.view(-1), chunk.base.view(-1), [tensor.view(-1) for tensor in chunk.tensors]
-        for start in range(0, len(flat), GRID):
-            block = slice(start, start + GRID)
-            merged = self._merged([t[block] for t in tensors], base[block], chunk.offset + start)
+        scratch = torch.empty(len(tensors) + 2, min(len(flat), BLOCK), device=base.device)
+        for start in range(0, len(flat), BLOCK):
+            block = slice(start, start + BLOCK)
+            *deltas, merged, rest = scratch[:, : len(flat[block])]
+            for delta, tensor in zip(deltas, tensors, strict=True):
+                kernels.weighted_sum(delta, [tensor[block], base[block]], [1.0, -1.0])
+            merged.zero_()
+            self.step(merged, Chunk(merged, tuple(deltas), chunk.offset + start))
+            # A product, so that NaN and infinity stay.
+            merged *= self._votes(merged, deltas, rest) >= self.threshold
             kernels.weighted_sum(flat[block], [base[block], merged], [1.0, self.scale])
 
-    def _merged(self, tensors: Sequence[Tensor], base: Tensor, offset: int) -> Tensor:
-        """Return the elements of t that enough models need, the others 0."""
-        deltas = [torch.empty(base.shape, device=base.device) for _ in tensors]
-        for delta, tensor in zip(deltas, tensors, strict=True):
-            kernels.weighted_sum(delta, [tensor, base], [1.0, -1.0])
-        merged = torch.zeros(base.shape, device=base.device)
-        self.step(merged, Chunk(merged, tuple(deltas), offset))
-        votes = torch.zeros(base.shape, dtype=torch.int16, device=base.device)
+    def _votes(self, merged: Tensor, deltas: Sequence[Tensor], rest: Tensor) -> Tensor:
+        """Return how many models need each element of t; overwrites ``deltas`` and ``rest``."""
+        votes = torch.zeros(merged.shape, dtype=torch.int16, device=merged.device)
         for delta, factor, mask_lambda in zip(deltas, self.step.factors, self.mask_lambdas, strict=True):
-            delta *= factor
-            votes += delta.abs() > (merged - delta).abs_().mul_(mask_lambda)
-        return merged.masked_fill_((votes < self.threshold) & merged.isfinite(), 0.0)
+            if factor != 1:
+                delta *= factor
+            torch.sub(merged, delta, out=rest).abs_().mul_(mask_lambda)
+            votes += delta.abs_() > rest
+        return votes

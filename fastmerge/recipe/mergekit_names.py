@@ -37,6 +37,9 @@ HINTS = frozenset({"int8_mask", "uses_accelerator", "naive_count"})
 
 PARAMETERS = frozenset().union(*METHODS.values()) | HINTS
 
+# Parameters of mergekit's pull request 639 that have another name here.
+RENAMED = {"svd_thresh": "beta"}
+
 # Top-level keys that mergekit-evolve leaves in the recipes that it writes.
 EVOLVE_KEYS = frozenset({"allow_negative_weights", "layer_granularity", "smooth"})
 

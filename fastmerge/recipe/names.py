@@ -128,5 +128,6 @@ def _known_parameters() -> frozenset[str]:
 
 
 def _did_you_mean(name: str, choices: list[str]) -> str:
+    name = mergekit_names.RENAMED.get(name, name)
     close = get_close_matches(name.replace("-", "_").lower(), choices, n=1, cutoff=0.8)
     return f"did you mean {close[0]!r}?" if close else ""

@@ -85,6 +85,8 @@ def stages(csv: Path, mergekit_python: str | None, path: str) -> list[Stage]:
         Stage(90, [timing("operations")]),
         Stage(60, [timing("streamed")]),
         Stage(55, [timing("files")]),
+        # Wants two minutes, of what the others left over; its rows come case by case.
+        Stage(20, [timing("spectral")]),
     ]
 
 

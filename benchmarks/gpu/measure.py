@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .timing import Bench
 
-STEPS = ("transfers", "methods", "model", "operations", "streamed", "files")
+STEPS = ("transfers", "methods", "model", "operations", "streamed", "files", "spectral")
 
 
 def main() -> int:

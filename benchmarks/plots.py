@@ -21,7 +21,7 @@ Row = dict[str, str]
 COLORS = {"fastmerge": "#1f6feb", "torch": "#9aa4b2", "mergekit": "#d9822b"}
 LABELS = {"fastmerge": "fastmerge", "torch": "plain PyTorch", "mergekit": "mergekit"}
 SHAPES = {"llama-0.5b": "0.55B parameters", "llama-1b": "1.2B parameters", "llama-tiny": "7,203 tiny tensors"}
-OPS = ("linear", "slerp", "ties", "dare_ties")
+OPS = ("linear", "slerp", "ties", "dare_ties", "della")
 BAR = 0.8
 
 

@@ -11,6 +11,14 @@ import torch
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of GPU kernels, which take the fixture ``device``, so that ``-m gpu`` runs them."""
+    for item in items:
+        if item.path.parent.name in ("cuda", "triton") and "device" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.gpu)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder with recipes and golden files that are too large for the repository; skips where it is absent."""

@@ -1,9 +1,10 @@
 """Proves and times the GPU backends in one go: ``python -m benchmarks.gpu --out FOLDER``, in less than ten minutes.
 
 Builds fastmerge in the interpreter that runs this, without a network; runs the GPU tests, compute-sanitizer where it
-is installed, and the report on compiled kernels, side by side; then times, the most valuable first. FOLDER then holds
-``log.txt`` (all that the steps printed), ``gpu.csv`` (rows) and ``summary.txt`` (steps, and goals beside what was
-measured). A step that fails or runs out of time does not stop the others. ``--check`` is a dry run on the CPU.
+is installed, and the reports on compiled kernels, side by side; then times, the most valuable first. FOLDER then holds
+``log.txt`` (all that the steps printed), ``gpu.csv`` and ``gpu_spectral.csv`` (rows) and ``summary.txt`` (steps, and
+goals beside what was measured). A step that fails or runs out of time does not stop the others; the exit status is then
+1. ``--check`` is a dry run of the timings on the CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .._record import ROOT
@@ -33,13 +34,28 @@ CHECK_SECONDS = 300
 LOG_BYTES = 1 << 20
 
 
+# What the build and the steps import; the rest of pyproject.toml's test dependencies only widens the tests.
+NEEDED = (
+    "torch", "numpy", "safetensors", "pydantic", "yaml", "click", "rich", "xxhash", "pip", "setuptools", "pybind11",
+    "pytest",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Step:
-    """One command; ``environment`` is added to that of all."""
+    """One command.
+
+    Attributes:
+        name:        as ``--only`` and the log name it.
+        command:     what is run, at the root of the repository.
+        environment: added to that of all.
+        says:        part of the last line of its output, without which it has failed.
+    """
 
     name: str
     command: list[str]
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    says: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,37 +79,41 @@ def stages(csv: Path, mergekit_python: str | None, path: str) -> list[Stage]:
     def timing(name: str, *arguments: str) -> Step:
         return module(name, "benchmarks.gpu.measure", name, "--csv", str(csv), *arguments)
 
-    nvcc = {"FASTMERGE_CUDA": "1"} if shutil.which("nvcc", path=path) else {}
+    insist = "1" if shutil.which("nvcc", path=path) else "auto"
+    nvcc = {"FASTMERGE_CUDA": os.environ.get("FASTMERGE_CUDA", insist)}
     install = ("pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "-e", ".")
     tests = ["pytest", "-q", "-rs", "-m", "gpu", "-p", "no:cacheprovider", "--continue-on-collection-errors", "tests"]
     if importlib.util.find_spec("xdist"):
         tests += ["-n", str(min(8, os.cpu_count() or 1))]
-    checks = [module("tests", *tests), module("doctor", "fastmerge", "doctor")]
+    # Tests skip what they cannot run; a run that only skips proves nothing.
+    checks = [Step("tests", [python, "-m", *tests], says=" passed"), module("doctor", "fastmerge", "doctor")]
     if sanitizer := shutil.which("compute-sanitizer", path=path):
         for tool in ("memcheck", "racecheck"):
             command = (sanitizer, "--tool", tool, "--error-exitcode", "1", python, "-m", "benchmarks.gpu.sanitized")
             # Every tensor is an allocation of its own, so that its end is guarded.
             checks.append(step(tool, *command, *SANITIZED_ELEMENTS, PYTORCH_NO_CUDA_MEMORY_CACHING="1"))
-    checks.append(module("compiled", "benchmarks.gpu.compiled", "--brief"))
+    checks += [
+        module("triton", "benchmarks.gpu.compiled", "--brief"),
+        module("cuda", "benchmarks.gpu.compiled_cuda"),
+    ]
     peer = ["--mergekit-python", mergekit_python] if mergekit_python else []
     return [
-        Stage(90, [step("device", "nvidia-smi"), module("build", *install, **nvcc)]),
-        Stage(110, checks),
+        Stage(80, [step("device", "nvidia-smi"), module("build", *install, **nvcc)]),
+        Stage(100, checks),
         Stage(15, [timing("transfers")]),
-        Stage(85, [timing("methods", *peer)]),
-        Stage(45, [timing("model")]),
-        Stage(90, [timing("operations")]),
-        Stage(60, [timing("streamed")]),
-        Stage(55, [timing("files")]),
-        # Wants two minutes, of what the others left over; its rows come case by case.
-        Stage(20, [timing("spectral")]),
+        Stage(80, [timing("methods", *peer)]),
+        Stage(40, [timing("model")]),
+        Stage(80, [timing("operations")]),
+        Stage(50, [timing("streamed")]),
+        Stage(40, [timing("files")]),
+        Stage(85, [timing("spectral")]),
     ]
 
 
 def dry_run(csv: Path) -> list[Stage]:
     """Return the timings on the CPU, all in one process. The tests have dry runs of their own."""
     command = [sys.executable, "-m", "benchmarks.gpu.measure", "all", "--check", "--csv", str(csv)]
-    return [Stage(CHECK_SECONDS, [Step("check", command, {})])]
+    return [Stage(CHECK_SECONDS, [Step("check", command)])]
 
 
 def run(step: Step, limit: float, environment: Mapping[str, str], log: Path) -> tuple[str, bool]:
@@ -120,7 +140,7 @@ def run(step: Step, limit: float, environment: Mapping[str, str], log: Path) -> 
     with log.open("a") as file:
         file.write(f"==== {step.name}: {' '.join(step.command)}\n{text}\n==== {step.name}: exit {code}\n\n")
     last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
-    return f"{step.name:10} {seconds:6.1f} s  exit {code}  {last[:150]}", code == 0
+    return f"{step.name:10} {seconds:6.1f} s  exit {code}  {last[:150]}", code == 0 and step.says in last
 
 
 def main() -> int:
@@ -130,6 +150,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="STEP", help="run these steps alone, in the time of all")
     parser.add_argument("--check", action="store_true", help="dry run of the timings on the CPU")
     options = parser.parse_args()
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        parser.error(f"{sys.executable} lacks {', '.join(missing)}; benchmarks/README.md says how to bring them")
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -140,9 +162,10 @@ def main() -> int:
     names = [step.name for stage in plan for step in stage.steps]
     if unknown := set(options.only or names) - set(names):
         parser.error(f"--only names no step: {', '.join(sorted(unknown))}; steps are {', '.join(names)}")
-    for path in (log, summary, csv):
+    for path in (log, summary, csv, csv.with_stem(f"{csv.stem}_spectral")):
         path.unlink(missing_ok=True)
-    start, end, passed = time.monotonic(), 0, True
+    start, passed = time.monotonic(), True
+    end = sum(stage.seconds for stage in plan) if options.only else 0
 
     def say(text: str) -> None:
         print(text, flush=True)
@@ -150,7 +173,7 @@ def main() -> int:
             file.write(text + "\n")
 
     for stage in plan:
-        end += stage.seconds
+        end += 0 if options.only else stage.seconds
         steps = [step for step in stage.steps if step.name in (options.only or names)]
         with ThreadPoolExecutor(len(stage.steps)) as pool:
             limit = end - (time.monotonic() - start)

@@ -94,6 +94,18 @@ def _select(out: Tensor, tensors: Sequence[Tensor], backend: str) -> list:
     return kernels.select_boundaries(tensors[1:], tensors[0], ranks, backend=backend)
 
 
+def _rank_masks(out: Tensor, tensors: Sequence[Tensor], backend: str) -> Tensor:
+    base, *models = tensors
+    masks = torch.empty(len(models), kernels.mask_words(out.numel()), dtype=torch.int32, device=out.device)
+    length = ROW if out.numel() % ROW == 0 else out.numel()
+    for k, (mask, tensor) in enumerate(zip(masks, models, strict=True)):
+        kernels.rank_mask(
+            mask, tensor, base, rows=(out.numel() // length, length, 1), density=0.5, epsilon=0.15, key=1, model=k,
+            backend=backend,
+        )  # fmt: skip
+    return masks
+
+
 def _merge(rule: str, **values) -> Call:
     def run(out: Tensor, tensors: Sequence[Tensor], backend: str) -> None:
         base, *models = tensors
@@ -124,6 +136,9 @@ def _mask(elements: int, device: torch.device) -> Tensor:
     return torch.randint(-(2**31), 2**31, words, generator=generator).int().to(device)
 
 
+# Elements of a row of the matrices that are ranked by row.
+ROW = 4096
+
 _TIES = {"vote": "weighted", "divide": "weights"}
 
 OPERATIONS = (
@@ -134,8 +149,9 @@ OPERATIONS = (
     Case("sparse_merge, masked, elected", "sparse_merge", _merge("masked", **_TIES), compared=False),
     Case("gram", "gram", _gram, writes=False, compared=False),
     Case("norms, random", "norms", _norms, writes=False, compared=False),
-    # Triton: four digits and the break index.
+    # Triton: four digits and the break index. CUDA: about one reading.
     Case("select", "select", _select, writes=False, passes={"triton": 5}),
+    Case("rank_mask", "rank_mask", _rank_masks, writes=False, compared=False),
     Case("magnitude_histogram", "magnitude_histogram", _histogram, writes=False, compared=False),
     Case("equal_counts", "equal_counts", _equal_counts, writes=False, compared=False),
 )

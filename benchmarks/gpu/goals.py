@@ -11,7 +11,16 @@ from pathlib import Path
 from .._record import DATA
 
 LARGE = 64 << 20
-OPERATIONS = ("weighted_sum", "sparse_merge", "gram", "norms", "select", "magnitude_histogram", "equal_counts")
+OPERATIONS = (
+    "weighted_sum",
+    "sparse_merge",
+    "gram",
+    "norms",
+    "select",
+    "rank_mask",
+    "magnitude_histogram",
+    "equal_counts",
+)
 # How many times as long mergekit's function must take.
 MERGEKIT = {"ties": 50, "dare_ties": 50, "della": 50, "linear": 5, "slerp": 5}
 STREAMED = ("ties", "linear", "dare_ties")

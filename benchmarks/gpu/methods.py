@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,12 +16,13 @@ from ..kernels.__main__ import MergekitPeer, check_peers
 from ..kernels.cases import CASES, EXPERTS, Case
 from ..kernels.plain_torch import MERGES
 from . import cases
-from .timing import Bench, Contender, rotating, sets_of
+from .operations import VERIFY_ELEMENTS
+from .timing import Bench, Contender, Run, rotating, sets_of
 
-# Matrices, as some methods work by row. mergekit takes part in the first size.
-SHAPES = ((16384, 4096), (65536, 4096))
-VERIFY_SHAPE = (1111, 129)
-CHECK_SHAPE = (7, 43)
+# mergekit takes part in the first size.
+SIZES = (64 << 20, 256 << 20)
+# Two rows for methods that look at rows, and an odd end for the others.
+CHECK_ELEMENTS = 2 * 4096 + 301
 
 
 def run(bench: Bench) -> None:
@@ -30,13 +31,13 @@ def run(bench: Bench) -> None:
     for case in CASES:
         with bench.attempt(case.method):
             backends[case.method] = verified(bench, case)
-    shapes = [CHECK_SHAPE] if bench.check else SHAPES
+    sizes = [CHECK_ELEMENTS] if bench.check else SIZES
     best: dict[str, float] = {}
-    for shape in shapes:
-        nbytes = 2 * shape[0] * shape[1] * (EXPERTS + 2)
-        sets = [make_tensors(shape, bench.device, seed) for seed in range(1 if bench.check else sets_of(nbytes))]
+    for elements in sizes:
+        count = 1 if bench.check else sets_of(2 * elements * (EXPERTS + 2))
+        sets = [make_tensors(elements, bench.device, seed) for seed in range(count)]
         with tempfile.TemporaryDirectory() as folder:
-            peer = _peer(bench, sets[0], Path(folder)) if shape == shapes[0] else None
+            peer = _peer(bench, sets[0], Path(folder)) if elements == sizes[0] else None
             for case in CASES:
                 # No backend here may have all of its operations.
                 if not backends.get(case.method):
@@ -48,23 +49,23 @@ def run(bench: Bench) -> None:
                 peer.close()
     if bench.mergekit_python is None:
         print("no rows of mergekit: --mergekit-python names no interpreter", flush=True)
-    sets = [make_tensors(shapes[0], bench.device, 0)]
+    sets = [make_tensors(sizes[0], bench.device, 0)]
     for case in CASES:
         with bench.attempt(f"torch.compile of {case.method}"):
-            contenders = [Contender("torch.compile", _plain(case, sets, bench.compile(MERGES[case.method])))]
-            _measure(bench, case, sets, contenders, best.get(case.method))
+            shaped = [case.shaped(tensors) for tensors in sets]
+            contenders = [Contender("torch.compile", _plain(case, shaped, bench.compile(MERGES[case.method])))]
+            _measure(bench, case, shaped, contenders, best.get(case.method))
 
 
-def make_tensors(shape: Sequence[int], device: torch.device, seed: int) -> list[Tensor]:
+def make_tensors(elements: int, device: torch.device, seed: int) -> list[Tensor]:
     """Return a base and experts in bfloat16, as ``benchmarks.kernels`` has them."""
-    case = cases.BASED
-    tensors = cases.make_inputs(case, shape[0] * shape[1], EXPERTS, torch.bfloat16, device, seed)
-    return [tensor.view(*shape) for tensor in tensors]
+    return cases.make_inputs(cases.BASED, elements, EXPERTS, torch.bfloat16, device, seed)
 
 
 def verified(bench: Bench, case: Case) -> list[str]:
     """Return the backends that can run a merge; AssertionError if one has other bits than the reference."""
-    tensors = make_tensors(CHECK_SHAPE if bench.check else VERIFY_SHAPE, torch.device("cpu"), 1)
+    elements = CHECK_ELEMENTS if bench.check else VERIFY_ELEMENTS
+    tensors = case.shaped(make_tensors(elements, torch.device("cpu"), 1))
     expected = torch.full_like(tensors[0], torch.nan)
     with kernels.use_backend("reference"):
         case.run(expected, tensors)
@@ -87,10 +88,11 @@ def _eager(
     folder: Path,
 ) -> dict[tuple[str, str], float]:  # fmt: skip
     """Time what needs no compiler, after comparing the results on the first of ``sets``."""
+    sets = [case.shaped(tensors) for tensors in sets]
     tensors = sets[0]
     outs = [torch.empty_like(tensors[0]) for _ in sets]
 
-    def own(backend: str):
+    def own(backend: str) -> Run:
         def merge(out: Tensor, tensors: Sequence[Tensor]) -> None:
             with kernels.use_backend(backend):
                 case.run(out, tensors)
@@ -98,7 +100,7 @@ def _eager(
         return rotating(merge, list(zip(outs, sets, strict=True)))
 
     case.run(outs[0], tensors)
-    results = {"torch": _plain(case, sets[:1], MERGES[case.method])().view_as(tensors[0])}
+    results = {"torch": _plain(case, sets[:1], MERGES[case.method])()}
     contenders = [Contender("fastmerge", own(backend), backend) for backend in backends]
     contenders.append(Contender("torch", _plain(case, sets, MERGES[case.method])))
     if peer:
@@ -110,10 +112,8 @@ def _eager(
     return _measure(bench, case, sets, contenders)
 
 
-def _plain(case: Case, sets: Sequence[Sequence[Tensor]], merge):
-    """Return a call of plain PyTorch, which takes flat tensors."""
-    inputs = [([tensor.view(-1) for tensor in tensors[: case.inputs]],) for tensors in sets]
-    return rotating(lambda tensors: merge(tensors, **case.values), inputs)
+def _plain(case: Case, sets: Sequence[Sequence[Tensor]], merge: Callable[..., Tensor]) -> Run:
+    return rotating(lambda tensors: merge(tensors, **case.values), [(tensors[: case.inputs],) for tensors in sets])
 
 
 def _measure(

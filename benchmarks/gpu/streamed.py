@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastmerge.engine.batches import units
-from fastmerge.engine.places import Host, Place, choose
+from fastmerge.engine.places import choose
 from fastmerge.engine.report import Meter
 from fastmerge.engine.running import default_threads, work
 from fastmerge.engine.scheduler import Unit
@@ -122,7 +122,7 @@ def _verify(bench: Bench, case: Case, blocks: Sequence[Tensor], models: HostMode
 
 def _merge(bench: Bench, tensors: Sequence[OutputTensor], models: HostModels, pinned: bool) -> Run:
     bench.release()
-    where: Place = Host() if bench.check else choose("cuda", None)
+    where = choose(bench.device.type, None)
     sizes = divide(tensors, where.budget(RAM), default_threads())
 
     def make_units(shop: Workshop) -> Iterator[Unit]:

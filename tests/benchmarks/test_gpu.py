@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mirrors import MirrorDriver
+from mirrors import compute_on_mirrors
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -20,7 +20,7 @@ from benchmarks.gpu.measure import STEPS
 from benchmarks.gpu.timing import Bench
 from benchmarks.kernels.cases import CASES
 from benchmarks.kernels.plain_torch import MERGES
-from fastmerge.engine.places import Accelerators
+from fastmerge.engine import running
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,12 +48,15 @@ def test_every_timing_has_a_step_and_all_end_in_ten_minutes(tmp_path):
     assert commands["methods"][-2:] == ["--mergekit-python", "mergekit's python"]
 
 
-def _steps(monkeypatch, *stages: tuple[int, dict[str, str]]) -> None:
+def _steps(monkeypatch, *stages: tuple[int, dict[str, str]], **says: str) -> None:
     """Let the command run these shell scripts, by name, in stages of so many seconds."""
 
     def plan(csv: Path) -> list[command.Stage]:
         return [
-            command.Stage(seconds, [command.Step(name, ["sh", "-c", script], {}) for name, script in steps.items()])
+            command.Stage(
+                seconds,
+                [command.Step(name, ["sh", "-c", script], says=says.get(name, "")) for name, script in steps.items()],
+            )
             for seconds, steps in stages
         ]
 
@@ -81,10 +84,18 @@ def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path, monkeypatch):
     assert not left.exists(), "a child of a step outlived it"
 
 
+def test_a_step_must_say_what_it_should(tmp_path, monkeypatch):
+    _steps(monkeypatch, (9, {"tests": "echo 118 skipped in 9 s"}), tests=" passed")
+    assert _main(monkeypatch, tmp_path) == 1
+    assert "118 skipped" in (tmp_path / "summary.txt").read_text()
+
+
 def test_steps_use_the_time_that_earlier_ones_left(tmp_path, monkeypatch):
     _steps(monkeypatch, (2, {"short": "true"}), (0, {"long": "sleep 1; echo done"}), (9, {"other": "false"}))
-    assert _main(monkeypatch, tmp_path, "--only", "short", "long") == 0
-    assert "done" in (tmp_path / "summary.txt").read_text()
+    assert _main(monkeypatch, tmp_path) == 1
+    assert "exit 0  done" in (tmp_path / "summary.txt").read_text()
+    assert _main(monkeypatch, tmp_path, "--only", "long") == 0
+    assert "other" not in (tmp_path / "summary.txt").read_text()
     with pytest.raises(SystemExit):
         _main(monkeypatch, tmp_path, "--only", "no such step")
 
@@ -146,12 +157,13 @@ def test_what_the_sanitizer_runs(capsys, monkeypatch):
 @pytest.mark.parametrize("method", ["ties", "linear", "dare_ties"])
 def test_streaming_through_a_device(tmp_path, monkeypatch, method):
     """The streamed merge, verified, on a device whose memory is its own."""
-    device = Accelerators([torch.device("cpu", 0)], MirrorDriver(), 256 << 20, "a test")
-    monkeypatch.setattr(streamed, "Host", lambda: device)
+    driver = compute_on_mirrors(monkeypatch)
+    monkeypatch.setattr(streamed, "choose", running.choose)
     monkeypatch.setattr(streamed, "METHODS", (method,))
     bench = Bench(tmp_path / "rows.csv", check=True)
     streamed.run(bench)
     assert bench.failures == 0
+    assert driver.uploaded > driver.downloaded > 0
 
 
 class _RefuseMeta(TorchFunctionMode):
@@ -163,6 +175,6 @@ class _RefuseMeta(TorchFunctionMode):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.method)
 def test_peers_stay_on_the_device(case):
-    tensors = [torch.randn(64).bfloat16() for _ in range(case.inputs)]
+    tensors = case.shaped([torch.randn(8192).bfloat16() for _ in range(case.inputs)])
     with torch.device("meta"), _RefuseMeta():
         MERGES[case.method](tensors, **case.values)

@@ -8,8 +8,6 @@ import torch
 from fastmerge import kernels
 from fastmerge.kernels import Boundary
 
-pytestmark = pytest.mark.gpu
-
 B, F, H = torch.bfloat16, torch.float32, torch.float16
 # The interpreter takes about a second per chunk of the grid.
 NUMELS = (1, 7 * 129, 16384 + 300)

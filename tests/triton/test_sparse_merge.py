@@ -10,8 +10,6 @@ from fastmerge import kernels
 from fastmerge.kernels import Boundary, Keep
 from fastmerge.kernels.sparse_merge import DIVIDES, VOTES
 
-pytestmark = pytest.mark.gpu
-
 B, F, H = torch.bfloat16, torch.float32, torch.float16
 # Far enough that an index needs 64 bits; the second is no multiple of 8.
 OFFSETS = (0, 2**35 + 16384, 2**33 + 3)

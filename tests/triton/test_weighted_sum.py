@@ -7,8 +7,6 @@ import torch
 
 from fastmerge import kernels
 
-pytestmark = pytest.mark.gpu
-
 B, F, H = torch.bfloat16, torch.float32, torch.float16
 
 

@@ -14,7 +14,8 @@ left out, so r is the rank of the stacked matrices, and R = diag(lambda)^1/2 W^T
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,8 @@ RIDGE = 1e-3
 RANK_TOLERANCE = 1e-6
 # Relative distance of tau from its maximum at which a direction belongs to one expert, and from its minimum to all.
 EXTREME = 1e-6
+# Rows that are brought to float64 at once.
+ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,27 @@ class HigherOrderGSVD:
         """
         shares, weight = self.sigma.square(), self.v.square().sum(dim=0)
         common = torch.minimum(shares.unsqueeze(0), shares.unsqueeze(1)) @ weight
-        total = shares @ weight
-        return 2 * common / (total.unsqueeze(0) + total.unsqueeze(1))
+        return _in_common(common, shares @ weight)
+
+    def alignment(self, deltas: Sequence[Tensor]) -> Tensor:
+        """Return the symmetric [N, N] share of what two experts do alike: 1 on the diagonal, near 0 for noise.
+
+        ``2 sum_k w_k |<a_ik, a_jk>| / sum_k w_k (sigma_ik^2 + sigma_jk^2)`` with ``a_ik = D_i @ dual_k``: a direction
+        counts where both use it and map it to the same place. Noise of full rank uses every direction, so ``overlap``
+        alone does not tell unrelated experts from related ones.
+
+        Args:
+            deltas: those of the decomposition, all of one shape.
+        """
+        count = len(self.sigma)
+        inner = self.v.new_zeros(count, count, len(self.tau))
+        for rows in zip(*map(_wide_rows, deltas), strict=True):
+            parts = [part @ self.dual for part in rows]
+            for i in range(count):
+                for j in range(i, count):
+                    inner[i, j] += (parts[i] * parts[j]).sum(dim=0)
+        common = inner.abs() @ self.v.square().sum(dim=0)
+        return _in_common(common + common.triu(1).mT, common.diagonal())
 
 
 def higher_order_gsvd(deltas: Sequence[Tensor], *, ridge: float = RIDGE) -> HigherOrderGSVD:
@@ -80,46 +102,60 @@ def higher_order_gsvd(deltas: Sequence[Tensor], *, ridge: float = RIDGE) -> High
         ValueError: shapes disagree or an argument is out of range; the message names it and its value.
     """
     _check(deltas, ridge)
-    matrices = [delta.double() for delta in deltas]
-    n, rows = matrices[0].shape[1], sum(len(matrix) for matrix in matrices)
+    n, rows = deltas[0].shape[1], sum(len(delta) for delta in deltas)
     frame = None
     if rows < n:
         # The joint row space has at most ``rows`` dimensions: work there.
-        frame = torch.linalg.qr(torch.cat(matrices).mT).Q
-        matrices = [matrix @ frame for matrix in matrices]
-    grams = torch.stack([matrix.mT @ matrix for matrix in matrices])
-    squares, basis = torch.linalg.eigh(grams.sum(dim=0))
+        frame = torch.linalg.qr(torch.cat([delta.double() for delta in deltas]).mT).Q
+        deltas = [delta.double() @ frame for delta in deltas]
+    # A few rows in float64 at a time: the N Gram matrices are what takes memory.
+    grams = [_summed(part.mT @ part for part in _wide_rows(delta)) for delta in deltas]
+    squares, basis = torch.linalg.eigh(_summed(grams))
     kept = squares > RANK_TOLERANCE**2 * squares[-1]
     root, basis = squares[kept].sqrt(), basis[:, kept]
     inverse = basis / root
-    shares = inverse.mT @ grams @ inverse
-    eye = torch.eye(len(root), dtype=torch.float64, device=root.device)
-    mean = torch.cholesky_inverse(torch.linalg.cholesky(shares + ridge * eye)).mean(dim=0)
+    mean = torch.zeros_like(torch.diag(root))
+    for gram in grams:
+        share = inverse.mT @ gram @ inverse
+        share.diagonal().add_(ridge)
+        mean += torch.cholesky_inverse(torch.linalg.cholesky(share)) / len(grams)
     tau, z = torch.linalg.eigh((mean + mean.mT) / 2)
-    z = _separate_isolated(z, tau, shares, ridge)
+    isolated = tau >= _highest_tau(len(grams), ridge) * (1 - EXTREME)
+    if int(isolated.sum()) > 1:
+        z[:, isolated] = _separated(z[:, isolated], inverse, grams)
     v, dual = (basis * root) @ z, inverse @ z
-    sigma = torch.stack([torch.linalg.vector_norm(matrix @ dual, dim=0) for matrix in matrices])
+    shares = [_summed((part @ dual).square().sum(dim=0) for part in _wide_rows(delta)) for delta in deltas]
+    sigma = torch.stack(shares).sqrt()
     if frame is not None:
         v, dual = frame @ v, frame @ dual
     return HigherOrderGSVD(v, dual, sigma, tau, ridge)
+
+
+def _in_common(common: Tensor, total: Tensor) -> Tensor:
+    """Return ``2 common_ij / (total_i + total_j)``, 0 where both experts are zero, and 1 on the diagonal."""
+    return (2 * common / (total.unsqueeze(0) + total.unsqueeze(1))).nan_to_num_(nan=0.0).fill_diagonal_(1)
+
+
+def _wide_rows(delta: Tensor) -> Iterator[Tensor]:
+    """Yield the matrix in float64, a few rows at a time."""
+    for part in delta.split(ROWS):
+        yield part.double()
+
+
+def _summed(parts: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, parts)
 
 
 def _highest_tau(count: int, ridge: float) -> float:
     return (count - 1) / (count * ridge) + 1 / (count * (1 + ridge))
 
 
-def _separate_isolated(z: Tensor, tau: Tensor, shares: Tensor, ridge: float) -> Tensor:
-    """Turn the isolated directions, which have one common tau, so that each belongs to one expert."""
-    isolated = tau >= _highest_tau(len(shares), ridge) * (1 - EXTREME)
-    if int(isolated.sum()) < 2:
-        return z
-    block = z[:, isolated]
+def _separated(block: Tensor, inverse: Tensor, grams: Sequence[Tensor]) -> Tensor:
+    """Turn the isolated directions ``block``, which have one common tau, so that each belongs to one expert."""
     # In this subspace every C_i is a projection on the directions of expert i: distinct factors keep them apart.
-    labels = torch.arange(1, len(shares) + 1, dtype=torch.float64, device=z.device)
-    labelled = torch.einsum("pk,ipq,ql,i->kl", block, shares, block, labels)
-    z = z.clone()
-    z[:, isolated] = block @ torch.linalg.eigh(labelled).eigenvectors
-    return z
+    basis = inverse @ block
+    labelled = _summed(label * (basis.mT @ gram @ basis) for label, gram in enumerate(grams, 1))
+    return block @ torch.linalg.eigh(labelled).eigenvectors
 
 
 def _check(deltas: Sequence[Tensor], ridge: float) -> None:

@@ -17,6 +17,8 @@ __all__ = ["top_singular"]
 
 # Above this share of the singular values, a full decomposition is cheaper.
 LARGEST_SHARE = 1 / 8
+# Up to this many columns, it is cheaper whatever the spectrum.
+SMALL = 256
 PASSES = 200
 # Above this share of the largest, a left vector found through the square is orthonormal to 2e-6.
 SMALLEST_SQUARED = 1e-5
@@ -36,7 +38,7 @@ def top_singular(
         tol:    the search stops when ||X'u - s v|| <= tol * s_0 for every triplet returned. At 1e-4 the error of the
                 approximation of rank r exceeds the best one by less than 1e-7 of it on the spectra tested.
         method: ``krylov``, ``exact`` (Gram matrix and its eigenvectors in float64), ``svd`` (torch.linalg.svd in
-                float32), or ``auto``: Krylov where ``rank`` is small enough to pay; on a GPU, then ``exact``; and the
+                float32), or ``auto``: Krylov where size and ``rank`` let it pay; on a GPU, then ``exact``; and the
                 SVD where the one before has not converged or cannot tell the last of the triplets from rounding.
     Raises:
         ValueError: an argument is out of range; the message names it and its value.
@@ -50,7 +52,7 @@ def top_singular(
     tall = flat if m >= n else flat.mT
     with full_float32():
         found = None
-        if method in ("auto", "krylov"):
+        if method == "krylov" or (method == "auto" and min(m, n) > SMALL):
             found = by_krylov(tall, rank, tol, LARGEST_SHARE if method == "auto" else 1.0)
         if found is None and (method == "exact" or (method == "auto" and x.is_cuda)):
             found = by_gram(tall, rank)

@@ -73,6 +73,30 @@ def test_weighted_overlap_tells_sharing_experts_apart_under_noise(generator):
     assert overlap[0, 1] > 0.7 and overlap[0, 2] < 0.3 and overlap[1, 2] < 0.3
 
 
+def test_alignment_tells_unrelated_experts_of_full_rank_from_related_ones(generator):
+    noise = [torch.randn(300, 40, generator=generator) for _ in range(3)]
+    experts = [noise[0], noise[1], noise[0] + 0.3 * noise[2], -noise[0]]
+    result = higher_order_gsvd(experts)
+    overlap, alignment = result.overlap(), result.alignment(experts)
+    # All directions are used by all experts, whatever they do with them.
+    assert overlap[0, 1] > 0.7
+    assert alignment[0, 1] < 0.1 and alignment[1, 2] < 0.1
+    assert alignment[0, 2] > 0.9 and alignment[0, 3] > 0.999
+    assert torch.equal(alignment, alignment.T) and torch.equal(alignment.diagonal(), torch.ones(4).double())
+    columns = torch.stack([expert.double() @ result.dual for expert in experts])
+    weight = result.v.square().sum(dim=0)
+    inner = (columns[0] * columns[1]).sum(dim=0).abs() @ weight
+    total = (columns[0].square() + columns[1].square()).sum(dim=0) @ weight
+    assert alignment[0, 1] == pytest.approx(float(2 * inner / total), rel=1e-9)
+
+
+def test_an_expert_that_changes_nothing_has_nothing_in_common(generator):
+    experts = [torch.randn(20, 6, generator=generator), torch.zeros(20, 6), torch.zeros(20, 6)]
+    result = higher_order_gsvd(experts)
+    assert torch.equal(result.overlap(), torch.eye(3).double())
+    assert torch.equal(result.alignment(experts), torch.eye(3).double())
+
+
 @pytest.mark.parametrize(
     "deltas, message",
     [

@@ -9,6 +9,7 @@ import click
 
 from .. import __version__
 from ._errors import Commands
+from .analyze import analyze
 from .bench import bench
 from .compare import diff
 from .demo import demo
@@ -28,5 +29,5 @@ def main() -> None:
     """Merge the weights of fine-tuned language models: exact, streamed, resumable and verifiable."""
 
 
-for command in (merge, plan, check, verify, inspect, diff, extract, methods, doctor, bench, demo):
+for command in (merge, plan, check, verify, inspect, diff, analyze, extract, methods, doctor, bench, demo):
     main.add_command(command)

@@ -1,0 +1,118 @@
+"""The models of an analysis, opened and paired with their base, tensor by tensor."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..checkpoint import InputFile
+from ..errors import InvalidInput, Problem
+from ..methods._spectral import PROJECTIONS
+from ..plan import make_plan
+from ..plan.layers import find_stacks, split_layer
+from ..plan.types import InputTensor, OutputTensor
+from ..recipe import load
+
+__all__ = ["Family", "Matched", "open_family"]
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A float tensor of the base and its namesakes in the models.
+
+    Attributes:
+        name:   in the base.
+        layer:  its number in the main stack of layers; None for what lies outside.
+        module: its name in the layer, without ``.weight``; numbers in it (experts) are replaced by ``*``.
+        base, models: where the tensors lie.
+    """
+
+    name: str
+    layer: int | None
+    module: str
+    base: InputTensor
+    models: tuple[InputTensor, ...]
+
+    @property
+    def group(self) -> list[InputTensor]:
+        return [self.base, *self.models]
+
+    @property
+    def is_matrix(self) -> bool:
+        """True for an attention or MLP projection in a layer."""
+        return self.layer is not None and len(self.base.shape) == 2 and self.module.rpartition(".")[2] in PROJECTIONS
+
+
+@dataclass(frozen=True)
+class Family:
+    """A base and models of its shape.
+
+    Attributes:
+        base:    as given.
+        models:  as given.
+        labels:  short names of the models for pictures, each different.
+        tensors: in the order of the base's files.
+        files:   everything that is read.
+        layers:  of the main stack.
+    """
+
+    base: str
+    models: tuple[str, ...]
+    labels: tuple[str, ...]
+    tensors: tuple[Matched, ...]
+    files: tuple[InputFile, ...]
+    layers: int
+
+    @property
+    def matrices(self) -> list[Matched]:
+        return [tensor for tensor in self.tensors if tensor.is_matrix]
+
+
+def open_family(base: str, models: Sequence[str]) -> Family:
+    """Open and check all models, as for a merge on ``base``; only headers are read.
+
+    Raises:
+        InvalidInput: models do not match the base or cannot be opened; all problems are named.
+    """
+    if not models:
+        raise InvalidInput([Problem("analyze", "there are no models", "name the models to compare with the base")])
+    twice = [name for name, count in Counter(models).items() if count > 1]
+    if twice:
+        raise InvalidInput([Problem(f"analyze: model {name}", "is given twice", "name it once") for name in twice])
+    # The plan of a merge pairs the tensors and finds whatever keeps them from being compared.
+    plan = make_plan(
+        load(
+            {
+                "merge_method": "task_arithmetic",
+                "base_model": base,
+                "models": [{"model": model} for model in models],
+                "parameters": {"weight": 1.0},
+            }
+        )
+    )
+    outputs = [output for output in plan.outputs if output.base is not None and output.nbytes]
+    parts = {output.name: split_layer(output.name) for output in outputs}
+    stacks = find_stacks(part for part in parts.values() if part is not None)
+    tensors = []
+    for output in outputs:
+        part = parts[output.name]
+        inside = part is not None and part.stack == stacks.main
+        layer, module = (part.index, part.rest) if part is not None and inside else (None, output.name)
+        tensors.append(_matched(output, layer, module))
+    files = tuple({file.path: file for model in plan.models for file in model.files}.values())
+    return Family(base, tuple(models), _labels(models), tuple(tensors), files, stacks.layers)
+
+
+def _matched(output: OutputTensor, layer: int | None, module: str) -> Matched:
+    assert output.base is not None
+    kind = re.sub(r"(?<=\.)\d+(?=\.)", "*", module.removesuffix(".weight"))
+    return Matched(output.name, layer, kind, output.base, output.inputs)
+
+
+def _labels(models: Sequence[str]) -> tuple[str, ...]:
+    """Return the last parts of the paths; whole paths where those are not different."""
+    short = tuple(os.path.basename(os.path.normpath(model)) for model in models)
+    return short if len(set(short)) == len(short) else tuple(models)

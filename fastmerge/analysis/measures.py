@@ -1,0 +1,140 @@
+"""What one read of a tensor tells of the models' deltas: inner products, and exact counts of changes and of signs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import kernels
+from ..errors import FastmergeError
+from ..reading import CHUNK, DeltaReader
+from .family import Matched
+
+__all__ = ["Measure", "add_up", "cosines", "measure", "measure_bytes", "opposed_shares"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Sums over the elements of one tensor, or of several.
+
+    Attributes:
+        numel:     elements.
+        base:      squared norm of the base, in float64.
+        gram:      [N, N] float64, inner products of the deltas (``kernels.gram``).
+        changed:   [N, N] int64: elements that both models changed; the diagonal counts what one model changed.
+        opposed:   [N, N] int64: elements that both changed in opposite directions.
+        shared:    elements that at least two models changed.
+        conflicts: of these, elements whose changes have both signs.
+    """
+
+    numel: int
+    base: float
+    gram: Tensor
+    changed: Tensor
+    opposed: Tensor
+    shared: int
+    conflicts: int
+
+    @property
+    def norms(self) -> list[float]:
+        """Norms of the deltas."""
+        return self.gram.diagonal().sqrt().tolist()
+
+    @property
+    def relative_norms(self) -> list[float]:
+        """Norms of the deltas over that of the base; 0 where the base is zero."""
+        return [norm / self.base**0.5 if self.base else 0.0 for norm in self.norms]
+
+    @property
+    def densities(self) -> list[float]:
+        """Share of the elements that each model changed."""
+        return (self.changed.diagonal().double() / self.numel).tolist()
+
+    @property
+    def conflict(self) -> float:
+        """Share of the elements changed by at least two models whose changes have both signs; 0 where there is none."""
+        return self.conflicts / self.shared if self.shared else 0.0
+
+    @property
+    def opposition(self) -> float:
+        """Share of the pairs of changes of one element that go apart, over all pairs of models; chance is 1/2."""
+        pairs = torch.ones_like(self.changed).triu(1)
+        both = int((self.changed * pairs).sum())
+        return int((self.opposed * pairs).sum()) / both if both else 0.0
+
+
+def measure(reader: DeltaReader, tensor: Matched, labels: Sequence[str]) -> Measure:
+    """Read a tensor of all models once.
+
+    Raises:
+        FastmergeError: a delta holds NaN or infinity; the message names the tensor and the models.
+    """
+    count = len(tensor.models)
+    products, squares = [], []
+    signed, changed = (torch.zeros(count, count, dtype=torch.int64) for _ in range(2))
+    numel = shared = conflicts = 0
+    for base, *models in reader.chunks(tensor.group):
+        products.append(_gram(models, base))
+        squares.append(_gram([base], None))
+        origin = base.float()
+        signs = torch.stack([torch.sign(model.float() - origin) for model in models])
+        # Integers below 2^24: exact in float32, in any order.
+        signed += (signs @ signs.T).long()
+        apart = signs.amin(0) * signs.amax(0) < 0
+        signs.abs_()
+        changed += (signs @ signs.T).long()
+        shared += int(torch.count_nonzero(signs.sum(0) >= 2))
+        conflicts += int(torch.count_nonzero(apart))
+        numel += len(base)
+    gram = kernels.gram_matrix(torch.cat(products), count)
+    broken = [label for label, square in zip(labels, gram.diagonal(), strict=True) if not square.isfinite()]
+    if broken:
+        raise FastmergeError(
+            f"{tensor.name}: the difference from the base holds NaN or infinity in {', '.join(broken)}. "
+            "Repair the model, or leave it out"
+        )
+    square = kernels.total(torch.cat(squares))[0]
+    return Measure(numel, square, gram, changed, (changed - signed) // 2, shared, conflicts)
+
+
+def measure_bytes(tensors: Iterable[Matched]) -> int:
+    """Return a bound of what ``measure`` takes beside the reading, for the largest of the tensors."""
+    most = 0
+    for tensor in tensors:
+        count, numel = len(tensor.models), torch.Size(tensor.base.shape).numel()
+        # Signs, their magnitudes and differences; partial sums, once more when they are joined.
+        tables = 16 * (numel // kernels.GRID + 1) * (len(kernels.pairs(count)) + 1)
+        most = max(most, min(CHUNK, numel) * (12 * count + 24) + tables)
+    return most
+
+
+def add_up(measures: Iterable[Measure]) -> Measure:
+    """Return the measure of several tensors together; at least one."""
+    first, *rest = measures
+    for other in rest:
+        first = Measure(
+            first.numel + other.numel, first.base + other.base, first.gram + other.gram,
+            first.changed + other.changed, first.opposed + other.opposed,
+            first.shared + other.shared, first.conflicts + other.conflicts,
+        )  # fmt: skip
+    return first
+
+
+def cosines(measured: Measure) -> Tensor:
+    """Return the [N, N] cosines of the deltas, 1 on the diagonal; NaN where a delta is zero."""
+    norms = measured.gram.diagonal().sqrt()
+    return (measured.gram / (norms.unsqueeze(0) * norms.unsqueeze(1))).clamp(-1, 1)
+
+
+def opposed_shares(measured: Measure) -> Tensor:
+    """Return, per pair, which share of the elements that both changed goes apart; NaN where they share none."""
+    return measured.opposed.double() / measured.changed.double()
+
+
+def _gram(tensors: Sequence[Tensor], base: Tensor | None) -> Tensor:
+    partials = torch.empty(-(-len(tensors[0]) // kernels.GRID), len(kernels.pairs(len(tensors))), dtype=torch.float64)
+    kernels.gram_partials(partials, tensors, base)
+    return partials

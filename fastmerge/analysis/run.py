@@ -1,0 +1,198 @@
+"""The driver of an analysis: one pass over all tensors, then whole matrices one at a time, then the report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import BudgetError, InvalidInput, Problem
+from ..folders import appearing
+from ..reading import DeltaReader, reading_bytes
+from ..sizes import parse_size
+from .experts import Choice, choose, mean_alignment
+from .family import Family, Matched, open_family
+from .matrices import (
+    Directions,
+    Spectra,
+    collapse,
+    collapse_bytes,
+    directions,
+    directions_bytes,
+    spectra,
+    spectra_bytes,
+)
+from .measures import Measure, measure, measure_bytes
+from .theorem import Collapse, rank_collapse
+
+__all__ = ["Analysis", "AnalysisReport", "analyze"]
+
+# Layers in which directions are compared: each matrix costs an eigendecomposition in float64.
+SAMPLED_LAYERS = 4
+
+
+@dataclass
+class Analysis:
+    """What was found.
+
+    Attributes:
+        family:     the models; None for the demonstration of the theorem alone.
+        beta:       of the boosted spectra.
+        measures:   by tensor.
+        ranks:      by matrix: stable rank of the mean of the first 1, 2, ... N deltas.
+        spectra:    of the chosen matrices.
+        directions: of the matrices of some layers; empty without HO-GSVD.
+        choice:     the models that have least in common; None where none were to be chosen.
+        theorem:    the demonstration; None without it.
+    """
+
+    family: Family | None = None
+    beta: float = 0.2
+    measures: dict[str, Measure] = field(default_factory=dict)
+    ranks: dict[str, list[float]] = field(default_factory=dict)
+    spectra: list[Spectra] = field(default_factory=list)
+    directions: list[Directions] = field(default_factory=list)
+    choice: Choice | None = None
+    theorem: Collapse | None = None
+
+
+@dataclass(frozen=True)
+class AnalysisReport:
+    """Attributes:
+    folder:  of the report.
+    files:   in it.
+    summary: the most important numbers, as plain values.
+    notes:   what the user should know, one sentence each.
+    """
+
+    folder: str
+    files: tuple[str, ...]
+    summary: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def analyze(
+    models: Sequence[str],
+    base: str | None,
+    out: str | os.PathLike[str],
+    *,
+    beta: float = 0.2,
+    show: Sequence[str] = (),
+    ho_gsvd: bool = False,
+    choose_models: int | None = None,
+    theorem: bool = False,
+    ram: int | str = "4GiB",
+    progress: Callable[[int, int], None] | None = None,
+) -> AnalysisReport:
+    """Compare fine-tuned models with their base and with each other, and write a report into the folder ``out``.
+
+    Args:
+        models, base:  folders, hub ids or ``model+adapter``, as recipes name models.
+        out:           folder of the report (``index.md``, pictures, CSV files); it appears when it is complete.
+        beta:          of Subspace Boosting, in the pictures of singular values.
+        show:          parts of names: singular values of these matrices are shown. By default of an attention and
+                       an MLP matrix in the middle.
+        ho_gsvd:       compare the directions that the models use, in matrices of a few layers.
+        choose_models: find so many models that have least in common; implies ``ho_gsvd``.
+        theorem:       demonstrate rank collapse on synthetic task vectors; then there may be no models.
+        ram:           memory budget beyond the interpreter with torch imported.
+        progress:      called with the input bytes that were read, and all of them.
+    Raises:
+        InvalidInput:   models do not match the base, or an argument does not match the models; all is named.
+        FastmergeError: a file is corrupt, a delta is not finite, the budget is too small, ``out`` exists.
+    """
+    from .report import write_report
+
+    if not 0 <= beta <= 1:
+        raise InvalidInput([Problem("beta", f"is {beta}", "give a share from 0 to 1")])
+    analysis = Analysis(beta=beta)
+    with appearing(out) as folder:
+        if models or not theorem:
+            if base is None:
+                raise InvalidInput([Problem("base", "is missing", "name the model that the others were tuned from")])
+            if choose_models is not None and not 2 <= choose_models <= len(models):
+                raise InvalidInput([Problem("choose", f"is {choose_models}", f"there are {len(models)} models")])
+            ho_gsvd = ho_gsvd or choose_models is not None
+            _analyze(analysis, open_family(base, models), show, ho_gsvd, parse_size(ram), progress)
+            if choose_models is not None:
+                analysis.choice = choose(mean_alignment(analysis.directions), choose_models)
+        if theorem:
+            analysis.theorem = rank_collapse()
+        summary, notes = write_report(folder, analysis)
+        files = tuple(sorted(path.name for path in folder.iterdir()))
+    return AnalysisReport(str(Path(out).absolute()), files, summary, tuple(notes))
+
+
+def _analyze(
+    analysis: Analysis,
+    family: Family,
+    show: Sequence[str],
+    ho_gsvd: bool,
+    ram: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    shown = _shown(family, show)
+    sampled = _sampled(family) if ho_gsvd else []
+    if ho_gsvd and len(family.models) < 2:
+        raise InvalidInput([Problem("--ho-gsvd", "there is one model", "directions are compared between models")])
+    _check_budget(family, shown, sampled, ram)
+    total = sum(_nbytes(tensor) for tensor in family.tensors)
+    total += sum(_delta_nbytes(tensor) for tensor in (*family.matrices, *shown, *sampled))
+    analysis.family = family
+    with DeltaReader(family.files, None if progress is None else lambda done: progress(done, total)) as reader:
+        for tensor in family.tensors:
+            analysis.measures[tensor.name] = measure(reader, tensor, family.labels)
+        for tensor in family.matrices:
+            analysis.ranks[tensor.name] = collapse(reader, tensor)
+        analysis.spectra = [spectra(reader, tensor, analysis.beta) for tensor in shown]
+        found = (directions(reader, tensor) for tensor in sampled)
+        analysis.directions = [item for item in found if item is not None]
+    if ho_gsvd and not analysis.directions:
+        what = "the models change no attention or MLP matrix in the layers that are compared"
+        raise InvalidInput([Problem("--ho-gsvd", what, "leave it out")])
+
+
+def _shown(family: Family, parts: Sequence[str]) -> list[Matched]:
+    """Return the matrices whose singular values are shown."""
+    if parts:
+        unknown = [part for part in parts if not any(part in tensor.name for tensor in family.matrices)]
+        if unknown:
+            example = f"one is {family.matrices[0].name}" if family.matrices else "there are none"
+            what = "is in the name of no attention or MLP matrix"
+            raise InvalidInput([Problem(f"--show {part}", what, example) for part in unknown])
+        return [tensor for tensor in family.matrices if any(part in tensor.name for part in parts)]
+    middle = [tensor for tensor in family.matrices if tensor.layer == family.layers // 2]
+    blocks = {tensor.module.rpartition(".")[0]: tensor for tensor in reversed(middle)}
+    return sorted(blocks.values(), key=lambda tensor: tensor.module)
+
+
+def _sampled(family: Family) -> list[Matched]:
+    """Return the matrices of a few layers, evenly spread, both ends among them."""
+    last, count = family.layers - 1, min(SAMPLED_LAYERS, family.layers)
+    layers = {round(i * last / max(count - 1, 1)) for i in range(count)}
+    return [tensor for tensor in family.matrices if tensor.layer in layers]
+
+
+def _check_budget(family: Family, shown: Sequence[Matched], sampled: Sequence[Matched], ram: int) -> None:
+    reading = reading_bytes(tensor.group for tensor in family.tensors)
+    steps = {
+        "counting changes and signs": measure_bytes(family.tensors),
+        "stable ranks": collapse_bytes(family.matrices),
+        "singular values": spectra_bytes(shown),
+        "comparing directions (HO-GSVD)": directions_bytes(sampled),
+    }
+    step = max(steps, key=lambda name: steps[name])
+    needed = reading + steps[step]
+    if needed > ram:
+        raise BudgetError(f"the memory budget of {ram} bytes is too small: {step} takes up to {needed} (--ram)")
+
+
+def _nbytes(tensor: Matched) -> int:
+    return sum(part.nbytes for part in tensor.group)
+
+
+def _delta_nbytes(tensor: Matched) -> int:
+    """Return the bytes read where the delta of every model is formed in turn."""
+    return sum(tensor.base.nbytes + model.nbytes for model in tensor.models)

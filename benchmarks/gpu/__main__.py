@@ -86,15 +86,19 @@ def stages(csv: Path, mergekit_python: str | None, path: str) -> list[Stage]:
     if importlib.util.find_spec("xdist"):
         tests += ["-n", str(min(8, os.cpu_count() or 1))]
     # Tests skip what they cannot run; a run that only skips proves nothing.
-    checks = [Step("tests", [python, "-m", *tests], says=" passed"), module("doctor", "fastmerge", "doctor")]
+    checks = [
+        Step("tests", [python, "-m", *tests], says=" passed"),
+        module("verify", "benchmarks.gpu.verify", "--every"),
+        module("doctor", "fastmerge", "doctor"),
+    ]
     if sanitizer := shutil.which("compute-sanitizer", path=path):
         for tool in ("memcheck", "racecheck"):
-            command = (sanitizer, "--tool", tool, "--error-exitcode", "1", python, "-m", "benchmarks.gpu.sanitized")
+            command = (sanitizer, "--tool", tool, "--error-exitcode", "1", python, "-m", "benchmarks.gpu.verify")
             # Every tensor is an allocation of its own, so that its end is guarded.
             checks.append(step(tool, *command, *SANITIZED_ELEMENTS, PYTORCH_NO_CUDA_MEMORY_CACHING="1"))
     checks += [
-        module("triton", "benchmarks.gpu.compiled", "--brief"),
-        module("cuda", "benchmarks.gpu.compiled_cuda"),
+        module("compiled", "benchmarks.gpu.compiled", "--brief"),
+        module("compiled_cuda", "benchmarks.gpu.compiled_cuda"),
     ]
     peer = ["--mergekit-python", mergekit_python] if mergekit_python else []
     return [
@@ -140,7 +144,7 @@ def run(step: Step, limit: float, environment: Mapping[str, str], log: Path) -> 
     with log.open("a") as file:
         file.write(f"==== {step.name}: {' '.join(step.command)}\n{text}\n==== {step.name}: exit {code}\n\n")
     last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
-    return f"{step.name:10} {seconds:6.1f} s  exit {code}  {last[:150]}", code == 0 and step.says in last
+    return f"{step.name:13} {seconds:6.1f} s  exit {code}  {last[:150]}", code == 0 and step.says in last
 
 
 def main() -> int:

@@ -158,6 +158,7 @@ OPERATIONS = (
 
 # Any that reads a base.
 BASED = OPERATIONS[1]
+SELECT = next(case for case in OPERATIONS if case.name == "select")
 
 
 def make_inputs(

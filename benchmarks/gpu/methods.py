@@ -16,8 +16,8 @@ from ..kernels.__main__ import MergekitPeer, check_peers
 from ..kernels.cases import CASES, EXPERTS, Case
 from ..kernels.plain_torch import MERGES
 from . import cases
-from .operations import VERIFY_ELEMENTS
 from .timing import Bench, Contender, Run, rotating, sets_of
+from .verify import VERIFY_ELEMENTS
 
 # mergekit takes part in the first size.
 SIZES = (64 << 20, 256 << 20)
@@ -37,7 +37,10 @@ def run(bench: Bench) -> None:
         count = 1 if bench.check else sets_of(2 * elements * (EXPERTS + 2))
         sets = [make_tensors(elements, bench.device, seed) for seed in range(count)]
         with tempfile.TemporaryDirectory() as folder:
-            peer = _peer(bench, sets[0], Path(folder)) if elements == sizes[0] else None
+            peer = None
+            if bench.mergekit_python and elements == sizes[0]:
+                with bench.attempt("mergekit"):
+                    peer = _peer(bench, bench.mergekit_python, sets[0], Path(folder))
             for case in CASES:
                 # No backend here may have all of its operations.
                 if not backends.get(case.method):
@@ -47,14 +50,14 @@ def run(bench: Bench) -> None:
                     best.setdefault(case.method, min(times[key] for key in times if key[0] == "fastmerge"))
             if peer:
                 peer.close()
-    if bench.mergekit_python is None:
-        print("no rows of mergekit: --mergekit-python names no interpreter", flush=True)
     sets = [make_tensors(sizes[0], bench.device, 0)]
     for case in CASES:
         with bench.attempt(f"torch.compile of {case.method}"):
             shaped = [case.shaped(tensors) for tensors in sets]
             contenders = [Contender("torch.compile", _plain(case, shaped, bench.compile(MERGES[case.method])))]
             _measure(bench, case, shaped, contenders, best.get(case.method))
+    if bench.mergekit_python is None:
+        print("no rows of mergekit: --mergekit-python names no interpreter that has it", flush=True)
 
 
 def make_tensors(elements: int, device: torch.device, seed: int) -> list[Tensor]:
@@ -64,7 +67,7 @@ def make_tensors(elements: int, device: torch.device, seed: int) -> list[Tensor]
 
 def verified(bench: Bench, case: Case) -> list[str]:
     """Return the backends that can run a merge; AssertionError if one has other bits than the reference."""
-    elements = CHECK_ELEMENTS if bench.check else VERIFY_ELEMENTS
+    elements = CHECK_ELEMENTS if bench.check else VERIFY_ELEMENTS[0]
     tensors = case.shaped(make_tensors(elements, torch.device("cpu"), 1))
     expected = torch.full_like(tensors[0], torch.nan)
     with kernels.use_backend("reference"):
@@ -128,8 +131,6 @@ def _measure(
     )  # fmt: skip
 
 
-def _peer(bench: Bench, tensors: Sequence[Tensor], folder: Path) -> MergekitPeer | None:
-    if bench.mergekit_python is None:
-        return None
+def _peer(bench: Bench, python: str, tensors: Sequence[Tensor], folder: Path) -> MergekitPeer:
     host = [tensor.cpu() for tensor in tensors]
-    return MergekitPeer(bench.mergekit_python, host, torch.get_num_threads(), folder, bench.device.type)
+    return MergekitPeer(python, host, torch.get_num_threads(), folder, bench.device.type)

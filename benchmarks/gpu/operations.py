@@ -11,15 +11,14 @@ from torch import Tensor
 from fastmerge import kernels
 
 from .. import _measure
-from .cases import BASED, OPERATIONS, Case, make_inputs, verify
+from .cases import BASED, OPERATIONS, SELECT, Case, make_inputs
 from .timing import Bench, Contender, Run, rotating, sets_of
+from .verify import VERIFY_ELEMENTS, verified
 
 MAIN, MODELS = 64 << 20, 3
 SIZES = (1 << 20, 16 << 20, 256 << 20)
 COUNTS = (1, 2, 4, 8, 16)
 DTYPES = (torch.float16, torch.float32)
-# Several chunks of the reduction grid, and an odd end.
-VERIFY_ELEMENTS = 8 * kernels.GRID + 12345
 CHECK_ELEMENTS = 301
 # Standard deviations of bfloat16 deltas: of 64M, about 2, 15 and 78 % have the median magnitude; with 0 all are equal.
 TUNED = (2e-3, 1e-4, 2e-5, 0.0)
@@ -47,10 +46,9 @@ def run(bench: Bench) -> None:
         for case in OPERATIONS:
             with bench.attempt(f"{case.name} {point}"):
                 _operation(bench, case, point, compared=case.compared and i == 0)
-    select = next(case for case in OPERATIONS if case.name == "select")
     for tuned in TUNED[-1:] if bench.check else TUNED:
         with bench.attempt(f"select {tuned}"):
-            _operation(bench, select, next(points(bench.check)), tuned=tuned)
+            _operation(bench, SELECT, next(points(bench.check)), tuned=tuned)
     for many in ("weighted_sum", "sparse_merge"):
         with bench.attempt(f"{many}_many"):
             _many(bench, many)
@@ -62,7 +60,7 @@ def run(bench: Bench) -> None:
 def _operation(bench: Bench, case: Case, point: Point, compared: bool = False, tuned: float | None = None) -> None:
     elements, models, dtype = point
     width = {} if tuned is None else {"tuned": tuned}
-    backends = verified(bench, case, models, dtype, **width)
+    backends = verified(bench.device, case, elements if bench.check else VERIFY_ELEMENTS[0], models, dtype, **width)
     if not backends:
         return
     nbytes = elements * dtype.itemsize * (models + 2)
@@ -79,23 +77,15 @@ def _operation(bench: Bench, case: Case, point: Point, compared: bool = False, t
         Contender("fastmerge", call(backend), backend, case.bytes_moved(inputs, backend)) for backend in backends
     ]
     if compared:
-        compiled = bench.compile(lambda out, inputs: case.run(out, inputs, "reference"))
         contenders.append(Contender("torch", call("reference")))
-        # A selection leaves the device at every rank; there is nothing to fuse.
-        if case.writes:
-            contenders.append(Contender("torch.compile", rotating(compiled, sets)))
-    bench.measure(
-        case.name if tuned is None else f"{case.name}, deltas N(0, {tuned:g})", contenders,
-        shape=elements, dtype=dtype, models=len(inputs), once=case.bytes_once(inputs),
-    )  # fmt: skip
-
-
-def verified(bench: Bench, case: Case, models: int, dtype: torch.dtype, **width: float) -> list[str]:
-    """Return the backends that have this operation, each verified against the reference."""
-    backends = [backend for backend in bench.backends if case.can_run(bench.device, backend)]
-    elements = CHECK_ELEMENTS if bench.check else VERIFY_ELEMENTS
-    verify(case, make_inputs(case, elements, models, dtype, torch.device("cpu"), 1, **width), bench.device, backends)
-    return backends
+    facts = {"shape": elements, "dtype": dtype, "models": len(inputs), "once": case.bytes_once(inputs)}
+    name = case.name if tuned is None else f"{case.name}, deltas N(0, {tuned:g})"
+    times = bench.measure(name, contenders, **facts)
+    # Where there is something to fuse: a selection waits for the device at every rank.
+    if compared and case.writes:
+        compiled = bench.compile(lambda out, inputs: case.run(out, inputs, "reference"))
+        own = min(times["fastmerge", backend] for backend in backends)
+        bench.measure(name, [Contender("torch.compile", rotating(compiled, sets))], ratio_to=own, **facts)
 
 
 def _many(bench: Bench, operation: str) -> None:

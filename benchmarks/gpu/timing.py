@@ -62,10 +62,13 @@ class Bench:
     """
 
     def __init__(self, csv: Path, mergekit_python: str | None = None, check: bool = False):
-        self.csv, self.mergekit_python, self.check = csv, mergekit_python, check
-        self.failures = 0
+        self.csv, self.check, self.failures = csv, check, 0
         self.device = torch.device("cpu" if check else "cuda")
-        self.facts = _record.run_facts(torch.get_num_threads(), _record.mergekit_version(mergekit_python))
+        self.mergekit_python, version = None, ""
+        with self.attempt("mergekit"):
+            version = _record.mergekit_version(mergekit_python)
+            self.mergekit_python = mergekit_python
+        self.facts = _record.run_facts(torch.get_num_threads(), version)
         self.facts["device"] = f"check on {self.facts['device']}" if check else torch.cuda.get_device_name()
         self.compile = (lambda function: function) if check else torch.compile
 
@@ -182,6 +185,7 @@ class Bench:
         return {key: columns["ms"] for key, columns in times.items()}
 
 
+@functools.cache
 def backends_on(device: torch.device) -> list[str]:
     """Return the backends to time on a kind of device, the preferred one first; print why others cannot run."""
     found = []

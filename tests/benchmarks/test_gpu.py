@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import goals, sanitized, streamed
+from benchmarks.gpu import goals, operations, streamed, verify
 from benchmarks.gpu.measure import STEPS
 from benchmarks.gpu.timing import Bench
 from benchmarks.kernels.cases import CASES
@@ -149,9 +151,24 @@ def test_without_rows_no_goal_is_met(tmp_path):
 
 
 def test_what_the_sanitizer_runs(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["sanitized", "--device", "cpu", "65"])
-    sanitized.main()
+    monkeypatch.setattr(sys, "argv", ["verify", "--device", "cpu", "65"])
+    assert verify.main() == 0
     assert "weighted_sum of 65 elements: cpu" in capsys.readouterr().out
+
+
+def test_a_wrong_result_is_not_timed(tmp_path, monkeypatch, capsys):
+    case = operations.OPERATIONS[0]
+    assert case.name == "weighted_sum"
+    monkeypatch.setattr(operations, "OPERATIONS", (dataclasses.replace(case, run=_wrong),))
+    bench = Bench(tmp_path / "rows.csv", check=True)
+    operations.run(bench)
+    assert "weighted_sum: cpu differs from the reference; 3 inputs of 301 torch.bfloat16" in capsys.readouterr().out
+    assert ",weighted_sum,fastmerge," not in (tmp_path / "rows.csv").read_text()
+    assert bench.failures > 0
+
+
+def _wrong(out: Tensor, tensors: Sequence[Tensor], backend: str) -> None:
+    out.copy_(tensors[0] if backend == "cpu" else tensors[1])
 
 
 @pytest.mark.parametrize("method", ["ties", "linear", "dare_ties"])

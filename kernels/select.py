@@ -155,22 +155,29 @@ def _by_histograms(tensor: Tensor, base: Tensor | None, rank: int, backend: str)
     for level, bins in enumerate(HISTOGRAM_BINS):
         counts = torch.zeros(1, bins, dtype=torch.int64, device=tensor.device)
         magnitude_histogram(counts, [tensor], base, level, [threshold] if level else [], backend=backend)
-        place, rank, equal = _descend(counts[0].cpu().flip(0), rank)
+        place, rank, equal = descend(counts[0].cpu().flip(0), rank)
         threshold = (threshold << 16) | (bins - 1 - place)
     if rank == equal:
         return Boundary(threshold, ALL_EQUAL)
     counts = torch.empty(1, grid_chunks(tensor.numel()), dtype=torch.int64, device=tensor.device)
     equal_counts(counts, [tensor], base, [threshold], backend=backend)
-    chunk, rank, _ = _descend(counts[0].cpu(), rank)
-    part = slice(chunk * GRID, (chunk + 1) * GRID)
+    chunk, rank, _ = descend(counts[0].cpu(), rank)
+    return Boundary(threshold, nth_equal(tensor, base, threshold, rank, chunk * GRID, GRID) + 1)
+
+
+def nth_equal(tensor: Tensor, base: Tensor | None, threshold: int, nth: int, begin: int, size: int) -> int:
+    """Return the index of the nth (from 1) magnitude that equals ``threshold``, counted from ``begin``.
+
+    It must be one of the ``size`` elements from there on.
+    """
+    part = slice(begin, begin + size)
     delta = tensor.flatten()[part].float()
     if base is not None:
         delta = delta - base.flatten()[part].float()
-    equals = (magnitude_bits(delta) == threshold).nonzero()
-    return Boundary(threshold, chunk * GRID + int(equals[rank - 1]) + 1)
+    return begin + int((magnitude_bits(delta) == threshold).nonzero()[nth - 1])
 
 
-def _descend(counts: Tensor, rank: int) -> tuple[int, int, int]:
+def descend(counts: Tensor, rank: int) -> tuple[int, int, int]:
     """Return where the running sum of ``counts`` reaches ``rank``, the rank from there on, and the count there."""
     sums = counts.cumsum(0)
     place = int(torch.searchsorted(sums, rank))

@@ -62,45 +62,32 @@ def magnitude_histogram(
 
 @triton.jit(do_not_specialize=["models", "chunks", "first", "numel"])
 def _equal_counts_kernel(
-    counts_ptr, table, base_ptr, state, models, chunks, first, numel,
+    counts_ptr, table, base_ptr, thresholds, models, chunks, first, numel,
     DTYPE: tl.constexpr, ALIGN: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     chunk = (first + program // models).to(tl.int64)
     k = program % models
-    threshold, rank, size = tl.load(state + 3 * k), tl.load(state + 3 * k + 1), tl.load(state + 3 * k + 2)
-    # A boundary that does not split its equals needs no break index.
-    if rank < size:
-        source = entry(table, k, DTYPE, ALIGN)
-        found = tl.zeros([BLOCK], tl.int32)
-        for part in range(GRID // BLOCK):
-            offsets = chunk * GRID + part * BLOCK + tl.arange(0, BLOCK)
-            mask = offsets < numel if MASKED else None
-            equal = magnitude_bits(load_delta(source, base_ptr, offsets, mask, DTYPE, ALIGN)) == threshold.to(tl.int32)
-            if MASKED:
-                equal = equal & mask
-            found += equal.to(tl.int32)
-        tl.store(counts_ptr + k * chunks.to(tl.int64) + chunk, tl.sum(found, 0).to(tl.int64))
-
-
-def count_equal(
-    counts: Tensor, table: Tensor, constants: dict[str, object], base: Tensor | None, state: Tensor, numel: int
-) -> None:
-    """Write ``counts`` [N, chunks] of the tensors of a pointer table.
-
-    Args:
-        state: [N, 3] int64: threshold, and two numbers; where the first is not below the second, nothing is written.
-    """
-    models, chunks = counts.shape
-    for first, programs, masked in chunk_spans(numel):
-        launch(
-            _equal_counts_kernel, (programs * models,), counts, counts, table, base, state, models, chunks, first,
-            numel, MASKED=masked, num_warps=family(counts.device).num_warps, **constants,
-        )  # fmt: skip
+    threshold = tl.load(thresholds + k).to(tl.int32)
+    source = entry(table, k, DTYPE, ALIGN)
+    found = tl.zeros([BLOCK], tl.int32)
+    for part in range(GRID // BLOCK):
+        offsets = chunk * GRID + part * BLOCK + tl.arange(0, BLOCK)
+        mask = offsets < numel if MASKED else None
+        equal = magnitude_bits(load_delta(source, base_ptr, offsets, mask, DTYPE, ALIGN)) == threshold
+        if MASKED:
+            equal = equal & mask
+        found += equal.to(tl.int32)
+    tl.store(counts_ptr + k * chunks.to(tl.int64) + chunk, tl.sum(found, 0).to(tl.int64))
 
 
 def equal_counts(counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None, thresholds: Sequence[int]) -> None:
     """See ``kernels.equal_counts``."""
     table, constants = pointer_table(tensors)
-    state = to_device([[threshold, 0, 1] for threshold in thresholds], counts)
-    count_equal(counts, table, constants, base, state, tensors[0].numel())
+    models, chunks = counts.shape
+    wanted, numel = to_device([thresholds], counts), tensors[0].numel()
+    for first, programs, masked in chunk_spans(numel):
+        launch(
+            _equal_counts_kernel, (programs * models,), counts, counts, table, base, wanted, models, chunks, first,
+            numel, MASKED=masked, num_warps=family(counts.device).num_warps, **constants,
+        )  # fmt: skip

@@ -1,10 +1,13 @@
-"""Triton kernels of ``select_boundaries``: radix selection on the device, four digits and the break index.
+"""Triton kernels of ``select_boundaries``: a sample, one pass that counts and gathers, radix search among few values.
 
-Five passes over the tensors at most, whatever the values; the host waits once, for the result.
+A sample gives a bracket of magnitudes that holds rank k but for bad luck. One pass over the tensors counts what lies
+above the bracket and what equals its ends, and gathers what lies strictly between: about 4 % of a tensor at most,
+however often its values repeat. The host waits three times at most: for the counts, the threshold and the break index.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,118 +15,185 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._checks import grid_chunks
 from ..keep import ALL_EQUAL, Boundary
+from ..select import descend, nth_equal
 from ._element import entry, load_delta, magnitude_bits
-from ._grid import GRID
-from ._launch import family, launch, multiprocessors, pointer_table, spans, to_device
-from .histogram import BLOCK, count_equal
+from ._launch import family, launch, pointer_table, spans, to_device
+from ._radix import radix_select
+from .histogram import BLOCK
 
-# Shift and width of the digits of a 31-bit magnitude. Triton counts by ballots, at a cost that grows with the bins: by
-# its instructions, two digits of 8 bits cost less than one of 11.
-_DIGITS = ((23, 8), (15, 8), (7, 8), (0, 7))
-_CELLS = tl.constexpr(1024)
+# Elements of the sample, and neighbours that are sampled together. Smaller tensors are searched whole.
+SAMPLE, _RUN = tl.constexpr(16384), tl.constexpr(8)
+# Half of the width of a bracket, in standard deviations of a sampled rank, and room for its values over their number.
+DEVIATIONS, SPARE = 5.0, 1.5
+
+_COLUMNS = 4
+_GATHERED, _ABOVE, _AT_HIGH, _AT_LOW = (tl.constexpr(column) for column in range(_COLUMNS))
 
 
-@triton.jit(do_not_specialize=["items", "workers", "first", "blocks", "numel"])
-def _digit_kernel(
-    counts_ptr, table, base_ptr, state, items, workers, first, blocks, numel,
-    SHIFT: tl.constexpr, WIDTH: tl.constexpr, DTYPE: tl.constexpr, ALIGN: tl.constexpr, MASKED: tl.constexpr,
+@triton.jit(do_not_specialize=["stride"])
+def _sample_kernel(sample_ptr, table, base_ptr, stride, DTYPE: tl.constexpr, ALIGN: tl.constexpr):
+    """Write the magnitudes of a sample of each tensor."""
+    k = tl.program_id(1)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    run = at // _RUN
+    # A jittered grid, so that no period of the data can fool it.
+    random = run.to(tl.uint32) * 0x9E3779B9
+    random = (random ^ (random >> 16)) * 0x85EBCA6B
+    random = (random ^ (random >> 13)) * 0xC2B2AE35
+    random = random ^ (random >> 16)
+    spread = (random.to(tl.int64) * (stride - _RUN + 1)) >> 32
+    places = run.to(tl.int64) * stride + spread + at % _RUN
+    delta = load_delta(entry(table, k, DTYPE, ALIGN), base_ptr, places, None, DTYPE, ALIGN)
+    tl.store(sample_ptr + k * SAMPLE + at, magnitude_bits(delta))
+
+
+@triton.jit(do_not_specialize=["items", "blocks", "first", "capacity", "numel"])
+def _collect_kernel(
+    records_ptr, places_ptr, gathered_ptr, used_ptr, table, base_ptr, ends, items, blocks, first, capacity, numel,
+    DTYPE: tl.constexpr, ALIGN: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Count the digits of the elements whose higher digits are those found so far."""
     # Items side by side read the same part of the base.
     program = tl.program_id(0)
+    block = (first + program // items).to(tl.int64)
     item = program % items
-    worker = program // items
-    source = entry(table, item, DTYPE, ALIGN)
-    prefix = tl.load(state + 3 * item).to(tl.int32)
-    found = tl.zeros([1 << WIDTH], tl.int32)
-    start = (first + worker).to(tl.int64) * BLOCK
-    for _ in range(worker, blocks, workers):
-        offsets = start + tl.arange(0, BLOCK)
-        mask = offsets < numel if MASKED else None
-        bits = magnitude_bits(load_delta(source, base_ptr, offsets, mask, DTYPE, ALIGN))
-        counted = (bits >> (SHIFT + WIDTH)) == prefix
-        if MASKED:
-            counted = counted & mask
-        found += tl.histogram((bits >> SHIFT) & ((1 << WIDTH) - 1), 1 << WIDTH, mask=counted)
-        start += workers.to(tl.int64) * BLOCK
-    bins = tl.arange(0, 1 << WIDTH)
-    tl.atomic_add(counts_ptr + item * (1 << WIDTH) + bins, found.to(tl.int64), mask=found > 0, sem="relaxed")
+    offsets = block * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < numel if MASKED else None
+    bits = magnitude_bits(load_delta(entry(table, item, DTYPE, ALIGN), base_ptr, offsets, mask, DTYPE, ALIGN))
+    if MASKED:
+        bits = tl.where(mask, bits, -1)
+    high, low = tl.load(ends + 2 * item).to(tl.int32), tl.load(ends + 2 * item + 1).to(tl.int32)
+    inside = (bits > low) & (bits < high)
+    # Two counts in one sum: each is at most the size of a block.
+    at_high, at_low = (bits == high).to(tl.int32), ((bits == low) & (low < high)).to(tl.int32)
+    upper = tl.sum((bits > high).to(tl.int32) + (at_high << 16), 0)
+    lower = tl.sum(inside.to(tl.int32) + (at_low << 16), 0)
+    count = lower & 0xFFFF
+    place = tl.atomic_add(used_ptr + item, count.to(tl.int64), sem="relaxed")
+    # Relative to the place, positions fit 32 bits; those of the others lie beyond any room.
+    positions = tl.where(inside, tl.cumsum(inside.to(tl.int32), 0) - 1, BLOCK)
+    room = tl.minimum(tl.maximum(capacity - place, 0), BLOCK).to(tl.int32)
+    tl.store(gathered_ptr + item * capacity + place + positions, bits, mask=positions < room)
+    row = item * blocks.to(tl.int64) + block
+    tl.store(places_ptr + row, place)
+    record = records_ptr + 4 * row
+    tl.store(record + _GATHERED, count)
+    tl.store(record + _ABOVE, upper & 0xFFFF)
+    tl.store(record + _AT_HIGH, upper >> 16)
+    tl.store(record + _AT_LOW, lower >> 16)
 
 
-@triton.jit
-def _descend_kernel(counts_ptr, state, WIDTH: tl.constexpr):
-    """Find the digit of the element of the wanted rank, and its rank among those that share it."""
-    row = state + 3 * tl.program_id(0)
-    prefix, rank = tl.load(row), tl.load(row + 1)
-    places = tl.arange(0, 1 << WIDTH)
-    # From the largest digit down.
-    counts = tl.load(counts_ptr + tl.program_id(0) * (1 << WIDTH) + ((1 << WIDTH) - 1 - places))
-    above = tl.cumsum(counts, 0) < rank
-    place = tl.sum(above.to(tl.int32), 0)
-    tl.store(row, (prefix << WIDTH) | ((1 << WIDTH) - 1 - place))
-    tl.store(row + 1, rank - tl.sum(tl.where(above, counts, 0), 0))
-    tl.store(row + 2, tl.sum(tl.where(places == place, counts, 0), 0))
-
-
-@triton.jit(do_not_specialize=["chunks", "numel"])
-def _locate_kernel(
-    boundaries_ptr, equal_ptr, table, base_ptr, state, chunks, numel, DTYPE: tl.constexpr, ALIGN: tl.constexpr
-):
-    """Write the threshold of an item and, where it splits its equals, the index after the last one inside."""
-    item = tl.program_id(0)
-    threshold, rank, size = tl.load(state + 3 * item), tl.load(state + 3 * item + 1), tl.load(state + 3 * item + 2)
-    tl.store(boundaries_ptr + 2 * item, threshold)
-    if rank < size:
-        # The chunk that holds the equal element of that rank, then its position in the chunk.
-        before = tl.zeros([], tl.int64)
-        cell = tl.zeros([], tl.int64)
-        skipped = tl.zeros([], tl.int64)
-        for start in range(0, chunks, _CELLS):
-            cells = start + tl.arange(0, _CELLS)
-            counts = tl.load(equal_ptr + item * chunks.to(tl.int64) + cells, mask=cells < chunks, other=0)
-            passed = (before + tl.cumsum(counts, 0) < rank) & (cells < chunks)
-            cell += tl.sum(passed.to(tl.int64), 0)
-            skipped += tl.sum(tl.where(passed, counts, 0), 0)
-            before += tl.sum(counts, 0)
-        source = entry(table, item, DTYPE, ALIGN)
-        wanted = (rank - skipped).to(tl.int32)
-        seen = tl.zeros([], tl.int32)
-        position = cell * GRID
-        for part in range(GRID // BLOCK):
-            offsets = cell * GRID + part * BLOCK + tl.arange(0, BLOCK)
-            mask = offsets < numel
-            equal = magnitude_bits(load_delta(source, base_ptr, offsets, mask, DTYPE, ALIGN)) == threshold.to(tl.int32)
-            counted = (equal & mask).to(tl.int32)
-            position += tl.sum((seen + tl.cumsum(counted, 0) < wanted).to(tl.int64), 0)
-            seen += tl.sum(counted, 0)
-        tl.store(boundaries_ptr + 2 * item + 1, position + 1)
-
-
-def select(tensors: Sequence[Tensor], base: Tensor | None, ranks: Sequence[Sequence[int]]) -> list[list[Boundary]]:
-    """See ``kernels.select_boundaries``. Extra memory: 2 KB per boundary and digit, and 8 bytes per 16384 elements."""
+def select(
+    tensors: Sequence[Tensor], base: Tensor | None, ranks: Sequence[Sequence[int]]
+) -> list[list[Boundary | None]]:
+    """See ``kernels.select_boundaries``; None where a sample misled."""
     items = [(k, rank) for k, wanted in enumerate(ranks) for rank in wanted]
+    if tensors[0].numel() <= SAMPLE.value:
+        found = iter(_search_whole([tensors[k] for k, _ in items], base, [rank for _, rank in items]))
+    else:
+        found = iter(_search_brackets(tensors, base, items))
+    return [[next(found) for _ in wanted] for wanted in ranks]
+
+
+def _search_whole(tensors: Sequence[Tensor], base: Tensor | None, ranks: Sequence[int]) -> list[Boundary | None]:
+    numel = tensors[0].numel()
+    found: list[Boundary | None] = []
+    for tensor, (threshold, rank, equal) in zip(
+        tensors, radix_select(tensors, base, numel, ranks).tolist(), strict=True
+    ):
+        index = nth_equal(tensor, base, threshold, rank, 0, numel) + 1 if rank < equal else ALL_EQUAL
+        found.append(Boundary(threshold, index))
+    return found
+
+
+def _search_brackets(
+    tensors: Sequence[Tensor], base: Tensor | None, items: Sequence[tuple[int, int]]
+) -> list[Boundary | None]:
     numel, like = tensors[0].numel(), tensors[0]
+    blocks = triton.cdiv(numel, BLOCK.value)
+    bounds = [_sample_ranks(rank, numel) for _, rank in items]
+    ends = _bracket(tensors, base, [k for k, _ in items], bounds)
+    widest = max(low - high for high, low in bounds) / SAMPLE.value
+    capacity = math.ceil(SPARE * min(widest * numel + BLOCK.value, numel))
+    records = torch.zeros(len(items), blocks, _COLUMNS, dtype=torch.int32, device=like.device)
+    places = torch.zeros(len(items), blocks, dtype=torch.int64, device=like.device)
+    # What is not filled counts as the smallest magnitude, below everything that is gathered.
+    gathered = torch.zeros(len(items), capacity, dtype=torch.int32, device=like.device)
+    used = torch.zeros(len(items), dtype=torch.int64, device=like.device)
     table, constants = pointer_table([tensors[k] for k, _ in items])
-    state = to_device([[0, rank, 0] for _, rank in items], like)
-    settings = family(like.device)
-    most = max(1, settings.programs * multiprocessors(like.device) // len(items))
-    for shift, width in _DIGITS:
-        counts = torch.zeros(len(items), 1 << width, dtype=torch.int64, device=like.device)
-        for first, blocks, masked in spans(numel, BLOCK.value):
-            workers = min(blocks, most)
-            launch(
-                _digit_kernel, (workers * len(items),), like, counts, table, base, state, len(items), workers, first,
-                blocks, numel, SHIFT=shift, WIDTH=width, MASKED=masked, num_warps=settings.num_warps, **constants,
-            )  # fmt: skip
-        launch(_descend_kernel, (len(items),), like, counts, state, WIDTH=width, num_warps=settings.num_warps)
-    equal = torch.empty(len(items), grid_chunks(numel), dtype=torch.int64, device=like.device)
-    count_equal(equal, table, constants, base, state, numel)
-    boundaries = torch.full((len(items), 2), ALL_EQUAL, dtype=torch.int64, device=like.device)
+    for first, count, masked in spans(numel, BLOCK.value):
+        launch(
+            _collect_kernel, (count * len(items),), like, records, places, gathered, used, table, base, ends,
+            len(items), blocks, first, capacity, numel, MASKED=masked, num_warps=family(like.device).num_warps,
+            **constants,
+        )  # fmt: skip
+    found: list[Boundary | None] = [None] * len(items)
+    inside = {}
+    summary = torch.cat([ends, records.sum(1)], 1).tolist()
+    for i, (high, low, between, above, at_high, at_low) in enumerate(summary):
+        k, rank = items[i]
+        rank -= above
+        if 0 < rank <= at_high:
+            found[i] = _at_end(tensors[k], base, high, rank, records[i, :, _AT_HIGH.value])
+        elif at_high < rank <= at_high + between <= at_high + capacity:
+            inside[i] = rank - at_high, between
+        elif at_high + between < rank <= at_high + between + at_low:
+            found[i] = _at_end(tensors[k], base, low, rank - at_high - between, records[i, :, _AT_LOW.value])
+    if inside:
+        rows = [gathered[i].view(torch.float32) for i in inside]
+        most = max(between for _, between in inside.values())
+        states = radix_select(rows, None, most, [rank for rank, _ in inside.values()]).tolist()
+        for i, (threshold, rank, equal) in zip(inside, states, strict=True):
+            index = ALL_EQUAL
+            if rank < equal:
+                positions = (gathered[i] == threshold).nonzero().flatten()
+                counts = _blocks_of(positions, places[i], records[i, :, _GATHERED.value])
+                index = _break_index(tensors[items[i][0]], base, threshold, rank, counts)
+            found[i] = Boundary(threshold, index)
+    return found
+
+
+def _sample_ranks(rank: int, numel: int) -> tuple[int, int]:
+    """Return the ranks in the sample that bracket a rank; below 1 or above SAMPLE where that end is open."""
+    middle = SAMPLE.value * rank / numel
+    margin = DEVIATIONS * math.sqrt(middle * (1 - rank / numel)) + _RUN.value
+    return math.floor(middle - margin), math.ceil(middle + margin) + 1
+
+
+def _bracket(
+    tensors: Sequence[Tensor], base: Tensor | None, models: Sequence[int], bounds: Sequence[tuple[int, int]]
+) -> Tensor:
+    """Return the ends [items, 2] of the brackets, upper end first: values of the sample, or the limits of all."""
+    like, size = tensors[0], SAMPLE.value
+    sample = torch.empty(len(tensors), size, dtype=torch.int32, device=like.device)
+    table, constants = pointer_table(tensors)
     launch(
-        _locate_kernel, (len(items),), like, boundaries, equal, table, base, state, equal.shape[1], numel,
-        num_warps=settings.num_warps, **constants,
+        _sample_kernel, (size // BLOCK.value, len(tensors)), like, sample, table, base,
+        like.numel() // (size // _RUN.value), num_warps=family(like.device).num_warps, **constants,
     )  # fmt: skip
-    found = iter(boundaries.tolist())
-    return [[Boundary(*next(found)) for _ in wanted] for wanted in ranks]
+    rows = [sample[k].view(torch.float32) for k in models for _ in range(2)]
+    clamped = [min(max(rank, 1), size) for pair in bounds for rank in pair]
+    values = radix_select(rows, None, size, clamped)[:, 0].view(-1, 2)
+    limits = to_device([[0x7FFFFFFF if high < 1 else -1, 0 if low > size else -1] for high, low in bounds], like)
+    return torch.where(limits >= 0, limits, values)
+
+
+def _at_end(tensor: Tensor, base: Tensor | None, threshold: int, rank: int, counts: Tensor) -> Boundary:
+    counts = counts.to(torch.int64)
+    if rank == int(counts.sum()):
+        return Boundary(threshold, ALL_EQUAL)
+    return Boundary(threshold, _break_index(tensor, base, threshold, rank, counts))
+
+
+def _break_index(tensor: Tensor, base: Tensor | None, threshold: int, rank: int, counts: Tensor) -> int:
+    """Return the index after the element of that rank among the equal ones, of which ``counts`` are in each block."""
+    block, rank, _ = descend(counts.cpu(), rank)
+    return nth_equal(tensor, base, threshold, rank, block * BLOCK.value, BLOCK.value) + 1
+
+
+def _blocks_of(positions: Tensor, places: Tensor, gathered: Tensor) -> Tensor:
+    """Return how many of the ``positions`` among the gathered values came from each block."""
+    filled = gathered.nonzero().flatten()
+    first, order = places[filled].sort()
+    blocks = filled[order[torch.searchsorted(first, positions, right=True) - 1]]
+    return torch.bincount(blocks, minlength=len(places))

@@ -37,3 +37,34 @@ def test_every_digit_decides(device, generator):
     """Magnitudes over the whole range of float32, so that each digit of the radix search splits them."""
     bits = torch.randint(-(2**31), 2**31 - 1, (5001,), generator=generator, dtype=torch.int64).to(torch.int32)
     _check(device, None, [bits.view(F)], [[1, 1000, 4999]])
+
+
+BRACKETED = 17_003  # more elements than are sampled
+
+
+@pytest.mark.parametrize("deviation", [None, 1e-4], ids=["float32", "ties"])
+def test_brackets(device, generator, deviation):
+    base = 0.02 * torch.randn(BRACKETED, generator=generator)
+    if deviation is None:
+        _check(device, None, [base], [[1, BRACKETED // 3, BRACKETED - 1]])
+        return
+    models = [(base.to(B).float() + deviation * torch.randn(BRACKETED, generator=generator)).to(B) for _ in range(2)]
+    _check(device, base.to(B), models, [[BRACKETED // 2], [BRACKETED // 10]])
+
+
+def test_mostly_nan(device, generator):
+    tensor = torch.randn(BRACKETED, generator=generator)
+    tensor[torch.rand(BRACKETED, generator=generator) < 0.7] = torch.nan
+    _check(device, None, [tensor], [[BRACKETED // 2]])
+
+
+@pytest.mark.parametrize(("setting", "value"), [("DEVIATIONS", -0.25), ("SPARE", 0.0)])
+def test_a_sample_that_misled(device, generator, monkeypatch, setting, value):
+    """Brackets of no width lie beside the rank; a buffer of no size overflows. Histograms find it."""
+    from fastmerge.kernels._triton import select as module
+
+    monkeypatch.setattr(module, setting, value)
+    tensor = torch.randn(BRACKETED, generator=generator)
+    tensor[::7] = 0.5
+    assert module.select([tensor.to(device)], None, [[BRACKETED // 2]]) == [[None]]
+    _check(device, None, [tensor], [[BRACKETED // 2]])

@@ -47,7 +47,7 @@ class BlockKrylov:
         self.fresh = fresh.expand(batch, n, block)
         self.left = x.new_empty(batch, m, 0)
         self.right = x.new_empty(batch, n, 0)
-        self.core = x.new_empty(batch, 0, 0, dtype=torch.float64)
+        self.core = torch.empty(batch, 0, 0, dtype=torch.float64)
         self.passes = 0
 
     @property
@@ -58,15 +58,16 @@ class BlockKrylov:
     def expand(self) -> None:
         """Add one block: two products with X."""
         left, upper, corner = _orthonormal_against(self.left, self.x @ self.fresh)
-        batch, old, block = self.core.shape[0], self.core.shape[1], corner.shape[-1]
-        core = self.core.new_zeros(batch, old + block, old + block)
-        core[:, :old, :old] = self.core
-        core[:, :old, old:] = upper
-        core[:, old:, old:] = corner
-        self.core = core
         self.left = torch.cat([self.left, left], dim=-1)
         self.right = torch.cat([self.right, self.fresh], dim=-1)
-        self.fresh, _, self.link = _orthonormal_against(self.right, self.x.mT @ left)
+        self.fresh, _, link = _orthonormal_against(self.right, self.x.mT @ left)
+        # The only time that the host waits for the device.
+        column = torch.cat([upper, corner, link], dim=-2).cpu()
+        old, block = self.core.shape[-1], corner.shape[-1]
+        core = self.core.new_zeros(len(self.core), old + block, old + block)
+        core[:, :old, :old] = self.core
+        core[:, :, old:] = column[:, :-block]
+        self.core, self.link = core, column[:, -block:]
         self.passes += 2
         self._decompose()
 
@@ -81,14 +82,14 @@ class BlockKrylov:
     def restart(self, keep: int) -> None:
         """Shrink the search space to the leading ``keep`` triplets."""
         self.left, self.right = self.vectors(keep)
-        self.core = torch.diag_embed(self._values[:, :keep]).to(self.x.device)
+        self.core = torch.diag_embed(self._values[:, :keep])
 
     def _decompose(self) -> None:
         # Small and in float64: on the host, where it is both faster and the same for every device.
-        self._x, self._values, y = torch.linalg.svd(self.core.cpu())
+        self._x, self._values, y = torch.linalg.svd(self.core)
         self._y = y.mT
         block = self.link.shape[-1]
-        self._residuals = torch.linalg.vector_norm(self.link.cpu() @ self._x[..., -block:, :], dim=-2)
+        self._residuals = torch.linalg.vector_norm(self.link @ self._x[..., -block:, :], dim=-2)
 
     def _rotation(self, small: Tensor) -> Tensor:
         return small.to(self.x.dtype).to(self.x.device)

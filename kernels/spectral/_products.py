@@ -99,7 +99,7 @@ class Products:
         return self._product(a, b, 1.0, beta, plus, symmetric=False)
 
     def gram(self, x: Operand, alpha: float = 1.0, beta: float = 0.0, plus: Tensor | None = None) -> Tensor:
-        """Return ``alpha x^T x + beta plus``, symmetric to the bit where ``plus`` is."""
+        """Return ``alpha x^T x + beta plus`` for a symmetric ``plus``; by Triton symmetric to the bit."""
         return self._product(x.mT, x, alpha, beta, plus, symmetric=True)
 
     def _product(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -55,15 +56,15 @@ class Measure:
 
     @property
     def conflict(self) -> float:
-        """Share of the elements changed by at least two models whose changes have both signs; 0 where there is none."""
-        return self.conflicts / self.shared if self.shared else 0.0
+        """Share of the elements changed by two models or more whose changes have both signs; NaN without any."""
+        return self.conflicts / self.shared if self.shared else math.nan
 
     @property
     def opposition(self) -> float:
-        """Share of the pairs of changes of one element that go apart, over all pairs of models; chance is 1/2."""
+        """Share of the pairs of changes of one element that go apart, over all pairs of models; NaN without pairs."""
         pairs = torch.ones_like(self.changed).triu(1)
         both = int((self.changed * pairs).sum())
-        return int((self.opposed * pairs).sum()) / both if both else 0.0
+        return int((self.opposed * pairs).sum()) / both if both else math.nan
 
 
 def measure(reader: DeltaReader, tensor: Matched, labels: Sequence[str]) -> Measure:

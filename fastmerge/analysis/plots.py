@@ -134,7 +134,7 @@ def draw_spectra(found: Sequence[Spectra], labels: Sequence[str], beta: float) -
     handles, names = axes.flat[0].get_legend_handles_labels()
     if len(labels) > 6:
         handles, names = [handles[0], *handles[-2:]], ["models", *names[-2:]]
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4), frameon=False)
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 5), frameon=False)
     figure.suptitle("Singular values of the deltas before and after merging and boosting", fontsize=12)
     return figure
 

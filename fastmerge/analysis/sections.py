@@ -125,15 +125,15 @@ def _conflicts(family: Family, summary: dict[str, Any], cells: dict, modules: li
             {"all pairs": grid}, modules, title, "pairs of changes that go apart (%)", colours="cividis"
         )
 
+    if summary["opposition"] is None:
+        return Section("Sign conflicts", "No element was changed by two models.", "conflicts.png", draw)
     text = (
-        f"Where two models changed the same element, the share in which one raises it and the other lowers it: "
+        "Where two models changed the same element, the share in which one raises it and the other lowers it: "
         f"{percent(summary['opposition'])} over all tensors and pairs; chance is 50 %."
     )
     if most:
-        text += (
-            f" Among the matrices it is largest in `{most['module']}` of layer {most['layer']}: "
-            f"{percent(most['opposition'])}."
-        )
+        text += f" Among the matrices it is largest in `{most['module']}` of layer {most['layer']}: "
+        text += f"{percent(most['opposition'])}."
     text += (
         f" Changes of both signs meet in {percent(summary['conflict'])} of the elements that at least two models "
         f"changed; independent signs of {count} models would give {percent(1 - 0.5 ** (count - 1))}."
@@ -283,4 +283,4 @@ def _named(pair: tuple[int, int], labels: tuple[str, ...]) -> str:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
+    return "" if math.isnan(share) else f"{100 * share:.3g} %"

@@ -56,7 +56,8 @@ def _family(analysis: Analysis, family: Family) -> dict[str, Any]:
     cells = by_cell(analysis, family)
     # A norm of few elements would come first by chance.
     matrices = {tensor.module for tensor in family.matrices}
-    most = max((c for c in cells if c[0] in matrices), key=lambda cell: cells[cell].opposition, default=None)
+    opposed = [cell for cell in cells if cell[0] in matrices and cells[cell].shared]
+    most = max(opposed, key=lambda cell: cells[cell].opposition, default=None)
     summary: dict[str, Any] = {
         "base": family.base,
         "models": [dict(zip(names, values, strict=True)) for values in per_model],

@@ -219,6 +219,8 @@ def test_a_model_with_an_adapter_and_one_that_changes_nothing(family, tmp_path):
     adapted, same = report.summary["models"]
     assert adapted["norm"] > 0 and same["norm"] == same["density"] == 0
     assert report.summary["cosines"][0][1] is None and report.summary["opposed_shares"][0][1] is None
+    assert report.summary["opposition"] is None
+    assert {row["opposed_pairs"] for row in rows.values()} == {""}
     assert report.summary["alignment"] == [pytest.approx([1, 0]), pytest.approx([0, 1])]
 
 

@@ -67,7 +67,8 @@ class LinesBlock(Block):
         if layout is None:
             raise ValueError(f"{group.name}: lines needs to know the layers of the model; merge whole models")
         depth = layout.layer / (layout.layers - 1) if layout.layer is not None and layout.layers > 1 else 0.0
-        return replace(step, scale=step.scale * (group["lines.alpha"] + group["lines.beta"] * depth))
+        factor = group["lines.alpha"] + group["lines.beta"] * depth
+        return replace(step, scale=step.scale * factor)  # type: ignore[type-var]  # every one is a dataclass
 
 
 class BoostBlock(Block):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ class SpectralMethod(Method):
     """
 
     base = "required"
-    parameters = SPECTRAL_PARAMETERS
+    parameters: ClassVar[tuple[Parameter, ...]] = SPECTRAL_PARAMETERS
     stacked = True
 
     def merge(self, group: Group) -> Apply:

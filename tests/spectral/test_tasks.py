@@ -28,25 +28,25 @@ def merge(method, tensors, **parameters):
     return functional.merge_tensors(torch.zeros_like(tensors[0]), tensors, method=method, name=LAYER, **parameters)
 
 
-def svd(matrix):
-    return torch.linalg.svd(matrix.double(), full_matrices=False)
+def svd(matrix, dtype=torch.float64):
+    return torch.linalg.svd(matrix.to(dtype), full_matrices=False)
 
 
 def polar(matrix):
-    u, _, vh = svd(matrix)
+    u, _, vh = svd(matrix, matrix.dtype)
     return u @ vh
 
 
-def iso_cts(tasks, share):
-    """Iso-CTS in float64, from its definition."""
-    tasks = [task.double() for task in tasks]
+def iso_cts(tasks, share, dtype=torch.float64):
+    """Iso-CTS in ``dtype``, from its definition."""
+    tasks = [task.to(dtype) for task in tasks]
     r, count = min(tasks[0].shape), len(tasks)
     own = round((r - int(r * share)) / count)
     common = r - count * own
-    u, s, vh = svd(sum(tasks))
+    u, s, vh = svd(sum(tasks), dtype)
     left, values, right = [u[:, :common]], [s[:common]], [vh[:common].T]
     for task in tasks:
-        ut, st, vt = svd(task - left[0] @ left[0].T @ task)
+        ut, st, vt = svd(task - left[0] @ left[0].T @ task, dtype)
         left, values, right = [*left, ut[:, :own]], [*values, st[:own]], [*right, vt[:own].T]
     return torch.cat(values).mean() * polar(torch.cat(left, 1)) @ polar(torch.cat(right, 1)).T
 
@@ -241,3 +241,20 @@ def test_adapters_that_do_not_fit_are_named(generator):
     with pytest.raises(InvalidInput, match="scales: has 1 values for 3 adapters"):
         merge_adapters(adapters, method="ties", weight=1, scales=[1.0])
     assert "merge_adapters" in dir(fastmerge)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bfloat16_difference", "lora_sum", "power_one"])
+def test_larger_matrices_are_as_accurate_as_a_float32_svd(kind, generator):
+    tasks = deltas(generator, (512, 384), kind=kind)
+    exact = iso_cts(tasks, 0.8)
+    # Of almost dependent vectors the polar factors are as uncertain as the vectors.
+    assert relative_error(merge("iso_cts", tasks), exact) < 2 * relative_error(
+        iso_cts(tasks, 0.8, torch.float32), exact
+    )
+    total = sum(tasks)
+    exact, _ = boost_oracle(total, 0.2)
+    merged = merge("consensus", tasks, threshold=0, boost={"beta": 0.2})
+    assert (
+        relative_error(merged, exact) < 1.5 * relative_error(boost_oracle(total, 0.2, torch.float32)[0], exact) + 1e-6
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import __version__, kernels
+from . import __version__, gpus, kernels
 from .device_names import DEFAULT
 from .engine.places import choose
 from .engine.running import default_threads
@@ -51,8 +51,8 @@ def diagnose() -> dict[str, Any]:
             "merge workers": f"{default_threads()} (one per core, and two that wait for the disk)",
             "torch": str(torch.get_num_threads()),
         },
-        "backends": {name: _choice(op, "cpu") for name, op in sorted(kernels.OPERATIONS.items())},
-        "backends on GPUs": {name: _choice(op, "cuda") for name, op in sorted(kernels.OPERATIONS.items())},
+        "backends": _choices("cpu"),
+        **({} if gpus.why_none() else {"backends on GPUs": _choices("cuda")}),
         "environment": _environment(),
     }
 
@@ -79,10 +79,8 @@ def _memory() -> str:
 
 
 def _gpu() -> str:
-    if torch.version.cuda is None and torch.version.hip is None:
-        return "none: this torch is built without CUDA and ROCm"
-    if not torch.cuda.is_available():
-        return "none: torch finds no device or no driver"
+    if why := gpus.why_none():
+        return f"none: {why}"
     count = torch.cuda.device_count()
     return f"{count} x {torch.cuda.get_device_name(0)} (CUDA {torch.version.cuda})"
 
@@ -102,6 +100,10 @@ def _extension() -> dict[str, str]:
         "instruction set": f"{module.isa()} (runs here: {', '.join(module.available_isas())})",
         "threads": str(module.get_threads()),
     }
+
+
+def _choices(kind: str) -> dict[str, str]:
+    return {name: _choice(op, kind) for name, op in sorted(kernels.OPERATIONS.items())}
 
 
 def _choice(op: Any, kind: str) -> str:

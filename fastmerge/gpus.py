@@ -21,7 +21,7 @@ _PORTABLE = 1
 def why_none() -> str | None:
     """Return the reason why there is no GPU to compute on, or None."""
     if torch.version.cuda is None and torch.version.hip is None:
-        return "this torch is built without CUDA"
+        return "this torch is built without CUDA and ROCm"
     if not torch.cuda.is_available():
         return "torch finds no GPU or no driver"
     return None

@@ -14,7 +14,7 @@ from ..errors import FastmergeError
 from .arena import Arena, Slot
 from .devices import DeviceMemory, DeviceSlot, Driver
 from .report import Meter
-from .sizing import Budget, Sizes
+from .sizing import Budget, Sizes, why_not_compiled
 
 # Share of a device's free memory that is taken where no budget is given.
 SHARE = 0.9
@@ -131,12 +131,7 @@ def choose(device: str, vram: int | None) -> Place:
 
 
 def _why_no_kernels() -> str | None:
-    """Return which operations have no fast kernels for GPUs, and why, or None."""
-    for operation in kernels.OPERATIONS.values():
-        try:
-            name, reason = operation.choose("cuda")
-        except kernels.BackendError as error:
-            return str(error)
-        if name == "reference":
-            return f"{operation.name} has no kernel there ({reason})"
-    return None
+    try:
+        return why_not_compiled("cuda")
+    except kernels.BackendError as error:
+        return str(error)

@@ -21,6 +21,12 @@ DEVICE_CHUNKS = (1 << 23, 1 << 22, 1 << 21, *CHUNKS)
 # Bytes that a run may take beside its budget and the interpreter with torch: threads, modules, tables of the plan.
 BESIDE = 64 << 20
 
+# Regions that keep a worker of the processor busy where no tensor is larger: all share the chunks of one that is.
+BUSY_BYTES = 64 << 20
+
+# Operations whose memory is part of what methods ask for by ``scratch_bytes``.
+BOUNDED_BY_METHODS = {"rank_mask"}
+
 # Scratch of a worker where tensors are tiny: that many bytes are gathered into a batch.
 BATCH_BYTES = 4 << 20
 DEVICE_BATCH_BYTES = 32 << 20
@@ -100,8 +106,9 @@ def divide(outputs: Iterable[OutputTensor], budget: Budget, workers: int, chunk:
             extra = max(0, extra) // PAGE * PAGE
             regions = int((room - scratch - count * extra * (2 if own else 1)) / share)
             slot += extra
-            if own:  # taken at once, where the host's memory is taken on first touch
-                regions = min(regions, sum(map(whole_bytes, outputs)))
+            # No more than is of use: a device's memory is taken at once, and the host's costs its first touch.
+            busy = max(3 * max(map(whole_bytes, merged), default=0) // 2, count * BUSY_BYTES)
+            regions = min(regions, sum(map(whole_bytes, outputs)) if own else busy)
             arena = budget.devices * count * slot + (0 if own else regions)
             return Sizes(budget.devices * count, elements, slot, regions, arena)
     option, limit, where = ("--vram", room, "of each device ") if own else ("--ram", room, "")
@@ -113,9 +120,16 @@ def divide(outputs: Iterable[OutputTensor], budget: Budget, workers: int, chunk:
     raise BudgetError(what)
 
 
-def _compiled(kind: str) -> bool:
-    """True when every operation on that kind of device is a compiled one."""
-    return all(op.choose(kind)[0] != "reference" for op in kernels.OPERATIONS.values())
+def why_not_compiled(kind: str) -> str | None:
+    """Return which operation has no compiled backend on that kind of device, and why, or None.
+
+    BackendError for a pinned backend that cannot run.
+    """
+    for name, operation in kernels.OPERATIONS.items():
+        backend, reason = operation.choose(kind)
+        if backend == "reference" and name not in BOUNDED_BY_METHODS:
+            return f"{name} has no kernel there ({reason})"
+    return None
 
 
 def _outside_bytes(inputs: int, kind: str) -> float:
@@ -125,7 +139,7 @@ def _outside_bytes(inputs: int, kind: str) -> float:
     each boundary; methods ask for up to two boundaries per input. The reference makes float32 and int64 temporaries,
     one per input and about ten more, and malloc keeps as much again of those that were freed.
     """
-    return 2 * inputs * 0.26 if _compiled(kind) else 2 * (8 * inputs + 64)
+    return 2 * inputs * 0.26 if why_not_compiled(kind) is None else 2 * (8 * inputs + 64)
 
 
 def _spare_bytes(workers: int, inputs: int, elements: int, kind: str) -> int:
@@ -134,7 +148,7 @@ def _spare_bytes(workers: int, inputs: int, elements: int, kind: str) -> int:
     A selection collects 2 MiB for each boundary; half of what a run may take beside its budget is there for it. On a
     GPU torch takes memory in blocks of 2 and 20 MiB, and each worker has its own.
     """
-    spare = workers * 2 * inputs * min(2 << 20, 4 * elements) if _compiled(kind) else 0
+    spare = workers * 2 * inputs * min(2 << 20, 4 * elements) if why_not_compiled(kind) is None else 0
     return max(0, spare - BESIDE // 2) + (workers * (22 << 20) if kind == "cuda" else 0)
 
 

@@ -14,6 +14,7 @@ from tiny_merges import assert_same_tensors, expected, make_merge, outputs_of, s
 from fastmerge.engine import RunOptions, run, verify
 from fastmerge.engine.checksums import CELL, Checksum
 from fastmerge.engine.files import Outputs
+from fastmerge.engine.sizing import BUSY_BYTES, Budget, divide, whole_bytes
 from fastmerge.errors import BudgetError, CheckpointError, OutputError
 from fastmerge.kernels import _native
 
@@ -185,3 +186,10 @@ def test_threads_limit_operations_too(tmp_path, monkeypatch):
     run(make_merge(tmp_path, "linear").plan(), tmp_path / "out", RunOptions(threads=1))
     assert set(found) == {1}
     assert _native.cpu_extension().get_threads() == before
+
+
+def test_no_more_memory_than_keeps_the_workers_busy(tmp_path):
+    plan = make_merge(tmp_path, "ties", **WIDE).plan()
+    sizes = divide(plan.outputs, Budget(8 << 30), workers=3)
+    assert max(map(whole_bytes, plan.outputs)) < sizes.regions <= 3 * BUSY_BYTES
+    assert sizes.arena == 3 * sizes.slot + sizes.regions

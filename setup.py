@@ -37,16 +37,12 @@ cpu = Pybind11Extension(
     extra_link_args=["-pthread"],
 )
 
-# Machine code for these, and intermediate code of the last for what comes after it.
-CUDA_ARCHITECTURES = (80, 86, 89, 90, 100, 120)
-CUDA_FLAGS = [
-    "-std=c++17",
-    "-O3",
-    "--fmad=false",
-    "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra",
-]
+# -O1 is for the host; kernels are optimized in any case. Machine code for these targets, and intermediate code of the last for what comes after it.
+CUDA_ARCHITECTURES = os.environ.get("FASTMERGE_CUDA_ARCHITECTURES", "80 86 89 90 100 120").split()
+CUDA_FLAGS = ["-std=c++17", "-O1", "--fmad=false", "--compress-mode=size", "--threads=0"]
+CUDA_FLAGS += ["-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra"]
 CUDA_FLAGS += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in CUDA_ARCHITECTURES]
-CUDA_FLAGS += ["-gencode=arch=compute_{0},code=compute_{0}".format(CUDA_ARCHITECTURES[-1]), "--threads=0"]
+CUDA_FLAGS += ["-gencode=arch=compute_{0},code=compute_{0}".format(CUDA_ARCHITECTURES[-1])]
 
 
 def cuda_extensions() -> list[Extension]:

@@ -94,14 +94,15 @@ struct Table {
 };
 static_assert(sizeof(Table) <= 32764, "a table is too large for the parameters of a kernel");
 
-// Threads of a block whose contributions fit 64 KB of shared memory.
+// Threads of a block whose contributions fit 68 KB of shared memory.
 int table_threads(int most) { return most <= 16 ? 128 : most <= 32 ? 64 : 32; }
 
 template <int kVote>
 __global__ void __launch_bounds__(128) sparse_merge_table_kernel(const __grid_constant__ Table table) {
-  // Element j of model k: [k][j][thread]. Each thread reads what it wrote.
+  // Element j of model k: [k][j][thread], then of the base. Each thread reads what it wrote.
   float* const values = dynamic_shared<float>() + threadIdx.x;
   const int threads = static_cast<int>(blockDim.x);
+  const auto value = [=](int k, int j) -> float& { return values[(k * kVector + j) * threads]; };
   for (unsigned tile = blockIdx.x; tile < table.tiles; tile += gridDim.x) {
     const Row& row = table.rows[row_of(table, tile)];
     const std::int64_t vector = std::int64_t{tile - row.first_tile} * threads + threadIdx.x;
@@ -110,27 +111,32 @@ __global__ void __launch_bounds__(128) sparse_merge_table_kernel(const __grid_co
     const Range range = range_at(element, row.size);
     const Model* const models = table.models + row.first_model;
     const float* const factors = table.factors + row.first_model;
+    const int count = row.count;
     float base[kVector];
     widen(load_any(row.base, element, range), base);
     AnyRaw next = load_any(models[0].tensor, element, range);
-    for (int k = 0; k < row.count; ++k) {
+    for (int k = 0; k < count; ++k) {
       float delta[kVector];
       widen(next, delta);
       // In flight while this model is prepared.
-      if (k + 1 < row.count) next = load_any(models[k + 1].tensor, element, range);
+      if (k + 1 < count) next = load_any(models[k + 1].tensor, element, range);
 #pragma unroll
       for (int j = 0; j < kVector; ++j) delta[j] = delta[j] - base[j];
       keep_vector<false>(models[k].rule, delta, vector, range, [&](int j, bool kept) {
-        values[(k * kVector + j) * threads] = Prepared<kVote>::prepare(delta[j], kept, factors[k]);
+        value(k, j) = Prepared<kVote>::prepare(delta[j], kept, factors[k]);
       });
     }
-    const MergeScalars scalars{factors, table.weights + row.first_model, row.scale, row.divisor, row.divides};
 #pragma unroll
+    for (int j = 0; j < kVector; ++j) value(count, j) = base[j];
+    const MergeScalars scalars{factors, table.weights + row.first_model, row.scale, row.divisor, row.divides};
+    // Not unrolled: eight copies of the loops over models would be most of the extension.
+#pragma unroll 1
     for (int j = 0; j < kVector; ++j) {
-      base[j] = sparse_merge_element<kVote>(base[j], row.count, scalars, [&](int k) {
-        return Prepared<kVote>{values[(k * kVector + j) * threads]};
-      });
+      value(count, j) = sparse_merge_element<kVote>(value(count, j), count, scalars,
+                                                    [&](int k) { return Prepared<kVote>{value(k, j)}; });
     }
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) base[j] = value(count, j);
     store_any(row.out, element, range, base);
   }
 }
@@ -214,7 +220,7 @@ class Pending {
     if (table_.count == 0) return;
     const std::string what = "sparse_merge of a table of " + std::to_string(table_.count) + " tensors";
     const unsigned blocks = blocks_for(std::size_t{table_.tiles} * threads_, threads_, place_.device);
-    const Grid grid{blocks, static_cast<unsigned>(threads_), sizeof(float) * kVector * most_ * threads_};
+    const Grid grid{blocks, static_cast<unsigned>(threads_), sizeof(float) * kVector * (most_ + 1) * threads_};
     with_constant<4>(vote_, [&](auto vote) {
       launch(what, place_, sparse_merge_table_kernel<decltype(vote)::value>, grid, table_);
     });

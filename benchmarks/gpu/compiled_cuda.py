@@ -1,0 +1,137 @@
+"""What the CUDA kernels of an extension compiled to, without a GPU: ``python -m benchmarks.gpu.compiled_cuda [PATH]``.
+
+Disassembles ``fastmerge._cuda`` (or the file at PATH) for each target, prints registers, shared memory and the width of
+loads of every kernel, and fails on a spill, on narrow loads where all tensors are aligned, and on a fused multiply-add
+outside of divisions. Needs the disassembler that comes with Triton, or one on the PATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ARCHITECTURES = (80, 90, 100)
+# These read only whole vectors of aligned tensors, and bytes of masks. All others also take what is not aligned.
+ALIGNED = ("weighted_sum_kernel", "sparse_merge_kernel")
+# Instructions of a correctly rounded division: inline per division, and once for the path of special values.
+FFMA_PER_DIVISION, FFMA_ONCE = 5, 9
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one kernel compiled to. Loads and stores are those of global memory, in the SASS."""
+
+    arch: int
+    kernel: str
+    registers: int
+    stack: int
+    shared: int
+    instructions: int
+    wide_loads: int
+    narrow_loads: int
+    wide_stores: int
+    faults: tuple[str, ...]
+
+
+def disassembler() -> str | None:
+    """Return the path of cuobjdump, or None."""
+    spec = importlib.util.find_spec("triton")
+    if spec is not None and spec.origin is not None:
+        bundled = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        if bundled.exists():
+            return str(bundled)
+    return shutil.which("cuobjdump")
+
+
+def extension() -> Path | None:
+    """Return the path of the installed extension, or None."""
+    spec = importlib.util.find_spec("fastmerge._cuda")
+    return None if spec is None or spec.origin is None else Path(spec.origin)
+
+
+def reports(library: Path, arch: int) -> list[Report]:
+    """Report every kernel in ``library`` for a compute capability."""
+    tool = disassembler()
+    if tool is None:
+        raise RuntimeError("cuobjdump is missing; pip install triton, or install the CUDA toolkit")
+
+    def run(what: str) -> str:
+        command = [tool, what, "-arch", f"sm_{arch}", str(library)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    usage = {
+        name: tuple(int(value) for value in values)
+        for name, *values in re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", run("-res-usage"))
+    }
+    found = []
+    for part in re.split(r"\n\s+Function : ", run("-sass"))[1:]:
+        name, _, sass = part.partition("\n")
+        found.append(_report(arch, name.strip(), usage[name.strip()], sass))
+    return sorted(found, key=lambda report: report.kernel)
+
+
+def _report(arch: int, symbol: str, usage: tuple[int, ...], sass: str) -> Report:
+    registers, stack, shared = usage
+    instruction = r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)"
+    counts = collections.Counter(op for op in re.findall(instruction, sass, re.MULTILINE) if op != "NOP")
+    loads = {op: n for op, n in counts.items() if op.startswith("LDG")}
+    wide = sum(n for op, n in loads.items() if op.endswith("128"))
+    narrow = sum(n for op, n in loads.items() if not op.endswith("128") and ".U8" not in op)
+    wide_stores = sum(n for op, n in counts.items() if op.startswith("STG") and op.endswith("128"))
+    divisions, fused = counts["MUFU.RCP"], counts["FFMA"]
+    name = _readable(symbol)
+    faults = []
+    if stack or any(op.startswith(("STL", "LDL")) for op in counts):
+        faults.append(f"spills: {stack} bytes of stack")
+    if name.startswith(ALIGNED) and (narrow or not wide):
+        faults.append(f"{narrow} narrow loads, {wide} wide ones")
+    if fused > (FFMA_PER_DIVISION * divisions + FFMA_ONCE if divisions else 0):
+        faults.append(f"{fused} fused multiply-adds for {divisions} divisions")
+    instructions = sum(counts.values())
+    return Report(
+        arch, name, registers, stack, shared, instructions, wide, narrow, wide_stores, tuple(faults)
+    )  # fmt: skip
+
+
+def _readable(symbol: str) -> str:
+    """Return the name and template arguments of a kernel."""
+    tool = shutil.which("c++filt")
+    text = subprocess.run([tool, symbol], capture_output=True, text=True).stdout if tool else symbol
+    found = re.search(r"::(\w+_kernel)(<.*>)?\(", text)
+    if found is None:
+        return symbol
+    return found[1] + re.sub(r"fastmerge::|\((?:int|bool)\)", "", found[2] or "")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.compiled_cuda", description=__doc__)
+    parser.add_argument("library", nargs="?", type=Path, help="by default the installed extension")
+    parser.add_argument("--arch", nargs="+", type=int, default=ARCHITECTURES, help="compute capabilities, as 90")
+    options = parser.parse_args()
+    library = options.library or extension()
+    if library is None:
+        print("fastmerge._cuda is not installed: its kernels are not reported")
+        return 0
+    print("sm  kernel                                     regs stack shared instr ld128 ld< st128")
+    faulty = 0
+    for arch in options.arch:
+        for r in reports(library, arch):
+            faulty += bool(r.faults)
+            print(
+                f"{r.arch:<3} {r.kernel:42} {r.registers:4} {r.stack:5} {r.shared:6} {r.instructions:5} "
+                f"{r.wide_loads:5} {r.narrow_loads:3} {r.wide_stores:5} {'; '.join(r.faults)}",
+                flush=True,
+            )
+    print(f"CUDA: {faulty} faulty kernels in {library.stat().st_size / 1e6:.1f} MB")
+    return 1 if faulty else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -37,7 +37,7 @@ cpu = Pybind11Extension(
     extra_link_args=["-pthread"],
 )
 
-# -O1 is for the host; kernels are optimized in any case. Machine code for these targets, and intermediate code of the last for what comes after it.
+# Machine code for these targets, and intermediate code of the last for what comes after it. -O1 is for the host alone.
 CUDA_ARCHITECTURES = os.environ.get("FASTMERGE_CUDA_ARCHITECTURES", "80 86 89 90 100 120").split()
 CUDA_FLAGS = ["-std=c++17", "-O1", "--fmad=false", "--compress-mode=size", "--threads=0"]
 CUDA_FLAGS += ["-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra"]

@@ -41,7 +41,7 @@ __device__ std::uint64_t sample_place(unsigned i, std::uint64_t size) {
 }
 
 // Two blocks per item: one for each end of the bracket.
-__global__ void __launch_bounds__(kThreads) search_kernel(const __grid_constant__ Items p) {
+__global__ void __launch_bounds__(kThreads, 2) search_kernel(const __grid_constant__ Items p) {
   __shared__ unsigned counters[33];
   const Item& item = p.items[blockIdx.x / 2];
   const bool upper = blockIdx.x % 2 == 0, small = item.state == nullptr;

@@ -77,11 +77,14 @@ def measure(reader: DeltaReader, tensor: Matched, labels: Sequence[str]) -> Meas
     products, squares = [], []
     signed, changed = (torch.zeros(count, count, dtype=torch.int64) for _ in range(2))
     numel = shared = conflicts = 0
+    buffer = torch.empty(count, CHUNK)
     for base, *models in reader.chunks(tensor.group):
         products.append(_gram(models, base))
         squares.append(_gram([base], None))
         origin = base.float()
-        signs = torch.stack([torch.sign(model.float() - origin) for model in models])
+        signs = buffer[:, : len(base)]
+        for row, model in zip(signs, models, strict=True):
+            torch.sub(model, origin, out=row).sign_()
         # Integers below 2^24: exact in float32, in any order.
         signed += (signs @ signs.T).long()
         apart = signs.amin(0) * signs.amax(0) < 0
@@ -106,9 +109,9 @@ def measure_bytes(tensors: Iterable[Matched]) -> int:
     most = 0
     for tensor in tensors:
         count, numel = len(tensor.models), torch.Size(tensor.base.shape).numel()
-        # Signs, their magnitudes and differences; partial sums, once more when they are joined.
+        # Signs and what is formed of them; partial sums, once more when they are joined.
         tables = 16 * (numel // kernels.GRID + 1) * (len(kernels.pairs(count)) + 1)
-        most = max(most, min(CHUNK, numel) * (12 * count + 24) + tables)
+        most = max(most, CHUNK * (4 * count + 24) + tables)
     return most
 
 

@@ -166,6 +166,11 @@ class Method(ABC):
         return self.base == "required"
 
     @property
+    def uses_layout(self) -> bool:
+        """True when the method asks for ``group.layout``."""
+        return False
+
+    @property
     def surveys(self) -> bool:
         """True when the method may read its inputs before it applies."""
         return inspect.isgeneratorfunction(self.merge)

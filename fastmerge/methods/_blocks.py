@@ -124,6 +124,10 @@ class Extended(Method):
         return need
 
     @property
+    def uses_layout(self) -> bool:
+        return True
+
+    @property
     def surveys(self) -> bool:
         return self.inner.surveys
 

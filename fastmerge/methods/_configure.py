@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import InvalidInput, Problem
 from ._base import REQUIRED, Group, Layout, Method, Parameter
-from ._blocks import BLOCKS, Extended, why_not, with_blocks
+from ._blocks import BLOCKS, why_not, with_blocks
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Configured:
 
     def within(self, names: Iterable[str]) -> Configured:
         """Return the merge of a whole model, whose tensors have these names."""
-        if not isinstance(self.method, Extended):
+        if not self.method.uses_layout:
             return self
         from ..plan.layers import layouts  # of no use to others, and slow to import
 

@@ -41,8 +41,8 @@ def parts_of(group: Group, splitting: str, heads: int, kv_heads: int) -> list[Pa
     """
     whole = [Part(0, 0, group.shape[-2], 1)]
     module = module_of(group.name)
-    before = group.name.lower().removesuffix("weight").removesuffix(f"{module.lower()}.")
-    if splitting == "none" or not ("attn" in before or "attention" in before):
+    parents = group.name.rpartition(module)[0].lower()
+    if splitting == "none" or not ("attn" in parents or "attention" in parents):
         return whole
     if module in UNCLEAR or (splitting == "heads" and module not in QUERIES | KEYS_VALUES | OUTPUTS | FUSED):
         raise ValueError(

@@ -100,7 +100,8 @@ def _decide(
     recipe: Recipe, method: Method, found: Rows, config: Mapping[str, Any] | None, problems: list[Problem]
 ) -> list[OutputTensor]:
     """Decide dtype, values and action of every row; what is wrong is added to ``problems``."""
-    places = layouts((row.name for row in found.rows), config)
+    # Only blocks look at it, and it takes 10 us a tensor.
+    places = layouts((row.name for row in found.rows), config) if method.uses_layout else {}
     semantics = recipe.semantics or method.semantics[0]
     values = Values(recipe, method, problems)
     actions = _Actions(method)
@@ -111,7 +112,7 @@ def _decide(
             continue
         tensors, dtype = row.tensors, output_dtype(row, recipe)
         base, inputs = (tensors[0], tensors[1:]) if row.members.has_base else (None, tensors)
-        group = Group(row.name, tensors[0].shape, len(inputs), settings, recipe.seed, semantics, places[row.name])
+        group = Group(row.name, tensors[0].shape, len(inputs), settings, recipe.seed, semantics, places.get(row.name))
         nbytes = group.numel * dtype.itemsize
         single = actions.copied(group) if dtype.is_floating_point else 0
         if single is not None and tensors[single].dtype == dtype and not tensors[single].adapters:

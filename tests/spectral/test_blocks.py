@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from commands import call, call_json
 from deltas import boost_oracle, make_delta, relative_error
 
 from fastmerge import InvalidInput, functional, merge_state_dicts
@@ -12,6 +13,7 @@ from fastmerge.kernels.spectral import flatten_spectrum, subspace_boost
 from fastmerge.merging import solve, solve_without_data
 from fastmerge.methods import REQUIRED, Group, Layout, all_methods, get_method, why_not
 from fastmerge.methods._heads import Part, parts_of
+from fastmerge.methods._spectral import rounding_noise
 from fastmerge.source import Resident
 
 BOOSTABLE = [name for name, method in all_methods().items() if why_not(method, "boost") is None]
@@ -95,7 +97,9 @@ def test_idempotent_and_spectral_norm_unchanged(generator):
     twice = merge("task_arithmetic", once * 0, [once], boost={"beta": 0.3})
     assert relative_error(twice, once) < ERROR
     total = sum(t.double() - base.double() for t in tensors)
-    assert float(torch.linalg.matrix_norm(once.double(), 2) / torch.linalg.matrix_norm(total, 2)) == pytest.approx(1, abs=1e-5)
+    assert float(torch.linalg.matrix_norm(once.double(), 2) / torch.linalg.matrix_norm(total, 2)) == pytest.approx(
+        1, abs=1e-5
+    )
 
 
 def test_lines_scales_by_depth(generator):
@@ -209,6 +213,30 @@ def test_remark_where_most_directions_are_rounding(dtype, warned, generator):
     for chunk in Resident(base, tensors).chunks():
         step(out, chunk)
     assert bool(step.remarks) == warned
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_noise_is_that_of_rounding(dtype, generator):
+    exact = [0.02 * torch.randn(200, 300, generator=generator) for _ in range(2)]
+    rounded = [tensor.to(dtype) for tensor in exact]
+    gains = [0.5, 2.0]
+    error = sum(gain * (r.double() - e.double()) for gain, r, e in zip(gains, rounded, exact, strict=True))
+    merged = torch.ones(60000)
+    assert rounding_noise(rounded, gains, merged) == pytest.approx(float(error.std()), rel=0.05)
+    merged[:45000] = 0
+    assert rounding_noise(rounded, gains, merged) == pytest.approx(float(error.std()) / 2, rel=0.05)
+
+
+def test_command_line_describes_blocks():
+    for name in ("boost", "lines"):
+        found = call_json("methods", name)
+        text = call("methods", name).output
+        assert found["name"] == name and "ties" in found["methods"] and "linear" not in found["methods"]
+        assert all(p["name"] in text and p["doc"] in text and "." not in p["name"] for p in found["parameters"])
+    assert [item["blocks"] for item in call_json("methods") if item["name"] in ("linear", "ties", "ties_sb")] == [
+        [], ["lines", "boost"], ["lines"],
+    ]  # fmt: skip
+    assert "lines, boost" in call("methods", "ties").output
 
 
 def test_mistakes_in_memory(generator):

@@ -10,7 +10,7 @@ Two ways. For m x n float32, m >= n, on R ranks, with T = 9 to 13 steps of the p
                      square matrix, is computed R times.
 
 For 8192 x 8192 on 8 ranks that is 0.5 GB beside 45 GB, and 6 n^3 operations per step beside 20 n^3. So matrices are
-dealt out, whenever there are as many as ranks, as in a language model, and one fits a GPU with its work space (six
+dealt out, whenever there are as many as ranks, as in a language model, and one fits a GPU with its work space (seven
 times its size). ``boost_together`` is for one matrix that does not, or that is alone and much longer than wide.
 
 The parts of a DTensor are its ``to_local()``; a replicated one needs neither function.
@@ -30,7 +30,7 @@ from ._by_products import ACCURATE, BLOCK, HEADROOM, largest_k, raise_by_factor,
 from ._exact import by_gram
 from ._info import Info
 from ._krylov import BlockKrylov
-from ._matrices import check_choice, frobenius, full_float32
+from ._matrices import check_choice, check_matrices, frobenius, full_float32
 from ._polynomial import polar_factor
 from ._routes import NULLS
 from ._rules import Boost, Rule, noise_floor
@@ -69,11 +69,19 @@ def boost_shards(
         dim:    along which all are split: -2 (rows) or -1 (columns).
         group:  by default the world.
         beta, tol, null, method, noise: as in ``subspace_boost``, which gives the same bits for the whole matrix.
+    Raises:
+        ValueError: an argument is out of range, on whichever rank; raised by all of them.
     """
     _check_dim(dim)
+    # Wrong arguments are refused here, by all ranks: one that raises later leaves the others waiting for it.
+    subspace_boost(torch.zeros(0, 1, 1), beta, tol=tol, null=null, method=method, noise=noise)
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-    sizes: list[list[int]] = [[]] * ranks
-    dist.all_gather_object(sizes, [shard.shape[dim] for shard in shards], group)
+    told: list[tuple[list[int], str | None]] = [([], None)] * ranks
+    dist.all_gather_object(told, ([shard.shape[dim] for shard in shards], _problem(shards)), group)
+    for r, (_, problem) in enumerate(told):
+        if problem:
+            raise ValueError(f"on rank {r}, {problem}")
+    sizes = [row for row, _ in told]
     wholes = [_resized(shard.shape, dim, sum(row[i] for row in sizes)) for i, shard in enumerate(shards)]
     owners = deal([whole.numel() * min(whole[-2:]) for whole in wholes], ranks)
     hands = [[i for i, owner in enumerate(owners) if owner == r] for r in range(ranks)]
@@ -88,7 +96,7 @@ def boost_shards(
             parts = {r: shards[i].new_empty(_resized(wholes[i], dim, sizes[r][i])) for r in range(ranks)}
         _exchange({owner: shards[j] for owner, j in there.items()}, parts, group)
         if i is not None:
-            whole = torch.cat(list(parts.values()), dim)
+            whole, parts = torch.cat(list(parts.values()), dim), {}
             boosted, infos[i] = subspace_boost(whole, beta, tol=tol, null=null, method=method, noise=noise)
             parts = dict(enumerate(boosted.split([row[i] for row in sizes], dim)))
         _exchange(parts, {owner: results[j] for owner, j in there.items()}, group)
@@ -117,9 +125,13 @@ def boost_together(
         shard: this rank's part of a matrix, [m_r, n] or [m, n_r] float32; it may be empty.
         dim:   along which it is split: -2 (rows) or -1 (columns). It must be the longer side.
         beta, tol, null, noise: as in ``subspace_boost``.
+    Raises:
+        ValueError: an argument is out of range, or the matrix is split along its shorter side.
     """
     _check_dim(dim)
     check_choice("null", null, NULLS)
+    if shard.dim() != 2 or shard.dtype != torch.float32:
+        raise ValueError(f"shard has shape {tuple(shard.shape)} and dtype {shard.dtype}; expected float32 [m, n]")
     x = shard if dim == -2 else shard.mT
     rows, n = len(x), x.shape[1]
     # An empty part takes part with a row of zeros.
@@ -204,6 +216,16 @@ def _resized(shape: Sequence[int], dim: int, size: int) -> torch.Size:
     resized = list(shape)
     resized[dim] = size
     return torch.Size(resized)
+
+
+def _problem(shards: Sequence[Tensor]) -> str | None:
+    """Return what is wrong with this rank's parts, or None."""
+    try:
+        for i, shard in enumerate(shards):
+            check_matrices(f"shards[{i}]", shard)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _check_dim(dim: int) -> None:

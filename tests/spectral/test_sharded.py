@@ -58,6 +58,10 @@ def dealt(generator, rank, ranks, group):
             assert torch.equal(result, expected.split(sizes_of(whole.shape[dim], ranks), dim)[rank])
             assert info == expected_info
     assert boost_shards([], group=group) == ([], [])
+    with pytest.raises(ValueError, match=r"on rank 1, shards\[0\] has elements that are NaN"):
+        boost_shards([torch.full((2, 2), torch.nan if rank == 1 else 1.0)], group=group)
+    with pytest.raises(ValueError, match="beta is 2"):
+        boost_shards([torch.ones(2, 2)], 2.0, group=group)
 
 
 def together(generator, rank, ranks, group):
@@ -102,6 +106,8 @@ def together_refuses(generator, rank, ranks, group):
         boost_together(torch.ones(4, 50), group=group)
     with pytest.raises(ValueError, match="NaN or infinite"):
         boost_together(torch.full((9, 2), torch.nan if rank == 1 else 1.0), group=group)
+    with pytest.raises(ValueError, match=r"shard has shape \(9, 2\) and dtype torch.bfloat16"):
+        boost_together(torch.ones(9, 2, dtype=torch.bfloat16), group=group)
     with pytest.raises(ValueError, match="dim is 0"):
         boost_together(torch.ones(9, 2), dim=0, group=group)
 

@@ -22,6 +22,10 @@ from .kernels.keep import magnitude_bits
 from .source import Chunk, Resident, Source
 
 
+# The kind of device on which nothing needs to be waited for.
+HOST = "cpu"
+
+
 class Survey(ABC):
     """A question about the inputs of one tensor. ``run`` returns the answer; it is exact or states its bound."""
 
@@ -56,7 +60,7 @@ class TableSurvey(Survey):
     @classmethod
     def start_all(cls, surveys: Sequence[Any], sources: Sequence[Resident]) -> Callable[[], list[Any]]:
         tables = [survey.partials(*source.chunks()) for survey, source in zip(surveys, sources, strict=True)]
-        if tables[0].device.type == "cpu":
+        if tables[0].device.type == HOST:
             return lambda: [survey.answer(table) for survey, table in zip(surveys, tables, strict=True)]
         shapes = [table.shape for table in tables]
         wait = gpus.download(torch.cat([table.flatten() for table in tables]))

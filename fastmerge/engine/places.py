@@ -49,7 +49,7 @@ class Host(Place):
 
     names = ("cpu",)
 
-    def __init__(self, why: str = "asked for"):
+    def __init__(self, why: str = ""):
         self.why = why
 
     def budget(self, ram: int) -> Budget:
@@ -119,7 +119,7 @@ def choose(device: str, vram: int | None) -> Place:
     if wanted == "auto" and why_not is None:
         why_not = _why_no_kernels()
     if wanted == "cpu" or (wanted == "auto" and why_not):
-        return Host(f"no GPU is used: {why_not}" if why_not else "asked for")
+        return Host(f"no GPU is used: {why_not}" if why_not else "--device cpu")
     if why_not:
         raise FastmergeError(f"--device {device}: {why_not}; take --device cpu or auto")
     present = gpus.visible()
@@ -127,7 +127,8 @@ def choose(device: str, vram: int | None) -> Place:
     if missing := [str(item) for item in devices if item not in present]:
         found = ", ".join(map(str, present))
         raise FastmergeError(f"--device {device}: there is no {', '.join(missing)}; this process sees {found}")
-    return Accelerators(devices, gpus.Cuda(), vram, "asked for" if wanted != "auto" else "GPUs and kernels for them")
+    why = f"--device {device}" if wanted != "auto" else "GPUs that have kernels for every operation"
+    return Accelerators(devices, gpus.Cuda(), vram, why)
 
 
 def _why_no_kernels() -> str | None:

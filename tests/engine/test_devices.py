@@ -8,11 +8,13 @@ from checkpoint_files import write_adapter
 from mirrors import compute_on_mirrors
 from tiny_merges import assert_same_tensors, expected, make_merge, outputs_of, same_files
 
-from fastmerge.engine import RunOptions, run, verify
+from fastmerge import gpus
+from fastmerge.engine import RunOptions, places, run, sizing, verify
 from fastmerge.engine.checksums import CELL
 from fastmerge.engine.devices import DeviceMemory
 from fastmerge.engine.files import Inputs, Outputs
 from fastmerge.errors import BudgetError, CheckpointError, FastmergeError, OutputError
+from fastmerge.kernels import use_backend
 
 # Wide enough that the large matrices are cut into several chunks of one cell.
 WIDE = {"hidden": 256, "inner": 640, "vocab": 768, "layers": 1}
@@ -184,3 +186,20 @@ def test_devices_that_are_not_there(tmp_path):
         run(plan, tmp_path / "out", RunOptions(device="cuda:1"))
     report = run(plan, tmp_path / "out", RunOptions(device="auto"))
     assert report.devices == ("cpu",) and report.device_reason.startswith("no GPU is used: ")
+
+
+def test_which_gpus_are_taken_and_why(monkeypatch):
+    monkeypatch.setattr(gpus, "why_none", lambda: None)
+    monkeypatch.setattr(gpus, "visible", lambda: [torch.device("cuda", i) for i in range(3)])
+    assert places.choose("cuda", None).names == ("cuda:0", "cuda:1", "cuda:2")
+    assert places.choose("cuda:2,cuda:0", None).names == ("cuda:2", "cuda:0")
+    with pytest.raises(FastmergeError, match=r"there is no cuda:7; this process sees cuda:0, cuda:1, cuda:2"):
+        places.choose("cuda:0,cuda:7", None)
+    assert places.choose("cpu", None).names == ("cpu",)
+    monkeypatch.setattr(places, "why_not_compiled", lambda kind: None)
+    assert places.choose("auto", None).names == ("cuda:0", "cuda:1", "cuda:2")
+    monkeypatch.setattr(places, "why_not_compiled", lambda kind: f"select has no kernel on {kind}")
+    assert places.choose("auto", None).why == "no GPU is used: select has no kernel on cuda"
+    monkeypatch.undo()
+    with use_backend("reference"):
+        assert sizing.why_not_compiled("cpu").endswith("has no kernel there (pinned)")

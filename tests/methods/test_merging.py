@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastmerge import merging
+from fastmerge import gpus, merging, survey
 from fastmerge.kernels import GRID
 from fastmerge.merging import Job, merge_here, merge_source, merge_sources
 from fastmerge.methods import all_methods, get_method
@@ -104,6 +104,19 @@ def test_equal_questions_are_asked_together(generator, monkeypatch):
     merge_here(make_jobs("ties", generator))
     # All but the tensors of at most one element, of which everything is kept.
     assert asked == [len(SIZES) - 2]
+
+
+@pytest.mark.parametrize("name", ["model_stock", "dare_ties"])
+def test_tables_of_many_tensors_come_in_one_download(name, generator, monkeypatch):
+    jobs = make_jobs(name, generator)
+    expected = alone(jobs)
+    downloads = []
+    # As on a GPU, whose tables are not on the host.
+    monkeypatch.setattr(survey, "HOST", None)
+    monkeypatch.setattr(gpus, "download", lambda table: downloads.append(table) or (lambda: table.clone()))
+    merging._merge_windows([jobs], ahead=1)
+    assert all(torch.equal(job.out, want) for job, want in zip(jobs, expected, strict=True))
+    assert len(downloads) == 1
 
 
 def test_a_large_tensor_is_a_window_of_its_own(generator):

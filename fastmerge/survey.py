@@ -21,7 +21,6 @@ from .kernels import GRID, Boundary, Keep
 from .kernels.keep import magnitude_bits
 from .source import Chunk, Resident, Source
 
-
 # The kind of device on which nothing needs to be waited for.
 HOST = "cpu"
 

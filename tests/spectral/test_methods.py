@@ -14,7 +14,7 @@ from fastmerge.methods import Group, get_method
 from fastmerge.methods._spectral import is_spectral, merged_delta
 from fastmerge.source import Resident
 
-SPECTRAL = ["iso_c", "task_arithmetic_sb", "ties_sb", "tsvm"]
+SPECTRAL = ["iso_c", "iso_cts", "task_arithmetic_sb", "ties_sb", "tsvm"]
 LAYER = "model.layers.0.mlp.up_proj.weight"
 WEIGHTS = [0.5, 1.0, -0.25]
 
@@ -179,7 +179,7 @@ def test_other_tensors_are_merged_by_the_base_method(method, plain, generator):
     assert torch.equal(merge(method, *vectors, **parameters), merge(plain, *vectors, **parameters))
 
 
-@pytest.mark.parametrize("method", ["iso_c", "tsvm"])
+@pytest.mark.parametrize("method", ["iso_c", "iso_cts", "knots", "tsvm"])
 def test_other_tensors_get_the_mean(method, generator):
     base, tensors = fine_tunes(generator)
     mean = merge("task_arithmetic", base, tensors, weight=[2, 1, 1], normalize=True)

@@ -28,6 +28,8 @@ PARAMETERS = {
     "ties_sb": "{weight: 0.5, density: 0.4}",
     "tsvm": "{}",
     "iso_c": "{weight: 0.5}",
+    "iso_cts": "{weight: 0.5}",
+    "knots": "{density: 0.4}",
 }
 
 

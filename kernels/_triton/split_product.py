@@ -15,10 +15,10 @@ of float16 for the library, 450 here, where a tile makes 96 operations per byte 
 between chunks hide behind tensor cores; the last column is the rate from which this kernel wins, in TFLOP/s.
 
     shape            library      Triton   wins from
-    8192 x 8192      15 to 22       16     320 to 490
-    28672 x 8192     37 to 57       44     340 to 540
-    8192 x 1024     0.3 to 0.4      0.2    250 to 320
-    64 of 2048x768   4.3 to 5.0     2.6    190 to 230
+    8192 x 8192      14 to 22       16     320 to 500
+    28672 x 8192     36 to 57       44     350 to 550
+    8192 x 1024     0.3 to 0.4      0.2    270 to 350
+    64 of 2048x768   4.0 to 4.8     2.6    200 to 250
 """
 
 from __future__ import annotations

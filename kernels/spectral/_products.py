@@ -11,7 +11,8 @@ result), or Triton (``_triton.split_product``: one launch, promotion in register
 On a CPU the pieces are multiplied in float32, which is exact for each term: the same arithmetic, slower, so that the
 tests execute it.
 
-Memory beside operands and result: the pieces, 4 bytes per element; while they are made, 4 more (library).
+Memory beside operands and result: the pieces, 4 bytes per element; by the library 4 more while they are made, and
+for a Gram matrix two of its size.
 """
 
 from __future__ import annotations
@@ -117,13 +118,16 @@ class Products:
             return product(
                 a.pieces, b.pieces, shape, factor, chunk=self.kernel.chunk, symmetric=symmetric, beta=beta, plus=plus
             )
-        result = self._sum([(a.pieces[0], b.pieces[0])])
-        if len(a.pieces) == 2:
-            if symmetric:
-                cross = self._sum([(a.pieces[0], b.pieces[1])])
-                result += cross + cross.mT
-            else:
-                result += self._sum([(a.pieces[0], b.pieces[1]), (a.pieces[1], b.pieces[0])])
+        high, low = (a.pieces[0], b.pieces[0]), (a.pieces[-1], b.pieces[-1])
+        if self.precision == "half":
+            result = self._sum([high])
+        elif symmetric:
+            cross = self._sum([(high[0], low[1])])
+            result = self._sum([high])
+            result += cross + cross.mT
+        else:
+            # Small ones first.
+            result = self._sum([(high[0], low[1]), (low[0], high[1]), high])
         result *= factor
         return result if plus is None else result.add_(plus, alpha=beta)
 

@@ -27,7 +27,7 @@ def least(plan, option, **budgets) -> int:
     return int(str(caught.value).split("at least ")[1].split()[0])
 
 
-@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "model_stock"])
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "model_stock", "della"])
 @pytest.mark.parametrize(("devices", "vram"), [(1, 64 << 20), (3, 8 << 20)])  # all in batches; regions for matrices
 def test_bits_are_those_of_a_merge_in_memory(tmp_path, monkeypatch, method, devices, vram):
     driver = compute_on_mirrors(monkeypatch, devices)

@@ -33,6 +33,8 @@ __all__ = ["DTYPES", "Extracted", "ExtractionReport", "extract"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Dtypes of the factors, by name."""
 
+MATRICES = ("attn_mlp", "all")
+
 PREFIX = "base_model.model."
 
 # Rows of a delta whose error is formed at once.
@@ -126,6 +128,10 @@ def extract(
         raise ValueError(f"rank is {rank}; expected at least 1")
     if energy is not None and not 0 < energy <= 1:
         raise ValueError(f"energy is {energy}; expected a share in (0, 1]")
+    if matrices not in MATRICES:
+        raise ValueError(f"matrices is {matrices!r}; expected one of {', '.join(MATRICES)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     started = time.perf_counter()
     models = open_pair(os.fspath(base), os.fspath(tuned))
     selection = select(*models, matrices)
@@ -144,14 +150,13 @@ def extract(
         path = folder / "adapter_model.safetensors"
         with FactorsFile(path, work.largest(selection.matrices, saved)) as file:
             # Larger elements first, so that each tensor starts at a multiple of its element's size.
-            saved.sort(key=lambda tensor: -tensor.dtype.itemsize)
-            for tensor in saved:
-                if tensor.dtype.itemsize >= work.dtype.itemsize:
-                    work.copy(file, tensor)
+            saved.sort(key=lambda tensor: -_stored(tensor).itemsize)
+            small = sum(_stored(tensor).itemsize < work.dtype.itemsize for tensor in saved)
+            for tensor in saved[: len(saved) - small]:
+                work.copy(file, tensor)
             found = [item for pair in selection.matrices if (item := work.approximate(file, pair)) is not None]
-            for tensor in saved:
-                if tensor.dtype.itemsize < work.dtype.itemsize:
-                    work.copy(file, tensor)
+            for tensor in saved[len(saved) - small :]:
+                work.copy(file, tensor)
             file.finish()
         if not found:
             what = "differ in no matrix that an adapter can approximate"
@@ -209,7 +214,7 @@ class _Work:
             rank = min(self._rank, rows, columns)
             up, down = _keys(tensor.name)
             kinds |= {up: ((rows, rank), self.dtype), down: ((rank, columns), self.dtype)}
-        return kinds | {PREFIX + tensor.name: (tensor.shape, tensor.dtype) for tensor in saved}
+        return kinds | {PREFIX + tensor.name: (tensor.shape, _stored(tensor)) for tensor in saved}
 
     def approximate(self, file: FactorsFile, pair: Pair) -> Extracted | None:
         """Write the factors of one difference; None where there is no difference."""
@@ -237,9 +242,14 @@ class _Work:
 
     def copy(self, file: FactorsFile, tensor: InputTensor) -> None:
         """Write a tensor as the fine-tuned model has it."""
-        file.begin(PREFIX + tensor.name, tensor.shape, tensor.dtype)
+        file.begin(PREFIX + tensor.name, tensor.shape, _stored(tensor))
         for (part,) in self._reader.chunks([tensor]):
             file.write(part)
+
+
+def _stored(tensor: InputTensor) -> torch.dtype:
+    """Return the dtype in which the reader gives a tensor: with an adapter folded in, it is float32."""
+    return torch.float32 if tensor.adapters else tensor.dtype
 
 
 def _keys(name: str) -> tuple[str, str]:

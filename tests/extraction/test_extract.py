@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from checkpoint_files import write_adapter
 from deltas import KINDS, make_delta
 from safetensors.torch import load_file
 from tiny_models import make_tensors, save_model
@@ -177,6 +178,21 @@ def test_every_linear_layer_and_a_fine_tune_that_is_an_adapter(models, tmp_path)
     assert config_of(tmp_path / "all")["target_modules"] == ["lm_head"]
 
 
+def test_what_is_stored_whole_holds_the_adapter_of_the_fine_tune(tmp_path):
+    base = make_tensors(0)
+    save_model(tmp_path / "base", base)
+    save_model(tmp_path / "tuned", make_tensors(1, base=base))
+    write_adapter(tmp_path / "lora", {"lm_head": (256, 64), "model.layers.0.mlp.up_proj": (160, 64)})
+    tuned = f"{tmp_path / 'tuned'}+{tmp_path / 'lora'}"
+    extract(tmp_path / "base", tuned, tmp_path / "adapter", rank=2, dtype="bfloat16", save_others=True)
+    folded = {"merge_method": "passthrough", "models": [{"model": tuned}], "dtype": "float32"}
+    fastmerge.merge(folded, tmp_path / "folded")
+    found, wanted = tensors_of(tmp_path / "adapter"), tensors_of(tmp_path / "folded")
+    head = found[PREFIX + "lm_head.weight"]
+    assert head.dtype == torch.float32 and torch.equal(head, wanted["lm_head.weight"])
+    assert found[PREFIX + "model.norm.weight"].dtype == torch.bfloat16
+
+
 def refused(models, tmp_path, error, match, **options):
     with pytest.raises(error, match=match):
         extract(options.pop("base", models / "base"), options.pop("tuned", models / "tuned"), tmp_path / "o", **options)
@@ -186,6 +202,8 @@ def refused(models, tmp_path, error, match, **options):
 def test_refusals_leave_nothing_behind(models, tmp_path):
     refused(models, tmp_path, ValueError, "rank is 0", rank=0)
     refused(models, tmp_path, ValueError, "energy is 1.5", energy=1.5)
+    refused(models, tmp_path, ValueError, "matrices is 'some'; expected one of attn_mlp, all", matrices="some")
+    refused(models, tmp_path, ValueError, "dtype is 'int8'; expected one of float32", dtype="int8")
     refused(models, tmp_path, InvalidInput, "differ in no matrix", tuned=models / "base")
     refused(models, tmp_path, InvalidInput, "neither an existing folder nor a hub id", tuned=models / "there")
     refused(models, tmp_path, BudgetError, r"needs at least \d+, to decompose model.layers.0.mlp.\w+_proj", ram="50kB")

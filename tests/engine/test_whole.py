@@ -11,7 +11,7 @@ from fastmerge.engine import RunOptions, run, verify
 from fastmerge.engine.checksums import CELL
 from fastmerge.errors import BudgetError, FastmergeError
 
-METHODS = ["della", "iso_c", "task_arithmetic_sb", "ties_sb", "tsvm"]
+METHODS = ["della", "iso_c", "iso_cts", "knots", "task_arithmetic_sb", "ties_sb", "tsvm"]
 # Matrices of several chunks of one cell.
 WIDE = {"hidden": 256, "inner": 384, "vocab": 512, "layers": 1}
 

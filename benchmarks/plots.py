@@ -18,11 +18,13 @@ from . import _record
 
 Row = dict[str, str]
 
-COLORS = {"fastmerge": "#1f6feb", "torch": "#9aa4b2", "mergekit": "#d9822b"}
-LABELS = {"fastmerge": "fastmerge", "torch": "plain PyTorch", "mergekit": "mergekit"}
+COLORS = {"fastmerge": "#1f6feb", "torch": "#9aa4b2", "torch.compile": "#5c6773", "mergekit": "#d9822b"}
+LABELS = {"fastmerge": "fastmerge", "torch": "plain PyTorch", "torch.compile": "compiled", "mergekit": "mergekit"}
+BACKENDS = {"cuda": "#1f6feb", "triton": "#8957e5"}
 SHAPES = {"llama-0.5b": "0.55B parameters", "llama-1b": "1.2B parameters", "llama-tiny": "7,203 tiny tensors"}
 OPS = ("linear", "slerp", "ties", "dare_ties", "della")
 BAR = 0.8
+GPU_ELEMENTS = 64 << 20
 
 
 def read(path: Path, keys: Sequence[str]) -> list[Row]:
@@ -48,6 +50,47 @@ def draw_kernels(rows: list[Row]) -> Figure:
         f"Merging a base and three experts in memory, {size} each, bfloat16", loc="left", pad=22, fontsize=11
     )
     _legend(figure, axes, rows)
+    return figure
+
+
+def draw_gpu(rows: list[Row]) -> Figure:
+    """Draw the share of a copy's speed that each kernel reaches, and the time of each method beside other tools."""
+    rows = [row for row in rows if row["dtype"] == "bfloat16" and row["shape"] == str(GPU_ELEMENTS)]
+    kernels = [
+        row for row in rows if row["op"] not in OPS and row["backend"] in BACKENDS and row["models"] in ("3", "4")
+    ]
+    methods: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        key = row["op"], row["tool"]
+        if row["op"] in OPS and (key not in methods or float(row["ms"]) < float(methods[key]["ms"])):
+            methods[key] = row
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.2), layout="constrained")
+    names = list(dict.fromkeys(row["op"] for row in kernels))
+    for row in kernels:
+        y = names.index(row["op"]) + (list(BACKENDS).index(row["backend"]) - 0.5) * BAR / 2
+        left.barh(y, float(row["fraction"]), BAR / 2 * 0.9, color=BACKENDS[row["backend"]])
+    left.axvline(1, color="black", linewidth=1, linestyle="--")
+    left.set_xlim(0, 1.3)
+    left.set_yticks(range(len(names)), names)
+    left.invert_yaxis()
+    left.spines[["top", "right"]].set_visible(False)
+    left.set_xlabel("bytes moved per second, as a fraction of a copy on the device")
+    left.set_title("Kernels", loc="left", fontsize=11)
+    left.legend(
+        [plt.Rectangle((0, 0), 1, 1, color=color) for color in BACKENDS.values()],
+        BACKENDS,
+        frameon=False,
+        loc="lower right",
+    )
+    _bars(right, list(methods.values()), "ms")
+    right.set_xscale("log")
+    right.xaxis.set_major_formatter(lambda value, _: _duration(1e3 * value))
+    right.set_xlabel(f"time of one merge, logarithmic\n{rows[-1]['device']}, {rows[-1]['date'][:10]}")
+    right.set_title("Methods, the faster backend", loc="left", fontsize=11)
+    figure.suptitle(
+        f"A base and three experts on a GPU, {GPU_ELEMENTS >> 20}M elements each, bfloat16", x=0.01, ha="left"
+    )
+    _legend(figure, right, list(methods.values()))
     return figure
 
 
@@ -121,18 +164,19 @@ def _facts(rows: list[Row]) -> str:
 
 
 def _version(rows: list[Row], tool: str) -> str:
-    return next((row[tool] for row in reversed(rows) if row[tool]), "")
+    return next((row[tool] for row in reversed(rows) if row.get(tool)), "")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=__doc__)
-    parser.add_argument("--data", type=Path, default=_record.DATA, help="folder of kernels.csv and merge.csv")
+    parser.add_argument("--data", type=Path, default=_record.DATA, help="folder of kernels.csv, merge.csv and gpu.csv")
     parser.add_argument("--out", type=Path, default=_record.ROOT / "docs")
     options = parser.parse_args()
     options.out.mkdir(exist_ok=True)
     charts = {
         "kernels.csv": (draw_kernels, ("op", "tool", "shape", "threads")),
         "merge.csv": (draw_merges, ("op", "tool", "shape", "cache", "output")),
+        "gpu.csv": (draw_gpu, ("op", "tool", "backend", "shape", "dtype", "models")),
     }
     for name, (draw, keys) in charts.items():
         if (options.data / name).exists():

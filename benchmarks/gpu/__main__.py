@@ -30,6 +30,7 @@ from .goals import report
 # Around blocks and chunks of the grid of reductions, small enough for compute-sanitizer.
 SANITIZED_ELEMENTS = ("1", "1023", "20001", "49157")
 CHECK_SECONDS = 300
+SECONDS = "SECONDS"
 # Of a step's output, in the log.
 LOG_BYTES = 1 << 20
 
@@ -47,7 +48,7 @@ class Step:
 
     Attributes:
         name:        as ``--only`` and the log name it.
-        command:     what is run, at the root of the repository.
+        command:     what is run, at the root of the repository; SECONDS stands for the time that it has.
         environment: added to that of all.
         says:        part of the last line of its output, without which it has failed.
     """
@@ -77,7 +78,7 @@ def stages(csv: Path, mergekit_python: str | None, path: str) -> list[Stage]:
         return step(name, python, "-m", *arguments, **environment)
 
     def timing(name: str, *arguments: str) -> Step:
-        return module(name, "benchmarks.gpu.measure", name, "--csv", str(csv), *arguments)
+        return module(name, "benchmarks.gpu.measure", name, "--csv", str(csv), "--seconds", SECONDS, *arguments)
 
     insist = "1" if shutil.which("nvcc", path=path) else "auto"
     nvcc = {"FASTMERGE_CUDA": os.environ.get("FASTMERGE_CUDA", insist)}
@@ -122,14 +123,15 @@ def dry_run(csv: Path) -> list[Stage]:
 
 def run(step: Step, limit: float, environment: Mapping[str, str], log: Path) -> tuple[str, bool]:
     """Run one step, add its output to the log, and return a line about it and whether it succeeded."""
-    start = time.monotonic()
+    start, limit = time.monotonic(), max(1.0, limit)
+    command = [f"{limit:.0f}" if part == SECONDS else part for part in step.command]
     with tempfile.TemporaryFile() as output:
         try:
             process = subprocess.Popen(
-                step.command, cwd=ROOT, env={**environment, **step.environment}, stdout=output,
-                stderr=subprocess.STDOUT, start_new_session=True,
+                command, cwd=ROOT, env={**environment, **step.environment}, stdout=output, stderr=subprocess.STDOUT,
+                start_new_session=True,
             )  # fmt: skip
-            code: int | str = process.wait(max(1.0, limit))
+            code: int | str = process.wait(limit)
         except subprocess.TimeoutExpired:
             # Its children too: workers of pytest, mergekit's interpreter.
             os.killpg(process.pid, signal.SIGKILL)
@@ -142,7 +144,7 @@ def run(step: Step, limit: float, environment: Mapping[str, str], log: Path) -> 
         output.seek(max(0, size - LOG_BYTES))
         text = output.read().decode(errors="replace")
     with log.open("a") as file:
-        file.write(f"==== {step.name}: {' '.join(step.command)}\n{text}\n==== {step.name}: exit {code}\n\n")
+        file.write(f"==== {step.name}: {' '.join(command)}\n{text}\n==== {step.name}: exit {code}\n\n")
     last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
     return f"{step.name:13} {seconds:6.1f} s  exit {code}  {last[:150]}", code == 0 and step.says in last
 

@@ -87,7 +87,7 @@ def run(bench: Bench) -> None:
         # Seconds per unit of cost, in the case before.
         rates: dict[str, float] = {}
         for case in CHECK_CASES if bench.check else CASES:
-            left = SECONDS - (time.monotonic() - start)
+            left = min(SECONDS - (time.monotonic() - start), bench.left)
             late = [tool for tool in DECOMPOSITIONS if tool in rates and rates[tool] * case.cost > left / 2]
             for tool in late:
                 print(f"{case.shape}: {tool} is left out, it would take {rates[tool] * case.cost:.0f} s", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,8 +62,9 @@ class Bench:
     those of a GPU.
     """
 
-    def __init__(self, csv: Path, mergekit_python: str | None = None, check: bool = False):
+    def __init__(self, csv: Path, mergekit_python: str | None = None, check: bool = False, seconds: float = math.inf):
         self.csv, self.check, self.failures = csv, check, 0
+        self._end = time.monotonic() + seconds
         self.device = torch.device("cpu" if check else "cuda")
         self.mergekit_python, version = None, ""
         with self.attempt("mergekit"):
@@ -80,6 +82,18 @@ class Bench:
         except Exception:
             self.failures += 1
             print(f"{what} FAILED\n{traceback.format_exc()}", flush=True)
+
+    @property
+    def left(self) -> float:
+        """Seconds until the step is stopped: what takes longer is left out."""
+        return self._end - time.monotonic()
+
+    def has(self, seconds: float, what: str) -> bool:
+        """Return whether so much time is left; say so if ``what`` is left out."""
+        if self.left >= seconds:
+            return True
+        print(f"{what} is left out: it may take {seconds:.0f} s, and {self.left:.0f} s are left", flush=True)
+        return False
 
     @functools.cached_property
     def backends(self) -> list[str]:
@@ -148,6 +162,7 @@ class Bench:
         bound: Bound | None = None,
         ratio_to: float | None = None,
         budget: float = BUDGET,
+        warm: bool = False,
     ) -> dict[tuple[str, str], float]:
         """Time contenders in turns with their bound, append a row for each, and return their milliseconds.
 
@@ -157,13 +172,14 @@ class Bench:
             clock:    by default the device's.
             bound:    by default a copy on the device.
             budget:   seconds of runs after which a contender stops.
+            warm:     whether everything has run before, so that nothing is compiled here.
             ratio_to: milliseconds that the column ``ratio`` is over; by default those of the first contender.
         """  # fmt: skip
         bound = bound or self.copy
         turns = (0, 0.0) if self.check else (RUNS, budget)
         clocks = {(c.tool, c.backend): c.measure or (clock or self.on_device)(c.run) for c in contenders}
-        if not self.check:
-            # Compilers run here; what a first run takes must not decide how many follow.
+        if not warm and not self.check:
+            # What compilers take must not decide how many runs follow.
             for measure in clocks.values():
                 measure()
         samples = _measure.take_turns({**clocks, ("", bound.name): bound.measure}, *turns)

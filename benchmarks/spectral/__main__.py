@@ -1,7 +1,7 @@
 """Time spectral operations beside a full SVD: ``python -m benchmarks.spectral``. Verifies first, then takes turns.
 
-lora_extraction   the best approximation of a given rank: ``top_singular`` beside ``torch.linalg.svd``, cut, and
-                  ``torch.svd_lowrank``
+lora_extraction   the best approximation of a given rank: ``top_singular`` beside ``torch.linalg.svd``, cut, which is
+                  what mergekit-extract-lora does, and ``torch.svd_lowrank``
 factored_boost    Subspace Boosting of a sum of LoRA adapters: ``boost_factored`` beside the SVD of their product
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -85,7 +86,9 @@ class Boost:
         return infos
 
 
-def _after(change: Change, boosted) -> Change:
+def _after(change: Change, boosted: Callable[[Tensor, float], tuple[Tensor, list[Info]]]) -> Change:
+    """Return ``change``, then ``boosted`` on its result."""
+
     def both(matrices: list[Tensor], noise: float) -> tuple[Tensor, list[Info]]:
         result, infos = change(matrices, noise)
         result, more = boosted(result, noise)

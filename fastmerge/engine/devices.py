@@ -57,7 +57,8 @@ class DeviceSlot(Slot):
     """A slot of pinned host memory and its mirror on a device: what lies in one at a place lies in the other there.
 
     Each worker has a queue of its own, so that uploads, kernels and downloads of different workers overlap; within a
-    task they run in order. The host waits in three places, and each is needed: before bytes of the host that are
+    task they run in order. The chunks of a large tensor are tasks of all workers, so theirs overlap too, except where
+    a tensor does not fit the device: one worker surveys it, chunk after chunk. The host waits in three places, and each is needed: before bytes of the host that are
     being copied are overwritten (``reset``), before a result is written (``download``, ``fetch``), and at the end of
     a task, since other queues build on it (``settle``).
     """

@@ -79,9 +79,10 @@ def open_family(base: str, models: Sequence[str]) -> Family:
     """
     if not models:
         raise InvalidInput([Problem("analyze", "there are no models", "name the models to compare with the base")])
-    twice = [name for name, count in Counter(models).items() if count > 1]
+    twice = [name for name, count in Counter((base, *models)).items() if count > 1]
     if twice:
-        raise InvalidInput([Problem(f"analyze: model {name}", "is given twice", "name it once") for name in twice])
+        what = "is given twice, among the models or as base and model"
+        raise InvalidInput([Problem(f"analyze: model {name}", what, "name it once") for name in twice])
     # The plan of a merge pairs the tensors and finds whatever keeps them from being compared.
     plan = make_plan(
         load(

@@ -183,6 +183,7 @@ def test_refusals_leave_nothing_behind(family, tmp_path):
     refused(InvalidInput, "base: is missing", [one], None, tmp_path)
     refused(InvalidInput, "there are no models", [], base, tmp_path)
     refused(InvalidInput, "one: is given twice", [one, one], base, tmp_path)
+    refused(InvalidInput, "base: is given twice", [one, base], base, tmp_path)
     refused(InvalidInput, "beta: is 2", [one], base, tmp_path, beta=2)
     refused(InvalidInput, "--show nothing", [one], base, tmp_path, show=["nothing"])
     refused(InvalidInput, "--ho-gsvd: there is one model", [one], base, tmp_path, ho_gsvd=True)

@@ -58,9 +58,11 @@ class DeviceSlot(Slot):
 
     Each worker has a queue of its own, so that uploads, kernels and downloads of different workers overlap; within a
     task they run in order. The chunks of a large tensor are tasks of all workers, so theirs overlap too, except where
-    a tensor does not fit the device: one worker surveys it, chunk after chunk. The host waits in three places, and each is needed: before bytes of the host that are
-    being copied are overwritten (``reset``), before a result is written (``download``, ``fetch``), and at the end of
-    a task, since other queues build on it (``settle``).
+    a tensor does not fit the device: one worker surveys it, chunk after chunk.
+
+    The host waits in three places, and each is needed: before bytes of the host that are being copied are overwritten
+    (``reset``), before a result is written (``download``, ``fetch``), and at the end of a task, since other queues
+    build on it (``settle``).
     """
 
     def __init__(self, arena: Arena, start: int, nbytes: int, memory: DeviceMemory, driver: Driver, meter: Meter):

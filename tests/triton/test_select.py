@@ -52,6 +52,12 @@ def test_brackets(device, generator, deviation):
     _check(device, base.to(B), models, [[BRACKETED // 2], [BRACKETED // 10]])
 
 
+def test_ranks_at_the_edges_of_ties(device, generator):
+    tensor = torch.randint(1, 4, (BRACKETED,), generator=generator).float()
+    upper, both = int((tensor == 3).sum()), int((tensor >= 2).sum())
+    _check(device, None, [tensor], [[upper, upper + 1, both]])
+
+
 def test_mostly_nan(device, generator):
     tensor = torch.randn(BRACKETED, generator=generator)
     tensor[torch.rand(BRACKETED, generator=generator) < 0.7] = torch.nan

@@ -2,7 +2,10 @@
 
 A sample gives a bracket of magnitudes that holds rank k but for bad luck. One pass over the tensors counts what lies
 above the bracket and what equals its ends, and gathers what lies strictly between: about 4 % of a tensor at most,
-however often its values repeat. The host waits three times at most: for the counts, the threshold and the break index.
+however often its values repeat. The host waits for the counts, then for the thresholds, and for each break index.
+
+CUDA's selection waits once, and its pass takes a third of the instructions (18 per element of a bfloat16 tensor; here
+55, since Triton moves what it compacts through shared memory and cannot keep it there).
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ ARCHITECTURES = (80, 90, 100)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # A multiple of every block, so that no masked launch is compiled; memory of the CPU that is never read.
 NUMEL = 1 << 16
-# These read tables, or one chunk of a tensor.
-SMALL_KERNELS = ("_descend_kernel", "_locate_kernel")
+# These read tables, or a sample of a tensor.
+SMALL_KERNELS = ("_descend_kernel", "_sample_kernel")
 TENSOR_CORE = ("HMMA", "HGMMA", "UTCHMMA")
 # Instructions of a correctly rounded division: inline per division, and once for the path of special values.
 FFMA_PER_DIVISION, FFMA_ONCE = 5, 9
@@ -95,6 +95,11 @@ def cases(brief: bool) -> Iterator[tuple[str, Callable[[], object]]]:
         partials = torch.empty(NUMEL // kernels.GRID, len(kernels.pairs(count)), dtype=torch.float64)
         kernels.gram_partials(partials, tensors(count, dtype), tensors(1, dtype)[0])
 
+    def mixed_gram() -> None:
+        mixed = [*tensors(3, bfloat16), *tensors(2, float32)]
+        partials = torch.empty(NUMEL // kernels.GRID, len(kernels.pairs(5)), dtype=torch.float64)
+        kernels.gram_partials(partials, mixed, tensors(1, bfloat16)[0])
+
     def norms(rule: Keep) -> None:
         partials = torch.empty(NUMEL // kernels.GRID, 6, dtype=torch.float64)
         kernels.norm_partials(partials, tensors(3, bfloat16), tensors(1, bfloat16)[0], [rule] * 3)
@@ -136,13 +141,18 @@ def cases(brief: bool) -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"{count} {dtype} {name} vote {vote} divide {divide}", call
     for count, dtype in some(((4, bfloat16), (2, bfloat16), (8, bfloat16), (4, float32))):
         yield f"{count} {dtype}", lambda c=count, d=dtype: gram(c, d)
+    if not brief:
+        yield "5 mixed", mixed_gram
     for name in some(("random", "top", "masked")):
         yield f"3 {bfloat16} {name}", lambda r=rules[name]: norms(r)
     for level in some((0, 1)):
         yield f"3 {bfloat16} level {level}", lambda level=level: histogram(level)
     for dtype in some((bfloat16, float32)):
         inputs = tensors(4, dtype)
-        yield f"3 {dtype}", lambda i=inputs: kernels.select_boundaries(i[1:], i[0], [[5]] * 3)
+        # Nothing is computed, so there is no result to ask for.
+        for size in (NUMEL, NUMEL // 4):
+            job = kernels.SelectJob([t[:size] for t in inputs[1:]], inputs[0][:size], [[5]] * 3)
+            yield f"3 {dtype} of {size}", lambda job=job: kernels.start_selection([job])
     yield f"{bfloat16}", low_rank
     for pieces in some((2, 1)):
         for kind in ("gram", "square", "multiply"):
@@ -166,7 +176,8 @@ def compile_all(arch: int, brief: bool) -> list[Report]:
     _launch.capability = lambda device: divmod(arch, 10)
     reports = {}
     for operation in kernels.OPERATIONS.values():
-        operation.implementations["triton"].probe = lambda: None
+        if "triton" in operation.implementations:
+            operation.implementations["triton"].probe = lambda: None
     _registry.PREFERENCE["cpu"] = ("triton", "reference")
     with kernels.use_backend("triton"):
         for case, call in cases(brief):

@@ -8,7 +8,7 @@ comes in chunks, or lies on several devices, is selected from additive integer t
 holds rank k, and ``equal_counts`` for the break index.
 
 Extra memory per rank that is asked for: on the CPU at most n / 4 bytes + 2 MiB, and 32 bytes per 16384 elements; on a
-GPU at most 0.26 n bytes + 64 KiB.
+GPU at most 0.26 n bytes + 128 KiB. Many jobs on a GPU take turns in 256 MiB, or in what the largest of them needs.
 """
 
 from __future__ import annotations

@@ -10,16 +10,6 @@ namespace {
 // The oldest that kernels are compiled for.
 constexpr int kLeastCapability = 80;
 
-// Blocks per multiprocessor: those of 256 threads that fit its 2048 threads (1536 on 86, 89, 120) at up to 64 registers,
-// twice, so that blocks that end early leave no gap.
-constexpr Family kFamilies[] = {
-    {120, 256, 12, "1536 threads per multiprocessor"},
-    {100, 256, 16, "2048 threads per multiprocessor"},
-    {90, 256, 16, "2048 threads per multiprocessor"},
-    {86, 256, 12, "1536 threads per multiprocessor"},
-    {0, 256, 16, "2048 threads per multiprocessor"},
-};
-
 int attribute(int device, cudaDeviceAttr which) {
   int value = 0;
   check(cudaDeviceGetAttribute(&value, which, device), "CUDA device " + std::to_string(device));
@@ -73,17 +63,14 @@ void check(cudaError_t status, const std::string& what) {
   if (status != cudaSuccess) throw std::runtime_error(what + ": " + cudaGetErrorString(status));
 }
 
-const Family& family(int device) {
-  const int capability = facts(device).capability;
-  return *std::find_if(std::begin(kFamilies), std::end(kFamilies),
-                       [&](const Family& family) { return capability >= family.capability; });
-}
+const Family& family(int device) { return family_of(facts(device).capability); }
 
 int multiprocessors(int device) { return facts(device).multiprocessors; }
 
 unsigned blocks_for(std::size_t units, int threads, int device) {
   const std::size_t needed = (units + threads - 1) / threads;
-  return static_cast<unsigned>(std::min<std::size_t>(needed, std::size_t{1} * multiprocessors(device) * family(device).blocks));
+  const std::size_t most = std::size_t{1} * multiprocessors(device) * family(device).blocks;
+  return static_cast<unsigned>(std::min(needed, most));
 }
 
 OnDevice::OnDevice(int device) : device_(device) {

@@ -24,23 +24,36 @@ void check(cudaError_t status, const std::string& what);
 
 // Settings of one GPU family, from its compute capability on. Not yet measured on a GPU.
 struct Family {
-  int capability;       // the lowest that they hold for, as 90
-  int threads;          // per block of an element-wise kernel
-  int blocks;           // per multiprocessor, for kernels whose blocks loop over the tensor
+  int capability;  // the lowest that they hold for, as 90
+  int vectors;     // 16-byte loads of one tensor that a thread of a weighted sum has in flight
+  int blocks;      // per multiprocessor, for kernels whose blocks loop over the tensor
   const char* why;
 };
 
+// blocks: those of 256 threads that fill a multiprocessor, twice, so that blocks that end early leave no gap.
+constexpr Family kFamilies[] = {
+    {120, 2, 12, "1536 threads; 1.8 TB/s at 0.6 us keeps 6 KB per multiprocessor in flight"},
+    // Four vectors double the registers, so that no more is in flight.
+    {100, 2, 16, "2048 threads; 8 TB/s at 0.8 us keeps 43 KB per multiprocessor in flight"},
+    {90, 2, 16, "2048 threads; 3.4 to 4.8 TB/s at 0.7 us keeps 18 to 25 KB per multiprocessor in flight"},
+    {86, 2, 12, "1536 threads; 1 TB/s at 0.6 us keeps 7 KB per multiprocessor in flight"},
+    {0, 2, 16, "2048 threads; 2 TB/s at 0.6 us keeps 11 KB per multiprocessor in flight"},
+};
+
+constexpr const Family& family_of(int capability) {
+  int i = 0;
+  while (capability < kFamilies[i].capability) ++i;
+  return kFamilies[i];
+}
+
+#if defined(__CUDA_ARCH__)
+constexpr int kInFlight = family_of(__CUDA_ARCH__ / 10).vectors;
+#else
+constexpr int kInFlight = family_of(90).vectors;
+#endif
+
 const Family& family(int device);
 int multiprocessors(int device);
-
-// 16-byte loads of one tensor that a thread of an element-wise kernel has in flight. Bandwidth times latency asks for
-// 11 KB per multiprocessor at 2 TB/s and 0.6 us, 18 to 25 KB at 3.4 to 4.8 TB/s and 0.7 us, 43 KB at 8 TB/s and 0.8 us.
-constexpr int vectors_in_flight(int capability) { return capability >= 1000 ? 4 : 2; }
-#if defined(__CUDA_ARCH__)
-constexpr int kInFlight = vectors_in_flight(__CUDA_ARCH__);
-#else
-constexpr int kInFlight = vectors_in_flight(900);
-#endif
 
 // Blocks of a kernel whose threads take one unit of work at a time, looping: enough for the work, and no more than fill
 // the device.

@@ -115,7 +115,7 @@ void sum_whole(const SumJob& job, int head, std::size_t vectors, const Place& pl
   }
   p.vectors = static_cast<std::int64_t>(vectors);
   p.count = job.inputs.count();
-  const std::size_t units = (vectors + kInFlight - 1) / kInFlight;
+  const std::size_t each = family(place.device).vectors, units = (vectors + each - 1) / each;
   launch(describe(job), place, weighted_sum_kernel<T>, {blocks_for(units, kThreads, place.device), kThreads}, p);
 }
 

@@ -7,6 +7,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -100,6 +101,8 @@ def _commit() -> str:
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
+    if shutil.which("git") is None:
+        return "unknown"
     # Only what is measured counts as a change; the CSV itself grows during a run.
     changed = git("status", "--porcelain", "--", "csrc", "kernels", "fastmerge", "benchmarks/*.py")
     return (git("rev-parse", "--short=10", "HEAD") or "unknown") + ("+changes" if changed else "")

@@ -1,7 +1,7 @@
 """Proves and times the GPU backends in one go: ``python -m benchmarks.gpu --out FOLDER``, in less than ten minutes.
 
-Builds fastmerge in the interpreter that runs this, without a network; runs the GPU tests, compute-sanitizer where it
-is installed, and the reports on compiled kernels, side by side; then times, the most valuable first. FOLDER then holds
+Builds fastmerge in the interpreter that runs this, without a network; runs the GPU tests, compute-sanitizer
+and the reports on compiled kernels, side by side; then times, the most valuable first. FOLDER then holds
 ``log.txt`` (all that the steps printed), ``gpu.csv`` and ``gpu_spectral.csv`` (rows) and ``summary.txt`` (steps, and
 goals beside what was measured). A step that fails or runs out of time does not stop the others; the exit status is then
 1. ``--check`` is a dry run of the timings on the CPU.
@@ -67,7 +67,7 @@ class Stage:
     steps: list[Step]
 
 
-def stages(csv: Path, mergekit_python: str | None, path: str) -> list[Stage]:
+def stages(csv: Path, mergekit_python: str | None, commit: str | None, path: str) -> list[Stage]:
     """Return what is run, in this order; tools are looked for on ``path``."""
     python = sys.executable
 
@@ -78,25 +78,33 @@ def stages(csv: Path, mergekit_python: str | None, path: str) -> list[Stage]:
         return step(name, python, "-m", *arguments, **environment)
 
     def timing(name: str, *arguments: str) -> Step:
-        return module(name, "benchmarks.gpu.measure", name, "--csv", str(csv), "--seconds", SECONDS, *arguments)
+        return module(name, "benchmarks.gpu.measure", name, "--csv", str(csv), "--seconds", SECONDS, *known, *arguments)
 
+    known = ["--commit", commit] if commit else []
     insist = "1" if shutil.which("nvcc", path=path) else "auto"
     nvcc = {"FASTMERGE_CUDA": os.environ.get("FASTMERGE_CUDA", insist)}
     install = ("pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "-e", ".")
     tests = ["pytest", "-q", "-rs", "-m", "gpu", "-p", "no:cacheprovider", "--continue-on-collection-errors", "tests"]
     if importlib.util.find_spec("xdist"):
         tests += ["-n", str(min(8, os.cpu_count() or 1))]
+    few = {"OMP_NUM_THREADS": "2"}
     # Tests skip what they cannot run; a run that only skips proves nothing.
     checks = [
-        Step("tests", [python, "-m", *tests], says=" passed"),
-        module("verify", "benchmarks.gpu.verify", "--every"),
+        Step("tests", [python, "-m", *tests], few, says=" passed"),
+        module("verify", "benchmarks.gpu.verify", "--every", **few),
         module("doctor", "fastmerge", "doctor"),
     ]
-    if sanitizer := shutil.which("compute-sanitizer", path=path):
-        for tool in ("memcheck", "racecheck"):
-            command = (sanitizer, "--tool", tool, "--error-exitcode", "1", python, "-m", "benchmarks.gpu.verify")
-            # Every tensor is an allocation of its own, so that its end is guarded.
-            checks.append(step(tool, *command, *SANITIZED_ELEMENTS, PYTORCH_NO_CUDA_MEMORY_CACHING="1"))
+    for tool in ("memcheck", "racecheck"):
+        # PyTorch asks the driver for what it may not have; our own calls have their errors checked.
+        options = ["--error-exitcode", "1", *(["--report-api-errors", "no"] if tool == "memcheck" else [])]
+        checks.append(
+            step(
+                tool, "compute-sanitizer", "--tool", tool, *options, python, "-m", "benchmarks.gpu.verify",
+                *SANITIZED_ELEMENTS,
+                # Every tensor is an allocation of its own, so that its end is guarded.
+                PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+            )
+        )  # fmt: skip
     checks += [
         module("compiled", "benchmarks.gpu.compiled", "--brief"),
         module("compiled_cuda", "benchmarks.gpu.compiled_cuda"),
@@ -153,6 +161,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="made if missing")
     parser.add_argument("--mergekit-python", metavar="PATH", help="interpreter that has mergekit, with CUDA")
+    parser.add_argument("--commit", help="in the rows, where the checkout came without its repository")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="run these steps alone, in the time of all")
     parser.add_argument("--check", action="store_true", help="dry run of the timings on the CPU")
     options = parser.parse_args()
@@ -164,7 +173,7 @@ def main() -> int:
     toolkit = Path(environment.get("CUDA_HOME", "/usr/local/cuda")) / "bin"
     environment["PATH"] = f"{environment.get('PATH', os.defpath)}{os.pathsep}{toolkit}"
     csv, log, summary = out / ("check.csv" if options.check else "gpu.csv"), out / "log.txt", out / "summary.txt"
-    plan = dry_run(csv) if options.check else stages(csv, options.mergekit_python, environment["PATH"])
+    plan = dry_run(csv) if options.check else stages(csv, options.mergekit_python, options.commit, environment["PATH"])
     names = [step.name for stage in plan for step in stage.steps]
     if unknown := set(options.only or names) - set(names):
         parser.error(f"--only names no step: {', '.join(sorted(unknown))}; steps are {', '.join(names)}")

@@ -22,9 +22,10 @@ def main() -> int:
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--mergekit-python", metavar="PATH", help="interpreter that has mergekit, with CUDA")
     parser.add_argument("--seconds", type=float, default=math.inf, help="until the step is stopped")
+    parser.add_argument("--commit", help="in the rows, where there is no repository to ask")
     parser.add_argument("--check", action="store_true", help="dry run on the CPU")
     options = parser.parse_args()
-    bench = Bench(options.csv, options.mergekit_python, options.check, options.seconds)
+    bench = Bench(options.csv, options.mergekit_python, options.check, options.seconds, options.commit)
     if not bench.backends:
         parser.error("no backend runs on this GPU; the reasons are above")
     for step in STEPS if "all" in options.steps else options.steps:

@@ -62,7 +62,10 @@ class Bench:
     those of a GPU.
     """
 
-    def __init__(self, csv: Path, mergekit_python: str | None = None, check: bool = False, seconds: float = math.inf):
+    def __init__(
+        self, csv: Path, mergekit_python: str | None = None, check: bool = False, seconds: float = math.inf,
+        commit: str | None = None,
+    ):  # fmt: skip
         self.csv, self.check, self.failures = csv, check, 0
         self._end = time.monotonic() + seconds
         self.device = torch.device("cpu" if check else "cuda")
@@ -72,6 +75,8 @@ class Bench:
             self.mergekit_python = mergekit_python
         self.facts = _record.run_facts(torch.get_num_threads(), version)
         self.facts["device"] = f"check on {self.facts['device']}" if check else torch.cuda.get_device_name()
+        if commit:
+            self.facts["commit"] = commit
         self.compile = (lambda function: function) if check else torch.compile
 
     @contextlib.contextmanager

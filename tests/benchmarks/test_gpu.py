@@ -43,11 +43,11 @@ def test_dry_run(tmp_path):
 
 
 def test_every_timing_has_a_step_and_all_end_in_ten_minutes(tmp_path):
-    stages = command.stages(tmp_path / "gpu.csv", "mergekit's python", "")
+    stages = command.stages(tmp_path / "gpu.csv", "mergekit's python", "abc123", "")
     assert sum(stage.seconds for stage in stages) <= 570
     commands = {step.name: step.command for stage in stages for step in stage.steps}
     assert set(STEPS) <= set(commands)
-    assert commands["methods"][-2:] == ["--mergekit-python", "mergekit's python"]
+    assert commands["methods"][-4:] == ["--commit", "abc123", "--mergekit-python", "mergekit's python"]
 
 
 def _steps(monkeypatch, *stages: tuple[int, dict[str, str]], **says: str) -> None:

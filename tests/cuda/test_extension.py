@@ -81,6 +81,18 @@ def test_what_it_compiled_to(library):
     assert "sparse_merge_kernel" in result.stdout
 
 
+def test_a_failed_build_leaves_it_out_unless_it_must_be(tmp_path):
+    if shutil.which("nvcc") is None or not (ROOT / "setup.py").exists():
+        pytest.skip("needs nvcc and the sources")
+    places = "--build-lib", tmp_path, "--build-temp", tmp_path / "objects"
+    for wanted, succeeds in (("auto", True), ("1", False)):
+        result = _run(
+            sys.executable, "-c", BUILD, *places, FASTMERGE_CUDA=wanted, FASTMERGE_CUDA_ARCHITECTURES="1"
+        )  # fmt: skip
+        assert (result.returncode == 0) == succeeds
+        assert "nvcc fatal" in result.stderr
+
+
 def test_a_setting_that_is_none_is_refused():
     if not (ROOT / "setup.py").exists():
         pytest.skip("needs the sources")

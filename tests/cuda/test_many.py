@@ -9,7 +9,7 @@ import torch
 from kernel_cases import Inputs, blank, same_bits
 
 from fastmerge import kernels
-from fastmerge.kernels import MergeJob, SumJob
+from fastmerge.kernels import MergeJob, SumJob, _cuda
 
 
 def _inputs(generator, count: int) -> tuple[random.Random, list[Inputs]]:
@@ -84,3 +84,21 @@ def test_errors_name_the_job():
         kernels.sparse_merge_many([merge, merge._replace(offset=-1)])
     with pytest.raises(ValueError, match=r"jobs\[1\].out is on meta, jobs\[0\].out is on cpu"):
         kernels.weighted_sum_many([good, good._replace(out=tensor.to("meta"))])
+
+
+@pytest.mark.gpu
+def test_in_a_graph(generator):
+    """A graph records the launches, with their tables, and replays them on what the tensors hold by then."""
+    if _cuda.why_unavailable() is not None or not torch.cuda.is_available():
+        pytest.skip("needs a GPU and the extension")
+    _, inputs = _inputs(generator, 700)
+    jobs = _sums(inputs, "cuda")
+    kernels.weighted_sum_many(jobs, backend="cuda")
+    expected = [job.out.clone() for job in jobs]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kernels.weighted_sum_many(jobs, backend="cuda")
+    for job in jobs:
+        job.out.zero_()
+    graph.replay()
+    assert all(same_bits(job.out.cpu(), out.cpu()) for job, out in zip(jobs, expected, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 
 import cuda_emulation
@@ -9,6 +10,14 @@ import pytest
 import torch
 
 from fastmerge.kernels import _cuda, _registry
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that a GPU runs where there is one, so that ``-m gpu`` takes them."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and "device" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.gpu)
 
 
 @pytest.fixture(scope="session")

@@ -32,9 +32,10 @@ __global__ void __launch_bounds__(kRefineThreads) refine_kernel(const __grid_con
   unsigned last = 0, run = 0;
   for (int pool = 0; pool < kPools; ++pool) {
     const unsigned* const values = item.gathered + pool * item.capacity;
+    const Count used = state.used[pool];
     const std::uint64_t stride = std::uint64_t{blocks} * kRefineThreads;
 #pragma unroll 4
-    for (std::uint64_t i = blockIdx.x % blocks * kRefineThreads + threadIdx.x; i < state.used[pool]; i += stride) {
+    for (std::uint64_t i = blockIdx.x % blocks * kRefineThreads + threadIdx.x; i < used; i += stride) {
       const unsigned value = values[i] - low;
       if (value >> above != prefix) continue;
       const unsigned digit = value >> shift & mask;

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import gpus, kernels
 from .kernels import GRID, Boundary, Keep
-from .kernels.keep import magnitude_bits
+from .kernels.histogram import descend, nth_equal
 from .source import Chunk, Resident, Source
 
 # The kind of device on which nothing needs to be waited for.
@@ -187,8 +187,8 @@ def _over_grid(source: Source, partials: Callable[[Chunk], Tensor]) -> Tensor:
 def _select_by_tables(source: Source, wanted: list[tuple[int, int]]) -> list[Boundary]:
     """Radix selection over chunks, for pairs of model and rank: two histograms, then the break indices."""
     models = [k for k, _ in wanted]
-    highs, ranks, _ = _descend(_histograms(source, models, 0, []), [rank for _, rank in wanted])
-    lows, ranks, equal = _descend(_histograms(source, models, 1, highs), ranks)
+    highs, ranks, _ = _bins(_histograms(source, models, 0, []), [rank for _, rank in wanted])
+    lows, ranks, equal = _bins(_histograms(source, models, 1, highs), ranks)
     boundaries = [Boundary((high << 16) | low, kernels.ALL_EQUAL) for high, low in zip(highs, lows, strict=True)]
     split = [i for i, (rank, count) in enumerate(zip(ranks, equal, strict=True)) if rank < count]
     if split:
@@ -211,16 +211,11 @@ def _histograms(source: Source, models: list[int], level: int, prefixes: list[in
     return source.reduce(counts.cpu())
 
 
-def _descend(counts: Tensor, ranks: list[int]) -> tuple[list[int], list[int], list[int]]:
+def _bins(counts: Tensor, ranks: list[int]) -> tuple[list[int], list[int], list[int]]:
     """Return, per row, the bin of the element of that rank (largest first), its rank inside, and the bin's count."""
-    bins, inner, sizes = [], [], []
-    for row, rank in zip(counts, ranks, strict=True):
-        cumulative = row.flip(0).cumsum(0)
-        position = int(torch.searchsorted(cumulative, rank))
-        bins.append(len(row) - 1 - position)
-        sizes.append(int(row[bins[-1]]))
-        inner.append(rank - int(cumulative[position]) + sizes[-1])
-    return bins, inner, sizes
+    found = [descend(row.flip(0), rank) for row, rank in zip(counts, ranks, strict=True)]
+    last = counts.shape[1] - 1
+    return [last - place for place, _, _ in found], [rank for _, rank, _ in found], [count for _, _, count in found]
 
 
 def _break_indices(source: Source, models: list[int], thresholds: list[int], keep: list[int]) -> list[int]:
@@ -232,22 +227,13 @@ def _break_indices(source: Source, models: list[int], thresholds: list[int], kee
         kernels.equal_counts(counts, tensors, chunk.base, thresholds)
         return counts.t()
 
-    cells = _over_grid(source, counts_by_cell).cumsum(0)
+    cells = _over_grid(source, counts_by_cell)
     found = torch.zeros(len(models), dtype=torch.int64)
-    for i, (model, threshold, count) in enumerate(zip(models, thresholds, keep, strict=True)):
-        cell = int(torch.searchsorted(cells[:, i].contiguous(), count))
-        before = int(cells[cell - 1, i]) if cell else 0
+    for i, (model, threshold, rank) in enumerate(zip(models, thresholds, keep, strict=True)):
+        cell, rank, _ = descend(cells[:, i].contiguous(), rank)
         start = cell * GRID
         chunk = source.read(start, min(start + GRID, source.numel))
         # Where another shard holds the cell, it adds the index in the reduction.
         if chunk is not None:
-            found[i] = start + _nth_equal(chunk, model, threshold, count - before) + 1
+            found[i] = start + nth_equal(chunk.tensors[model], chunk.base, threshold, rank, 0, GRID) + 1
     return source.reduce(found).tolist()
-
-
-def _nth_equal(chunk: Chunk, model: int, threshold: int, nth: int) -> int:
-    """Return the position of the nth (from 1) magnitude that equals ``threshold`` (float32 bits)."""
-    tensor = chunk.tensors[model].float().flatten()
-    delta = tensor if chunk.base is None else tensor - chunk.base.float().flatten()
-    equal = magnitude_bits(delta) == threshold
-    return int(equal.nonzero()[nth - 1])

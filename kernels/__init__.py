@@ -8,6 +8,7 @@ from ._checks import GRID
 from ._registry import BACKENDS, OPERATIONS, BackendError, use_backend
 from ._sums import total
 from .gram import gram_matrix, gram_partials, pairs
+from .histogram import HISTOGRAM_BINS, equal_counts, magnitude_histogram
 from .keep import (
     ALL_EQUAL,
     EVERYTHING,
@@ -25,16 +26,7 @@ from .low_rank import low_rank_update
 from .norms import norm_partials
 from .philox import drop_threshold, keep_mask, tensor_key
 from .rank_mask import rank_mask
-from .select import (
-    HISTOGRAM_BINS,
-    Selection,
-    SelectJob,
-    equal_counts,
-    magnitude_histogram,
-    select_boundaries,
-    select_boundaries_many,
-    start_selection,
-)
+from .select import Selection, SelectJob, select_boundaries, select_boundaries_many, start_selection
 from .sparse_merge import MergeJob, sparse_merge, sparse_merge_many
 from .weighted_sum import SumJob, weighted_sum, weighted_sum_many
 

@@ -2,10 +2,7 @@ r"""Exact k-th magnitude of deltas: the boundary that keeps exactly k elements, 
 
 The order is that of ``keep``: magnitude of ``tensors[k] - base`` (one float32 subtraction), largest
 first; equal magnitudes by global index, lowest first. Exact for every input and identical on every
-backend. A tensor in one memory is selected in one call (``select_boundaries``). A tensor that
-comes in chunks, or lies on several devices, is selected from additive integer tables:
-``magnitude_histogram`` level 0 over the high 15 bits, level 1 over the low 16 bits of the bin that
-holds rank k, and ``equal_counts`` for the break index.
+backend. A tensor that comes in chunks, or lies on several devices, is selected from the tables of ``histogram``.
 
 Extra memory per rank that is asked for: on the CPU at most n / 4 bytes + 2 MiB, and 32 bytes per 16384 elements; on a
 GPU at most 0.26 n bytes + 128 KiB. Many jobs on a GPU take turns in 256 MiB, or in what the largest of them needs.
@@ -21,24 +18,12 @@ from torch import Tensor
 
 from . import _cuda, _native, _triton
 from ._checks import GRID, check_group, check_one_device, grid_chunks, naming_job
-from ._cuda import histogram as _cuda_histogram
 from ._cuda import select as _cuda_select
 from ._registry import operation
+from .histogram import HISTOGRAM_BINS, descend, equal_counts, magnitude_histogram, nth_equal
 from .keep import ALL_EQUAL, EVERYTHING, NOTHING, Boundary, magnitude_bits
 
-__all__ = [
-    "HISTOGRAM_BINS",
-    "SelectJob",
-    "Selection",
-    "equal_counts",
-    "magnitude_histogram",
-    "select_boundaries",
-    "select_boundaries_many",
-    "start_selection",
-]
-
-# Level 0 counts the high 15 bits of the 31-bit magnitude, level 1 the low 16.
-HISTOGRAM_BINS = (2**15, 2**16)
+__all__ = ["SelectJob", "Selection", "select_boundaries", "select_boundaries_many", "start_selection"]
 
 
 class SelectJob(NamedTuple):
@@ -165,26 +150,6 @@ def _by_histograms(tensor: Tensor, base: Tensor | None, rank: int, backend: str)
     return Boundary(threshold, nth_equal(tensor, base, threshold, rank, chunk * GRID, GRID) + 1)
 
 
-def nth_equal(tensor: Tensor, base: Tensor | None, threshold: int, nth: int, begin: int, size: int) -> int:
-    """Return the index of the nth (from 1) magnitude that equals ``threshold``, counted from ``begin``.
-
-    It must be one of the ``size`` elements from there on.
-    """
-    part = slice(begin, begin + size)
-    delta = tensor.flatten()[part].float()
-    if base is not None:
-        delta = delta - base.flatten()[part].float()
-    return begin + int((magnitude_bits(delta) == threshold).nonzero()[nth - 1])
-
-
-def descend(counts: Tensor, rank: int) -> tuple[int, int, int]:
-    """Return where the running sum of ``counts`` reaches ``rank``, the rank from there on, and the count there."""
-    sums = counts.cumsum(0)
-    place = int(torch.searchsorted(sums, rank))
-    count = int(counts[place])
-    return place, rank - int(sums[place]) + count, count
-
-
 @operation("select")
 def _select(
     tensors: Sequence[Tensor], base: Tensor | None, ranks: Sequence[Sequence[int]]
@@ -213,101 +178,6 @@ def _select_cpu(tensors: Sequence[Tensor], base: Tensor | None, ranks: Sequence[
     return [[Boundary(*boundary) for boundary in boundaries] for boundaries in found]
 
 
-def magnitude_histogram(
-    counts: Tensor,
-    tensors: Sequence[Tensor],
-    base: Tensor | None,
-    level: int,
-    prefixes: Sequence[int] = (),
-    *,
-    backend: str | None = None,
-) -> None:
-    """Add the magnitude histogram of a part of N deltas to ``counts``.
-
-    Args:
-        counts:   [N, HISTOGRAM_BINS[level]] int64; added to, so that chunks and shards sum up.
-        tensors:  N tensors: a whole tensor or any part of it.
-        base:     shaped like them, or None.
-        level:    0 counts ``bits >> 16``; 1 counts ``bits & 0xffff`` where ``bits >> 16`` is the prefix.
-        prefixes: N integers, for level 1 only.
-        backend:  pin a backend; by default the fastest available on the device.
-    Raises:
-        ValueError: shapes, level or prefixes disagree.
-    """
-    check_group(tensors, base)
-    if level not in (0, 1) or len(prefixes) != (len(tensors) if level else 0):
-        raise ValueError(
-            f"level is {level} with {len(prefixes)} prefixes; expected 0 with none, or 1 with {len(tensors)}"
-        )
-    shape = (len(tensors), HISTOGRAM_BINS[level])
-    if counts.dtype != torch.int64 or tuple(counts.shape) != shape or not counts.is_contiguous():
-        raise ValueError(f"counts is {counts.dtype} {tuple(counts.shape)}; expected contiguous int64 {shape}")
-    _histogram(counts, tensors, base, level, list(prefixes), backend=backend)
-
-
-@operation("magnitude_histogram")
-def _histogram(
-    counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None, level: int, prefixes: Sequence[int]
-) -> None:
-    for i, tensor in enumerate(tensors):
-        delta = tensor.float() if base is None else tensor.float() - base.float()
-        bits = magnitude_bits(delta.flatten())
-        bins = bits >> 16 if level == 0 else bits[(bits >> 16) == prefixes[i]] & 0xFFFF
-        counts[i] += torch.bincount(bins, minlength=HISTOGRAM_BINS[level])
-
-
-@_histogram.backend("cpu", probe=_native.why_no_cpu_extension)
-def _histogram_cpu(
-    counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None, level: int, prefixes: Sequence[int]
-) -> None:
-    _native.cpu_extension().magnitude_histogram(counts.data_ptr(), *_native.group(tensors, base), level, list(prefixes))
-
-
-def equal_counts(
-    counts: Tensor,
-    tensors: Sequence[Tensor],
-    base: Tensor | None,
-    thresholds: Sequence[int],
-    *,
-    backend: str | None = None,
-) -> None:
-    """Write, per delta and grid chunk, how many magnitudes equal the threshold.
-
-    Args:
-        counts:     [N, ceil(n / GRID)] int64; overwritten.
-        tensors:    N tensors of n elements: a whole tensor, or a part that starts on the grid.
-        base:       shaped like them, or None.
-        thresholds: N magnitudes as float32 bits.
-        backend:    pin a backend; by default the fastest available on the device.
-    Raises:
-        ValueError: shapes or counts disagree.
-    """
-    check_group(tensors, base)
-    if len(thresholds) != len(tensors):
-        raise ValueError(f"thresholds has {len(thresholds)} values; expected {len(tensors)}, one per tensor")
-    shape = (len(tensors), grid_chunks(tensors[0].numel()))
-    if counts.dtype != torch.int64 or tuple(counts.shape) != shape or not counts.is_contiguous():
-        raise ValueError(f"counts is {counts.dtype} {tuple(counts.shape)}; expected contiguous int64 {shape}")
-    _equal_counts(counts, tensors, base, list(thresholds), backend=backend)
-
-
-@operation("equal_counts")
-def _equal_counts(counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None, thresholds: Sequence[int]) -> None:
-    for i, tensor in enumerate(tensors):
-        delta = tensor.float() if base is None else tensor.float() - base.float()
-        equal = magnitude_bits(delta.flatten()) == thresholds[i]
-        padded = torch.zeros(counts.shape[1] * GRID, dtype=torch.int64, device=equal.device)
-        padded[: equal.numel()] = equal
-        counts[i] = padded.view(-1, GRID).sum(1)
-
-
-@_equal_counts.backend("cpu", probe=_native.why_no_cpu_extension)
-def _equal_counts_cpu(
-    counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None, thresholds: Sequence[int]
-) -> None:
-    _native.cpu_extension().equal_counts(counts.data_ptr(), *_native.group(tensors, base), list(thresholds))
-
-
 @_select.backend("triton", probe=_triton.why_unavailable)
 def _select_triton(
     tensors: Sequence[Tensor], base: Tensor | None, ranks: Sequence[Sequence[int]]
@@ -317,31 +187,9 @@ def _select_triton(
     return run(tensors, base, ranks)
 
 
-@_histogram.backend("triton", probe=_triton.why_unavailable)
-def _histogram_triton(
-    counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None, level: int, prefixes: Sequence[int]
-) -> None:
-    from ._triton.histogram import magnitude_histogram as run
-
-    run(counts, tensors, base, level, prefixes)
-
-
-@_equal_counts.backend("triton", probe=_triton.why_unavailable)
-def _equal_counts_triton(
-    counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None, thresholds: Sequence[int]
-) -> None:
-    from ._triton.histogram import equal_counts as run
-
-    run(counts, tensors, base, thresholds)
-
-
 @_select.backend("cuda", probe=_cuda.why_unavailable, many=_cuda_select.start)
 def _select_cuda(
     tensors: Sequence[Tensor], base: Tensor | None, ranks: Sequence[Sequence[int]]
 ) -> list[list[Boundary | None]]:
     [found] = _cuda_select.start([(tensors, base, ranks)])()
     return found
-
-
-_histogram.backend("cuda", probe=_cuda.why_unavailable)(_cuda_histogram.magnitude_histogram)
-_equal_counts.backend("cuda", probe=_cuda.why_unavailable)(_cuda_histogram.equal_counts)

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ._checks import check_float, check_group
 from .gram import gram_partials
+from .histogram import equal_counts, magnitude_histogram
 from .keep import Keep
 from .low_rank import low_rank_update
 from .norms import norm_partials
 from .rank_mask import rank_mask
-from .select import equal_counts, magnitude_histogram, select_boundaries
+from .select import select_boundaries
 from .sparse_merge import sparse_merge
 from .weighted_sum import weighted_sum
 

@@ -108,10 +108,10 @@ void select(std::int64_t* results, void* workspace, const std::vector<SelectJob>
 // The bytes of that workspace, which is aligned to 16 bytes.
 std::size_t select_workspace(const std::vector<SelectJob>& jobs, const SelectSettings& settings);
 
-// kernels/select.py. `counts` are added to.
+// kernels/histogram.py. `counts` are added to.
 void magnitude_histogram(std::int64_t* counts, const Group& group, int level,
                          const std::vector<std::int64_t>& prefixes, const Place& place);
-// kernels/select.py. `counts` are overwritten.
+// kernels/histogram.py. `counts` are overwritten.
 void equal_counts(std::int64_t* counts, const Group& group, const std::vector<std::int64_t>& thresholds,
                   const Place& place);
 

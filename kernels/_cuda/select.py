@@ -9,14 +9,10 @@ import torch
 from torch import Tensor
 
 from .. import _native
+from .._sampling import DEVIATIONS, SPARE
 from ..keep import Boundary
 from . import extension, place
 
-# Half of the width of a bracket, in standard deviations of a sampled rank. Of independent samples five mislead in two
-# of three million; a miss costs two or three readings of one tensor, so that more would not pay.
-DEVIATIONS = 5.0
-# Room for the values in a bracket, times the number that is expected of it.
-SPARE = 1.5
 # Bytes of work space that jobs share; those of one job may take more.
 WORKSPACE = 1 << 28
 

@@ -18,8 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._sampling import DEVIATIONS, SPARE
+from ..histogram import descend, nth_equal
 from ..keep import ALL_EQUAL, Boundary
-from ..select import descend, nth_equal
 from ._element import entry, load_delta, magnitude_bits
 from ._launch import family, launch, pointer_table, spans, to_device
 from ._radix import radix_select
@@ -27,8 +28,6 @@ from .histogram import BLOCK
 
 # Elements of the sample, and neighbours that are sampled together. Smaller tensors are searched whole.
 SAMPLE, _RUN = tl.constexpr(16384), tl.constexpr(8)
-# Half of the width of a bracket, in standard deviations of a sampled rank, and room for its values over their number.
-DEVIATIONS, SPARE = 5.0, 1.5
 
 _COLUMNS = 4
 _GATHERED, _ABOVE, _AT_HIGH, _AT_LOW = (tl.constexpr(column) for column in range(_COLUMNS))

@@ -32,7 +32,7 @@ SANITIZED_ELEMENTS = ("1", "1023", "20001", "49157")
 CHECK_SECONDS = 300
 SECONDS = "SECONDS"
 # Of a step's output, in the log.
-LOG_BYTES = 1 << 20
+LOG_BYTES = 1 << 19
 
 
 # What the build and the steps import; the rest of pyproject.toml's test dependencies only widens the tests.

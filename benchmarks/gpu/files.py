@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import functools
 import json
 import shutil
 import sys
@@ -17,6 +18,8 @@ from ..merge.recipes import RECIPES
 from .timing import Bench, Bound, Contender
 
 METHODS = ("ties", "linear")
+# What one of them may take.
+METHOD_SECONDS = 20
 # A fast one of the plain ways to read and write as many bytes.
 BARE = "preadv+behind t2 4MiB"
 BUDGET = 1.0
@@ -29,8 +32,9 @@ def run(bench: Bench) -> None:
         folder = Path(temporary)
         make_checkpoints(folder / name, SHAPES[name], device=bench.device.type)
         for method in METHODS[:1] if bench.check else METHODS:
-            with bench.attempt(method):
-                _merge(bench, method, folder, name)
+            if bench.has(METHOD_SECONDS, method):
+                with bench.attempt(method):
+                    _merge(bench, method, folder, name)
 
 
 def _merge(bench: Bench, method: str, folder: Path, name: str) -> None:
@@ -39,32 +43,37 @@ def _merge(bench: Bench, method: str, folder: Path, name: str) -> None:
     RECIPES[method].write(recipe, folder / name)
     # The dry run has no GPU to ask for.
     devices = ("cpu", "auto" if bench.check else "cuda")
-    engine: dict[str, float] = {}
+    # Without the start of the programs.
+    inner: dict[str, float] = {}
 
     def merge(device: str) -> float:
         out = folder / device
         shutil.rmtree(out, ignore_errors=True)
         command = [sys.executable, "-m", "fastmerge", "merge", recipe, out, "--device", device, "--json"]
         usage = processes.run(command, out, folder / "log")
-        engine[device] = json.loads(usage.stdout)["seconds"]
+        inner[device] = json.loads(usage.stdout)["seconds"]
         return usage.seconds
 
     def bare() -> float:
         out = folder / "bare"
         shutil.rmtree(out, ignore_errors=True)
         command = [sys.executable, "-m", "benchmarks.merge.bare_cost", BARE, out, *models]
-        return float(json.loads(processes.run(command, out, folder / "log").stdout))
+        inner["bare"] = float(json.loads(processes.run(command, out, folder / "log").stdout))
+        return inner["bare"]
 
     nbytes = 2 * SHAPES[name].parameters * (len(models) + 1)
     facts = {
         "shape": SHAPES[name].parameters, "dtype": torch.bfloat16, "models": len(models), "once": nbytes,
-        "budget": BUDGET, "bound": Bound("bare", bare, nbytes),
+        "budget": BUDGET, "warm": True,
     }  # fmt: skip
-    contenders = [Contender("fastmerge", backend=device, measure=lambda d=device: merge(d)) for device in devices]
-    bench.measure(f"{method}, files", contenders, **facts)
-    contenders = [Contender("fastmerge", backend=d, measure=lambda d=d: engine[d]) for d in devices]
-    bench.measure(f"{method}, files, without start", contenders, **facts)
+    for op, clock in (
+        (f"{method}, files", {"bare": bare} | {device: functools.partial(merge, device) for device in devices}),
+        (f"{method}, files, without start", {key: lambda key=key: inner[key] for key in ("bare", *devices)}),
+    ):
+        contenders = [Contender("fastmerge", backend=device, measure=clock[device]) for device in devices]
+        bench.measure(op, contenders, bound=Bound("bare", clock["bare"], nbytes), **facts)
     names = sorted(path.name for path in (folder / devices[0]).glob("*.safetensors"))
-    same, different, missing = filecmp.cmpfiles(*(folder / device for device in devices), names, shallow=False)
+    outs = [folder / device for device in devices]
+    _, different, missing = filecmp.cmpfiles(*outs, names, shallow=False)
     assert names and not different and not missing, f"{method}: {different + missing} differ between {devices}"
-    print(f"{method}: {len(same)} files have the same bytes from {' and '.join(devices)}", flush=True)
+    print(f"{method}: {' and '.join(devices)} write the same bytes in {len(names)} files", flush=True)

@@ -70,17 +70,18 @@ def _main(monkeypatch, out: Path, *arguments: str) -> int:
     return command.main()
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path, monkeypatch):
     left = tmp_path / "left"
     _steps(
         monkeypatch,
-        (1, {"bad": "echo why; exit 3", "hangs": f"(sleep 3; touch {left}) & wait"}),
-        (1, {"absent": "exec no-such-program", "good": "echo fine"}),
+        (2, {"bad": "echo why; exit 3", "hangs": f"(sleep 4; touch {left}) & wait"}),
+        (2, {"absent": "exec no-such-program", "good": "echo fine"}),
     )
     assert _main(monkeypatch, tmp_path) == 1
     summary, log = (tmp_path / "summary.txt").read_text(), (tmp_path / "log.txt").read_text()
     assert [line.split()[0] for line in summary.splitlines()[:4]] == ["bad", "hangs", "absent", "good"]
-    assert "exit 3  why" in summary and "stopped after 1 s" in summary and "exit 0  fine" in summary
+    assert "exit 3  why" in summary and "stopped after 2 s" in summary and "exit 0  fine" in summary
     assert "==== bad: sh -c echo why; exit 3\nwhy\n" in log
     time.sleep(2.5)
     assert not left.exists(), "a child of a step outlived it"
@@ -93,7 +94,7 @@ def test_a_step_must_say_what_it_should(tmp_path, monkeypatch):
 
 
 def test_steps_use_the_time_that_earlier_ones_left(tmp_path, monkeypatch):
-    _steps(monkeypatch, (2, {"short": "true"}), (0, {"long": "sleep 1; echo done"}), (9, {"other": "false"}))
+    _steps(monkeypatch, (3, {"short": "true"}), (0, {"long": "sleep 1; echo done"}), (9, {"other": "false"}))
     assert _main(monkeypatch, tmp_path) == 1
     assert "exit 0  done" in (tmp_path / "summary.txt").read_text()
     assert _main(monkeypatch, tmp_path, "--only", "long") == 0

@@ -7,13 +7,11 @@ width of loads, and fails on a spill, on a narrow load of tensor data, and on a 
 from __future__ import annotations
 
 import argparse
-import collections
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,6 +25,8 @@ from fastmerge import kernels
 from fastmerge.kernels import Boundary, Keep, _registry
 from fastmerge.kernels._triton import _launch, split_product
 
+from ._sass import Instructions, Report, show
+
 ARCHITECTURES = (80, 90, 100)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # A multiple of every block, so that no masked launch is compiled; memory of the CPU that is never read.
@@ -34,25 +34,6 @@ NUMEL = 1 << 16
 # These read tables, or a sample of a tensor.
 SMALL_KERNELS = ("_descend_kernel", "_sample_kernel")
 TENSOR_CORE = ("HMMA", "HGMMA", "UTCHMMA")
-# Instructions of a correctly rounded division: inline per division, and once for the path of special values.
-FFMA_PER_DIVISION, FFMA_ONCE = 5, 9
-
-
-@dataclass(frozen=True)
-class Report:
-    """What one kernel of one case compiled to. Loads and stores are those of global memory, in the SASS."""
-
-    arch: int
-    case: str
-    kernel: str
-    registers: int
-    stack: int
-    shared: int
-    instructions: int
-    wide_loads: int
-    narrow_loads: int
-    wide_stores: int
-    faults: tuple[str, ...]
 
 
 class _Target:
@@ -196,42 +177,35 @@ def _report(arch: int, case: str, name: str, kernel: CompiledKernel) -> Report:
     usage, sass = _disassemble(kernel.asm["cubin"])
     ptx, ttgir = kernel.asm["ptx"], kernel.asm["ttgir"]
     registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))
-    # Bytes are words of masks: eight elements each.
-    loads = {op: n for op, n in sass.items() if op.startswith(("LDG.", "LDGSTS")) and "U8" not in op}
-    wide = sum(n for op, n in loads.items() if op.endswith("128"))
-    narrow = sum(loads.values()) - wide
-    wide_stores = sum(n for op, n in sass.items() if op.startswith("STG") and op.endswith("128"))
+    loads = ("LDG.", "LDGSTS")
+    wide, narrow = sass.wide(*loads), sass.narrow(*loads)
     # Scalars: entries of tables, and elements that serve a whole block.
     scalars = len(re.findall(r"tt\.load [^\n]*: !tt\.ptr", ttgir))
     divisions = len(re.findall(r"\bdiv\.rn\.f32\b", ptx))
-    fused = sass["FFMA"]
-    faults = []
-    if stack or any(op.startswith(("STL", "LDL")) for op in sass):
-        faults.append(f"spills: {stack} bytes of stack")
+    faults = sass.faults(stack, divisions)
     if name not in SMALL_KERNELS and (wide == 0 or narrow > scalars):
         faults.append(f"{narrow} narrow loads, {scalars} of them scalars")
-    if "fma.rn.f32" in ptx or fused > (FFMA_PER_DIVISION * divisions + FFMA_ONCE if divisions else 0):
-        faults.append(f"{fused} fused multiply-adds for {divisions} divisions")
+    if "fma.rn.f32" in ptx:
+        faults.append("fused multiply-adds in PTX")
     # Triton 3.7 compiles some loops around tensor cores to nothing on sm_100.
-    if "tt.dot" in kernel.asm["ttir"] and not any(op.startswith(TENSOR_CORE) for op in sass):
+    if "tt.dot" in kernel.asm["ttir"] and not sass.number(*TENSOR_CORE):
         faults.append("no tensor-core instruction")
     if re.search(r"\.(ftz|approx|full)\.f32", ptx):
         faults.append("arithmetic that is not IEEE float32")
     return Report(
-        arch, case.replace("torch.", ""), name, registers, stack, kernel.metadata.shared, sum(sass.values()), wide,
-        narrow, wide_stores, tuple(faults),
+        arch, case.replace("torch.", ""), name, registers, stack, kernel.metadata.shared,
+        sass.counts.total(), wide, narrow, sass.wide("STG"), tuple(faults),
     )  # fmt: skip
 
 
-def _disassemble(cubin: bytes) -> tuple[str, collections.Counter[str]]:
-    """Return the resource usage and the number of each instruction."""
+def _disassemble(cubin: bytes) -> tuple[str, Instructions]:
+    """Return the resource usage and the instructions."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         command = [TOOLS / "cuobjdump", "-res-usage", "-sass", file.name]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    instruction = r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)"
-    return text, collections.Counter(op for op in re.findall(instruction, text, re.MULTILINE) if op != "NOP")
+    return text, Instructions(text)
 
 
 def main() -> int:
@@ -239,19 +213,7 @@ def main() -> int:
     parser.add_argument("--arch", nargs="+", type=int, default=ARCHITECTURES, help="compute capabilities, as 90")
     parser.add_argument("--brief", action="store_true", help="every kernel, but not every variant")
     options = parser.parse_args()
-    columns = (
-        "sm  kernel                  case                                     regs stack shared instr ld128 ld< st128"
-    )
-    print(columns)
-    faulty = 0
-    for arch in options.arch:
-        for r in compile_all(arch, options.brief):
-            faulty += bool(r.faults)
-            print(
-                f"{r.arch:<3} {r.kernel:23} {r.case:42} {r.registers:3} {r.stack:5} {r.shared:6} {r.instructions:5} "
-                f"{r.wide_loads:5} {r.narrow_loads:3} {r.wide_stores:5} {'; '.join(r.faults)}",
-                flush=True,
-            )
+    faulty = show(report for arch in options.arch for report in compile_all(arch, options.brief))
     print(f"Triton {triton.__version__}: {faulty} faulty kernels")
     return 1 if faulty else 0
 

@@ -8,36 +8,18 @@ outside of divisions. Needs the disassembler that comes with Triton, or one on t
 from __future__ import annotations
 
 import argparse
-import collections
 import importlib.util
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+
+from ._sass import Instructions, Report, show
 
 ARCHITECTURES = (80, 90, 100)
 # These read only whole vectors of aligned tensors, and bytes of masks. All others also take what is not aligned.
 ALIGNED = ("weighted_sum_kernel", "sparse_merge_kernel")
-# Instructions of a correctly rounded division: inline per division, and once for the path of special values.
-FFMA_PER_DIVISION, FFMA_ONCE = 5, 9
-
-
-@dataclass(frozen=True)
-class Report:
-    """What one kernel compiled to. Loads and stores are those of global memory, in the SASS."""
-
-    arch: int
-    kernel: str
-    registers: int
-    stack: int
-    shared: int
-    instructions: int
-    wide_loads: int
-    narrow_loads: int
-    wide_stores: int
-    faults: tuple[str, ...]
 
 
 def disassembler() -> str | None:
@@ -79,24 +61,14 @@ def reports(library: Path, arch: int) -> list[Report]:
 
 def _report(arch: int, symbol: str, usage: tuple[int, ...], sass: str) -> Report:
     registers, stack, shared = usage
-    instruction = r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)"
-    counts = collections.Counter(op for op in re.findall(instruction, sass, re.MULTILINE) if op != "NOP")
-    loads = {op: n for op, n in counts.items() if op.startswith("LDG")}
-    wide = sum(n for op, n in loads.items() if op.endswith("128"))
-    narrow = sum(n for op, n in loads.items() if not op.endswith("128") and ".U8" not in op)
-    wide_stores = sum(n for op, n in counts.items() if op.startswith("STG") and op.endswith("128"))
-    divisions, fused = counts["MUFU.RCP"], counts["FFMA"]
-    name = _readable(symbol)
-    faults = []
-    if stack or any(op.startswith(("STL", "LDL")) for op in counts):
-        faults.append(f"spills: {stack} bytes of stack")
+    code, name = Instructions(sass), _readable(symbol)
+    wide, narrow = code.wide("LDG"), code.narrow("LDG")
+    faults = code.faults(stack, divisions=code.counts["MUFU.RCP"])
     if name.startswith(ALIGNED) and (narrow or not wide):
         faults.append(f"{narrow} narrow loads, {wide} wide ones")
-    if fused > (FFMA_PER_DIVISION * divisions + FFMA_ONCE if divisions else 0):
-        faults.append(f"{fused} fused multiply-adds for {divisions} divisions")
-    instructions = sum(counts.values())
     return Report(
-        arch, name, registers, stack, shared, instructions, wide, narrow, wide_stores, tuple(faults)
+        arch, "", name, registers, stack, shared, code.counts.total(), wide, narrow, code.wide("STG"),
+        tuple(faults),
     )  # fmt: skip
 
 
@@ -119,16 +91,7 @@ def main() -> int:
     if library is None:
         print("fastmerge._cuda is not installed: its kernels are not reported")
         return 0
-    print("sm  kernel                                     regs stack shared instr ld128 ld< st128")
-    faulty = 0
-    for arch in options.arch:
-        for r in reports(library, arch):
-            faulty += bool(r.faults)
-            print(
-                f"{r.arch:<3} {r.kernel:42} {r.registers:4} {r.stack:5} {r.shared:6} {r.instructions:5} "
-                f"{r.wide_loads:5} {r.narrow_loads:3} {r.wide_stores:5} {'; '.join(r.faults)}",
-                flush=True,
-            )
+    faulty = show(report for arch in options.arch for report in reports(library, arch))
     print(f"CUDA: {faulty} faulty kernels in {library.stat().st_size / 1e6:.1f} MB")
     return 1 if faulty else 0
 

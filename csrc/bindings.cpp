@@ -6,18 +6,16 @@
 #include <cmath>
 #include <optional>
 
+#include "arguments.h"
 #include "cpu/operations.h"
 #include "cpu/threads.h"
 #include "fastmerge_math.h"
 
 namespace py = pybind11;
+using namespace fastmerge;
 using namespace fastmerge::cpu;
 
 namespace {
-
-using Address = std::uintptr_t;
-using Ints = std::vector<std::int64_t>;
-using KeepTuple = std::array<std::int64_t, 5>;
 
 // Releases the GIL for loops over many elements. Short ones keep it: when several threads merge tiny tensors, getting
 // it back costs more than the work.
@@ -31,29 +29,6 @@ class Unlocked {
   static constexpr std::size_t kLeast = std::size_t{1} << 15;
   std::optional<py::gil_scoped_release> release_;
 };
-
-Array array(Address address, int dtype) { return {reinterpret_cast<const void*>(address), dtype}; }
-Output output(Address address, int dtype) { return {reinterpret_cast<void*>(address), dtype}; }
-
-Group group(const std::vector<Address>& tensors, const std::vector<int>& dtypes, Address base, int base_dtype,
-            std::size_t size) {
-  if (tensors.empty() || tensors.size() != dtypes.size()) {
-    throw std::invalid_argument("expected one dtype for each of at least one tensor");
-  }
-  Group group{{}, array(base, base_dtype), size};
-  for (std::size_t k = 0; k < tensors.size(); ++k) group.tensors.push_back(array(tensors[k], dtypes[k]));
-  return group;
-}
-
-void expect(std::size_t count, const Group& group, const char* name) {
-  if (count != group.tensors.size()) throw std::invalid_argument(std::string(name) + ": expected one per tensor");
-}
-
-std::vector<Keep> keep_rules(const std::vector<KeepTuple>& tuples) {
-  std::vector<Keep> keeps;
-  for (const KeepTuple& t : tuples) keeps.push_back({t[0], t[1], t[2], t[3], t[4]});
-  return keeps;
-}
 
 // The divisor of a sum without a vote, accumulated in the order of the models.
 float constant_divisor(int divide, const std::vector<float>& weights) {

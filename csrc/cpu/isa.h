@@ -5,32 +5,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "arrays.h"
+
 namespace fastmerge::cpu {
-
-// The address of n elements of a dtype (fastmerge::Dtype); data is null for "no base".
-struct Array {
-  const void* data;
-  int dtype;
-};
-
-struct Output {
-  void* data;
-  int dtype;
-};
-
-// N tensors of `size` elements, and the base that is subtracted from each.
-struct Group {
-  std::vector<Array> tensors;
-  Array base;
-  std::size_t size;
-
-  int count() const { return static_cast<int>(tensors.size()); }
-};
-
-// The five integers of kernels/keep.py.
-struct Keep {
-  std::int64_t rule, a, b, c, d;
-};
 
 struct Merge {
   std::vector<float> factors, weights;

@@ -3,49 +3,32 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "arguments.h"
 #include "fastmerge_math.h"
 #include "operations.h"
 
 namespace py = pybind11;
+using namespace fastmerge;
 using namespace fastmerge::cuda;
 
 namespace {
 
-using Address = std::uintptr_t;
-using Ints = std::vector<std::int64_t>;
 using ArrayTuple = std::pair<Address, int>;
 // Addresses and dtypes of the tensors, address and dtype of the base, elements: kernels/_native.group.
 using GroupTuple = std::tuple<std::vector<Address>, std::vector<int>, Address, int, std::size_t>;
-using KeepTuple = std::array<std::int64_t, 5>;
 // Device index and stream: kernels/_cuda.place.
 using PlaceTuple = std::pair<int, Address>;
 
-Array array(Address address, int dtype) { return {reinterpret_cast<const void*>(address), dtype}; }
-Output output(const ArrayTuple& t) { return {reinterpret_cast<void*>(t.first), t.second}; }
+Output output(const ArrayTuple& t) { return fastmerge::output(t.first, t.second); }
 Place place(const PlaceTuple& t) { return {t.first, reinterpret_cast<void*>(t.second)}; }
 
 Group group(const GroupTuple& t) {
   const auto& [tensors, dtypes, base, base_dtype, size] = t;
-  if (tensors.empty() || tensors.size() != dtypes.size()) {
-    throw std::invalid_argument("expected one dtype for each of at least one tensor");
-  }
   if (tensors.size() > kMaxTensors) {
     throw std::invalid_argument("the cuda backend takes at most " + std::to_string(kMaxTensors) + " tensors, got " +
                                 std::to_string(tensors.size()) + "; pin another backend, as backend='triton'");
   }
-  Group group{{}, array(base, base_dtype), size};
-  for (std::size_t k = 0; k < tensors.size(); ++k) group.tensors.push_back(array(tensors[k], dtypes[k]));
-  return group;
-}
-
-void expect(std::size_t count, const Group& group, const char* name) {
-  if (count != group.tensors.size()) throw std::invalid_argument(std::string(name) + ": expected one per tensor");
-}
-
-std::vector<Keep> keep_rules(const std::vector<KeepTuple>& tuples) {
-  std::vector<Keep> keeps;
-  for (const KeepTuple& t : tuples) keeps.push_back({t[0], t[1], t[2], t[3], t[4]});
-  return keeps;
+  return fastmerge::group(tensors, dtypes, base, base_dtype, size);
 }
 
 // Refuses to start where nothing can run, in one sentence.

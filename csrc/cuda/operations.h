@@ -7,40 +7,17 @@
 #include <string>
 #include <vector>
 
+#include "arrays.h"
+
 namespace fastmerge::cuda {
 
 // The most tensors that one call takes, apart from the base: they come as kernel parameters.
 constexpr int kMaxTensors = 64;
 
-// The address of n elements of a dtype (fastmerge::Dtype); data is null for "no base".
-struct Array {
-  const void* data;
-  int dtype;
-};
-
-struct Output {
-  void* data;
-  int dtype;
-};
-
-// N tensors of `size` elements, and the base that is subtracted from each.
-struct Group {
-  std::vector<Array> tensors;
-  Array base;
-  std::size_t size;
-
-  int count() const { return static_cast<int>(tensors.size()); }
-};
-
 // Where to run: a device and a stream (cudaStream_t) of it.
 struct Place {
   int device;
   void* stream;
-};
-
-// The five integers of kernels/keep.py.
-struct Keep {
-  std::int64_t rule, a, b, c, d;
 };
 
 struct SumJob {

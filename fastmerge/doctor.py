@@ -23,7 +23,11 @@ OPTIONAL = {
     "transformers": "loading the results (not needed for merging)",
     "matplotlib": "plots of the benchmarks (fastmerge[plot])",
 }
-VARIABLES = {"FASTMERGE_BACKEND": "pins the backend of every operation: auto, reference, cpu, triton or cuda"}
+VARIABLES = {
+    "FASTMERGE_BACKEND": "pins the backend of every operation: auto, reference, cpu, triton or cuda",
+    "FASTMERGE_CUDA": "when fastmerge is installed: auto, 0 or 1, whether to build the CUDA kernels",
+    "FASTMERGE_CUDA_ARCHITECTURES": "when fastmerge is installed: the compute capabilities to build for",
+}
 SIMD = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_bf16")
 
 

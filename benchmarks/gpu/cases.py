@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,7 +25,6 @@ class Case:
         run:       takes ``out``, the inputs (the base first where it has one) and a backend.
         based:     whether it reads a base beside the models.
         writes:    whether it fills ``out``, a tensor like the inputs; otherwise it returns its result.
-        passes:    how often a backend reads the inputs, where that is more than once.
         compared:  whether the reference on the same device, and ``torch.compile`` of it, are contenders.
     """
 
@@ -34,12 +33,7 @@ class Case:
     run: Call
     based: bool = True
     writes: bool = True
-    passes: Mapping[str, int] = field(default_factory=dict)
     compared: bool = True
-
-    def bytes_moved(self, inputs: Sequence[Tensor], backend: str) -> int:
-        """Return the bytes that all passes read and write."""
-        return inputs[0].nbytes * (len(inputs) * self.passes.get(backend, 1) + self.writes)
 
     def bytes_once(self, inputs: Sequence[Tensor]) -> int:
         """Return the bytes with every input read once and the output written once."""
@@ -150,7 +144,7 @@ OPERATIONS = (
     Case("gram", "gram", _gram, writes=False, compared=False),
     Case("norms, random", "norms", _norms, writes=False, compared=False),
     # Triton: four digits and the break index. CUDA: about one reading.
-    Case("select", "select", _select, writes=False, passes={"triton": 5}),
+    Case("select", "select", _select, writes=False),
     Case("rank_mask", "rank_mask", _rank_masks, writes=False, compared=False),
     Case("magnitude_histogram", "magnitude_histogram", _histogram, writes=False, compared=False),
     Case("equal_counts", "equal_counts", _equal_counts, writes=False, compared=False),

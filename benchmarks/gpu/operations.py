@@ -73,9 +73,7 @@ def _operation(bench: Bench, case: Case, point: Point, compared: bool = False, t
         return rotating(lambda out, inputs: case.run(out, inputs, backend), sets)
 
     inputs = sets[0][1]
-    contenders = [
-        Contender("fastmerge", call(backend), backend, case.bytes_moved(inputs, backend)) for backend in backends
-    ]
+    contenders = [Contender("fastmerge", call(backend), backend) for backend in backends]
     if compared:
         contenders.append(Contender("torch", call("reference")))
     facts = {"shape": elements, "dtype": dtype, "models": len(inputs), "once": case.bytes_once(inputs)}

@@ -35,14 +35,12 @@ class Contender:
     Attributes:
         tool, backend: as the CSV names it; ``backend`` where a tool has several.
         run:           what is timed, by the clock of the measurement.
-        moved:         bytes that all its passes move; 0: those of the measurement.
         measure:       a clock of its own, in the place of ``run``, for what does not run in this process.
     """
 
     tool: str
     run: Run | None = None
     backend: str = ""
-    moved: int = 0
     measure: _measure.Contender | None = None
 
 
@@ -172,7 +170,7 @@ class Bench:
         """Time contenders in turns with their bound, append a row for each, and return their milliseconds.
 
         Args:
-            moved:    bytes that all passes move, where the contenders do not say; by default ``once``.
+            moved:    bytes that all passes move; by default ``once``.
             once:     bytes with every input read once and the output written once.
             clock:    by default the device's.
             bound:    by default a copy on the device.
@@ -192,8 +190,9 @@ class Bench:
         bound_gbps = 1e-6 * bound.nbytes / times.pop(("", bound.name))["ms"]
         first = ratio_to or next(iter(times.values()))["ms"]
         rows = []
-        for contender, ((tool, backend), columns) in zip(contenders, times.items(), strict=True):
-            ms, passes = columns["ms"], contender.moved or moved or once
+        passes = moved or once
+        for (tool, backend), columns in times.items():
+            ms = columns["ms"]
             rows.append(self.facts | columns | {
                 "op": op, "tool": tool, "backend": backend, "shape": shape,
                 "dtype": str(dtype).removeprefix("torch."), "models": models,

@@ -54,20 +54,20 @@ def choose(alignment: Tensor, count: int) -> Choice:
     Every subset is compared where there are few enough; otherwise the model that is aligned most with the rest is left
     out, again and again.
     """
-    models = len(alignment)
+    models, table = len(alignment), alignment.tolist()
     every = math.comb(models, count) <= MOST_SUBSETS
     if every:
-        best = min(itertools.combinations(range(models), count), key=lambda subset: _mean(alignment, subset))
+        best = min(itertools.combinations(range(models), count), key=lambda subset: _mean(table, subset))
     else:
         rest = list(range(models))
         while len(rest) > count:
-            worst = max(rest, key=lambda model: sum(float(alignment[model, other]) for other in rest if other != model))
+            worst = max(rest, key=lambda model: sum(table[model][other] for other in rest if other != model))
             rest.remove(worst)
         best = tuple(rest)
-    return Choice(best, _mean(alignment, best), _mean(alignment, range(models)), every)
+    return Choice(best, _mean(table, best), _mean(table, range(models)), every)
 
 
-def _mean(alignment: Tensor, subset: Sequence[int]) -> float:
+def _mean(alignment: Sequence[Sequence[float]], subset: Sequence[int]) -> float:
     """Return the mean alignment of the pairs of ``subset``."""
-    pairs = [float(alignment[i, j]) for i, j in itertools.combinations(subset, 2)]
+    pairs = [alignment[i][j] for i, j in itertools.combinations(subset, 2)]
     return math.fsum(pairs) / len(pairs)

@@ -24,6 +24,10 @@ OPERATIONS = (
 # How many times as long mergekit's function must take.
 MERGEKIT = {"ties": 50, "dare_ties": 50, "della": 50, "linear": 5, "slerp": 5}
 STREAMED = ("ties", "linear", "dare_ties")
+# Our ways to boost that are as exact as a float32 SVD, the library's products or our own; and how many times as long
+# ``torch.linalg.svd`` must take.
+EXACT = ("fastmerge", "fastmerge, triton")
+SVD, SVD_OF_EXPERTS = 50, 200
 
 Row = Mapping[str, str]
 
@@ -42,13 +46,14 @@ class Goal:
 
 
 def read(path: Path) -> list[Row]:
-    """Return the rows of a CSV file; of those that measured the same, the last. None where there is no file."""
+    """Return the rows of a CSV file, none where there is no file; of those that measured the same, the last."""
     if not path.exists():
         return []
     keys = ("device", "op", "tool", "backend", "shape", "dtype", "models")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return list({tuple(row[key] for key in keys): row for row in rows if row["device"] == rows[-1]["device"]}.values())
+    last = {tuple(row.get(key) for key in keys): row for row in rows if row["device"] == rows[-1]["device"]}
+    return list(last.values())
 
 
 def best(rows: Iterable[Row]) -> dict[tuple[str, ...], Row]:
@@ -121,11 +126,43 @@ def _mergekit(rows: Sequence[Row], fastest: Iterable[Row], method: str, factor: 
     return Goal(wanted, f"{min(ratios):.1f}x", min(ratios) >= factor)
 
 
+def spectral_goals(rows: Sequence[Row]) -> list[Goal]:
+    """Return every goal of Subspace Boosting, from the rows of ``gpu_spectral.csv``."""
+    matrices = [row for row in rows if row["op"] == "subspace_boost" and row["shape"].count("x") == 1]
+    experts = [row for row in rows if row["op"] == "subspace_boost, experts"]
+    seconds = [1e-3 * float(row["ms"]) for row in rows if row["op"] == "subspace_boost, 70B" and row["tool"] in EXACT]
+    wanted = "boosting a 70B: s <= 120"
+    return [
+        _beside_svd("boosting a matrix", matrices, SVD),
+        _beside_svd("boosting a mixture of experts", experts, SVD_OF_EXPERTS),
+        Goal(wanted, f"{min(seconds):.1f} s", min(seconds) <= 120) if seconds else Goal(wanted, "", None),
+    ]
+
+
+def _beside_svd(what: str, rows: Sequence[Row], factor: float) -> Goal:
+    """Compare the fastest of the ways that are no less exact than ``torch.linalg.svd`` is, on every shape."""
+    wanted = f"{what}: torch.linalg.svd's time at its error >= {factor}"
+    ratios = {}
+    for peer in (row for row in rows if row["tool"] == "torch"):
+        own = [row for row in rows if row["shape"] == peer["shape"] and row["tool"] in EXACT]
+        as_exact = [float(row["ms"]) for row in own if float(row["error"]) <= float(peer["error"])]
+        if own:
+            ratios[peer["shape"]] = float(peer["ms"]) / min(as_exact) if as_exact else 0.0
+    if not ratios:
+        return Goal(wanted, "", None)
+    worst = min(ratios, key=lambda shape: ratios[shape])
+    measured = f"{ratios[worst]:.1f}x" if ratios[worst] else "less exact"
+    return Goal(wanted, f"{measured}, {worst}", ratios[worst] >= factor)
+
+
 def report(path: Path) -> str:
-    """Return the goals as lines of text, with the device and the commit that they were measured on."""
-    rows = read(path)
+    """Return the goals as lines of text, with the device and the commit that they were measured on.
+
+    Those of spectral operations follow from the file beside ``path`` that is called ``..._spectral``.
+    """
+    rows, spectral = read(path), read(path.with_stem(f"{path.stem}_spectral"))
     lines = [f"{rows[-1]['device']}, commit {rows[-1]['commit']}, {rows[-1]['date']}"] if rows else ["no rows"]
-    return "\n".join([*lines, *(goal.line().rstrip() for goal in goals(rows))])
+    return "\n".join([*lines, *(goal.line().rstrip() for goal in (*goals(rows), *spectral_goals(spectral)))])
 
 
 def main() -> None:

@@ -146,8 +146,50 @@ def test_goals_are_computed_from_the_rows(tmp_path, wanted, rows, met):
     assert [verdict for goal, verdict in verdicts.items() if goal.startswith(wanted)] == [met]
 
 
+def _boosted(tool: str, ms: float, error: float = 1e-6, op: str = "subspace_boost", shape: str = "8192x8192"):
+    return {"op": op, "tool": tool, "shape": shape, "ms": str(ms), "error": str(error)}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "rows", "met"),
+    [
+        ("boosting a matrix", [_boosted("fastmerge", 1), _boosted("torch", 51)], True),
+        (
+            "boosting a matrix",
+            [_boosted("fastmerge", 2), _boosted("fastmerge, triton", 1), _boosted("torch", 51)],
+            True,
+        ),
+        # What is faster and less exact does not count.
+        ("boosting a matrix", [_boosted("fastmerge", 1, 2e-6), _boosted("torch", 51)], False),
+        ("boosting a matrix", [_boosted("fastmerge", 2), _boosted("fastmerge fast", 1), _boosted("torch", 51)], False),
+        # The worst shape decides.
+        (
+            "boosting a matrix",
+            [
+                _boosted(tool, ms, shape=f"{n}x8192")
+                for n, far in ((8192, 60), (28672, 40))
+                for tool, ms in (("fastmerge", 1), ("torch", far))
+            ],
+            False,
+        ),
+        ("boosting a matrix", [_boosted("fastmerge", 1)], None),
+        (
+            "boosting a mixture",
+            [_boosted(t, ms, op="subspace_boost, experts") for t, ms in (("fastmerge", 1), ("torch", 199))],
+            False,
+        ),
+        ("boosting a 70B", [_boosted("fastmerge", 119e3, op="subspace_boost, 70B")], True),
+        ("boosting a 70B", [_boosted("fastmerge", 121e3, op="subspace_boost, 70B")], False),
+    ],
+)
+def test_spectral_goals_are_computed_from_the_rows(wanted, rows, met):
+    verdicts = {goal.wanted: goal.met for goal in goals.spectral_goals(rows)}
+    assert [verdict for goal, verdict in verdicts.items() if goal.startswith(wanted)] == [met]
+
+
 def test_without_rows_no_goal_is_met(tmp_path):
     assert set(_verdicts(tmp_path).values()) == {None}
+    assert {goal.met for goal in goals.spectral_goals([])} == {None}
     assert goals.report(tmp_path / "missing.csv").startswith("no rows\nnot measured")
 
 

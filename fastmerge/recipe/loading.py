@@ -25,6 +25,14 @@ _INDEPENDENT = (
     "dtype", "out_dtype", "tokenizer", "tokenizer_source", "chat_template", "semantics", "seed", "boost", "lines",
 )  # fmt: skip
 
+# What pydantic calls by the names of Python.
+_EXPECTED = {
+    "dict_type": "names and values",
+    "model_type": "names and values",
+    "list_type": "a list",
+    "string_type": "text",
+}
+
 
 def load(
     source: str | os.PathLike[str] | dict[str, Any], *, semantics: str | None = None, seed: int | None = None
@@ -80,8 +88,10 @@ def _validate(findings: Findings, data: dict[str, Any]) -> RecipeFile:
         elif fault["type"] == "missing":
             findings.problem(path[:-1], f"{path[-1]} is missing", f"add {path[-1]}:")
         else:
-            own = fault.get("ctx", {}).get("error")
-            findings.problem(path, str(own) if own else f"{fault['msg']}, got {fault['input']!r}")
+            own, value = fault.get("ctx", {}).get("error"), repr(fault["input"])
+            expected = _EXPECTED.get(fault["type"])
+            plain = f"is {value}, expected {expected}" if expected else f"{fault['msg']}, got {value}"
+            findings.problem(path, str(own) if own else plain)
         # Without these the rest can still be checked; a fault in the models ends here.
         if fault["type"] == "extra_forbidden":
             _remove(rest, path)

@@ -48,7 +48,7 @@ def test_blocks_become_parameters_of_the_method():
         ("boost: {beta: 2}", "ties", "boost.beta: is 2, expected a number in [0, 1]"),
         ("boost: {matrices: mlp}", "ties", "boost.matrices: is 'mlp', expected one of attn_mlp, all"),
         ("boost:", "ties", "boost: is empty; write {} to take the defaults, or delete the key"),
-        ("boost: true", "ties", "boost: Input should be a valid dictionary, got True"),
+        ("boost: true", "ties", "boost: is True, expected names and values"),
         (
             "boost: {}",
             "linear",

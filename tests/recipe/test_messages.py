@@ -87,7 +87,7 @@ MESSAGES = {
         "[a, b]", "[{model: a, layer_range: [0, 1]}, b]"
     ): "<recipe>:2: models[0].layer_range: models: takes whole models (use slices: with sources: to choose layers)",
     LINEAR.replace("[a, b]", "[{weight: 1}, b]"): "models[0]: model is missing (add model:)",
-    LINEAR.replace("[a, b]", "[7, b]"): "<recipe>:2: models[0]: Input should be a valid dictionary",
+    LINEAR.replace("[a, b]", "[7, b]"): "<recipe>:2: models[0]: is 7, expected names and values",
     LINEAR.replace("[a, b]", "[{model: 7}, b]"): "<recipe>:2: models[0].model: 7 is not a model; expected the path",
     LINEAR.replace("linear", "linaer"): "unknown merge method 'linaer' (did you mean 'linear'? available: ",
     LINEAR.replace("linear", "multislerp"): "the method 'multislerp' of mergekit is not available yet",

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..checkpoint import InputFile
 from ..errors import InvalidInput, Problem
@@ -84,16 +84,15 @@ def open_family(base: str, models: Sequence[str]) -> Family:
         what = "is given twice, among the models or as base and model"
         raise InvalidInput([Problem(f"analyze: model {name}", what, "name it once") for name in twice])
     # The plan of a merge pairs the tensors and finds whatever keeps them from being compared.
-    plan = make_plan(
-        load(
-            {
-                "merge_method": "task_arithmetic",
-                "base_model": base,
-                "models": [{"model": model} for model in models],
-                "parameters": {"weight": 1.0},
-            }
-        )
+    recipe = load(
+        {
+            "merge_method": "task_arithmetic",
+            "base_model": base,
+            "models": [{"model": model} for model in models],
+            "parameters": {"weight": 1.0},
+        }
     )
+    plan = make_plan(replace(recipe, path="analyze"))
     outputs = [output for output in plan.outputs if output.base is not None and output.nbytes]
     parts = {output.name: split_layer(output.name) for output in outputs}
     stacks = find_stacks(part for part in parts.values() if part is not None)

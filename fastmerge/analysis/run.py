@@ -109,7 +109,7 @@ def analyze(
         raise InvalidInput([Problem("beta", f"is {beta}", "give a share from 0 to 1")])
     analysis = Analysis(beta=beta)
     with appearing(out) as folder:
-        if models or not theorem:
+        if models or base is not None or show or ho_gsvd or choose_models is not None or not theorem:
             if base is None:
                 raise InvalidInput([Problem("base", "is missing", "name the model that the others were tuned from")])
             if choose_models is not None and not 2 <= choose_models <= len(models):

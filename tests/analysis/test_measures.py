@@ -187,6 +187,8 @@ def test_refusals_leave_nothing_behind(family, tmp_path):
     refused(InvalidInput, "beta: is 2", [one], base, tmp_path, beta=2)
     refused(InvalidInput, "--show nothing", [one], base, tmp_path, show=["nothing"])
     refused(InvalidInput, "--ho-gsvd: there is one model", [one], base, tmp_path, ho_gsvd=True)
+    refused(InvalidInput, "base: is missing", [], None, tmp_path, theorem=True, ho_gsvd=True)
+    refused(InvalidInput, "analyze: model .*nope: neither an existing folder", [one, tmp_path / "nope"], base, tmp_path)
     refused(InvalidInput, r"choose: is 3 \(there are 2 models", [one, two], base, tmp_path, choose_models=3)
     refused(BudgetError, r"counting changes and signs takes up to \d+ \(--ram\)", [one, two], base, tmp_path, ram="2MB")
     (tmp_path / "full" / "of").mkdir(parents=True)

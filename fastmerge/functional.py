@@ -61,7 +61,8 @@ def merge_tensors(
         tensors:    N tensors shaped like ``base``, contiguous, on its device; dtypes may differ.
         method:     as in recipes, e.g. ``"ties"``.
         semantics:  whose definition of the method, e.g. ``"peft"``; None takes the method's default.
-        seed, name: key of the random numbers of a random method. The same pair draws the same mask.
+        seed, name: key of the random numbers of a random method. The same pair draws the same mask. Spectral methods
+                    and ``boost`` know a projection by its name in checkpoints; ``matrices="all"`` takes any matrix.
         dtype:      of the result; by default the inputs' (where they differ, what torch promotes them to).
         backend:    pin a backend; by default the fastest available.
         out:        [...] written into and returned; may be one of the inputs.

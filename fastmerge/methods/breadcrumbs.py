@@ -6,7 +6,7 @@ from ..apply import SparseMerge
 from ..kernels import keep_all, keep_band
 from ..survey import Boundaries
 from ._base import Group, Method, Parameter, Solve, method
-from ._sparse import INT8_MASK, LAMBDA, WEIGHT, density_parameter, rescaled
+from ._sparse import INT8_MASK, LAMBDA, WEIGHT, density_parameter, divisor, rescaled
 
 
 @method
@@ -44,8 +44,7 @@ class Breadcrumbs(Method):
             boundaries = yield Boundaries(bands)
             keeps = [keep_band(inside, outside) for inside, outside in boundaries]
         factors = yield from rescaled(group, keeps)
-        divide = "weights" if group["normalize"] else "none"
-        return SparseMerge(factors, keeps, group["weight"], divide=divide, scale=group["lambda"])
+        return SparseMerge(factors, keeps, group["weight"], divide=divisor(group), scale=group["lambda"])
 
 
 def _band(density: float, gamma: float, numel: int) -> tuple[int, int]:

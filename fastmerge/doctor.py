@@ -21,7 +21,7 @@ OPTIONAL = {
     "huggingface_hub": "models given as hub ids (fastmerge[hub])",
     "triton": "kernels for GPUs (fastmerge[triton])",
     "transformers": "loading the results (not needed for merging)",
-    "matplotlib": "plots of the benchmarks (fastmerge[plot])",
+    "matplotlib": "pictures of analyses and benchmarks (fastmerge[plot])",
 }
 VARIABLES = {
     "FASTMERGE_BACKEND": "pins the backend of every operation: auto, reference, cpu, triton or cuda",

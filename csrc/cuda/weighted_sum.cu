@@ -55,15 +55,14 @@ __global__ void __launch_bounds__(kThreads) weighted_sum_kernel(const __grid_con
   const std::int64_t tile = std::int64_t{kThreads} * kInFlight;
   for (std::int64_t first = blockIdx.x * tile; first < p.vectors; first += gridDim.x * tile) {
     float acc[kInFlight][kVector];
-    // A vector beyond the last is read as the last one and not stored.
-    const auto element = [&](int v) {
-      const std::int64_t at = first + v * kThreads + threadIdx.x;
-      return (at < p.vectors ? at : p.vectors - 1) * kVector;
-    };
-    sum_vectors<kInFlight>(acc, p.count, p.weights, [&](int k, int v) { return load(p.tensors[k] + element(v)); });
+    // Nothing beyond the last vector is read: `out` may be an input, and the last vector another thread's.
+    const auto at = [&](int v) { return first + v * kThreads + threadIdx.x; };
+    sum_vectors<kInFlight>(acc, p.count, p.weights, [&](int k, int v) {
+      return at(v) < p.vectors ? load(p.tensors[k] + at(v) * kVector) : Raw<T>{};
+    });
 #pragma unroll
     for (int v = 0; v < kInFlight; ++v) {
-      if (first + v * kThreads + threadIdx.x < p.vectors) store(p.out + element(v), narrow<T>(acc[v]));
+      if (at(v) < p.vectors) store(p.out + at(v) * kVector, narrow<T>(acc[v]));
     }
   }
 }

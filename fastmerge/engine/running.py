@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -155,7 +156,7 @@ def work(
     """Run units on ``sizes.workers`` threads in one arena."""
     arena = Arena(sizes.arena)
     shop = Workshop(arena, sizes, Reader(arena, inputs, meter), sink, meter)
-    with _one_torch_thread(), torch.no_grad(), where.slots(arena, sizes, meter) as slots:
+    with _one_torch_thread(), _only_new_garbage(), torch.no_grad(), where.slots(arena, sizes, meter) as slots:
         Scheduler(make_units(shop), slots).run(tick)
 
 
@@ -195,6 +196,22 @@ def _one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _only_new_garbage() -> Iterator[None]:
+    """Collect only garbage of what is made from here on.
+
+    A walk through all else, modules and the plan, takes 0.13 s at 4000 tensors, a quarter of the merge of tiny ones.
+    """
+    if gc.get_freeze_count():  # by the application, or by another run
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import stat
@@ -186,6 +187,24 @@ def test_threads_limit_operations_too(tmp_path, monkeypatch):
     run(make_merge(tmp_path, "linear").plan(), tmp_path / "out", RunOptions(threads=1))
     assert set(found) == {1}
     assert _native.cpu_extension().get_threads() == before
+
+
+@pytest.mark.parametrize("frozen_by_others", [False, True])
+def test_the_garbage_collector_leaves_the_plan_alone_while_a_merge_works(tmp_path, monkeypatch, frozen_by_others):
+    found = []
+    write = Outputs.write
+    monkeypatch.setattr(Outputs, "write", lambda self, *args: found.append(gc.get_freeze_count()) or write(self, *args))
+    plan = make_merge(tmp_path, "linear").plan()
+    if frozen_by_others:
+        gc.freeze()
+    before = gc.get_freeze_count()
+    try:
+        run(plan, tmp_path / "out")
+        after = gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
+    assert min(found) > 0
+    assert after > 0 if frozen_by_others else after == before == 0
 
 
 def test_no_more_memory_than_keeps_the_workers_busy(tmp_path):

@@ -80,7 +80,7 @@ class Arena(Memory):
 class Slot:
     """The scratch of one worker: a range of the arena, filled from its start, and the way to where the worker computes.
 
-    This one computes in the arena itself, so nothing is moved. ``accelerators.DeviceSlot`` has the same methods for a
+    This one computes in the arena itself, so nothing is moved. ``devices.DeviceSlot`` has the same methods for a
     device with a memory of its own.
 
     Attributes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The extension compiled for the emulator, once per session."""
-    return cuda_emulation.load(cuda_emulation.build(tmp_path_factory.mktemp("cuda")))
+    return cuda_emulation.load(cuda_emulation.build(tmp_path_factory.mktemp("cuda"), kernels=cuda_emulation.FIND_RACES))
 
 
 @pytest.fixture
@@ -32,6 +33,9 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
     if _cuda.why_unavailable() is None and torch.cuda.is_available():
         return torch.device("cuda")
     module = request.getfixturevalue("emulated")
+    seed = random.randrange(1, 2**31)
+    print(f"order of threads {seed}")
+    cuda_emulation.order(module.__file__, seed)
     monkeypatch.setattr(_cuda, "_load", lambda: (module, None))
     monkeypatch.setitem(_registry.PREFERENCE, "cpu", ("cuda", "reference"))
     for operation in _registry.OPERATIONS.values():

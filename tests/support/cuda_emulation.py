@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -17,10 +19,21 @@ EMULATOR = Path(__file__).parent / "cuda_emulator"
 # The compiler does not know the pragma of nvcc; every other warning is an error.
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden")
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
+# Of kernels whose accesses to memory are checked: see cuda_emulator/races.cpp.
+FIND_RACES = ("-fsanitize=thread",)
 
 
-def build(folder: Path, extra: tuple[str, ...] = ()) -> Path:
-    """Compile the emulated extension into ``folder`` and return its path; skips the test where that is impossible."""
+def build(
+    folder: Path, extra: tuple[str, ...] = (), kernels: tuple[str, ...] = (), sources: Sequence[Path] | None = None
+) -> Path:
+    """Compile the emulated extension into ``folder`` and return its path; skips the test where that is impossible.
+
+    Args:
+        folder:  existing, for the objects too.
+        extra:   flags of the compiler and the linker.
+        kernels: flags of the sources that hold kernels.
+        sources: other ones than those of the extension.
+    """
     compiler = shutil.which("g++")
     if compiler is None or not SOURCES.is_dir():
         pytest.skip("the emulator needs g++ and the sources")
@@ -31,14 +44,16 @@ def build(folder: Path, extra: tuple[str, ...] = ()) -> Path:
         target = folder / f"{source.name}.o"
         # Templates of the bindings take half of the time, and optimized twice that.
         level = ("-O0",) if source.name == "bindings.cpp" else ()
-        command = [compiler, *FLAGS, *WARNINGS, *level, *extra, *includes, "-x", "c++", "-c", source, "-o", target]
+        flags = (*level, *extra, *(kernels if source.suffix == ".cu" else ()))
+        command = [compiler, *FLAGS, *WARNINGS, *flags, *includes, "-x", "c++", "-c", source, "-o", target]
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         return target
 
-    sources = [*(SOURCES / "cuda").glob("*.c*"), EMULATOR / "emulator.cpp"]
+    if sources is None:
+        sources = list((SOURCES / "cuda").glob("*.c*"))
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, sources))
+        objects = list(pool.map(compile_one, [*sources, *EMULATOR.glob("*.cpp")]))
     library = folder / "_cuda.so"
     subprocess.run([compiler, "-shared", *extra, *objects, "-o", library], check=True)
     return library
@@ -51,3 +66,8 @@ def load(library: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def order(library: str | Path, seed: int) -> None:
+    """Let the threads and blocks of the emulated kernels in ``library`` run at random; seed 0: as they are numbered."""
+    ctypes.CDLL(str(library)).fastmerge_emulated_order(ctypes.c_uint(seed))

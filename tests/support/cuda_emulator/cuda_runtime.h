@@ -1,6 +1,7 @@
 // Stands in for the CUDA toolkit's header of this name, so that g++ compiles csrc/cuda/*.cu and the CPU runs every line
-// of the kernels. Blocks run in turn; the threads of a block are fibers that change places at barriers and exchanges.
-// Only what the kernels use is here. Not seen: memory races between barriers, and anything about speed.
+// of the kernels. Blocks run one after the other; the threads of a block are fibers that change places at barriers and
+// exchanges: in the order of their numbers, or at random (emulator.h). races.cpp checks their accesses to memory. Only
+// what the kernels use is here. Not seen: anything about speed.
 #pragma once
 
 #include <cmath>
@@ -53,6 +54,7 @@ void wait_for_block();
 // Gives a value to the lanes of a mask; returns the values of all 32 once each lane of the mask has given its own.
 const std::uint64_t* exchange(unsigned mask, std::uint64_t value);
 int lane();
+void fence();
 
 template <class T>
 std::uint64_t pack(T value) {
@@ -82,7 +84,7 @@ T shuffle(unsigned mask, T value, int width, Select select) {
 
 inline void __syncthreads() { emulator::wait_for_block(); }
 inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) { emulator::exchange(mask, 0); }
-inline void __threadfence() {}
+inline void __threadfence() { emulator::fence(); }
 
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
@@ -154,30 +156,10 @@ T __ldcs(const T* address) { return *address; }
 template <class T>
 void __stcs(T* address, T value) { *address = value; }
 
-template <class T, class U>
-T atomicAdd(T* address, U value) {
-  const T old = *address;
-  *address = static_cast<T>(old + static_cast<T>(value));
-  return old;
-}
-template <class T, class U>
-T atomicMin(T* address, U value) {
-  const T old = *address;
-  *address = static_cast<T>(value) < old ? static_cast<T>(value) : old;
-  return old;
-}
-template <class T, class U>
-T atomicMax(T* address, U value) {
-  const T old = *address;
-  *address = static_cast<T>(value) > old ? static_cast<T>(value) : old;
-  return old;
-}
-template <class T, class U>
-T atomicOr(T* address, U value) {
-  const T old = *address;
-  *address = old | static_cast<T>(value);
-  return old;
-}
+template <class T>
+T atomicAdd(T* address, T value) { return __atomic_fetch_add(address, value, __ATOMIC_RELAXED); }
+template <class T>
+T atomicOr(T* address, T value) { return __atomic_fetch_or(address, value, __ATOMIC_RELAXED); }
 
 // ---- arithmetic ----
 

@@ -1,12 +1,15 @@
-// The runtime behind the stand-in cuda_runtime.h: fibers, barriers, exchanges, and a pretended Hopper GPU.
+// The threads behind the stand-in cuda_runtime.h: fibers, barriers and exchanges.
+#include "emulator.h"
+
 #include <ucontext.h>
 
+#include <algorithm>
 #include <csetjmp>
 #include <deque>
-#include <map>
 #include <memory>
+#include <numeric>
+#include <random>
 #include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "cuda_runtime.h"
@@ -15,17 +18,38 @@ thread_local uint3 threadIdx, blockIdx;
 thread_local dim3 blockDim, gridDim;
 
 namespace {
-constexpr std::size_t kSharedBytes = 227 << 10, kCanaryBytes = 4096;
+constexpr std::size_t kCanaryBytes = 4096;
 constexpr unsigned char kPoison = 0xFF, kCanary = 0xA5;
 }  // namespace
 
 // The dynamic shared memory of the block that runs, and a canary after it.
-thread_local uint4 fastmerge_shared[(kSharedBytes + kCanaryBytes) / sizeof(uint4)];
+thread_local uint4 fastmerge_shared[(emulator::kSharedBytes + kCanaryBytes) / sizeof(uint4)];
 
 namespace emulator {
 namespace {
 
 constexpr std::size_t kStackBytes = 256 << 10;
+
+// The order in which blocks start, threads start, and threads go on that may: as they are numbered, or at random.
+struct Order {
+  bool random = false;
+  std::mt19937 numbers;
+
+  // One of `count` things that can be done next.
+  std::size_t draw(std::size_t count) { return random ? numbers() % count : count - 1; }
+
+  std::vector<unsigned> of(unsigned count) {
+    std::vector<unsigned> all(count);
+    std::iota(all.begin(), all.end(), 0u);
+    if (random) std::shuffle(all.begin(), all.end(), numbers);
+    return all;
+  }
+};
+
+Order& order() {
+  static thread_local Order one;
+  return one;
+}
 
 // A context starts a fiber; after that jumps, which make no system call, enter and leave it.
 struct Fiber {
@@ -47,15 +71,17 @@ struct Exchange {
 class Block {
  public:
   Block(unsigned threads, const std::function<void()>& body)
-      : threads_(threads), live_(threads), body_(body), warps_((threads + 31) / 32) {}
+      : threads_(threads), live_(threads), body_(body), order_(order().of(threads)), warps_((threads + 31) / 32) {}
 
   void run() {
     for (;;) {
       Fiber* fiber = nullptr;
-      if (!ready_.empty()) {
+      const bool starts = started_ < threads_ && (ready_.empty() || order().draw(4) == 0);
+      if (!starts && !ready_.empty()) {
+        std::swap(ready_[order().draw(ready_.size())], ready_.back());
         fiber = ready_.back();
         ready_.pop_back();
-      } else if (started_ < threads_) {
+      } else if (starts) {
         fiber = idle_fiber();
       } else if (live_ > 0) {
         throw std::runtime_error("emulator: the threads of a block wait for each other forever");
@@ -69,6 +95,7 @@ class Block {
 
   void wait_for_block() {
     if (waiting_.size() + 1 == live_) {
+      races::barrier();
       release(waiting_);
       return;
     }
@@ -89,6 +116,7 @@ class Block {
     if (e.arrived == expected) {
       e.arrived = 0;
       ++e.round;
+      races::meeting(warp, mask);
       release(e.waiting);
     } else {
       e.waiting.push_back(current_);
@@ -98,6 +126,15 @@ class Block {
   }
 
   unsigned thread() const { return current_->thread; }
+  bool on_stack(const void* address) const {
+    const char* const at = static_cast<const char*>(address);
+    return at >= current_->stack.get() && at < current_->stack.get() + kStackBytes;
+  }
+
+  [[noreturn]] void fail(const std::string& message) {
+    error_ = message;
+    for (;;) leave();
+  }
 
  private:
   Exchange& exchange_of(unsigned warp, unsigned mask) {
@@ -117,11 +154,14 @@ class Block {
   void run_threads() {
     Fiber* const self = current_;
     while (started_ < threads_) {
-      self->thread = started_++;
+      self->thread = order_[started_++];
       show(self);
       body_();
       --live_;
-      if (live_ > 0 && waiting_.size() == live_) release(waiting_);
+      if (live_ > 0 && waiting_.size() == live_) {
+        races::barrier();
+        release(waiting_);
+      }
     }
     idle().push_back(self);
     leave();
@@ -159,11 +199,6 @@ class Block {
     if (_setjmp(current_->place) == 0) _longjmp(scheduler(), 1);
   }
 
-  [[noreturn]] void fail(const char* message) {
-    error_ = message;
-    for (;;) leave();
-  }
-
   void release(std::vector<Fiber*>& fibers) {
     ready_.insert(ready_.end(), fibers.begin(), fibers.end());
     fibers.clear();
@@ -197,6 +232,7 @@ class Block {
   unsigned threads_, started_ = 0;
   std::size_t live_;
   const std::function<void()>& body_;
+  const std::vector<unsigned> order_;
   std::vector<std::deque<Exchange>> warps_;
   std::vector<Fiber*> ready_, waiting_;
   Fiber* current_ = nullptr;
@@ -209,9 +245,12 @@ void run_block(unsigned threads, std::size_t shared, const std::function<void()>
   std::memset(memory + shared, kCanary, kCanaryBytes);
   Block block(threads, body);
   Block::active() = &block;
+  races::begin_block((threads + 31) / 32);
   try {
     block.run();
+    Block::active() = nullptr;
   } catch (...) {
+    Block::active() = nullptr;
     // Its fibers are stuck in the middle of a kernel.
     Block::idle().clear();
     Block::fibers().clear();
@@ -227,70 +266,25 @@ void run_block(unsigned threads, std::size_t shared, const std::function<void()>
 void run(dim3 grid, dim3 block, std::size_t shared, const std::function<void()>& body) {
   gridDim = grid;
   blockDim = block;
-  for (unsigned z = 0; z < grid.z; ++z) {
-    for (unsigned y = 0; y < grid.y; ++y) {
-      for (unsigned x = 0; x < grid.x; ++x) {
-        blockIdx = {x, y, z};
-        run_block(block.x * block.y * block.z, shared, body);
-      }
-    }
+  races::begin_launch();
+  for (const unsigned i : order().of(grid.x * grid.y * grid.z)) {
+    blockIdx = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
+    run_block(block.x * block.y * block.z, shared, body);
   }
 }
 
 void wait_for_block() { Block::active()->wait_for_block(); }
 const std::uint64_t* exchange(unsigned mask, std::uint64_t value) { return Block::active()->exchange(mask, value); }
-int lane() { return static_cast<int>(Block::active()->thread() % 32); }
+void fence() { races::fence(); }
+int lane() { return static_cast<int>(thread() % 32); }
+bool in_kernel() { return Block::active() != nullptr; }
+unsigned thread() { return Block::active()->thread(); }
+bool on_stack(const void* address) { return Block::active()->on_stack(address); }
+void fail(const std::string& message) { Block::active()->fail(message); }
 
 }  // namespace emulator
 
-namespace {
-
-thread_local std::string last_error;
-
-std::map<const void*, std::size_t>& allowed_shared() {
-  static std::map<const void*, std::size_t> bytes;
-  return bytes;
-}
-
-}  // namespace
-
-void fastmerge_emulated_allow_shared(const void* kernel, std::size_t bytes) { allowed_shared()[kernel] = bytes; }
-
-cudaError_t fastmerge_emulated_launch(const cudaLaunchConfig_t& config, const void* kernel,
-                                      const std::function<void()>& body) {
-  const auto found = allowed_shared().find(kernel);
-  const std::size_t allowed = found == allowed_shared().end() ? 48 << 10 : found->second;
-  const dim3 grid = config.gridDim, block = config.blockDim;
-  const std::size_t threads = std::size_t{block.x} * block.y * block.z;
-  if (!grid.x || !grid.y || !grid.z || !threads || threads > 1024 || grid.x > 0x7FFFFFFFu || grid.y > 65535 ||
-      config.dynamicSmemBytes > allowed || allowed > kSharedBytes) {
-    return cudaErrorInvalidConfiguration;
-  }
-  try {
-    emulator::run(grid, block, config.dynamicSmemBytes, body);
-  } catch (const std::exception& error) {
-    last_error = error.what();
-    return cudaErrorLaunchFailure;
-  }
-  return cudaSuccess;
-}
-
-const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaErrorLaunchFailure ? last_error.c_str() : error ? "invalid argument" : "no error";
-}
-
-cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
-cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidConfiguration; }
-
-// Three multiprocessors, so that blocks loop over tensors of a test's size.
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? 3 : attribute == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
-  return cudaSuccess;
-}
-
-cudaError_t cudaMemsetAsync(void* address, int value, std::size_t bytes, cudaStream_t) {
-  std::memset(address, value, bytes);
-  return cudaSuccess;
+void fastmerge_emulated_order(unsigned seed) {
+  emulator::order().random = seed != 0;
+  emulator::order().numbers.seed(seed);
 }

@@ -1,0 +1,34 @@
+// What the files of the emulator know of each other.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+namespace emulator {
+
+// Of a block, at most.
+constexpr std::size_t kSharedBytes = 227 << 10;
+
+// Whether a kernel runs, and of the thread that runs: its number in the block, and what lies on its stack.
+bool in_kernel();
+unsigned thread();
+bool on_stack(const void* address);
+// Ends the launch with an error.
+[[noreturn]] void fail(const std::string& message);
+
+}  // namespace emulator
+
+// What orders accesses to memory, as it happens: races.cpp.
+namespace races {
+
+void begin_launch();
+void begin_block(unsigned warps);
+void barrier();
+// An exchange of the lanes of a mask is complete.
+void meeting(unsigned warp, unsigned mask);
+void fence();
+
+}  // namespace races
+
+// Lets threads and blocks run in a random order from now on; 0 for the order of their numbers.
+extern "C" __attribute__((visibility("default"))) void fastmerge_emulated_order(unsigned seed);

@@ -9,6 +9,8 @@ namespace {
 
 // The oldest that kernels are compiled for.
 constexpr int kLeastCapability = 80;
+// CUDA 12.4: drivers before it know neither how the kernels are compressed nor, before 12.1, parameters beyond 4 KB.
+constexpr int kLeastDriver = 12040;
 
 int attribute(int device, cudaDeviceAttr which) {
   int value = 0;
@@ -19,6 +21,10 @@ int attribute(int device, cudaDeviceAttr which) {
 int read_capability(int device) {
   return 10 * attribute(device, cudaDevAttrComputeCapabilityMajor) +
          attribute(device, cudaDevAttrComputeCapabilityMinor);
+}
+
+std::string version(int number) {
+  return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
 }
 
 struct Facts {
@@ -43,11 +49,14 @@ std::string why_unavailable() {
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
     return "no NVIDIA driver is loaded; install one, or use another backend";
   }
+  if (driver < kLeastDriver) {
+    return "the driver offers CUDA " + version(driver) + ", and the kernels need " + version(kLeastDriver) +
+           "; update it, or use another backend";
+  }
   const cudaError_t status = cudaGetDeviceCount(&devices);
   if (status != cudaSuccess) {
     return "no GPU can be used (" + std::string(cudaGetErrorString(status)) + "; the driver offers CUDA " +
-           std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10) +
-           "); make one visible or update the driver, or use another backend";
+           version(driver) + "); make one visible or update the driver, or use another backend";
   }
   for (int device = 0; device < devices; ++device) {
     const int capability = read_capability(device);

@@ -81,7 +81,7 @@ template <class... Expected, class... Given>
 void launch(const std::string& what, const Place& place, void (*kernel)(Expected...), const Grid& grid,
             Given&&... arguments) {
   const OnDevice current(place.device);
-  // More than 48 KB must be asked for.
+  // More than 48 KB must be asked for. Callers hold Python's lock, so nobody asks for less before the launch.
   if (grid.shared > (48u << 10)) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared)), what);
   }

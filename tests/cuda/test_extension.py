@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -109,6 +110,20 @@ def test_a_pinned_backend_that_cannot_run_says_why():
     tensor = torch.ones(4)
     with pytest.raises(kernels.BackendError, match=r"'cuda' was asked for but cannot run: .*(nvcc|driver|GPU|device)"):
         kernels.weighted_sum(tensor, [tensor], [1.0], backend="cuda")
+
+
+@pytest.mark.parametrize(
+    ("driver", "why"),
+    [(0, "no NVIDIA driver is loaded; "), (12020, "the driver offers CUDA 12.2, and the kernels need ")],
+)
+def test_an_old_driver_is_refused(emulated, driver, why):
+    emulator = ctypes.CDLL(emulated.__file__)
+    emulator.fastmerge_emulated_driver(driver)
+    try:
+        assert emulated.why_unavailable().startswith(why)
+    finally:
+        emulator.fastmerge_emulated_driver(13000)
+    assert emulated.why_unavailable() == ""
 
 
 @pytest.mark.parametrize("operation", kernels.OPERATIONS.values(), ids=lambda operation: operation.name)

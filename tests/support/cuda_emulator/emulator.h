@@ -32,3 +32,6 @@ void fence();
 
 // Lets threads and blocks run in a random order from now on; 0 for the order of their numbers.
 extern "C" __attribute__((visibility("default"))) void fastmerge_emulated_order(unsigned seed);
+
+// What version of CUDA the driver pretends to offer, as 13000.
+extern "C" __attribute__((visibility("default"))) void fastmerge_emulated_driver(int version);

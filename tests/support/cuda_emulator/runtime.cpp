@@ -41,7 +41,10 @@ const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorLaunchFailure ? last_error.c_str() : error ? "invalid argument" : "no error";
 }
 
-cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+static int driver = 13000;
+void fastmerge_emulated_driver(int version) { driver = version; }
+
+cudaError_t cudaDriverGetVersion(int* version) { return *version = driver, cudaSuccess; }
 cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidConfiguration; }

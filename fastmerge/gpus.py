@@ -39,18 +39,23 @@ class Cuda:
         """Return the bytes of a GPU that nobody uses."""
         return torch.cuda.mem_get_info(device)[0]
 
-    def pin(self, address: int, nbytes: int) -> None:
-        """Lock host memory in place, so that copies run beside the processor's work and at full speed."""
-        status = int(torch.cuda.cudart().cudaHostRegister(address, nbytes, _PORTABLE))
+    def pin(self, device: torch.device, address: int, nbytes: int) -> None:
+        """Lock host memory in place, so that copies run beside the processor's work and at full speed.
+
+        It holds for all devices. ``device`` is one of those in use: CUDA would take memory of the first one otherwise.
+        """
+        with torch.cuda.device(device):
+            status = int(torch.cuda.cudart().cudaHostRegister(address, nbytes, _PORTABLE))
         if status:
             raise BudgetError(
                 f"{nbytes} bytes of host memory cannot be pinned for the GPU (CUDA error {status}); "
                 "lower --ram, or merge with --device cpu"
             )
 
-    def unpin(self, address: int) -> None:
+    def unpin(self, device: torch.device, address: int) -> None:
         """Undo ``pin``; nothing may be copying."""
-        status = int(torch.cuda.cudart().cudaHostUnregister(address))
+        with torch.cuda.device(device):
+            status = int(torch.cuda.cudart().cudaHostUnregister(address))
         if status:
             raise FastmergeError(f"host memory cannot be unpinned (CUDA error {status})")
 

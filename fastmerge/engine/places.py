@@ -78,7 +78,7 @@ class Accelerators(Place):
     @contextlib.contextmanager
     def slots(self, arena: Arena, sizes: Sizes, meter: Meter) -> Iterator[list[Slot]]:
         address = arena.tensor(0, torch.uint8, (1,)).data_ptr()
-        self._driver.pin(address, arena.size)
+        self._driver.pin(self._devices[0], address, arena.size)
         try:
             each = sizes.workers // len(self._devices)
             slots: list[Slot] = []
@@ -95,7 +95,7 @@ class Accelerators(Place):
                 self._wait()  # after a failure, copies may still be under way
                 self._peak = max(self._driver.peak_bytes(device) for device in self._devices)
         finally:
-            self._driver.unpin(address)
+            self._driver.unpin(self._devices[0], address)
 
     def _wait(self) -> None:
         for device in self._devices:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from checkpoint_files import write_adapter
@@ -174,6 +176,32 @@ def test_memory_that_is_used_up_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr("fastmerge.engine.workshop.merge_here", out_of_memory)
     with pytest.raises(BudgetError, match="cpu:0: out of memory; give --vram less than is free there"):
         run(merge.plan(), merge.out)
+
+
+def test_memory_is_pinned_where_it_is_used(monkeypatch):
+    """Pinning makes CUDA take memory of the current device: of GPU 0, which may be another's, unless it is told."""
+    current, calls = ["cuda:0"], []
+
+    @contextlib.contextmanager
+    def change(device):
+        current.append(str(device))
+        yield
+        current.pop()
+
+    class Runtime:
+        def cudaHostRegister(self, address, nbytes, flags):
+            calls.append(("pin", address, nbytes, current[-1]))
+            return 0
+
+        def cudaHostUnregister(self, address):
+            calls.append(("unpin", address, current[-1]))
+            return 0
+
+    monkeypatch.setattr(torch.cuda, "device", change)
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    gpus.Cuda().pin(torch.device("cuda", 3), 4096, 8)
+    gpus.Cuda().unpin(torch.device("cuda", 3), 4096)
+    assert calls == [("pin", 4096, 8, "cuda:3"), ("unpin", 4096, "cuda:3")]
 
 
 def test_devices_that_are_not_there(tmp_path):

@@ -85,11 +85,11 @@ class MirrorDriver:
     def free_bytes(self, device: torch.device) -> int:
         return self.free
 
-    def pin(self, address: int, nbytes: int) -> None:
+    def pin(self, device: torch.device, address: int, nbytes: int) -> None:
         assert self._pinned == (0, 0)
         self._pinned = (address, address + nbytes)
 
-    def unpin(self, address: int) -> None:
+    def unpin(self, device: torch.device, address: int) -> None:
         assert address == self._pinned[0]
         assert all(queue.idle for queue in self.queues), "memory is unpinned while it is copied"
         self._pinned = (0, 0)

@@ -181,7 +181,7 @@ def _select_cpu(tensors: Sequence[Tensor], base: Tensor | None, ranks: Sequence[
 @_select.backend("triton", probe=_triton.why_unavailable)
 def _select_triton(
     tensors: Sequence[Tensor], base: Tensor | None, ranks: Sequence[Sequence[int]]
-) -> list[list[Boundary]]:
+) -> list[list[Boundary | None]]:
     from ._triton.select import select as run
 
     return run(tensors, base, ranks)

@@ -87,7 +87,11 @@ def test_an_interrupted_merge_says_how_to_go_on_and_does(tmp_path):
     recipe = write_recipe(tmp_path / "r.yml", tmp_path)
     # The reference backend is slow enough to be interrupted.
     arguments = ["merge", recipe, tmp_path / "out", "--backend", "reference", "--threads", "1"]
-    process = subprocess.Popen([COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Shells start what runs in the background with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
         while not any(len(path.read_text().splitlines()) > 1 for path in tmp_path.glob(".out.partial-*/journal.jsonl")):

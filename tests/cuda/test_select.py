@@ -103,6 +103,16 @@ def test_ranks_at_the_edges_of_ties(device, generator):
     _check(device, [tensor], None, [[edge + step for edge in (upper, both) for step in (-1, 0, 1)]])
 
 
+@pytest.mark.parametrize("special", ["ties", "distinct"])
+def test_several_blocks_share_a_tensor(device, generator, special):
+    """The last of them finds the break index in what the others counted."""
+    numel = 300_001
+    tensor = torch.randn(numel, generator=generator)
+    if special == "ties":
+        tensor = tensor.sign() * torch.randint(1, 3, (numel,), generator=generator)
+    _check(device, [tensor], None, [[1000, numel // 2 + 999]])
+
+
 def test_one_outlier_that_no_sample_sees(device, generator):
     tensor = 1e-3 * torch.randn(LARGE, generator=generator)
     tensor[12345] = 5.0
@@ -195,6 +205,14 @@ def test_equal_counts(device, generator, numel, value):
     counts = expected.to(device, copy=True)
     kernels.equal_counts(expected, tensors, base, [threshold, 0], backend="reference")
     kernels.equal_counts(counts, [t.to(device) for t in tensors], base.to(device), [threshold, 0], backend="cuda")
+    assert torch.equal(counts.cpu(), expected)
+
+
+def test_equal_counts_of_more_chunks_than_blocks(device, generator):
+    tensors = [torch.randint(0, 2, (3,), generator=generator).float() for _ in range(64)]
+    expected = torch.stack([(tensor == 1).sum() for tensor in tensors])[:, None]
+    counts = torch.full_like(expected, -1).to(device)
+    kernels.equal_counts(counts, [t.to(device) for t in tensors], None, [0x3F800000] * 64, backend="cuda")
     assert torch.equal(counts.cpu(), expected)
 
 

@@ -1,4 +1,4 @@
-"""All that is asked of ``torch.cuda``: the only lines that a machine without a GPU cannot run.
+"""All that the engine asks of ``torch.cuda``: its only lines that a machine without a GPU cannot run.
 
 Tests give the engine another object with the methods of ``Cuda``, whose device is the processor.
 Not yet run on a GPU; ``pytest -m gpu`` does.
@@ -7,7 +7,6 @@ Not yet run on a GPU; ``pytest -m gpu`` does.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -100,19 +99,6 @@ class Queue:
         """Wait for everything that the stream was given."""
         self._event.record(self._stream)
         self._event.synchronize()
-
-
-def download(tensor: Tensor) -> Callable[[], Tensor]:
-    """Begin to copy a tensor to the host; the function that is returned waits for it and returns it."""
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    host.copy_(tensor, non_blocking=True)
-    copied = torch.cuda.current_stream(tensor.device).record_event()
-
-    def wait() -> Tensor:
-        copied.synchronize()
-        return host
-
-    return wait
 
 
 def on_current_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import gpus, kernels
+from . import kernels
 from .kernels import GRID, Boundary, Keep
+from .kernels._download import download
 from .kernels.histogram import descend, nth_equal
 from .source import Chunk, Resident, Source
 
@@ -62,7 +63,7 @@ class TableSurvey(Survey):
         if tables[0].device.type == HOST:
             return lambda: [survey.answer(table) for survey, table in zip(surveys, tables, strict=True)]
         shapes = [table.shape for table in tables]
-        wait = gpus.download(torch.cat([table.flatten() for table in tables]))
+        wait = download(torch.cat([table.flatten() for table in tables]))
 
         def answers() -> list[Any]:
             parts = wait().split([shape.numel() for shape in shapes])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _native
+from .._download import download
 from .._sampling import DEVIATIONS, SPARE
 from ..keep import Boundary
 from . import extension, place
@@ -35,7 +36,7 @@ def start(jobs: Sequence[Job]) -> Callable[[], list[list[list[Boundary | None]]]
         workspace = torch.empty(size, dtype=torch.uint8, device=like.device)
         extension().select(rows[done:].data_ptr(), workspace.data_ptr(), tuples, settings, place(like))
         done += sum(len(wanted) for _, lists in tuples for wanted in lists)
-    wait = _download(rows)
+    wait = download(rows)
 
     def boundaries() -> list[list[list[Boundary | None]]]:
         found = iter(wait().tolist())
@@ -55,20 +56,6 @@ def _groups(tuples: list[tuple], settings: tuple[float, float]) -> list[tuple[li
         else:
             groups.append(([job], size))
     return groups
-
-
-def _download(rows: Tensor) -> Callable[[], Tensor]:
-    if rows.device.type != "cuda":  # the emulator of the tests
-        return lambda: rows
-    host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
-    host.copy_(rows, non_blocking=True)
-    copied = torch.cuda.current_stream(rows.device).record_event()
-
-    def wait() -> Tensor:
-        copied.synchronize()
-        return host
-
-    return wait
 
 
 def _boundary(threshold: int, break_index: int, status: int) -> Boundary | None:

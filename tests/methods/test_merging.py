@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastmerge import gpus, merging, survey
+from fastmerge import merging, survey
 from fastmerge.kernels import GRID
 from fastmerge.merging import Job, merge_here, merge_source, merge_sources
 from fastmerge.methods import all_methods, get_method
@@ -113,7 +113,7 @@ def test_tables_of_many_tensors_come_in_one_download(name, generator, monkeypatc
     downloads = []
     # As on a GPU, whose tables are not on the host.
     monkeypatch.setattr(survey, "HOST", None)
-    monkeypatch.setattr(gpus, "download", lambda table: downloads.append(table) or (lambda: table.clone()))
+    monkeypatch.setattr(survey, "download", lambda table: downloads.append(table) or (lambda: table.clone()))
     merging._merge_windows([jobs], ahead=1)
     assert all(torch.equal(job.out, want) for job, want in zip(jobs, expected, strict=True))
     assert len(downloads) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -93,9 +94,9 @@ class SpectralMethod(Method):
             steps = [SparseMerge(weights, keeps)]
         return SpectralMerge(group, steps, self.change(group), group["lambda"])
 
+    @abstractmethod
     def change(self, group: Group) -> Change:
         """Return what is made of the matrices of a tensor."""
-        raise NotImplementedError
 
     def is_changed(self, group: Group) -> bool:
         """True where the tensor is a matrix, or several, with at least one direction for every model."""

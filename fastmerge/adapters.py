@@ -80,6 +80,10 @@ def _problems(adapters: Sequence[tuple[Tensor, Tensor]], scales: Sequence[float]
         yield Problem("adapters", "is empty", "give at least one pair (up, down)")
     if len(scales) != len(adapters):
         yield Problem("scales", f"has {len(scales)} values for {len(adapters)} adapters")
+    wrong = [i for i, pair in enumerate(adapters) if not isinstance(pair, Sequence) or len(pair) != 2]
+    yield from (Problem(f"adapters[{i}]", "is no pair", "give (up, down), LoRA's B and A") for i in wrong)
+    if wrong:
+        return
     for i, (up, down) in enumerate(adapters):
         m, n = adapters[0][0].shape[0], adapters[0][1].shape[-1]
         if up.dim() != 2 or down.dim() != 2 or up.shape[1] != down.shape[0] or (up.shape[0], down.shape[1]) != (m, n):

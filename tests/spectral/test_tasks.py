@@ -236,6 +236,10 @@ def test_adapters_that_do_not_fit_are_named(generator):
         merge_adapters(wrong, method="ties", weight=1)
     with pytest.raises(InvalidInput, match="linear does not add a merged delta"):
         merge_adapters(adapters, method="linear", weight=1)
+    with pytest.raises(InvalidInput, match=r"adapters\[1\]: is no pair"):
+        merge_adapters(
+            [(torch.ones(3, 2), torch.ones(2, 4)), torch.ones(3, 2, 4)], method="task_arithmetic", weight=1.0
+        )
     with pytest.raises(InvalidInput, match="adapters: is empty"):
         merge_adapters([], method="ties", weight=1)
     with pytest.raises(InvalidInput, match="scales: has 1 values for 3 adapters"):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Job = TypeVar("Job", bound=Sequence[Any])
+Checked = TypeVar("Checked")
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -43,20 +46,26 @@ def check_group(tensors: Sequence[Tensor], base: Tensor | None, out: Tensor | No
             raise ValueError(f"{name} is on {tensor.device}, {like_name} is on {like.device}")
 
 
-@contextlib.contextmanager
-def naming_job(i: int) -> Iterator[None]:
-    """Put ``jobs[i]`` before the message of a ValueError that is raised inside the block."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"jobs[{i}]: {error}") from None
+def checked_jobs(jobs: Sequence[Job], check: Callable[[Job], Checked]) -> list[Checked]:
+    """Return what ``check`` returns for each job; a ValueError that it raises names the job.
+
+    Jobs whose first tensors lie on several devices are refused: they would need several launches.
+    """
+    checked = []
+    for i, job in enumerate(jobs):
+        try:
+            checked.append(check(job))
+        except ValueError as error:
+            raise ValueError(f"jobs[{i}]: {error}") from None
+        device, first = _device(job), _device(jobs[0])
+        if device != first:
+            raise ValueError(f"jobs[{i}] is on {device}, jobs[0] is on {first}")
+    return checked
 
 
-def check_one_device(outs: Sequence[Tensor]) -> None:
-    """Refuse jobs that write to several devices: they would need several launches."""
-    for i, out in enumerate(outs):
-        if out.device != outs[0].device:
-            raise ValueError(f"jobs[{i}].out is on {out.device}, jobs[0].out is on {outs[0].device}")
+def _device(job: Sequence[Any]) -> torch.device:
+    first = job[0]
+    return (first if isinstance(first, Tensor) else first[0]).device
 
 
 def check_scalars(name: str, values: Sequence[float], count: int) -> None:

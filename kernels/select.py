@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import _cuda, _native, _triton
-from ._checks import GRID, check_group, check_one_device, grid_chunks, naming_job
+from ._checks import GRID, check_group, checked_jobs, grid_chunks
 from ._cuda import select as _cuda_select
 from ._registry import operation
 from .histogram import HISTOGRAM_BINS, descend, equal_counts, magnitude_histogram, nth_equal
@@ -112,10 +112,7 @@ def start_selection(jobs: Sequence[SelectJob], *, backend: str | None = None) ->
 
     The tensors must stay as they are until then.
     """
-    for i, job in enumerate(jobs):
-        with naming_job(i):
-            _check(job)
-    check_one_device([job.tensors[0] for job in jobs])
+    checked_jobs(jobs, _check)
     return Selection(jobs, backend)
 
 

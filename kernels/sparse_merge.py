@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from . import _cuda, _native, _triton
-from ._checks import check_group, check_one_device, check_scalars, float32, naming_job
+from ._checks import check_group, check_scalars, checked_jobs, float32
 from ._registry import operation
 from .keep import Keep, check_keeps, kept
 
@@ -105,12 +105,7 @@ def sparse_merge_many(jobs: Sequence[MergeJob], *, backend: str | None = None) -
         ValueError: as ``sparse_merge``, naming the job.
         BackendError: a pinned backend cannot run.
     """
-    check_one_device([job.out for job in jobs])
-    checked = []
-    for i, job in enumerate(jobs):
-        with naming_job(i):
-            checked.append(_checked(job))
-    _sparse_merge.many(checked, backend)
+    _sparse_merge.many(checked_jobs(jobs, _checked), backend)
 
 
 def _checked(job: MergeJob) -> tuple:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from . import _cuda, _native, _triton
-from ._checks import check_group, check_one_device, check_scalars, float32, naming_job
+from ._checks import check_group, check_scalars, checked_jobs, float32
 from ._registry import operation
 
 __all__ = ["SumJob", "weighted_sum", "weighted_sum_many"]
@@ -54,12 +54,7 @@ def weighted_sum_many(jobs: Sequence[SumJob], *, backend: str | None = None) -> 
         ValueError: as ``weighted_sum``, naming the job.
         BackendError: a pinned backend cannot run.
     """
-    check_one_device([job.out for job in jobs])
-    checked = []
-    for i, job in enumerate(jobs):
-        with naming_job(i):
-            checked.append(_checked(job))
-    _weighted_sum.many(checked, backend)
+    _weighted_sum.many(checked_jobs(jobs, _checked), backend)
 
 
 def _checked(job: SumJob) -> tuple[Tensor, Sequence[Tensor], list[float]]:

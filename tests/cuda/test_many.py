@@ -82,8 +82,9 @@ def test_errors_name_the_job():
     merge = MergeJob(tensor, tensor, [tensor], [1.0], [kernels.keep_all()])
     with pytest.raises(ValueError, match=r"jobs\[1\]: offset is -1; expected a non-negative index"):
         kernels.sparse_merge_many([merge, merge._replace(offset=-1)])
-    with pytest.raises(ValueError, match=r"jobs\[1\].out is on meta, jobs\[0\].out is on cpu"):
-        kernels.weighted_sum_many([good, good._replace(out=tensor.to("meta"))])
+    there = tensor.to("meta")
+    with pytest.raises(ValueError, match=r"jobs\[1\] is on meta, jobs\[0\] is on cpu"):
+        kernels.weighted_sum_many([good, SumJob(there, [there], [1.0])])
 
 
 @pytest.mark.gpu

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from keep_rules import keep_rules
 from kernel_cases import same_bits
 from torch import Tensor
 
 from fastmerge import kernels
-from fastmerge.kernels import Boundary, Keep
+from fastmerge.kernels import Boundary
 from fastmerge.kernels.sparse_merge import DIVIDES, VOTES
 
 B, F, H = torch.bfloat16, torch.float32, torch.float16
@@ -34,41 +35,6 @@ def make(generator):
     return tensors
 
 
-def _moved(boundary: Boundary, offset: int) -> Boundary:
-    split = boundary.break_index < kernels.ALL_EQUAL
-    return Boundary(boundary.threshold, boundary.break_index + offset) if split else boundary
-
-
-def _rules(kinds: str, base: Tensor, tensors: list[Tensor], offset: int) -> list[Keep]:
-    """One rule per letter: all, top, band, random, ``s`` random whose low half matters often, drop all, masked."""
-    numel = base.numel()
-    rules = []
-    for k, (kind, tensor) in enumerate(zip(kinds, tensors, strict=True)):
-        (found,) = kernels.select_boundaries(
-            [tensor], base, [[int(0.6 * numel), int(0.1 * numel)]], backend="reference"
-        )
-        inside, outside = (_moved(boundary, offset) for boundary in found)
-        key = kernels.tensor_key(7, "layer.weight")
-        rules.append(
-            {
-                "a": kernels.keep_all(),
-                "t": kernels.keep_top(inside),
-                "b": kernels.keep_band(inside, outside),
-                "r": kernels.keep_random(key, k, kernels.drop_threshold(0.3)),
-                "s": kernels.keep_random(key, k, 0x8000),
-                "d": kernels.keep_random(key, k, 2**32),
-                "m": _mask(offset + numel, k) if kind == "m" else None,
-            }[kind]
-        )
-    return rules
-
-
-def _mask(numel: int, seed: int) -> Keep:
-    words = kernels.mask_words(numel)
-    generator = torch.Generator().manual_seed(seed)
-    return kernels.keep_masked(torch.randint(-(2**31), 2**31, (words,), generator=generator).to(torch.int32))
-
-
 def _check(device, out_dtype, base, tensors, kinds, offset=0, vote="none", divide="none", begins=None) -> None:
     """Merge into the middle of a buffer; ``begins`` moves the base, the tensors and the output off their alignment."""
     begins = begins or [0] * (len(tensors) + 2)
@@ -77,7 +43,7 @@ def _check(device, out_dtype, base, tensors, kinds, offset=0, vote="none", divid
         "weights": [0.4 + k for k in range(len(tensors))],
         "vote": vote, "divide": divide, "scale": 0.7, "offset": offset,
     }  # fmt: skip
-    keeps = _rules(kinds, base, tensors, offset)
+    keeps = keep_rules(kinds, base, tensors, offset)
     expected = torch.full_like(base, torch.nan, dtype=out_dtype)
     kernels.sparse_merge(expected, base, tensors, **values, keeps=keeps, backend="reference")
     buffer = torch.full((base.numel() + PADDING,), torch.nan, dtype=out_dtype, device=device)

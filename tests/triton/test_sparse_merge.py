@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from keep_rules import keep_rules
 
 from fastmerge import kernels
-from fastmerge.kernels import Boundary, Keep
+from fastmerge.kernels import Boundary
 from fastmerge.kernels.sparse_merge import DIVIDES, VOTES
 
 B, F, H = torch.bfloat16, torch.float32, torch.float16
@@ -15,37 +15,11 @@ B, F, H = torch.bfloat16, torch.float32, torch.float16
 OFFSETS = (0, 2**35 + 16384, 2**33 + 3)
 
 
-def _moved(boundary: Boundary, offset: int) -> Boundary:
-    split = boundary.break_index < kernels.ALL_EQUAL
-    return Boundary(boundary.threshold, boundary.break_index + offset) if split else boundary
-
-
-def _rules(kinds: str, base: Tensor, tensors: list[Tensor], offset: int) -> list[Keep]:
-    """One keep rule per letter: all, top, band, random, ``s`` random with a threshold whose low half matters often."""
-    numel = base.numel()
-    rules = []
-    for k, (kind, tensor) in enumerate(zip(kinds, tensors, strict=True)):
-        ranks = [[int(0.6 * numel), int(0.1 * numel)]]
-        (found,) = kernels.select_boundaries([tensor], base, ranks, backend="reference")
-        inside, outside = (_moved(boundary, offset) for boundary in found)
-        key = kernels.tensor_key(7, "layer.weight")
-        rules.append(
-            {
-                "a": kernels.keep_all(),
-                "t": kernels.keep_top(inside),
-                "b": kernels.keep_band(inside, outside),
-                "r": kernels.keep_random(key, k, kernels.drop_threshold(0.3)),
-                "s": kernels.keep_random(key, k, 0x8000),
-            }[kind]
-        )
-    return rules
-
-
 def _check(device, same_bits, out_dtype, base, tensors, kinds, offset, vote="none", divide="none") -> None:
     values = {
         "factors": [0.9 - 0.7 * k for k in range(len(tensors))],
         "weights": [0.4 + k for k in range(len(tensors))],
-        "keeps": _rules(kinds, base, tensors, offset),
+        "keeps": keep_rules(kinds, base, tensors, offset),
         "vote": vote, "divide": divide, "scale": 0.7, "offset": offset,
     }  # fmt: skip
     expected = torch.full_like(base, torch.nan, dtype=out_dtype)

@@ -43,7 +43,8 @@ def merge(
         ram:        memory budget beyond the interpreter with torch imported: bytes, or text such as "4GiB".
         threads:    worker threads; None takes the cores and two more, which wait for the disk meanwhile.
         device:     "cpu", "cuda" (every GPU), GPUs such as "cuda:0,cuda:1", or "auto": every GPU where there is one and
-                    the operations have kernels for it, else the processor. Each gives the same bits.
+                    the operations have kernels for it, else the processor. Each gives the same bits, except where a
+                    method decomposes matrices.
         vram:       memory budget on each GPU, as ``ram``; None takes 90 % of what is free.
         backend:    pin a backend of the operations; None takes the fastest available. Each gives the same bits.
         semantics:  replaces the recipe's own: whose definition of the method.

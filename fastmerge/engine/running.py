@@ -36,7 +36,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a plan is run. Nothing here changes a bit of the output.
+    """How a plan is run. Nothing here changes a bit of the output, but for ``device`` where matrices are decomposed.
 
     Attributes:
         ram:       memory budget in bytes, for everything beyond the interpreter with torch imported.

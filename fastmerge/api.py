@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from .device_names import DEFAULT
+from .devices.names import DEFAULT
 from .engine import Report, RunOptions, VerifyReport, run
 from .engine import verify as verify_output
 from .plan import DEFAULT_SHARD_SIZE, make_plan

@@ -32,10 +32,10 @@ from torch import Tensor
 from . import kernels
 from .errors import InvalidInput, Problem
 from .kernels._checks import check_group
-from .merging import merge_source
 from .methods import REQUIRED, Method, all_methods
 from .methods._configure import configure
-from .source import Resident
+from .steps.driver import merge_source
+from .steps.source import Resident
 
 __all__ = ["find_method", "merge_tensors"]
 

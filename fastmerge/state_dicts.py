@@ -12,9 +12,9 @@ from .errors import InvalidInput, Problem
 from .functional import find_method, promoted
 from .kernels import use_backend
 from .kernels._checks import FLOATS
-from .merging import Job, merge_sources, solve_without_data
 from .methods._configure import Configured, configure
-from .source import Resident
+from .steps.driver import Job, merge_sources, solve_without_data
+from .steps.source import Resident
 
 __all__ = ["merge_", "merge_state_dicts"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import DeviceType
 
-from fastmerge.merging import Job, merge_sources
+from fastmerge.steps.driver import Job, merge_sources
 
 from ..kernels.cases import CASES, EXPERTS, Case
 from .cases import BASED, SMALL, TINY, Llama, make_inputs

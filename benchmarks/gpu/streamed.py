@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from fastmerge.engine.batches import units
-from fastmerge.engine.places import choose
+from fastmerge.engine.context import RunContext
 from fastmerge.engine.report import Meter
 from fastmerge.engine.running import default_threads, work
 from fastmerge.engine.scheduler import Unit
 from fastmerge.engine.sizing import divide
-from fastmerge.engine.workshop import Workshop
-from fastmerge.merging import merge_source
+from fastmerge.engine.targets import choose
 from fastmerge.plan.types import InputTensor, OutputTensor
+from fastmerge.steps.driver import merge_source
 
 from ..kernels.cases import CASES, EXPERTS, Case
 from .cases import BASED, SMALL, TINY, Llama, make_inputs
@@ -128,7 +128,7 @@ def _merge(bench: Bench, tensors: Sequence[OutputTensor], models: HostModels, pi
     where = choose(bench.device.type, None)
     sizes = divide(tensors, where.budget(RAM), default_threads())
 
-    def make_units(shop: Workshop) -> Iterator[Unit]:
+    def make_units(shop: RunContext) -> Iterator[Unit]:
         return units(shop, tensors)
 
     def run() -> None:

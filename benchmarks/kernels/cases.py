@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastmerge.merging import Job, merge_source
 from fastmerge.methods import Group, get_method
-from fastmerge.source import Resident
+from fastmerge.steps.driver import Job, merge_source
+from fastmerge.steps.source import Resident
 
 EXPERTS = 3
 

@@ -1,6 +1,7 @@
 """What N fine-tuned models did to their base: a report with pictures, made by streaming."""
 
-from .run import AnalysisReport, analyze
+from .run import analyze
 from .theorem import Collapse, rank_collapse
+from .types import AnalysisReport
 
 __all__ = ["AnalysisReport", "Collapse", "analyze", "rank_collapse"]

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..checkpoint import InputFile
+from ..checkpoint.layers import find_stacks, split_layer
 from ..errors import InvalidInput, Problem
 from ..methods._spectral import PROJECTIONS
 from ..plan import make_plan
-from ..plan.layers import find_stacks, split_layer
 from ..plan.types import InputTensor, OutputTensor
 from ..recipe import load
 

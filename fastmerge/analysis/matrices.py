@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..engine.reading import DeltaReader
 from ..kernels.spectral import higher_order_gsvd, spectrum, stable_rank
-from ..reading import DeltaReader
 from .family import Matched
 
 __all__ = [

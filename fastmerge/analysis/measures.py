@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from ..engine.reading import CHUNK, DeltaReader
 from ..errors import FastmergeError
-from ..reading import CHUNK, DeltaReader
 from .family import Matched
 
 __all__ = ["Measure", "add_up", "cosines", "measure", "measure_bytes", "opposed_shares"]

@@ -9,10 +9,10 @@ from typing import Any
 
 from ..engine.files import explained
 from .family import Family
-from .run import Analysis
 from .sections import Section, percent, sections
 from .summary import summarize
 from .tables import write_tables
+from .types import Analysis
 
 __all__ = ["write_report"]
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from ..engine.folders import appearing
+from ..engine.reading import DeltaReader, reading_bytes
 from ..errors import BudgetError, InvalidInput, Problem
-from ..folders import appearing
-from ..reading import DeltaReader, reading_bytes
 from ..sizes import parse_size
-from .experts import Choice, choose, mean_alignment
+from .experts import choose, mean_alignment
 from .family import Family, Matched, open_family
 from .matrices import (
-    Directions,
-    Spectra,
     collapse,
     collapse_bytes,
     directions,
@@ -24,53 +20,14 @@ from .matrices import (
     spectra,
     spectra_bytes,
 )
-from .measures import Measure, measure, measure_bytes
-from .theorem import Collapse, rank_collapse
+from .measures import measure, measure_bytes
+from .theorem import rank_collapse
+from .types import Analysis, AnalysisReport
 
-__all__ = ["Analysis", "AnalysisReport", "analyze"]
+__all__ = ["analyze"]
 
 # Layers in which directions are compared: each matrix costs an eigendecomposition in float64.
 SAMPLED_LAYERS = 4
-
-
-@dataclass
-class Analysis:
-    """What was found.
-
-    Attributes:
-        family:     the models; None for the demonstration of the theorem alone.
-        beta:       of the boosted spectra.
-        measures:   by tensor.
-        ranks:      by matrix: stable rank of the mean of the first 1, 2, ... N deltas.
-        spectra:    of the chosen matrices.
-        directions: of the matrices of some layers; empty without HO-GSVD.
-        choice:     the models that have least in common; None where none were to be chosen.
-        theorem:    the demonstration; None without it.
-    """
-
-    family: Family | None = None
-    beta: float = 0.2
-    measures: dict[str, Measure] = field(default_factory=dict)
-    ranks: dict[str, list[float]] = field(default_factory=dict)
-    spectra: list[Spectra] = field(default_factory=list)
-    directions: list[Directions] = field(default_factory=list)
-    choice: Choice | None = None
-    theorem: Collapse | None = None
-
-
-@dataclass(frozen=True)
-class AnalysisReport:
-    """Attributes:
-    folder:  of the report.
-    files:   in it.
-    summary: the most important numbers, as plain values.
-    notes:   what the user should know, one sentence each.
-    """
-
-    folder: str
-    files: tuple[str, ...]
-    summary: dict[str, Any]
-    notes: tuple[str, ...]
 
 
 def analyze(

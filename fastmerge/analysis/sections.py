@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from .family import Family
 from .measures import Measure
-from .run import Analysis
 from .summary import by_cell, users_histogram
+from .types import Analysis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

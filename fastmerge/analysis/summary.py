@@ -12,7 +12,7 @@ import torch
 from .experts import mean_alignment, mean_overlap
 from .family import Family
 from .measures import Measure, add_up, cosines, opposed_shares
-from .run import Analysis
+from .types import Analysis
 
 __all__ = ["by_cell", "summarize", "users_histogram"]
 

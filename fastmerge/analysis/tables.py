@@ -12,7 +12,7 @@ from ..engine.files import explained
 from .experts import mean_alignment, mean_overlap
 from .family import Family
 from .measures import add_up, cosines, opposed_shares
-from .run import Analysis
+from .types import Analysis
 
 __all__ = ["write_tables"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..device_names import DEFAULT
+from ..devices.names import DEFAULT
 from ._options import ShardSize, together
 
 # flag (as click declares it): type of its value or None for a switch, what is said when it is given

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..device_names import DEFAULT, parse_devices
+from ..devices.names import DEFAULT, parse_devices
 from ..sizes import parse_size
 
 

@@ -20,7 +20,7 @@ def bench(elements: int, backend: str, as_json: bool) -> None:
 
     The benchmarks against other tools are in the folder benchmarks/ of the source.
     """
-    from ..roofline import RUNS, measure
+    from ..reports.roofline import RUNS, measure
 
     found = list(measure(elements, backend))
     copy = found[0].rate

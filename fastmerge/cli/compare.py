@@ -13,7 +13,7 @@ from ._options import JSON
 from ._output import print_json, print_table
 
 if TYPE_CHECKING:
-    from ..comparing import TensorDifference
+    from ..reports.comparing import TensorDifference
 
 
 @click.command(cls=Command)
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def diff(a: str, b: str, changed: bool, as_json: bool) -> None:
     """Compare the checkpoints A and B, tensor by tensor: L2 norm of B - A, cosine, share of changed elements."""
     from ..checkpoint import locate, open_checkpoint
-    from ..comparing import compare
+    from ..reports.comparing import compare
 
     left, right = (open_checkpoint(locate(path)) for path in (a, b))
     found = [item for item in compare(left, right) if not changed or item.changed != 0]

@@ -13,7 +13,7 @@ from ._output import print_facts, print_json
 @JSON
 def doctor(as_json: bool) -> None:
     """Say what is installed here, which backend each operation uses, and why."""
-    from ..doctor import diagnose
+    from ..reports.doctor import diagnose
 
     sections = diagnose()
     if as_json:

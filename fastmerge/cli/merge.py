@@ -105,7 +105,7 @@ def _planned(recipe: str, given: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
 
 
 def _show_plan(plan: Plan, options: dict[str, Any]) -> None:
-    from ..forecast import forecast
+    from ..engine.forecast import forecast
 
     expected = forecast(plan, options["ram"], options["device"], options["vram"])
     copied = sum(output.method == "copy" for output in plan.outputs)

@@ -4,41 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 
-from ..merging import Job
 from ..methods import get_method
 from ..plan.types import OutputTensor
-from ..source import Resident
+from ..steps.driver import Job
+from ..steps.source import Resident
 from .arena import LINE, PAGE, Memory, Slot
 from .checksums import Checksum
+from .context import RunContext, merge_outputs, split
 from .large import Large
 from .scheduler import Task, Unit
 from .sizing import scratch_bytes
-from .workshop import Workshop, merge_outputs, split
 
 # A batch is the work of one thread: few enough tensors that the last ones still go to several threads.
 MOST = 256
 
 
-def units(shop: Workshop, outputs: Sequence[OutputTensor]) -> Iterator[Unit]:
+def units(context: RunContext, outputs: Sequence[OutputTensor]) -> Iterator[Unit]:
     """Cut ``outputs`` (in the order of their places) into units of work."""
     batch: list[OutputTensor] = []
     filled = end = 0
     for output in outputs:
         need = _slot_bytes(output)
         regional = scratch_bytes(output) is not None or any(tensor.adapters for tensor in output.every_input)
-        small = need <= shop.sizes.slot - PAGE and not regional
+        small = need <= context.sizes.slot - PAGE and not regional
         apart = batch and (output.shard, output.offset) != (batch[0].shard, end)
-        if batch and (not small or apart or filled + need > shop.sizes.slot - PAGE or len(batch) == MOST):
-            yield Batch(shop, batch)
+        if batch and (not small or apart or filled + need > context.sizes.slot - PAGE or len(batch) == MOST):
+            yield Batch(context, batch)
             batch, filled = [], 0
         if small:
             batch.append(output)
             filled += need
             end = output.offset + output.nbytes
         else:
-            yield Large(shop, output)
+            yield Large(context, output)
     if batch:
-        yield Batch(shop, batch)
+        yield Batch(context, batch)
 
 
 def _slot_bytes(output: OutputTensor) -> int:
@@ -48,8 +48,8 @@ def _slot_bytes(output: OutputTensor) -> int:
 class Batch:
     """Consecutive outputs that fit the scratch of one worker together with their inputs."""
 
-    def __init__(self, shop: Workshop, outputs: Sequence[OutputTensor]):
-        self._shop, self._outputs = shop, outputs
+    def __init__(self, context: RunContext, outputs: Sequence[OutputTensor]):
+        self._context, self._outputs = context, outputs
 
     def start(self, memory: Memory) -> bool:
         return True
@@ -68,21 +68,21 @@ class Batch:
         start = slot.take(total, phase=first.offset, align=PAGE)
         places = self._read(slot)
         at = {output.name: start + output.offset - first.offset for output in outputs}
-        with self._shop.meter.stage("compute"):
+        with self._context.meter.stage("compute"):
             merge_outputs([self._job(o, at[o.name], places, slot) for o in outputs if o.group is not None and o.nbytes])
         slot.download(start, total)
-        arena = self._shop.arena
+        arena = self._context.arena
         for output in outputs:
             if output.group is None:
                 (tensor,) = output.inputs
                 source, target = places[tensor.path, tensor.offset], at[output.name]
                 arena.bytes[target : target + output.nbytes] = arena.bytes[source : source + output.nbytes]
-        data = self._shop.write(first, 0, start, total)
+        data = self._context.write(first, 0, start, total)
         for output in outputs:
             checksum = Checksum(output.nbytes // output.dtype.itemsize, output.dtype.itemsize)
             offset = output.offset - first.offset
             checksum.add(0, data[offset : offset + output.nbytes])
-            self._shop.sink.finish(output, checksum.hex())
+            self._context.sink.finish(output, checksum.hex())
 
     def _job(self, output: OutputTensor, at: int, places: dict[tuple[str, int], int], slot: Slot) -> Job:
         assert output.group is not None
@@ -102,7 +102,7 @@ class Batch:
                 end += ranges[last][2]
                 last += 1
             at = slot.take(end - begin, phase=begin)
-            self._shop.reader.raw(path, begin, end - begin, at)
+            self._context.reader.raw(path, begin, end - begin, at)
             for _, offset, _ in ranges[i:last]:
                 places[path, offset] = at + offset - begin
             i, filled = last, at + end - begin

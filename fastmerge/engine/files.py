@@ -17,7 +17,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
-class Inputs:
+class InputFiles:
     """The files that a run reads. They must be, from the first byte to the last, what the plan saw."""
 
     def __init__(self, files: Iterable[InputFile]):
@@ -62,7 +62,7 @@ class Inputs:
                 )
             done += got
 
-    def __enter__(self) -> Inputs:
+    def __enter__(self) -> InputFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -70,7 +70,7 @@ class Inputs:
             os.close(self._open.popitem()[1])
 
 
-class Outputs:
+class OutputFiles:
     """The output files, preallocated; written by direct I/O where the file system has it.
 
     Direct writes cost a tenth of the CPU time of buffered ones (no page-cache memory to fault in) and
@@ -133,7 +133,7 @@ class Outputs:
             with explained(self._paths[shard], "flushing"):
                 os.fdatasync(self._buffered[shard])
 
-    def __enter__(self) -> Outputs:
+    def __enter__(self) -> OutputFiles:
         return self
 
     def __exit__(self, *_: object) -> None:

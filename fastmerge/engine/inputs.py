@@ -8,14 +8,14 @@ from torch import Tensor
 from .. import kernels
 from ..plan.types import Adapter, InputTensor
 from .arena import PAGE, Arena, Memory, Slot, round_up
-from .files import Inputs
+from .files import InputFiles
 from .report import Meter
 
 
 class Reader:
     """Reads ranges of input tensors into the arena."""
 
-    def __init__(self, arena: Arena, inputs: Inputs, meter: Meter):
+    def __init__(self, arena: Arena, inputs: InputFiles, meter: Meter):
         self.arena, self._inputs, self._meter = arena, inputs, meter
 
     def raw(self, path: str, offset: int, nbytes: int, at: int) -> None:

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from ..plan.types import OutputTensor, Plan
-from .files import Outputs, explained
+from .files import OutputFiles, explained
 
 FLUSH_SECONDS = 2.0
 FLUSH_BYTES = 4 << 30
@@ -43,7 +43,7 @@ def read_journal(path: str, plan: Plan) -> dict[str, str]:
 class Journal:
     """Appends to the journal. ``finished`` may be called from any thread, the rest from one."""
 
-    def __init__(self, path: str, plan: Plan, outputs: Outputs, finished: dict[str, str]):
+    def __init__(self, path: str, plan: Plan, outputs: OutputFiles, finished: dict[str, str]):
         """Start the journal anew with what is known to be ``finished``."""
         self._path, self._outputs = path, outputs
         self._lock = threading.Lock()

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..errors import FastmergeError
 from ..plan.types import OutputTensor
-from ..source import Chunk, Resident
+from ..steps.source import Chunk, Resident
 from .arena import PAGE, Memory, Slot
 from .checksums import Checksum
+from .context import RunContext, apply_after_survey, apply_without_survey, split
 from .inputs import Folded, folded_bytes
 from .scheduler import Task
 from .sizing import adapter_bytes, input_bytes, scratch_bytes, whole_bytes
-from .workshop import Workshop, apply_after_survey, apply_without_survey, split
 
 
 class Large:
@@ -27,16 +27,16 @@ class Large:
     Where the apply step needs all of the tensor at once, the region holds inputs and output; it always fits.
     """
 
-    def __init__(self, shop: Workshop, output: OutputTensor):
-        self._shop, self._output = shop, output
+    def __init__(self, context: RunContext, output: OutputTensor):
+        self._context, self._output = context, output
         self._numel = output.nbytes // output.dtype.itemsize
         self._checksum = Checksum(self._numel, output.dtype.itemsize)
         self._apply = None if output.group is None else apply_without_survey(output)
         surveyed = output.group is not None and self._apply is None
         self._at_once = scratch_bytes(output) is not None
-        self._whole = self._at_once or (surveyed and whole_bytes(output) <= shop.sizes.regions)
+        self._whole = self._at_once or (surveyed and whole_bytes(output) <= context.sizes.regions)
         self._need = whole_bytes(output) if self._whole else adapter_bytes(output)
-        self._memory: Memory = shop.arena
+        self._memory: Memory = context.arena
         self._region: int | None = None
         self._folded: list[Folded | None] = []
         self._tensors: list[Tensor] = []
@@ -58,7 +58,7 @@ class Large:
 
     def stages(self) -> Generator[Sequence[Task], None, None]:
         output = self._output
-        chunk = self._shop.sizes.chunk
+        chunk = self._context.sizes.chunk
         spans = [(start, min(start + chunk, self._numel)) for start in range(0, self._numel, chunk)]
         if output.group is None:
             yield [partial(self._copy, *span) for span in spans]
@@ -74,7 +74,7 @@ class Large:
                 yield [partial(self._merge_at_once, spans)]
             else:
                 yield [partial(self._merge, *span) for span in spans]
-        self._shop.sink.finish(output, self._checksum.hex())
+        self._context.sink.finish(output, self._checksum.hex())
 
     def _place(self) -> None:
         """Lay the region out: adapters first, then the inputs."""
@@ -94,36 +94,38 @@ class Large:
     def _load_adapters(self, slot: Slot) -> None:
         for folded in self._folded:
             if folded is not None:
-                folded.load(self._shop.reader, slot, self._shop.sizes.chunk)
+                folded.load(self._context.reader, slot, self._context.sizes.chunk)
 
     def _loads(self) -> Iterator[Task]:
         inputs = zip(self._output.every_input, self._folded, self._tensors, self._places, strict=True)
         for tensor, folded, view, at in inputs:
             if folded is None:
-                step = self._shop.sizes.chunk * tensor.dtype.itemsize
+                step = self._context.sizes.chunk * tensor.dtype.itemsize
                 for start in range(0, tensor.nbytes, step):
                     nbytes = min(step, tensor.nbytes - start)
                     yield partial(self._read, tensor.path, tensor.offset + start, nbytes, at + start)
             else:
                 rows, columns = tensor.shape
-                step = max(1, self._shop.sizes.chunk // columns)
+                step = max(1, self._context.sizes.chunk // columns)
                 for first in range(0, rows, step):
                     last = min(first + step, rows)
                     yield partial(self._fold, tensor, first, last, folded, view[first:last])
 
     def _read(self, path, offset, nbytes, at, slot: Slot) -> None:
         slot.reset()
-        slot.fill(at, nbytes, offset, partial(self._shop.reader.raw, path, offset, nbytes))
+        slot.fill(at, nbytes, offset, partial(self._context.reader.raw, path, offset, nbytes))
 
     def _fold(self, tensor, first, last, folded, out, slot: Slot) -> None:
         slot.reset()
-        self._shop.reader.fold(tensor, first, last, folded, out, slot)
+        self._context.reader.fold(tensor, first, last, folded, out, slot)
 
     def _solve(self, slot: Slot) -> None:
         if not self._whole:
-            self._apply = apply_after_survey(self._output, _Streamed(self, self._numel, self._shop.sizes.chunk, slot))
+            self._apply = apply_after_survey(
+                self._output, _Streamed(self, self._numel, self._context.sizes.chunk, slot)
+            )
             return
-        with self._shop.meter.stage("compute"):
+        with self._context.meter.stage("compute"):
             self._apply = apply_after_survey(self._output, Resident(*split(self._output, self._tensors)))
 
     def _merge(self, start: int, stop: int, slot: Slot) -> None:
@@ -132,7 +134,7 @@ class Large:
         chunk = self.chunk(start, stop, slot)
         size = self._output.dtype.itemsize
         at = slot.take((stop - start) * size, phase=self._output.offset + start * size, align=PAGE)
-        with self._shop.meter.stage("compute"):
+        with self._context.meter.stage("compute"):
             self._apply(slot.tensor(at, self._output.dtype, (stop - start,)), chunk)
         slot.download(at, (stop - start) * size)
         self._write(start, stop, at)
@@ -140,12 +142,12 @@ class Large:
     def _merge_at_once(self, spans: Sequence[tuple[int, int]], slot: Slot) -> None:
         assert self._apply is not None
         out = self._memory.tensor(self._out, self._output.dtype, (self._numel,))
-        with self._shop.meter.stage("compute"):
+        with self._context.meter.stage("compute"):
             try:
                 self._apply(out, self.chunk(0, self._numel, slot))
             except ValueError as error:
                 raise FastmergeError(str(error)) from error
-        self._shop.meter.remark(self._output.name, self._apply.remarks)
+        self._context.meter.remark(self._output.name, self._apply.remarks)
         slot.return_free_memory()
         size = self._output.dtype.itemsize
         for start, stop in spans:
@@ -159,12 +161,12 @@ class Large:
         (tensor,) = self._output.inputs
         size = self._output.dtype.itemsize
         at = slot.take((stop - start) * size, phase=self._output.offset + start * size, align=PAGE)
-        self._shop.reader.raw(tensor.path, tensor.offset + start * size, (stop - start) * size, at)
+        self._context.reader.raw(tensor.path, tensor.offset + start * size, (stop - start) * size, at)
         self._write(start, stop, at)
 
     def _write(self, start: int, stop: int, at: int) -> None:
         size = self._output.dtype.itemsize
-        data = self._shop.write(self._output, start * size, at, (stop - start) * size)
+        data = self._context.write(self._output, start * size, at, (stop - start) * size)
         self._checksum.add(start * size, data)
 
     def chunk(self, start: int, stop: int, slot: Slot) -> Chunk:
@@ -173,7 +175,7 @@ class Large:
             tensors = [tensor.view(-1)[start:stop] for tensor in self._tensors]
         else:
             inputs = zip(self._output.every_input, self._folded, strict=True)
-            tensors = [self._shop.reader.elements(t, start, stop, folded, slot) for t, folded in inputs]
+            tensors = [self._context.reader.elements(t, start, stop, folded, slot) for t, folded in inputs]
         return Chunk(*split(self._output, tensors), start)
 
 

@@ -19,7 +19,7 @@ _EXCHANGE = 2
 _AT_FDCWD = -100
 
 
-class Workplace:
+class StagingFolder:
     """The folder ``.<name>.partial-<digest>`` beside the target: journal and, in ``out``, the files of the output.
 
     Attributes:

@@ -8,8 +8,8 @@ from functools import partial
 from ..plan.types import OutputTensor
 from .arena import Memory, Slot
 from .checksums import Checksum
+from .context import RunContext
 from .scheduler import Task
-from .workshop import Workshop
 
 Read = Callable[[int, int, memoryview], None]
 """Fills memory with the bytes of a shard from an offset on."""
@@ -18,8 +18,8 @@ Read = Callable[[int, int, memoryview], None]
 class Rehash:
     """A unit of work: reads one output tensor back and tells the sink its checksum."""
 
-    def __init__(self, shop: Workshop, output: OutputTensor, read: Read):
-        self._shop, self._output, self._read = shop, output, read
+    def __init__(self, context: RunContext, output: OutputTensor, read: Read):
+        self._context, self._output, self._read = context, output, read
 
     def start(self, memory: Memory) -> bool:
         return True
@@ -30,16 +30,16 @@ class Rehash:
     def stages(self) -> Generator[Sequence[Task], None, None]:
         output, size = self._output, self._output.dtype.itemsize
         checksum = Checksum(output.nbytes // size, size)
-        step = self._shop.sizes.chunk * size
+        step = self._context.sizes.chunk * size
         yield [partial(self._add, checksum, start, step) for start in range(0, max(output.nbytes, 1), step)]
-        self._shop.sink.finish(output, checksum.hex())
+        self._context.sink.finish(output, checksum.hex())
 
     def _add(self, checksum: Checksum, start: int, step: int, slot: Slot) -> None:
         slot.reset()
         nbytes = min(step, self._output.nbytes - start)
         at = slot.take(nbytes)
-        data = self._shop.arena.bytes[at : at + nbytes]
-        with self._shop.meter.stage("read", nbytes):
+        data = self._context.arena.bytes[at : at + nbytes]
+        with self._context.meter.stage("read", nbytes):
             self._read(self._output.shard, self._output.offset + start, data)
         checksum.add(start, data)
 

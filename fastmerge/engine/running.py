@@ -11,24 +11,24 @@ from pathlib import Path
 
 import torch
 
-from ..device_names import DEFAULT, parse_devices
+from ..devices.names import DEFAULT, parse_devices
 from ..errors import OutputError
 from ..kernels import _native, use_backend
 from ..plan.types import OutputTensor, Plan
 from .arena import Arena
 from .batches import units
-from .checksums import CELL
-from .files import Inputs, Outputs
+from .checksums import BLOCK
+from .context import RunContext, Sink
+from .files import InputFiles, OutputFiles
 from .inputs import Reader
 from .journal import Journal, read_journal
 from .manifest import write_manifest
-from .places import Host, Place, choose
-from .publish import Workplace
+from .publish import StagingFolder
 from .rehash import Found, Rehash
 from .report import Meter, Report
 from .scheduler import Scheduler, Unit
 from .sizing import Sizes, divide
-from .workshop import Sink, Workshop
+from .targets import Host, Target, choose
 
 Progress = Callable[[int, int], None]
 """Called several times a second on the calling thread with the output bytes that are written, and all of them."""
@@ -59,8 +59,8 @@ class RunOptions:
     chunk: int | None = None
 
     def __post_init__(self) -> None:
-        if self.chunk is not None and (self.chunk <= 0 or self.chunk % CELL):
-            raise ValueError(f"chunk is {self.chunk}; expected a positive multiple of {CELL}")
+        if self.chunk is not None and (self.chunk <= 0 or self.chunk % BLOCK):
+            raise ValueError(f"chunk is {self.chunk}; expected a positive multiple of {BLOCK}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads is {self.threads}; expected at least 1")
         parse_devices(self.device)
@@ -81,27 +81,27 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
     """
     options = options or RunOptions()
     meter = Meter()
-    place = Workplace(Path(out), plan, options.overwrite)
+    staging = StagingFolder(Path(out), plan, options.overwrite)
     with (
         use_backend(options.backend),
         limited_to(options.threads),
-        place.locked(),
-        Inputs(f for m in plan.models for f in m.files) as inputs,
+        staging.locked(),
+        InputFiles(f for m in plan.models for f in m.files) as inputs,
     ):
-        place.check_target()
-        where = choose(options.device, options.vram)
-        sizes = divide(plan.outputs, where.budget(options.ram), options.threads or default_threads(), options.chunk)
+        staging.check_target()
+        target = choose(options.device, options.vram)
+        sizes = divide(plan.outputs, target.budget(options.ram), options.threads or default_threads(), options.chunk)
         inputs.open()
-        place.make()
-        with Outputs(str(place.out), plan.shards) as outputs:
+        staging.make()
+        with OutputFiles(str(staging.out), plan.shards) as outputs:
             try:
                 outputs.open()
             except OutputError:
-                if not os.path.exists(place.journal):
-                    place.discard()
+                if not os.path.exists(staging.journal):
+                    staging.discard()
                 raise
-            finished = _confirmed(plan, place, outputs, sizes, inputs)
-            journal = Journal(place.journal, plan, outputs, finished)
+            finished = _confirmed(plan, staging, outputs, sizes, inputs)
+            journal = Journal(staging.journal, plan, outputs, finished)
             todo = [output for output in plan.outputs if output.name not in finished]
             done = sum(output.nbytes for output in plan.outputs if output.name in finished)
             total = sum(output.nbytes for output in plan.outputs)
@@ -111,18 +111,18 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
                 if progress is not None:
                     progress(done + meter.bytes_written, total)
 
-            def make_units(shop: Workshop) -> Iterator[Unit]:
-                return units(shop, todo)
+            def make_units(context: RunContext) -> Iterator[Unit]:
+                return units(context, todo)
 
             try:
-                work(make_units, where, sizes, inputs, FileSink(outputs, journal), meter, tick)
+                work(make_units, target, sizes, inputs, FileSink(outputs, journal), meter, tick)
                 inputs.check()
                 journal.flush()
             except KeyboardInterrupt:
                 journal.flush()
                 raise KeyboardInterrupt(
                     f"stopped with {len(journal.checksums)} of {len(plan.outputs)} tensors finished, "
-                    f"in {place.folder}; the same command goes on from there"
+                    f"in {staging.folder}; the same command goes on from there"
                 ) from None
             except BaseException:
                 # What was finished before the failure stays finished.
@@ -132,11 +132,11 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
             finally:
                 journal.close()
             outputs.sync(range(len(plan.shards)))
-        place.write_small_files(plan, write_manifest(plan, journal.checksums))
-        place.publish()
+        staging.write_small_files(plan, write_manifest(plan, journal.checksums))
+        staging.publish()
     if progress is not None:
         progress(total, total)
-    return meter.report(len(plan.outputs), len(finished), sizes.workers, where.names, where.why, where.peak_bytes())
+    return meter.report(len(plan.outputs), len(finished), sizes.workers, target.names, target.why, target.peak_bytes())
 
 
 def default_threads() -> int:
@@ -145,25 +145,25 @@ def default_threads() -> int:
 
 
 def work(
-    make_units: Callable[[Workshop], Iterator[Unit]],
-    where: Place,
+    make_units: Callable[[RunContext], Iterator[Unit]],
+    target: Target,
     sizes: Sizes,
-    inputs: Inputs,
+    inputs: InputFiles,
     sink: Sink,
     meter: Meter,
     tick: Callable[[], None],
 ) -> None:
     """Run units on ``sizes.workers`` threads in one arena."""
     arena = Arena(sizes.arena)
-    shop = Workshop(arena, sizes, Reader(arena, inputs, meter), sink, meter)
-    with _one_torch_thread(), _only_new_garbage(), torch.no_grad(), where.slots(arena, sizes, meter) as slots:
-        Scheduler(make_units(shop), slots).run(tick)
+    context = RunContext(arena, sizes, Reader(arena, inputs, meter), sink, meter)
+    with _one_torch_thread(), _only_new_garbage(), torch.no_grad(), target.slots(arena, sizes, meter) as slots:
+        Scheduler(make_units(context), slots).run(tick)
 
 
 class FileSink:
     """Results go to the output files, finished tensors to the journal."""
 
-    def __init__(self, outputs: Outputs, journal: Journal):
+    def __init__(self, outputs: OutputFiles, journal: Journal):
         self._outputs, self._journal = outputs, journal
 
     def write(self, output: OutputTensor, offset: int, data: memoryview, address: int) -> None:
@@ -173,15 +173,17 @@ class FileSink:
         self._journal.finished(output, checksum)
 
 
-def _confirmed(plan: Plan, place: Workplace, outputs: Outputs, sizes: Sizes, inputs: Inputs) -> dict[str, str]:
+def _confirmed(
+    plan: Plan, staging: StagingFolder, outputs: OutputFiles, sizes: Sizes, inputs: InputFiles
+) -> dict[str, str]:
     """Return the finished tensors of an earlier run whose bytes still have the checksum of its journal."""
-    promised = read_journal(place.journal, plan)
+    promised = read_journal(staging.journal, plan)
     if not promised:
         return {}
     found = Found()
 
-    def make_units(shop: Workshop) -> Iterator[Unit]:
-        return (Rehash(shop, output, outputs.read) for output in plan.outputs if output.name in promised)
+    def make_units(context: RunContext) -> Iterator[Unit]:
+        return (Rehash(context, output, outputs.read) for output in plan.outputs if output.name in promised)
 
     work(make_units, Host(), sizes, inputs, found, Meter(), lambda: None)
     return {name: checksum for name, checksum in promised.items() if found.checksums.get(name) == checksum}

@@ -10,12 +10,12 @@ from ..errors import BudgetError
 from ..methods import get_method
 from ..plan.types import InputTensor, OutputTensor
 from .arena import PAGE, round_up
-from .checksums import CELL
+from .checksums import BLOCK
 from .inputs import folded_bytes, slot_bytes
 
 # Elements per chunk, best first. On the processor 2 MiB of bfloat16 are few system calls and still fit the cache; a
 # device wants copies long enough that beginning them costs nothing.
-CHUNKS = (1 << 20, 1 << 19, 1 << 18, 1 << 17, CELL)
+CHUNKS = (1 << 20, 1 << 19, 1 << 18, 1 << 17, BLOCK)
 DEVICE_CHUNKS = (1 << 23, 1 << 22, 1 << 21, *CHUNKS)
 
 # Bytes that a run may take beside its budget and the interpreter with torch: threads, modules, tables of the plan.
@@ -53,7 +53,7 @@ class Budget:
 class Sizes:
     """Attributes:
     workers: threads, of all devices together.
-    chunk:   elements of an output that are computed at once, a multiple of ``CELL``.
+    chunk:   elements of an output that are computed at once, a multiple of ``BLOCK``.
     slot:    bytes of scratch of one worker.
     regions: bytes beside the slots for regions, on each device.
     arena:   bytes of everything in the host's memory.

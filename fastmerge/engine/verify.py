@@ -19,15 +19,15 @@ from ..plan import make_plan
 from ..plan.types import OutputTensor, Plan
 from ..recipe import ModelRef, Recipe, load
 from .batches import units
-from .files import Inputs
+from .context import RunContext
+from .files import InputFiles
 from .manifest import read_manifest
-from .places import Host
 from .rehash import Rehash
 from .report import Meter
 from .running import Progress, default_threads, limited_to, work
 from .scheduler import Unit
 from .sizing import Budget, divide
-from .workshop import Workshop
+from .targets import Host
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,16 @@ def verify(
     meter = Meter()
     paths = [file.path for file in checkpoint.files]
     files = {file.path: file for model in plan.models for file in model.files}
-    with use_backend(backend), limited_to(threads), Inputs([*files.values(), *checkpoint.files]) as inputs:
+    with use_backend(backend), limited_to(threads), InputFiles([*files.values(), *checkpoint.files]) as inputs:
         inputs.open()
         sink = _Comparison(paths, outputs, inputs, manifest["tensors"])
 
         def read(shard: int, offset: int, into: memoryview) -> None:
             inputs.read(paths[shard], offset, into)
 
-        def make_units(shop: Workshop) -> Iterator[Unit]:
-            yield from units(shop, again)
-            yield from (Rehash(shop, output, read) for output in rest)
+        def make_units(context: RunContext) -> Iterator[Unit]:
+            yield from units(context, again)
+            yield from (Rehash(context, output, read) for output in rest)
 
         total = sum(output.nbytes for output in (*again, *rest))
         sizes = divide(outputs, Budget(ram), threads or default_threads())
@@ -124,7 +124,7 @@ class _Comparison:
     """A sink that compares results with what lies in the output files, and checksums with the manifest's."""
 
     def __init__(
-        self, paths: Sequence[str], outputs: Sequence[OutputTensor], inputs: Inputs, checksums: dict[str, str]
+        self, paths: Sequence[str], outputs: Sequence[OutputTensor], inputs: InputFiles, checksums: dict[str, str]
     ):
         self._paths, self._outputs, self._inputs, self._checksums = paths, outputs, inputs, checksums
         self._starts = np.array([(output.shard << 48) + output.offset for output in outputs])

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from ..engine.folders import appearing
+from ..engine.reading import DeltaReader, reading_bytes
 from ..errors import BudgetError, FastmergeError, InvalidInput, Problem
-from ..folders import appearing
 from ..kernels.spectral import top_singular
 from ..plan.types import InputTensor
-from ..reading import DeltaReader, reading_bytes
 from ..sizes import parse_size
 from .adapter_config import write_config
 from .factors_file import FactorsFile

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..checkpoint.layers import belongs_before_layers, split_layer
 from ..errors import InvalidInput, Problem
 from ..methods._spectral import PROJECTIONS
-from ..plan.layers import belongs_before_layers, split_layer
 from ..plan.models import MERGED, OpenModel, is_computed, is_head, is_vocabulary, open_models
 from ..plan.types import InputTensor
 from ..recipe.references import parse_reference

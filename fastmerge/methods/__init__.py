@@ -6,7 +6,7 @@ import functools
 import importlib
 import pkgutil
 
-from ._base import METHODS, REQUIRED, Group, Layout, Method, Parameter, Solve, method
+from ..steps.method import METHODS, REQUIRED, Group, Layout, Method, Parameter, Solve, method
 from ._blocks import BLOCKS, why_not, with_blocks
 
 __all__ = [

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from ..apply import Apply, DeltaMerge
-from ._base import Group, Method, Parameter, Solve
+from ..steps.apply import Apply, DeltaMerge
+from ..steps.method import Group, Method, Parameter, Solve
 from ._boost import BOOST_PARAMETERS, Boost
 
 

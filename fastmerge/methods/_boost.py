@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..apply import DeltaMerge
 from ..kernels.spectral import Info, subspace_boost
-from ._base import Group, Parameter
+from ..steps.apply import DeltaMerge
+from ..steps.method import Group, Parameter
 from ._heads import SPLITTINGS, Part, parts_of
 from ._spectral import MATRICES, NULL_SPACE, Change, SpectralMerge, is_spectral, scratch_bytes
 

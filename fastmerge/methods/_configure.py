@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import InvalidInput, Problem
-from ._base import REQUIRED, Group, Layout, Method, Parameter
+from ..steps.method import REQUIRED, Group, Layout, Method, Parameter
 from ._blocks import BLOCKS, why_not, with_blocks
 
 
@@ -27,7 +27,7 @@ class Configured:
         """Return the merge of a whole model, whose tensors have these names."""
         if not self.method.uses_layout:
             return self
-        from ..plan.layers import layouts  # of no use to others, and slow to import
+        from ..checkpoint.layers import layouts  # of no use to others, and slow to import
 
         return replace(self, layouts=layouts(names))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ._base import Group
+from ..steps.method import Group
 from ._spectral import module_of
 
 SPLITTINGS = ("none", "qkv", "heads")

@@ -6,8 +6,8 @@ import math
 from collections.abc import Generator
 
 from ..kernels import NOTHING, Keep, keep_all, keep_top, mask_words, tensor_key
-from ..survey import RankMasks, Survey
-from ._base import Group, Method, Parameter
+from ..steps.method import Group, Method, Parameter
+from ..steps.survey import RankMasks, Survey
 from ._sparse import INT8_MASK, LAMBDA, WEIGHT, density_parameter
 
 # Threads that rank rows at a time, at most, as far as memory goes: more of them take rows that are short.

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..kernels import Keep, drop_threshold, keep_all, keep_random, keep_top, tensor_key
 from ..kernels.sparse_merge import Divide, Vote
-from ..survey import Boundaries, Norms, Survey
-from ._base import Group, Parameter
+from ..steps.method import Group, Parameter
+from ..steps.survey import Boundaries, Norms, Survey
 
 WEIGHT = Parameter("weight", float, per_model=True, doc="coefficient of the model's delta")
 LAMBDA = Parameter("lambda", float, 1.0, semantics=("mergekit",), doc="scale of the merged delta")

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..apply import Apply, DeltaMerge, SparseMerge
 from ..kernels import GRID, keep_all
 from ..kernels.spectral import Info
-from ..source import Chunk
-from ._base import Group, Method, Parameter
+from ..steps.apply import Apply, DeltaMerge, SparseMerge
+from ..steps.method import Group, Method, Parameter
+from ..steps.source import Chunk
 from ._sparse import LAMBDA
 
 MATRICES = Parameter(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..apply import SparseMerge
 from ..kernels import keep_all, keep_band
-from ..survey import Boundaries
-from ._base import Group, Method, Parameter, Solve, method
+from ..steps.apply import SparseMerge
+from ..steps.method import Group, Method, Parameter, Solve, method
+from ..steps.survey import Boundaries
 from ._sparse import INT8_MASK, LAMBDA, WEIGHT, density_parameter, divisor, rescaled
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..apply import DeltaMerge, SparseMerge
 from ..kernels import GRID, keep_all
-from ..source import Chunk
-from ._base import Group, Method, Parameter, Solve, method
+from ..steps.apply import DeltaMerge, SparseMerge
+from ..steps.method import Group, Method, Parameter, Solve, method
+from ..steps.source import Chunk
 from ._sparse import LAMBDA, density_parameter, keep_largest
 
 # Elements at once: what is computed from four models takes 1.5 MiB.

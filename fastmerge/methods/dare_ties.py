@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..apply import SparseMerge
-from ._base import Group, Method, Solve, method
+from ..steps.apply import SparseMerge
+from ..steps.method import Group, Method, Solve, method
 from ._sparse import DARE_PARAMETERS, SIGN_METHOD, SIGN_VOTES, dare_factors, divisor, keep_at_random
 
 

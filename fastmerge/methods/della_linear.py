@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..apply import SparseMerge
-from ._base import Group, Solve, method
+from ..steps.apply import SparseMerge
+from ..steps.method import Group, Solve, method
 from ._ranked import RankedMethod, della_parameters, keep_by_rank
 from ._sparse import divisor, rescaled
 

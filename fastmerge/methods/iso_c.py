@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..kernels.spectral import flatten_spectrum
-from ._base import Group, method
+from ..steps.method import Group, method
 from ._spectral import Change, SpectralMethod
 
 

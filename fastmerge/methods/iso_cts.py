@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..kernels.spectral import flatten_tasks
-from ._base import Group, Parameter, method
+from ..steps.method import Group, Parameter, method
 from ._spectral import SPECTRAL_PARAMETERS, Change, SpectralMethod, on_moved
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ..kernels.spectral import Info, shared_basis
-from ..merging import merge_source
-from ..source import Resident
-from ._base import Group, Parameter, method
+from ..steps.driver import merge_source
+from ..steps.method import Group, Parameter, method
+from ..steps.source import Resident
 from ._sparse import density_parameter
 from ._spectral import LAMBDA, MATRICES, SPECTRAL_PARAMETERS, Change, SpectralMethod, delta_bytes
 from .dare_linear import DareLinear

@@ -6,10 +6,10 @@ from itertools import combinations
 
 from torch import Tensor
 
-from ..apply import SparseMerge
 from ..kernels import keep_all
-from ..survey import Gram
-from ._base import Group, Method, Parameter, Solve, method
+from ..steps.apply import SparseMerge
+from ..steps.method import Group, Method, Parameter, Solve, method
+from ..steps.survey import Gram
 
 # mergekit's guards: products of norms are at least this, and a smaller denominator gives t = 0.
 _EPSILON = 1e-6

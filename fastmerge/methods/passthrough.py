@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..apply import Apply, Copy, WeightedSum
-from ._base import Group, Method, Parameter, method
+from ..steps.apply import Apply, Copy, WeightedSum
+from ..steps.method import Group, Method, Parameter, method
 
 
 @method

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from ..apply import Copy, WeightedSum
-from ..survey import Gram
-from ._base import Group, Method, Parameter, Solve, method
+from ..steps.apply import Copy, WeightedSum
+from ..steps.method import Group, Method, Parameter, Solve, method
+from ..steps.survey import Gram
 
 # Beyond this cosine the arc is a line in float32, and 1 / sin would amplify rounding.
 _COLINEAR = 0.9995

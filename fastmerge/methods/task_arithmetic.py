@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..apply import Apply, SparseMerge
 from ..kernels import keep_all
-from ._base import Group, Method, Parameter, method
+from ..steps.apply import Apply, SparseMerge
+from ..steps.method import Group, Method, Parameter, method
 from ._sparse import INT8_MASK, LAMBDA, WEIGHT, divisor
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._base import method
+from ..steps.method import method
 from ._blocks import BoostBlock, Extended
 from ._boost import BOOST_PARAMETERS
 from .task_arithmetic import TaskArithmetic

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..apply import SparseMerge
-from ._base import Group, Method, Parameter, Solve, method
+from ..steps.apply import SparseMerge
+from ..steps.method import Group, Method, Parameter, Solve, method
 from ._sparse import (
     INT8_MASK,
     LAMBDA,

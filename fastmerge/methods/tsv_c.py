@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..kernels.spectral import Info, top_singular
-from ._base import Group, Parameter, method
+from ..steps.method import Group, Parameter, method
 from ._spectral import LAMBDA, MATRICES, Change, SpectralMethod
 
 

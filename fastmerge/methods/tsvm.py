@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..kernels.spectral import orthogonalize_blocks
-from ._base import Group, method
+from ..steps.method import Group, method
 from ._spectral import Change, SpectralMethod, on_moved
 
 

@@ -9,15 +9,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..apply import Copy
+from ..checkpoint.layers import layouts
 from ..errors import InvalidInput, Problem
-from ..merging import solve_without_data
 from ..methods import Group, Method, get_method
 from ..recipe.types import Recipe
+from ..steps.apply import Copy
+from ..steps.driver import solve_without_data
 from .checks import check_dtypes, check_models, check_shapes, output_dtype
 from .digest import digest
 from .files import small_files
-from .layers import layouts
 from .layout import Sized, lay_out
 from .models import OpenModel, open_models
 from .rows import Rows, pair_tensors
@@ -70,8 +70,8 @@ def make_plan(recipe: Recipe, *, shard_size: int = DEFAULT_SHARD_SIZE, allow_mix
         if reference.revision and os.path.isdir(os.path.expanduser(reference.path))
     ]
     _raise(problems)
-    shards, places, index = lay_out([Sized(o.name, o.dtype, o.shape, o.nbytes) for o in outputs], shard_size)
-    placed = [_placed(o, place.shard, place.offset) for o, place in zip(outputs, places, strict=True)]
+    shards, positions, index = lay_out([Sized(o.name, o.dtype, o.shape, o.nbytes) for o in outputs], shard_size)
+    placed = [_placed(o, position.shard, position.offset) for o, position in zip(outputs, positions, strict=True)]
     placed.sort(key=lambda output: (output.shard, output.offset))
     opened = list(models.values())
     semantics = recipe.semantics or method.semantics[0]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .layers import config_layers
+from ..checkpoint.layers import config_layers
 from .rows import Rows
 from .types import OutputTensor
 

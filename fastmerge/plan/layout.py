@@ -26,14 +26,14 @@ class Sized(NamedTuple):
     nbytes: int
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where it lies: the number of the shard and the byte in that file."""
 
     shard: int
     offset: int
 
 
-def lay_out(tensors: Sequence[Sized], shard_size: int) -> tuple[list[Shard], list[Place], str | None]:
+def lay_out(tensors: Sequence[Sized], shard_size: int) -> tuple[list[Shard], list[Position], str | None]:
     """Fill shards with ``tensors`` in their order. A tensor larger than ``shard_size`` gets a shard of its own.
 
     Inside a shard, wider dtypes come first, so that every tensor is aligned to its elements.
@@ -51,7 +51,7 @@ def lay_out(tensors: Sequence[Sized], shard_size: int) -> tuple[list[Shard], lis
         filled += tensor.nbytes
 
     shards: list[Shard] = []
-    places: list[Place] = [Place(0, 0)] * len(tensors)
+    positions: list[Position] = [Position(0, 0)] * len(tensors)
     weight_map = {}
     for number, group in enumerate(groups):
         filename = (
@@ -63,7 +63,7 @@ def lay_out(tensors: Sequence[Sized], shard_size: int) -> tuple[list[Shard], lis
         for i in group:
             tensor = tensors[i]
             begin, end = end, end + tensor.nbytes
-            places[i] = Place(number, begin)
+            positions[i] = Position(number, begin)
             entries[tensor.name] = {
                 "dtype": _DTYPE_NAMES[tensor.dtype],
                 "shape": tensor.shape,
@@ -72,12 +72,12 @@ def lay_out(tensors: Sequence[Sized], shard_size: int) -> tuple[list[Shard], lis
             weight_map[tensor.name] = filename
         header = _header(entries)
         for i in group:
-            places[i] = Place(number, len(header) + places[i].offset)
+            positions[i] = Position(number, len(header) + positions[i].offset)
         shards.append(Shard(filename, header, len(header) + end))
     if len(groups) == 1:
-        return shards, places, None
+        return shards, positions, None
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors)}, "weight_map": weight_map}
-    return shards, places, json.dumps(index, indent=2, sort_keys=True) + "\n"
+    return shards, positions, json.dumps(index, indent=2, sort_keys=True) + "\n"
 
 
 def _header(entries: dict[str, object]) -> bytes:

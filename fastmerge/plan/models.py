@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 
 from ..checkpoint import Checkpoint, LowRank, locate, open_checkpoint, read_adapter
+from ..checkpoint.layers import LayerName, Stacks, config_layers, find_stacks, split_layer
 from ..errors import CheckpointError, Problem
 from ..recipe.types import ModelRef, Recipe
-from .layers import LayerName, Stacks, config_layers, find_stacks, split_layer
 from .types import Adapter, InputFile, InputModel, InputTensor
 
 MERGED = (torch.float32, torch.bfloat16, torch.float16)

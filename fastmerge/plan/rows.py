@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..checkpoint.layers import belongs_before_layers
 from ..errors import Problem
 from ..methods import Method
 from ..recipe import inputs_of
 from ..recipe.types import ModelRef, Recipe, SliceSpec, SourceSpec
-from .layers import belongs_before_layers
 from .models import OpenModel, is_computed, is_head
 from .types import InputTensor
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import fastmerge
 from fastmerge import engine
 from fastmerge.cli import _mergekit
-from fastmerge.device_names import DEFAULT
+from fastmerge.devices.names import DEFAULT
 from fastmerge.errors import OutputError
 
 

@@ -10,11 +10,12 @@ from checkpoint_files import write_adapter
 from mirrors import compute_on_mirrors
 from tiny_merges import assert_same_tensors, expected, make_merge, outputs_of, same_files
 
-from fastmerge import gpus
-from fastmerge.engine import RunOptions, places, run, sizing, verify
-from fastmerge.engine.checksums import CELL
+from fastmerge.devices import gpus
+from fastmerge.engine import RunOptions, run, sizing, verify
+from fastmerge.engine import targets as places
+from fastmerge.engine.checksums import BLOCK
 from fastmerge.engine.devices import DeviceMemory
-from fastmerge.engine.files import Inputs, Outputs
+from fastmerge.engine.files import InputFiles, OutputFiles
 from fastmerge.errors import BudgetError, CheckpointError, FastmergeError, OutputError
 from fastmerge.kernels import use_backend
 
@@ -25,7 +26,7 @@ WIDE = {"hidden": 256, "inner": 640, "vocab": 768, "layers": 1}
 def least(plan, option, **budgets) -> int:
     """Return the budget that the error about a smaller one names."""
     with pytest.raises(BudgetError, match=rf"at least \d+ \(--{option}\)") as caught:
-        run(plan, "never", RunOptions(**{"ram": 1 << 30, "vram": 1 << 30, "chunk": CELL, "threads": 2} | budgets))
+        run(plan, "never", RunOptions(**{"ram": 1 << 30, "vram": 1 << 30, "chunk": BLOCK, "threads": 2} | budgets))
     return int(str(caught.value).split("at least ")[1].split()[0])
 
 
@@ -35,7 +36,7 @@ def test_bits_are_those_of_a_merge_in_memory(tmp_path, monkeypatch, method, devi
     driver = compute_on_mirrors(monkeypatch, devices)
     merge = make_merge(tmp_path, method, **WIDE)
     plan = merge.plan()
-    report = run(plan, merge.out, RunOptions(chunk=CELL, threads=4, vram=vram))
+    report = run(plan, merge.out, RunOptions(chunk=BLOCK, threads=4, vram=vram))
     assert_same_tensors(outputs_of(merge.out), expected(plan))
     assert report.devices == tuple(f"cpu:{i}" for i in range(devices)) and report.device_reason == "a test"
     # Every byte goes there once and comes back once.
@@ -49,7 +50,7 @@ def test_other_dtypes(tmp_path, monkeypatch, dtype):
     compute_on_mirrors(monkeypatch)
     merge = make_merge(tmp_path, "ties", dtype=dtype, **WIDE)
     plan = merge.plan()
-    run(plan, merge.out, RunOptions(chunk=CELL))
+    run(plan, merge.out, RunOptions(chunk=BLOCK))
     assert_same_tensors(outputs_of(merge.out), expected(plan))
 
 
@@ -66,7 +67,7 @@ def test_the_least_budgets_are_kept_and_change_no_byte(tmp_path, monkeypatch, me
     create = DeviceMemory.__init__
     monkeypatch.setattr(DeviceMemory, "__init__", lambda self, d, size: taken.append(size) or create(self, d, size))
     budgets = {"vram": least(plan, "vram", vram=1), "ram": least(plan, "ram", ram=1)}
-    report = run(plan, merge.out, RunOptions(chunk=CELL, threads=2, **budgets))
+    report = run(plan, merge.out, RunOptions(chunk=BLOCK, threads=2, **budgets))
     assert same_files(merge.out, tmp_path / "roomy")
     assert 0 < taken[0] <= budgets["vram"]
     # Matrices that do not fit whole are read again for every survey.
@@ -76,7 +77,7 @@ def test_the_least_budgets_are_kept_and_change_no_byte(tmp_path, monkeypatch, me
             run(
                 plan,
                 merge.out,
-                RunOptions(chunk=CELL, threads=2, overwrite=True, **budgets | {name: budgets[name] - 1}),
+                RunOptions(chunk=BLOCK, threads=2, overwrite=True, **budgets | {name: budgets[name] - 1}),
             )
 
 
@@ -106,7 +107,7 @@ def test_adapters_are_folded_in(tmp_path, monkeypatch, method):
     torch.set_num_threads(1)
     wanted = expected(plan)
     torch.set_num_threads(threads)
-    run(plan, merge.out, RunOptions(chunk=CELL))
+    run(plan, merge.out, RunOptions(chunk=BLOCK))
     assert_same_tensors(outputs_of(merge.out), wanted)
 
 
@@ -118,7 +119,7 @@ def test_empty_and_scalar_tensors(tmp_path, monkeypatch):
     assert_same_tensors(outputs_of(tmp_path / "out"), expected(plan))
 
 
-@pytest.mark.parametrize("chunk", [CELL, None])
+@pytest.mark.parametrize("chunk", [BLOCK, None])
 def test_elements_at_odd_places_of_a_file(tmp_path, monkeypatch, chunk):
     compute_on_mirrors(monkeypatch)
     merge = make_merge(tmp_path, "ties", **WIDE)
@@ -137,16 +138,16 @@ def test_a_run_that_failed_goes_on_elsewhere(tmp_path, monkeypatch):
     run(plan, tmp_path / "undisturbed")
     with monkeypatch.context() as patch:
         compute_on_mirrors(patch, 2)
-        write, left = Outputs.write, iter(range(12))
+        write, left = OutputFiles.write, iter(range(12))
 
         def failing(self, *args):
             if next(left, None) is None:
                 raise OutputError("stop")
             return write(self, *args)
 
-        patch.setattr(Outputs, "write", failing)
+        patch.setattr(OutputFiles, "write", failing)
         with pytest.raises(OutputError, match="stop"):
-            run(plan, merge.out, RunOptions(chunk=CELL, threads=2, vram=3 << 20, ram=6 << 20))
+            run(plan, merge.out, RunOptions(chunk=BLOCK, threads=2, vram=3 << 20, ram=6 << 20))
     assert run(plan, merge.out).resumed > 0
     assert same_files(merge.out, tmp_path / "undisturbed")
 
@@ -154,16 +155,16 @@ def test_a_run_that_failed_goes_on_elsewhere(tmp_path, monkeypatch):
 def test_input_that_cannot_be_read_while_another_is_copied(tmp_path, monkeypatch):
     compute_on_mirrors(monkeypatch)
     merge = make_merge(tmp_path, "linear", **WIDE)
-    read = Inputs.read
+    read = InputFiles.read
 
     def failing(self, path, offset, into):
         if "model1" in path:
             raise CheckpointError("stop")
         return read(self, path, offset, into)
 
-    monkeypatch.setattr(Inputs, "read", failing)
+    monkeypatch.setattr(InputFiles, "read", failing)
     with pytest.raises(CheckpointError, match="stop"):  # the mirrors refuse to unpin memory that is copied
-        run(merge.plan(), merge.out, RunOptions(chunk=CELL, threads=1))
+        run(merge.plan(), merge.out, RunOptions(chunk=BLOCK, threads=1))
 
 
 def test_memory_that_is_used_up_says_what_to_do(tmp_path, monkeypatch):
@@ -173,7 +174,7 @@ def test_memory_that_is_used_up_says_what_to_do(tmp_path, monkeypatch):
     def out_of_memory(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("fastmerge.engine.workshop.merge_here", out_of_memory)
+    monkeypatch.setattr("fastmerge.engine.context.merge_on_device", out_of_memory)
     with pytest.raises(BudgetError, match="cpu:0: out of memory; give --vram less than is free there"):
         run(merge.plan(), merge.out)
 

@@ -7,9 +7,10 @@ import torch
 from checkpoint_files import write_adapter
 from tiny_merges import assert_same_tensors, expected, make_merge, outputs_of, same_files
 
-from fastmerge import gpus, merge_, merge_state_dicts
+from fastmerge import merge_, merge_state_dicts
+from fastmerge.devices import gpus
 from fastmerge.engine import RunOptions, run
-from fastmerge.engine.checksums import CELL
+from fastmerge.engine.checksums import BLOCK
 from fastmerge.errors import BudgetError
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(gpus.why_none() is not None, reason=f"no GPU: {gpus.why_none()}")]
@@ -19,7 +20,7 @@ METHODS = ["linear", "ties", "dare_ties", "task_arithmetic", "model_stock"]
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("chunk", [CELL, None])
+@pytest.mark.parametrize("chunk", [BLOCK, None])
 def test_files(tmp_path, method, chunk):
     merge = make_merge(tmp_path, method, **WIDE)
     plan = merge.plan()
@@ -38,7 +39,7 @@ def test_files_in_the_least_budget(tmp_path, method):
     merge.recipe = merge.recipe.replace(f"{tmp_path}/model1", f"{tmp_path}/model1+{tmp_path}/adapter")
     plan = merge.plan()
     run(plan, tmp_path / "host")
-    options = {"device": "cuda:0", "chunk": CELL, "threads": 2}
+    options = {"device": "cuda:0", "chunk": BLOCK, "threads": 2}
     with pytest.raises(BudgetError, match=r"at least \d+ \(--vram\)") as caught:
         run(plan, merge.out, RunOptions(vram=1, **options))
     vram = int(str(caught.value).split("at least ")[1].split()[0])

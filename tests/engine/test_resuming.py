@@ -14,8 +14,8 @@ import pytest
 from tiny_merges import make_merge, same_files
 
 from fastmerge.engine import RunOptions, run
-from fastmerge.engine.checksums import CELL
-from fastmerge.engine.files import Inputs, Outputs
+from fastmerge.engine.checksums import BLOCK
+from fastmerge.engine.files import InputFiles, OutputFiles
 from fastmerge.errors import CheckpointError, OutputError
 
 WIDE = {"hidden": 256, "inner": 640, "vocab": 768, "layers": 2}
@@ -25,20 +25,20 @@ WIDE = {"hidden": 256, "inner": 640, "vocab": 768, "layers": 2}
 KILLED_RUNS = f"""
 import os, random, signal, sys, time
 from fastmerge.engine import RunOptions, journal, run
-from fastmerge.engine.files import Outputs
+from fastmerge.engine.files import OutputFiles
 from fastmerge.engine.scheduler import Scheduler
 from fastmerge.plan import make_plan
 from fastmerge.recipe import load
 journal.FLUSH_SECONDS = 0
-write, wait = Outputs.write, Scheduler._wait
-Outputs.write = lambda *args: (time.sleep(0.05), write(*args))  # a run outlasts every delay below
+write, wait = OutputFiles.write, Scheduler._wait
+OutputFiles.write = lambda *args: (time.sleep(0.05), write(*args))  # a run outlasts every delay below
 Scheduler._wait = lambda self, interval: wait(self, 0.002)
 recipe, out, seed = sys.argv[1:]
 dice = random.Random(int(seed))
 for _ in range(6):
     child = os.fork()
     if child == 0:
-        run(make_plan(load(recipe)), out, RunOptions(chunk={CELL}, ram=8 << 20))
+        run(make_plan(load(recipe)), out, RunOptions(chunk={BLOCK}, ram=8 << 20))
         os._exit(0)
     time.sleep(dice.uniform(0.01, 0.2))
     os.kill(child, signal.SIGKILL)
@@ -75,7 +75,7 @@ def test_killed_at_random_points(tmp_path, method):
 
 def stop_after(monkeypatch, writes, error):
     """Let the output fail with ``error`` after so many writes."""
-    write = Outputs.write
+    write = OutputFiles.write
     left = iter(range(writes))
 
     def failing(self, *args):
@@ -83,11 +83,11 @@ def stop_after(monkeypatch, writes, error):
             raise error
         return write(self, *args)
 
-    monkeypatch.setattr(Outputs, "write", failing)
+    monkeypatch.setattr(OutputFiles, "write", failing)
 
 
 # Many small writes, in order.
-SLICED = RunOptions(chunk=CELL, threads=1, ram=3 << 20)
+SLICED = RunOptions(chunk=BLOCK, threads=1, ram=3 << 20)
 
 
 def test_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
@@ -129,7 +129,7 @@ def test_disk_that_is_too_small_is_found_before_anything_is_read(tmp_path, monke
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"cannot mount a small tmpfs: {mounted.stderr.decode().strip()}")
-    monkeypatch.setattr(Inputs, "read", lambda *args: pytest.fail("an input was read"))
+    monkeypatch.setattr(InputFiles, "read", lambda *args: pytest.fail("an input was read"))
     try:
         with pytest.raises(OutputError, match="no space left on the disk"):
             run(merge.plan(), disk / "out")
@@ -169,13 +169,13 @@ def test_changed_inputs_start_anew(tmp_path, monkeypatch):
 
 def test_truncated_input_during_the_run(tmp_path, monkeypatch):
     merge = make_merge(tmp_path, "ties", **WIDE)
-    opened = Inputs.open
+    opened = InputFiles.open
 
     def truncate_later(self):
         opened(self)
         os.truncate(tmp_path / "model1" / "model.safetensors", 200_000)
 
-    monkeypatch.setattr(Inputs, "open", truncate_later)
+    monkeypatch.setattr(InputFiles, "open", truncate_later)
     with pytest.raises(CheckpointError, match=r"model1/model.safetensors: ends at byte \d+.*truncated"):
         run(merge.plan(), merge.out)
     assert not merge.out.exists()
@@ -183,13 +183,13 @@ def test_truncated_input_during_the_run(tmp_path, monkeypatch):
 
 def test_input_rewritten_during_the_run(tmp_path, monkeypatch):
     merge = make_merge(tmp_path, "ties", **WIDE)
-    opened = Inputs.open
+    opened = InputFiles.open
 
     def touch_later(self):
         opened(self)
         os.utime(tmp_path / "model1" / "model.safetensors")
 
-    monkeypatch.setattr(Inputs, "open", touch_later)
+    monkeypatch.setattr(InputFiles, "open", touch_later)
     with pytest.raises(CheckpointError, match=r"model1/model.safetensors: changed since"):
         run(merge.plan(), merge.out)
     assert not merge.out.exists()

@@ -13,8 +13,8 @@ from checkpoint_files import write_adapter
 from tiny_merges import assert_same_tensors, expected, make_merge, outputs_of, same_files
 
 from fastmerge.engine import RunOptions, run, verify
-from fastmerge.engine.checksums import CELL, Checksum
-from fastmerge.engine.files import Outputs
+from fastmerge.engine.checksums import BLOCK, Checksum
+from fastmerge.engine.files import OutputFiles
 from fastmerge.engine.sizing import BUSY_BYTES, Budget, divide, whole_bytes
 from fastmerge.errors import BudgetError, CheckpointError, OutputError
 from fastmerge.kernels import _native
@@ -24,7 +24,7 @@ WIDE = {"hidden": 256, "inner": 640, "vocab": 768, "layers": 1}
 
 
 @pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "task_arithmetic", "model_stock"])
-@pytest.mark.parametrize("chunk", [CELL, None])
+@pytest.mark.parametrize("chunk", [BLOCK, None])
 def test_bits_are_those_of_a_merge_in_memory(tmp_path, method, chunk):
     merge = make_merge(tmp_path, method, **WIDE)
     plan = merge.plan()
@@ -40,7 +40,7 @@ def test_bits_are_those_of_a_merge_in_memory(tmp_path, method, chunk):
 def test_other_dtypes(tmp_path, method, dtype):
     merge = make_merge(tmp_path, method, dtype=dtype, **WIDE)
     plan = merge.plan()
-    run(plan, merge.out, RunOptions(chunk=CELL))
+    run(plan, merge.out, RunOptions(chunk=BLOCK))
     assert_same_tensors(outputs_of(merge.out), expected(plan))
 
 
@@ -58,7 +58,7 @@ def test_budget_threads_and_backend_change_no_byte(tmp_path, backend, threads):
     plan = merge.plan()
     run(plan, tmp_path / "roomy")
     # The least budget holds no large matrix whole: surveys read it again and again.
-    options = {"threads": threads, "backend": backend, "chunk": CELL}
+    options = {"threads": threads, "backend": backend, "chunk": BLOCK}
     report = run(plan, merge.out, RunOptions(ram=least_budget(plan, **options), **options))
     assert same_files(merge.out, tmp_path / "roomy")
     assert report.bytes_read > plan.bytes_read
@@ -92,7 +92,7 @@ def test_adapters_are_folded_in(tmp_path, method, budget):
     merge.recipe = merge.recipe.replace(f"{tmp_path}/model1", f"{tmp_path}/model1+{tmp_path}/adapter")
     plan = merge.plan()
     assert sum(len(t.adapters) for output in plan.outputs for t in output.every_input) == 2
-    options = {"chunk": CELL, "threads": 2}
+    options = {"chunk": BLOCK, "threads": 2}
     ram = least_budget(plan, **options) if budget == "least" else 1 << 30
     run(plan, merge.out, RunOptions(ram=ram, **options))
     assert_same_tensors(outputs_of(merge.out), expected(plan))
@@ -164,11 +164,11 @@ def test_input_that_changed_after_planning(tmp_path):
 
 
 def test_checksum_does_not_depend_on_the_order_of_the_parts():
-    data = memoryview(os.urandom(5 * CELL + 3))
+    data = memoryview(os.urandom(5 * BLOCK + 3))
     whole, parts = Checksum(len(data), 1), Checksum(len(data), 1)
     whole.add(0, data)
-    for start in (3 * CELL, 0):
-        parts.add(start, data[start : start + 3 * CELL])
+    for start in (3 * BLOCK, 0):
+        parts.add(start, data[start : start + 3 * BLOCK])
     assert whole.hex() == parts.hex()
     other = Checksum(len(data), 1)
     other.add(0, memoryview(bytes(data[:-1]) + b"!"))
@@ -180,9 +180,11 @@ def test_threads_limit_operations_too(tmp_path, monkeypatch):
         pytest.skip("the extension is not built")
     before = _native.cpu_extension().get_threads()
     found = []
-    write = Outputs.write
+    write = OutputFiles.write
     monkeypatch.setattr(
-        Outputs, "write", lambda self, *args: found.append(_native.cpu_extension().get_threads()) or write(self, *args)
+        OutputFiles,
+        "write",
+        lambda self, *args: found.append(_native.cpu_extension().get_threads()) or write(self, *args),
     )
     run(make_merge(tmp_path, "linear").plan(), tmp_path / "out", RunOptions(threads=1))
     assert set(found) == {1}
@@ -192,8 +194,10 @@ def test_threads_limit_operations_too(tmp_path, monkeypatch):
 @pytest.mark.parametrize("frozen_by_others", [False, True])
 def test_the_garbage_collector_leaves_the_plan_alone_while_a_merge_works(tmp_path, monkeypatch, frozen_by_others):
     found = []
-    write = Outputs.write
-    monkeypatch.setattr(Outputs, "write", lambda self, *args: found.append(gc.get_freeze_count()) or write(self, *args))
+    write = OutputFiles.write
+    monkeypatch.setattr(
+        OutputFiles, "write", lambda self, *args: found.append(gc.get_freeze_count()) or write(self, *args)
+    )
     plan = make_merge(tmp_path, "linear").plan()
     if frozen_by_others:
         gc.freeze()

@@ -8,7 +8,7 @@ from checkpoint_files import write_adapter
 from tiny_merges import assert_same_tensors, expected, make_merge, outputs_of, same_files
 
 from fastmerge.engine import RunOptions, run, verify
-from fastmerge.engine.checksums import CELL
+from fastmerge.engine.checksums import BLOCK
 from fastmerge.errors import BudgetError, FastmergeError
 
 METHODS = ["della", "iso_c", "iso_cts", "knots", "task_arithmetic_sb", "ties_sb", "tsvm"]
@@ -29,7 +29,7 @@ def one_thread():
 def test_bits_are_those_of_a_merge_in_memory(tmp_path, method):
     merge = make_merge(tmp_path, method, **WIDE)
     plan = merge.plan()
-    report = run(plan, merge.out, RunOptions(chunk=CELL))
+    report = run(plan, merge.out, RunOptions(chunk=BLOCK))
     assert_same_tensors(outputs_of(merge.out), expected(plan))
     assert report.bytes_read == plan.bytes_read
     assert verify(merge.out).ok
@@ -42,9 +42,9 @@ def test_budget_and_threads_change_no_byte(tmp_path, method):
     run(plan, tmp_path / "roomy")
     for threads in (1, 3):
         with pytest.raises(BudgetError, match=r"at least \d+ ") as caught:
-            run(plan, tmp_path / "never", RunOptions(ram=1, threads=threads, chunk=CELL))
+            run(plan, tmp_path / "never", RunOptions(ram=1, threads=threads, chunk=BLOCK))
         least = int(str(caught.value).split("at least ")[1].split()[0])
-        run(plan, merge.out, RunOptions(ram=least, threads=threads, chunk=CELL, overwrite=True))
+        run(plan, merge.out, RunOptions(ram=least, threads=threads, chunk=BLOCK, overwrite=True))
         assert same_files(merge.out, tmp_path / "roomy")
 
 
@@ -62,7 +62,7 @@ def test_adapters_are_folded_in(tmp_path):
     write_adapter(tmp_path / "adapter", {"model.layers.0.mlp.down_proj": (256, 384)}, rank=4)
     merge.recipe = merge.recipe.replace(f"{tmp_path}/model1", f"{tmp_path}/model1+{tmp_path}/adapter")
     plan = merge.plan()
-    run(plan, merge.out, RunOptions(chunk=CELL))
+    run(plan, merge.out, RunOptions(chunk=BLOCK))
     assert_same_tensors(outputs_of(merge.out), expected(plan))
 
 

@@ -5,12 +5,12 @@ import torch
 from kernel_cases import blank
 
 from fastmerge import functional, kernels
-from fastmerge.apply import SparseMerge
 from fastmerge.kernels import GRID
 from fastmerge.kernels.keep import kept
-from fastmerge.merging import solve
 from fastmerge.methods import Group, get_method
-from fastmerge.source import Chunk, Resident
+from fastmerge.steps.apply import SparseMerge
+from fastmerge.steps.driver import solve
+from fastmerge.steps.source import Chunk, Resident
 
 DELLA = ["della", "della_linear"]
 

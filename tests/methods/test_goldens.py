@@ -19,9 +19,9 @@ from golden_cases import FOLDER, Golden, load_mergekit, load_peft, mergekit_case
 from torch import Tensor
 
 from fastmerge.kernels import use_backend
-from fastmerge.merging import merge_source
 from fastmerge.methods import all_methods
-from fastmerge.source import Resident
+from fastmerge.steps.driver import merge_source
+from fastmerge.steps.source import Resident
 
 U = 2.0**-24
 SUM = 96

@@ -17,12 +17,12 @@ from sources import Chunked, run_sharded
 from torch import Tensor
 
 from fastmerge import kernels
-from fastmerge.apply import Copy
 from fastmerge.kernels import GRID
 from fastmerge.kernels._registry import PREFERENCE
-from fastmerge.merging import merge_source, solve, solve_without_data
 from fastmerge.methods import REQUIRED, Group, Method, Parameter, all_methods, get_method
-from fastmerge.source import Resident
+from fastmerge.steps.apply import Copy
+from fastmerge.steps.driver import merge_source, solve, solve_without_data
+from fastmerge.steps.source import Resident
 
 RANDOM = {"dare_linear", "dare_ties", "della", "della_linear"}
 # Columns of a decomposition in the order of the models: tests/spectral/test_methods.py bounds what a swap changes.

@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastmerge import merging, survey
 from fastmerge.kernels import GRID
-from fastmerge.merging import Job, merge_here, merge_source, merge_sources
 from fastmerge.methods import all_methods, get_method
 from fastmerge.methods._configure import configure
-from fastmerge.source import Resident
-from fastmerge.survey import Boundaries
+from fastmerge.steps import driver as merging
+from fastmerge.steps import survey
+from fastmerge.steps.driver import Job, merge_on_device, merge_source, merge_sources
+from fastmerge.steps.source import Resident
+from fastmerge.steps.survey import Boundaries
 
 PARAMETERS = {"weight": 0.7, "density": 0.4, "t": 0.3, "beta": 0.1, "share": 0.5, "matrices": "all"}
 SIZES = [(5,), (64, 48), (0,), (GRID + 3,), (1,), (48, 64), (3, 7)]
@@ -89,7 +90,7 @@ def test_several_devices_are_driven_at_once(generator, monkeypatch):
         assert not torch.is_grad_enabled()
         raise ValueError(f"stop on {jobs[0].out.device}")
 
-    monkeypatch.setattr(merging, "merge_here", merge)
+    monkeypatch.setattr(merging, "merge_on_device", merge)
     with pytest.raises(ValueError, match="stop on cpu"):
         merge_sources(jobs)
 
@@ -101,7 +102,7 @@ def test_equal_questions_are_asked_together(generator, monkeypatch):
         Boundaries, "start_all", lambda surveys, sources: asked.append(len(surveys)) or start_all(surveys, sources)
     )
     monkeypatch.setattr(merging, "WINDOW_BYTES", 1 << 30)
-    merge_here(make_jobs("ties", generator))
+    merge_on_device(make_jobs("ties", generator))
     # All but the tensors of at most one element, of which everything is kept.
     assert asked == [len(SIZES) - 2]
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from fastmerge import functional
-from fastmerge.apply import Apply, Copy, SparseMerge, WeightedSum
-from fastmerge.merging import solve_without_data
 from fastmerge.methods import Group, get_method
-from fastmerge.methods._base import METHODS, Method, method
-from fastmerge.survey import Survey
+from fastmerge.steps.apply import Apply, Copy, SparseMerge, WeightedSum
+from fastmerge.steps.driver import solve_without_data
+from fastmerge.steps.method import METHODS, Method, method
+from fastmerge.steps.survey import Survey
 
 
 def tensors(*rows):

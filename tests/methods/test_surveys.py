@@ -8,8 +8,8 @@ from sources import Chunked, run_sharded
 
 from fastmerge import kernels
 from fastmerge.kernels import GRID, keep_all, keep_random, keep_top
-from fastmerge.source import Resident
-from fastmerge.survey import Boundaries, Gram, Norms
+from fastmerge.steps.source import Resident
+from fastmerge.steps.survey import Boundaries, Gram, Norms
 
 # Three full cells of the grid and a part of a fourth.
 NUMEL = 3 * GRID + 1021

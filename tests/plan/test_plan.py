@@ -14,8 +14,8 @@ from safetensors import safe_open
 from tiny_models import make_tensors, save_model
 
 from fastmerge.checkpoint import open_checkpoint
+from fastmerge.engine.forecast import forecast
 from fastmerge.errors import BudgetError
-from fastmerge.forecast import forecast
 
 TIES = """
 merge_method: ties

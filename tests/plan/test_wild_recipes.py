@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from fastmerge.checkpoint import open_checkpoint
+from fastmerge.checkpoint.layers import split_layer
 from fastmerge.plan import make_plan
-from fastmerge.plan.layers import split_layer
 from fastmerge.recipe import load
 
 RECIPES = (

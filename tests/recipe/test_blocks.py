@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from fastmerge.checkpoint.layers import layouts
 from fastmerge.errors import InvalidInput
-from fastmerge.plan.layers import layouts
 from fastmerge.recipe import load
 
 RECIPE = """

@@ -8,13 +8,13 @@ from commands import call, call_json
 from deltas import boost_oracle, make_delta, relative_error
 
 from fastmerge import InvalidInput, functional, merge_state_dicts
-from fastmerge.apply import DeltaMerge
 from fastmerge.kernels.spectral import flatten_spectrum, subspace_boost
-from fastmerge.merging import solve, solve_without_data
 from fastmerge.methods import REQUIRED, Group, Layout, all_methods, get_method, why_not
 from fastmerge.methods._heads import Part, parts_of
 from fastmerge.methods._spectral import rounding_noise
-from fastmerge.source import Resident
+from fastmerge.steps.apply import DeltaMerge
+from fastmerge.steps.driver import solve, solve_without_data
+from fastmerge.steps.source import Resident
 
 BOOSTABLE = [name for name, method in all_methods().items() if why_not(method, "boost") is None]
 LAYER = "model.layers.{}.mlp.up_proj.weight"

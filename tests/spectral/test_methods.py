@@ -9,10 +9,10 @@ from sources import Chunked
 
 from fastmerge import functional, merge_state_dicts
 from fastmerge.kernels import use_backend
-from fastmerge.merging import merge_source
 from fastmerge.methods import Group, get_method
 from fastmerge.methods._spectral import is_spectral, merged_delta
-from fastmerge.source import Resident
+from fastmerge.steps.driver import merge_source
+from fastmerge.steps.source import Resident
 
 SPECTRAL = ["iso_c", "iso_cts", "task_arithmetic_sb", "ties_sb", "tsvm"]
 LAYER = "model.layers.0.mlp.up_proj.weight"

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fastmerge.engine import devices, places, running
+from fastmerge.engine import devices, running
+from fastmerge.engine import targets as places
 
 
 class MirrorQueue:
-    """See ``fastmerge.gpus.Queue``."""
+    """See ``fastmerge.devices.gpus.Queue``."""
 
     def __init__(self, driver: MirrorDriver):
         self._driver = driver
@@ -63,7 +64,7 @@ class MirrorQueue:
 
 
 class MirrorDriver:
-    """See ``fastmerge.gpus.Cuda``."""
+    """See ``fastmerge.devices.gpus.Cuda``."""
 
     def __init__(self, free: int = 1 << 30):
         self.free = free

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmerge.kernels import GRID
-from fastmerge.source import Chunk
+from fastmerge.steps.source import Chunk
 
 
 @dataclass

@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from tiny_models import make_tensors, save_model
 
 from fastmerge.kernels import low_rank_update, use_backend
-from fastmerge.merging import merge_source
 from fastmerge.methods import get_method
 from fastmerge.plan import make_plan
 from fastmerge.plan.types import InputTensor, OutputTensor, Plan
 from fastmerge.recipe import load
-from fastmerge.source import Resident
+from fastmerge.steps.driver import merge_source
+from fastmerge.steps.source import Resident
 
 PARAMETERS = {
     "ties": "{weight: 0.5, density: 0.4}",

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import gpus
+from ..devices import gpus
+from ..methods import Group, Method, Solve
 from .apply import Apply
-from .methods import Group, Method, Solve
 from .source import Chunk, Resident, Source
 from .survey import Survey
 
@@ -96,7 +96,7 @@ def merge_sources(jobs: Sequence[Job]) -> None:
     for job in jobs:
         queues.setdefault(job.out.device, []).append(job)
     if len(queues) < 2:
-        merge_here(jobs)
+        merge_on_device(jobs)
         return
     with ThreadPoolExecutor(len(queues)) as pool:
         runs = [pool.submit(_drive, queue, gpus.on_current_stream(device)) for device, queue in queues.items()]
@@ -107,10 +107,10 @@ def merge_sources(jobs: Sequence[Job]) -> None:
 @torch.no_grad()
 def _drive(jobs: Sequence[Job], stream: AbstractContextManager[object]) -> None:
     with stream:
-        merge_here(jobs)
+        merge_on_device(jobs)
 
 
-def merge_here(jobs: Sequence[Job]) -> None:
+def merge_on_device(jobs: Sequence[Job]) -> None:
     """Merge many tensors of one device on this thread.
 
     CUDA graphs would not help, by arithmetic (not yet measured on a GPU): the 723 tensors of a 70B take some 10

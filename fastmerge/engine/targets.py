@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from .. import gpus, kernels
-from ..device_names import parse_devices
+from .. import kernels
+from ..devices import gpus
+from ..devices.names import parse_devices
 from ..errors import FastmergeError
 from .arena import Arena, Slot
 from .devices import DeviceMemory, DeviceSlot, Driver
@@ -20,7 +21,7 @@ from .sizing import Budget, Sizes, why_not_compiled
 SHARE = 0.9
 
 
-class Place(ABC):
+class Target(ABC):
     """Where a run computes.
 
     Attributes:
@@ -44,7 +45,7 @@ class Place(ABC):
         return 0
 
 
-class Host(Place):
+class Host(Target):
     """The processor, in the memory that files are read into."""
 
     names = ("cpu",)
@@ -60,7 +61,7 @@ class Host(Place):
         yield [Slot(arena, _part(arena, sizes.slot), sizes.slot) for _ in range(sizes.workers)]
 
 
-class Accelerators(Place):
+class Accelerators(Target):
     """Devices with memories of their own. Their workers share the host's arena, which is pinned."""
 
     def __init__(self, devices: Sequence[torch.device], driver: Driver, vram: int | None = None, why: str = ""):
@@ -108,7 +109,7 @@ def _part(arena: Arena, nbytes: int) -> int:
     return start
 
 
-def choose(device: str, vram: int | None) -> Place:
+def choose(device: str, vram: int | None) -> Target:
     """Return where a run computes that asked for ``device`` (see ``RunOptions``).
 
     Raises:

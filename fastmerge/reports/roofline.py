@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .functional import merge_tensors
+from ..functional import merge_tensors
 
 RUNS = 5
 # method: number of fine-tunes beside the base, parameters

@@ -6,12 +6,12 @@ import os
 import time
 from dataclasses import dataclass
 
-from .device_names import DEFAULT
-from .engine.places import choose
-from .engine.running import default_threads
-from .engine.sizing import divide, whole_bytes
-from .methods import get_method
-from .plan.types import OutputTensor, Plan
+from ..devices.names import DEFAULT
+from ..methods import get_method
+from ..plan.types import OutputTensor, Plan
+from .running import default_threads
+from .sizing import divide, whole_bytes
+from .targets import choose
 
 SAMPLE_BYTES = 256 * 2**20
 BLOCK = 8 * 2**20

@@ -44,7 +44,7 @@ class Source(Protocol):
         """Yield the chunks, at least one, in the order of their offsets. Each is valid until the next one is taken."""
 
     def read(self, start: int, stop: int) -> Chunk | None:
-        """Return the elements start .. stop - 1 (one cell of the grid), or None where another shard holds them.
+        """Return the elements start .. stop - 1 (one chunk of the grid), or None where another shard holds them.
 
         The chunk is valid until the next read.
         """

@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from .engine.files import explained
-from .errors import OutputError
+from ..errors import OutputError
+from .files import explained
 
 __all__ = ["appearing"]
 

@@ -13,8 +13,8 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from ..apply import Apply
-from ..survey import Survey
+from .apply import Apply
+from .survey import Survey
 
 REQUIRED: Any = object()
 

@@ -11,7 +11,7 @@ import contextlib
 import torch
 from torch import Tensor
 
-from .errors import BudgetError, FastmergeError
+from ..errors import BudgetError, FastmergeError
 
 # cudaHostRegisterPortable: pinned for every GPU.
 _PORTABLE = 1

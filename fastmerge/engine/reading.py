@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from . import kernels
-from .checkpoint import InputFile
-from .engine.files import Inputs
-from .plan.types import InputTensor
+from .. import kernels
+from ..checkpoint import InputFile
+from ..plan.types import InputTensor
+from .files import InputFiles
 
 __all__ = ["CHUNK", "DeltaReader", "reading_bytes"]
 
@@ -45,7 +45,7 @@ class DeltaReader:
     """
 
     def __init__(self, files: Iterable[InputFile], progress: Callable[[int], None] | None = None):
-        self._inputs = Inputs(files)
+        self._inputs = InputFiles(files)
         self._progress = progress
         self._done = 0
 

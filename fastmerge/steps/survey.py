@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import kernels
-from .kernels import GRID, Boundary, Keep
-from .kernels._download import download
-from .kernels.histogram import descend, nth_equal
+from .. import kernels
+from ..kernels import GRID, Boundary, Keep
+from ..kernels._download import download
+from ..kernels.histogram import descend, nth_equal
 from .source import Chunk, Resident, Source
 
 # The kind of device on which nothing needs to be waited for.
@@ -44,11 +44,11 @@ class Survey(ABC):
 
 
 class TableSurvey(Survey):
-    """A survey whose answer follows from a table of partial sums, one row per cell of the grid."""
+    """A survey whose answer follows from a table of partial sums, one row per chunk of the grid."""
 
     @abstractmethod
     def partials(self, chunk: Chunk) -> Tensor:
-        """Return the rows [cells, columns] (float64) of a chunk, on its device."""
+        """Return the rows [chunks of the grid, columns] (float64) of a chunk, on its device."""
 
     @abstractmethod
     def answer(self, table: Tensor) -> Any:
@@ -168,12 +168,12 @@ class RankMasks(Survey):
 
 
 def _grid_table(like: Tensor, columns: int) -> Tensor:
-    """Return an uninitialized float64 table with one row per cell of the grid that ``like`` covers."""
+    """Return an uninitialized float64 table with one row per chunk of the grid that ``like`` covers."""
     return torch.empty(-(-like.numel() // GRID), columns, dtype=torch.float64, device=like.device)
 
 
 def _over_grid(source: Source, partials: Callable[[Chunk], Tensor]) -> Tensor:
-    """Return the table [cells of the grid, columns] of the whole tensor; the rows of other shards are added in."""
+    """Return the table [chunks of the grid, columns] of the whole tensor; the rows of other shards are added in."""
     table = None
     for chunk in source.chunks():
         part = partials(chunk).cpu()
@@ -222,19 +222,19 @@ def _bins(counts: Tensor, ranks: list[int]) -> tuple[list[int], list[int], list[
 def _break_indices(source: Source, models: list[int], thresholds: list[int], keep: list[int]) -> list[int]:
     """Return, per model, the index below which exactly ``keep`` magnitudes equal its threshold."""
 
-    def counts_by_cell(chunk: Chunk) -> Tensor:
+    def counts_by_grid(chunk: Chunk) -> Tensor:
         tensors = [chunk.tensors[k] for k in models]
         counts = torch.empty(len(models), -(-tensors[0].numel() // GRID), dtype=torch.int64, device=tensors[0].device)
         kernels.equal_counts(counts, tensors, chunk.base, thresholds)
         return counts.t()
 
-    cells = _over_grid(source, counts_by_cell)
+    counts = _over_grid(source, counts_by_grid)
     found = torch.zeros(len(models), dtype=torch.int64)
     for i, (model, threshold, rank) in enumerate(zip(models, thresholds, keep, strict=True)):
-        cell, rank, _ = descend(cells[:, i].contiguous(), rank)
-        start = cell * GRID
+        position, rank, _ = descend(counts[:, i].contiguous(), rank)
+        start = position * GRID
         chunk = source.read(start, min(start + GRID, source.numel))
-        # Where another shard holds the cell, it adds the index in the reduction.
+        # Where another shard holds the chunk of the grid, it adds the index in the reduction.
         if chunk is not None:
             found[i] = start + nth_equal(chunk.tensors[model], chunk.base, threshold, rank, 0, GRID) + 1
     return source.reduce(found).tolist()

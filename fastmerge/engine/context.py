@@ -8,12 +8,12 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..apply import Apply
 from ..errors import FastmergeError
-from ..merging import Job, merge_here, solve, solve_without_data
 from ..methods import get_method
 from ..plan.types import OutputTensor
-from ..source import Source
+from ..steps.apply import Apply
+from ..steps.driver import Job, merge_on_device, solve, solve_without_data
+from ..steps.source import Source
 from .arena import Arena
 from .inputs import Reader
 from .report import Meter
@@ -31,7 +31,7 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True)
-class Workshop:
+class RunContext:
     """What the units of a run share."""
 
     arena: Arena
@@ -74,6 +74,6 @@ def apply_after_survey(output: OutputTensor, source: Source) -> Apply:
 def merge_outputs(jobs: Sequence[Job]) -> None:
     """Merge outputs whose inputs are in memory, whole."""
     try:
-        merge_here(jobs)
+        merge_on_device(jobs)
     except ValueError as error:
         raise FastmergeError(str(error)) from error

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from . import __version__, gpus, kernels
-from .device_names import DEFAULT
-from .engine.places import choose
-from .engine.running import default_threads
-from .kernels import _native
+from .. import __version__, kernels
+from ..devices import gpus
+from ..devices.names import DEFAULT
+from ..engine.running import default_threads
+from ..engine.targets import choose
+from ..kernels import _native
 
 REQUIRED = ("torch", "numpy", "safetensors", "pydantic", "PyYAML", "click", "rich")
 OPTIONAL = {

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from . import kernels
-from .kernels import Keep
-from .kernels.sparse_merge import Divide, Vote
+from .. import kernels
+from ..kernels import Keep
+from ..kernels.sparse_merge import Divide, Vote
 from .source import Chunk
 
 

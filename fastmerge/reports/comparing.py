@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import kernels
-from .checkpoint import Checkpoint, TensorEntry
-from .engine.files import Inputs
+from .. import kernels
+from ..checkpoint import Checkpoint, TensorEntry
+from ..engine.files import InputFiles
 
 CHUNK = 256 * kernels.GRID
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -39,7 +39,7 @@ class TensorDifference:
 def compare(a: Checkpoint, b: Checkpoint) -> Iterator[TensorDifference]:
     """Yield the difference of every tensor, in the order of ``a``, then those that only ``b`` has."""
     files = {file.path: file for checkpoint in (a, b) for file in checkpoint.files}
-    with Inputs(files.values()) as inputs:
+    with InputFiles(files.values()) as inputs:
         inputs.open()
         for name, entry in a.tensors.items():
             other = b.tensors.get(name)
@@ -54,7 +54,7 @@ def compare(a: Checkpoint, b: Checkpoint) -> Iterator[TensorDifference]:
             yield TensorDifference(name, "only in b")
 
 
-def _compare(name: str, a: TensorEntry, b: TensorEntry, inputs: Inputs) -> TensorDifference:
+def _compare(name: str, a: TensorEntry, b: TensorEntry, inputs: InputFiles) -> TensorDifference:
     numel = math.prod(a.shape)
     measurable = a.dtype in FLOATS and b.dtype in FLOATS
     changed, products, squares = 0, [], []
@@ -83,7 +83,7 @@ def _gram(tensors: list[Tensor], base: Tensor | None) -> Tensor:
     return partials
 
 
-def _read(entry: TensorEntry, start: int, count: int, inputs: Inputs) -> Tensor:
+def _read(entry: TensorEntry, start: int, count: int, inputs: InputFiles) -> Tensor:
     buffer = torch.empty(count, dtype=entry.dtype)
     view = memoryview(buffer.view(torch.uint8).numpy())
     inputs.read(entry.path, entry.offset + start * entry.dtype.itemsize, view)

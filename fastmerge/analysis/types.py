@@ -1,0 +1,52 @@
+"""What an analysis finds and returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .experts import Choice
+from .family import Family
+from .matrices import Directions, Spectra
+from .measures import Measure
+from .theorem import Collapse
+
+
+@dataclass
+class Analysis:
+    """What was found.
+
+    Attributes:
+        family:     the models; None for the demonstration of the theorem alone.
+        beta:       of the boosted spectra.
+        measures:   by tensor.
+        ranks:      by matrix: stable rank of the mean of the first 1, 2, ... N deltas.
+        spectra:    of the chosen matrices.
+        directions: of the matrices of some layers; empty without HO-GSVD.
+        choice:     the models that have least in common; None where none were to be chosen.
+        theorem:    the demonstration; None without it.
+    """
+
+    family: Family | None = None
+    beta: float = 0.2
+    measures: dict[str, Measure] = field(default_factory=dict)
+    ranks: dict[str, list[float]] = field(default_factory=dict)
+    spectra: list[Spectra] = field(default_factory=list)
+    directions: list[Directions] = field(default_factory=list)
+    choice: Choice | None = None
+    theorem: Collapse | None = None
+
+
+@dataclass(frozen=True)
+class AnalysisReport:
+    """Attributes:
+    folder:  of the report.
+    files:   in it.
+    summary: the most important numbers, as plain values.
+    notes:   what the user should know, one sentence each.
+    """
+
+    folder: str
+    files: tuple[str, ...]
+    summary: dict[str, Any]
+    notes: tuple[str, ...]

@@ -1,0 +1,1 @@
+"""The devices that merges run on: their names and their drivers."""

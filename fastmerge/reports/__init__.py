@@ -1,0 +1,1 @@
+"""What commands print: the installation, the difference of two checkpoints, the distance from a copy."""

@@ -2,7 +2,8 @@
 
 An operation is declared once by its reference (PyTorch, any device). Backends add themselves by
 name; the registry takes the fastest one that is available on the device of the tensors, unless
-one is pinned by ``use_backend``, by an argument, or by ``FASTMERGE_BACKEND``.
+one is pinned by ``use_backend``, by an argument, or by ``FASTMERGE_BACKEND``. What is fastest on GPUs differs
+between operations, so that each states its own order, as it was measured.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Fastest first. A backend that is not in the row of a device never runs there.
-PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+# Fastest first, on kinds of devices where that is the same for every operation. A backend that is not in the row of a
+# device never runs there.
+PREFERENCE = {"cpu": ("cpu", "reference")}
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 _pinned: list[str] = []
@@ -24,6 +27,13 @@ _pinned: list[str] = []
 
 class BackendError(RuntimeError):
     """A backend was asked for by name and cannot run; the message says why and what to do."""
+
+
+class Order(NamedTuple):
+    """Backends of an operation on GPUs, fastest first, and why in that order."""
+
+    backends: tuple[str, ...]
+    because: str
 
 
 @dataclass
@@ -40,10 +50,17 @@ class Implementation:
 
 @dataclass
 class Operation:
-    """A callable that sends its arguments to the chosen backend. See the module of the operation for the contract."""
+    """A callable that sends its arguments to the chosen backend. See the module of the operation for the contract.
+
+    Attributes:
+        gpu:      the order of backends on GPUs.
+        gpu_many: that of several calls at a time; None is ``gpu``.
+    """
 
     name: str
     reference: Callable
+    gpu: Order
+    gpu_many: Order | None = None
     implementations: dict[str, Implementation] = field(default_factory=dict)
     # What was chosen, by kind of device and pin: merges of thousands of tiny tensors ask again and again.
     _chosen: dict[tuple[str, str], Callable] = field(default_factory=dict)
@@ -62,26 +79,36 @@ class Operation:
 
         return add
 
-    def choose(self, device: torch.device | str, backend: str | None = None) -> tuple[str, str]:
-        """Return ``(backend, reason)`` for tensors on ``device``; BackendError for a pinned one that cannot run."""
-        kind = torch.device(device).type
+    def choose(self, device: torch.device | str, backend: str | None = None, many: bool = False) -> tuple[str, str]:
+        """Return ``(backend, reason)`` for tensors on ``device``; BackendError for a pinned one that cannot run.
+
+        ``many`` asks for what runs several calls at a time.
+        """
+        order = self._order(torch.device(device).type, many)
         pinned = _pin(backend)
         if pinned == "auto":
             missing = []
-            for name in PREFERENCE.get(kind, ("reference",)):
+            for name in order.backends:
                 why = self._unavailable(name)
                 if why is None:
-                    return name, "; ".join(["fastest available", *missing])
+                    return name, "; ".join(["fastest available", *missing]) if missing else order.because
                 missing.append(f"{name}: {why}")
             raise AssertionError("the reference backend is always available")
         if pinned not in BACKENDS:
             raise BackendError(f"unknown backend {pinned!r}; expected one of auto, {', '.join(BACKENDS)}")
         why = self._unavailable(pinned)
-        if why is None and pinned != "reference" and pinned not in PREFERENCE.get(kind, ()):
-            why = f"it does not run on {kind} tensors"
+        if why is None and pinned not in order.backends:
+            why = f"it does not run on {torch.device(device).type} tensors"
         if why is not None:
             raise BackendError(f"{self.name}: backend {pinned!r} was asked for but cannot run: {why}")
         return pinned, "pinned"
+
+    def _order(self, kind: str, many: bool) -> Order:
+        """Return what can run on a kind of device, fastest first; the reference runs everywhere."""
+        if kind in PREFERENCE:
+            return Order(PREFERENCE[kind], "fastest available")
+        order = (self.gpu_many if many and self.gpu_many else self.gpu) if kind == "cuda" else Order((), "the only one")
+        return Order((*order.backends, "reference"), order.because)
 
     def _unavailable(self, name: str) -> str | None:
         if name == "reference":
@@ -93,7 +120,7 @@ class Operation:
         """Run the operation on each tuple of arguments, all on one device: together where the backend can."""
         if not jobs:
             return
-        name, _ = self.choose(jobs[0][0].device, backend)
+        name, _ = self.choose(jobs[0][0].device, backend, many=len(jobs) > 1)
         together = None if name == "reference" else self.implementations[name].many
         if together is not None:
             together(jobs)
@@ -119,11 +146,11 @@ def _pin(backend: str | None) -> str:
 OPERATIONS: dict[str, Operation] = {}
 
 
-def operation(name: str) -> Callable[[Callable], Operation]:
-    """Declare an operation by its reference implementation (decorator)."""
+def operation(name: str, *, gpu: Order, gpu_many: Order | None = None) -> Callable[[Callable], Operation]:
+    """Declare an operation by its reference implementation and its order of backends on GPUs (decorator)."""
 
     def declare(reference: Callable) -> Operation:
-        op = Operation(name, reference)
+        op = Operation(name, reference, gpu, gpu_many)
         OPERATIONS[name] = op
         return op
 

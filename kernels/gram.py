@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import _cuda, _native, _triton
 from ._checks import check_group, grid_chunks, lane_sums
-from ._registry import operation
+from ._registry import Order, operation
 from ._sums import total
 
 __all__ = ["gram_matrix", "gram_partials", "pairs"]
@@ -54,7 +54,7 @@ def gram_matrix(partials: Tensor, count: int) -> Tensor:
     return matrix
 
 
-@operation("gram")
+@operation("gram", gpu=Order(("triton", "cuda"), "1.1 to 1.9 times as fast as CUDA on an H200"))
 def _gram(partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None) -> None:
     vectors = [t.float().flatten() if base is None else (t.float() - base.float()).flatten() for t in tensors]
     for column, (i, j) in enumerate(pairs(len(tensors))):

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import _cuda, _native, _triton
 from ._checks import GRID, check_group, grid_chunks
 from ._cuda import histogram as _cuda_histogram
-from ._registry import operation
+from ._registry import Order, operation
 from .keep import magnitude_bits
 
 __all__ = ["HISTOGRAM_BINS", "descend", "equal_counts", "magnitude_histogram", "nth_equal"]
@@ -56,7 +56,7 @@ def magnitude_histogram(
     _histogram(counts, tensors, base, level, list(prefixes), backend=backend)
 
 
-@operation("magnitude_histogram")
+@operation("magnitude_histogram", gpu=Order(("cuda", "triton"), "4.9 to 13 times as fast as Triton on an H200"))
 def _histogram(
     counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None, level: int, prefixes: Sequence[int]
 ) -> None:
@@ -102,7 +102,7 @@ def equal_counts(
     _equal_counts(counts, tensors, base, list(thresholds), backend=backend)
 
 
-@operation("equal_counts")
+@operation("equal_counts", gpu=Order(("triton", "cuda"), "1.0 to 1.9 times as fast as CUDA on an H200"))
 def _equal_counts(counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None, thresholds: Sequence[int]) -> None:
     for i, tensor in enumerate(tensors):
         delta = tensor.float() if base is None else tensor.float() - base.float()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import _cuda, _native, _triton
 from ._checks import check_float, check_scalars, float32
-from ._registry import operation
+from ._registry import Order, operation
 
 __all__ = ["low_rank_update"]
 
@@ -56,7 +56,7 @@ def low_rank_update(
     _low_rank(out, weight, up, down, float32(scale), backend=backend)
 
 
-@operation("low_rank")
+@operation("low_rank", gpu=Order(("cuda", "triton"), "not yet compared"))
 def _low_rank(out: Tensor, weight: Tensor, up: Tensor, down: Tensor, scale: float) -> None:
     acc = up[:, :1] * down[:1]
     for r in range(1, up.shape[1]):

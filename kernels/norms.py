@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import _cuda, _native, _triton
 from ._checks import check_group, check_offset, grid_chunks, lane_sums
-from ._registry import operation
+from ._registry import Order, operation
 from .keep import Keep, check_keeps, kept
 
 __all__ = ["norm_partials"]
@@ -55,7 +55,7 @@ def norm_partials(
     _norms(partials, tensors, base, list(keeps), power, offset, backend=backend)
 
 
-@operation("norms")
+@operation("norms", gpu=Order(("triton", "cuda"), "1.2 to 1.5 times as fast as CUDA on an H200"))
 def _norms(
     partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None, keeps: Sequence[Keep], power: int, offset: int
 ) -> None:

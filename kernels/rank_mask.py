@@ -27,7 +27,7 @@ from torch import Tensor
 
 from . import _cuda, _native
 from ._checks import check_group
-from ._registry import operation
+from ._registry import Order, operation
 from .keep import magnitude_bits, mask_words
 from .philox import drop_threshold, random_words
 
@@ -94,7 +94,7 @@ def _round32(probability: float) -> int:
     return min(drop_threshold(probability), 2**32 - 1)
 
 
-@operation("rank_mask")
+@operation("rank_mask", gpu=Order(("cuda",), "the only one"))
 def _rank_mask(
     mask: Tensor, tensor: Tensor, base: Tensor | None, rows: tuple[int, int, int], first: int, step: int, key: int,
     model: int,

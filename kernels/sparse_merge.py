@@ -32,7 +32,7 @@ from torch import Tensor
 
 from . import _cuda, _native, _triton
 from ._checks import check_group, check_scalars, checked_jobs, float32
-from ._registry import operation
+from ._registry import Order, operation
 from .keep import Keep, check_keeps, kept
 
 __all__ = ["DIVIDES", "VOTES", "MergeJob", "sparse_merge", "sparse_merge_many"]
@@ -129,7 +129,11 @@ def _checked(job: MergeJob) -> tuple:
     )  # fmt: skip
 
 
-@operation("sparse_merge")
+@operation(
+    "sparse_merge",
+    gpu=Order(("triton", "cuda"), "1.0 to 3.6 times as fast as CUDA on an H200"),
+    gpu_many=Order(("cuda", "triton"), "2.5 times as fast as Triton on an H200"),
+)
 def _sparse_merge(
     out: Tensor,
     base: Tensor,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import _cuda, _native, _triton
 from ._checks import check_group, check_scalars, checked_jobs, float32
-from ._registry import operation
+from ._registry import Order, operation
 
 __all__ = ["SumJob", "weighted_sum", "weighted_sum_many"]
 
@@ -63,7 +63,11 @@ def _checked(job: SumJob) -> tuple[Tensor, Sequence[Tensor], list[float]]:
     return job.out, job.tensors, [float32(w) for w in job.weights]
 
 
-@operation("weighted_sum")
+@operation(
+    "weighted_sum",
+    gpu=Order(("triton", "cuda"), "1.1 to 1.2 times as fast as CUDA on an H200"),
+    gpu_many=Order(("cuda", "triton"), "2.3 times as fast as Triton on an H200"),
+)
 def _weighted_sum(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
     acc = tensors[0].float() * weights[0]
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):

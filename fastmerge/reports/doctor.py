@@ -116,7 +116,9 @@ def _choice(op: Any, kind: str) -> str:
         name, reason = op.choose(kind)
     except kernels.BackendError as error:
         return f"none: {error}"
-    return f"{name} ({reason})"
+    text = f"{name} ({reason})"
+    together, reason = op.choose(kind, many=True)
+    return text if together == name else f"{text}; several tensors in one call: {together} ({reason})"
 
 
 def _environment() -> dict[str, str]:

@@ -78,7 +78,7 @@ def merge_tensors(
         find_method(method), base=base is not None, models=len(tensors),
         semantics=semantics, seed=seed, parameters=parameters,
     )  # fmt: skip
-    source = Resident(base, tensors)
+    source = Resident(base, tuple(tensors))
     if out is None:
         every = tensors if base is None else [base, *tensors]
         out = torch.empty_like(tensors[0], dtype=dtype or promoted(every))

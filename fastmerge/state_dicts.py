@@ -99,7 +99,7 @@ def merge_state_dicts(
         if not like.is_floating_point():
             target.copy_(like)
         elif name not in tied:
-            source = Resident(None if base is None else base[name], tensors)
+            source = Resident(None if base is None else base[name], tuple(tensors))
             jobs.append(Job(configured.method, configured.group(name, like.shape), source, target))
         merged[name] = target
     with use_backend(backend):

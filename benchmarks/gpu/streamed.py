@@ -23,6 +23,7 @@ from fastmerge.engine.sizing import divide
 from fastmerge.engine.targets import choose
 from fastmerge.plan.types import InputTensor, OutputTensor
 from fastmerge.steps.driver import merge_source
+from fastmerge.steps.inputs import split
 
 from ..kernels.cases import CASES, EXPERTS, Case
 from .cases import BASED, SMALL, TINY, Llama, make_inputs
@@ -86,10 +87,10 @@ def outputs(case: Case, model: Llama) -> list[OutputTensor]:
     for i, shape in enumerate(model.shapes()):
         nbytes = 2 * math.prod(shape)
         name = f"tensor.{i}"
-        inputs = tuple(InputTensor(k, name, str(k), offset, nbytes, torch.bfloat16, shape) for k in range(case.inputs))
-        base, others = (inputs[0], inputs[1:]) if case.has_base else (None, inputs)
+        every = [InputTensor(k, name, str(k), offset, nbytes, torch.bfloat16, shape) for k in range(case.inputs)]
         group = case.group(name, shape)
-        found.append(OutputTensor(name, torch.bfloat16, shape, 0, offset, nbytes, case.method, others, base, group))
+        inputs = split(every, case.has_base)
+        found.append(OutputTensor(name, torch.bfloat16, shape, 0, offset, nbytes, case.method, inputs, group))
         offset += nbytes
     return found
 

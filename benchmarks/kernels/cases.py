@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastmerge.methods import Group, get_method
 from fastmerge.steps.driver import Job, merge_source
+from fastmerge.steps.inputs import split
 from fastmerge.steps.source import Resident
 
 EXPERTS = 3
@@ -59,8 +60,8 @@ class Case:
 
     def job(self, out: Tensor, tensors: Sequence[Tensor], name: str = "benchmark.weight") -> Job:
         """Return the merge of ``tensors`` (base first) into ``out``."""
-        base, others = (tensors[0], tensors[1 : self.inputs]) if self.has_base else (None, tensors[: self.inputs])
-        return Job(get_method(self.method), self.group(name, out.shape), Resident(base, others), out)
+        source = Resident.of(split(tensors[: self.inputs], self.has_base))
+        return Job(get_method(self.method), self.group(name, out.shape), source, out)
 
     def run(self, out: Tensor, tensors: Sequence[Tensor]) -> None:
         """Merge ``tensors`` (base first) into ``out`` with fastmerge."""

@@ -93,7 +93,7 @@ def open_family(base: str, models: Sequence[str]) -> Family:
         }
     )
     plan = make_plan(replace(recipe, path="analyze"))
-    outputs = [output for output in plan.outputs if output.base is not None and output.nbytes]
+    outputs = [output for output in plan.outputs if output.inputs.base is not None and output.nbytes]
     parts = {output.name: split_layer(output.name) for output in outputs}
     stacks = find_stacks(part for part in parts.values() if part is not None)
     tensors = []
@@ -107,9 +107,9 @@ def open_family(base: str, models: Sequence[str]) -> Family:
 
 
 def _matched(output: OutputTensor, layer: int | None, module: str) -> Matched:
-    assert output.base is not None
+    assert output.inputs.base is not None
     kind = re.sub(r"(?<=\.)\d+(?=\.)", "*", module.removesuffix(".weight"))
-    return Matched(output.name, layer, kind, output.base, output.inputs)
+    return Matched(output.name, layer, kind, output.inputs.base, output.inputs.tensors)
 
 
 def _labels(models: Sequence[str]) -> tuple[str, ...]:

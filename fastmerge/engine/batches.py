@@ -10,7 +10,7 @@ from ..steps.driver import Job
 from ..steps.source import Resident
 from .arena import LINE, PAGE, Memory, Slot
 from .checksums import Checksum
-from .context import RunContext, merge_outputs, split
+from .context import RunContext, merge_outputs
 from .large import Large
 from .scheduler import Task, Unit
 from .sizing import scratch_bytes
@@ -25,7 +25,7 @@ def units(context: RunContext, outputs: Sequence[OutputTensor]) -> Iterator[Unit
     filled = end = 0
     for output in outputs:
         need = _slot_bytes(output)
-        regional = scratch_bytes(output) is not None or any(tensor.adapters for tensor in output.every_input)
+        regional = scratch_bytes(output) is not None or any(tensor.adapters for tensor in output.inputs.every)
         small = need <= context.sizes.slot - PAGE and not regional
         apart = batch and (output.shard, output.offset) != (batch[0].shard, end)
         if batch and (not small or apart or filled + need > context.sizes.slot - PAGE or len(batch) == MOST):
@@ -42,7 +42,7 @@ def units(context: RunContext, outputs: Sequence[OutputTensor]) -> Iterator[Unit
 
 
 def _slot_bytes(output: OutputTensor) -> int:
-    return output.nbytes + sum(tensor.nbytes + LINE for tensor in output.every_input)
+    return output.nbytes + sum(tensor.nbytes + LINE for tensor in output.inputs.every)
 
 
 class Batch:
@@ -74,7 +74,7 @@ class Batch:
         arena = self._context.arena
         for output in outputs:
             if output.group is None:
-                (tensor,) = output.inputs
+                (tensor,) = output.inputs.every
                 source, target = places[tensor.path, tensor.offset], at[output.name]
                 arena.bytes[target : target + output.nbytes] = arena.bytes[source : source + output.nbytes]
         data = self._context.write(first, 0, start, total)
@@ -86,13 +86,13 @@ class Batch:
 
     def _job(self, output: OutputTensor, at: int, places: dict[tuple[str, int], int], slot: Slot) -> Job:
         assert output.group is not None
-        inputs = [slot.tensor(places[t.path, t.offset], t.dtype, t.shape) for t in output.every_input]
+        inputs = output.inputs.map(lambda t: slot.tensor(places[t.path, t.offset], t.dtype, t.shape))
         target = slot.tensor(at, output.dtype, output.shape)
-        return Job(get_method(output.method), output.group, Resident(*split(output, inputs)), target)
+        return Job(get_method(output.method), output.group, Resident.of(inputs), target)
 
     def _read(self, slot: Slot) -> dict[tuple[str, int], int]:
         """Read every input, neighbours in one request; return where each one lies. One upload brings them all."""
-        ranges = sorted({(t.path, t.offset, t.nbytes) for output in self._outputs for t in output.every_input})
+        ranges = sorted({(t.path, t.offset, t.nbytes) for output in self._outputs for t in output.inputs.every})
         places: dict[tuple[str, int], int] = {}
         i = filled = 0
         while i < len(ranges):

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
-
 from ..errors import FastmergeError
 from ..methods import get_method
 from ..plan.types import OutputTensor
@@ -46,11 +44,6 @@ class RunContext:
         with self.meter.stage("write", nbytes):
             self.sink.write(output, output.offset + start, data, at)
         return data
-
-
-def split(output: OutputTensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-    """Return the base, if there is one, and the other inputs."""
-    return (None, tuple(tensors)) if output.base is None else (tensors[0], tuple(tensors[1:]))
 
 
 def apply_without_survey(output: OutputTensor) -> Apply | None:

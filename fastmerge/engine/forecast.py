@@ -55,8 +55,8 @@ def forecast(plan: Plan, ram: int, device: str = DEFAULT, vram: int | None = Non
 
 
 def _input_bytes(output: OutputTensor) -> int:
-    factors = [factor for tensor in output.every_input for a in tensor.adapters for factor in (a.up, a.down)]
-    return sum(tensor.nbytes for tensor in (*output.every_input, *factors))
+    factors = [factor for tensor in output.inputs.every for a in tensor.adapters for factor in (a.up, a.down)]
+    return sum(tensor.nbytes for tensor in (*output.inputs.every, *factors))
 
 
 def _read_rate(plan: Plan) -> float:

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..errors import FastmergeError
-from ..plan.types import OutputTensor
+from ..plan.types import InputTensor, OutputTensor
+from ..steps.inputs import Inputs
 from ..steps.source import Chunk, Resident
 from .arena import PAGE, Memory, Slot
 from .checksums import Checksum
-from .context import RunContext, apply_after_survey, apply_without_survey, split
+from .context import RunContext, apply_after_survey, apply_without_survey
 from .inputs import Folded, folded_bytes
 from .scheduler import Task
 from .sizing import adapter_bytes, input_bytes, scratch_bytes, whole_bytes
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """One input, its adapters if it has any, and the values where it is held whole, from ``at`` of the memory on."""
+
+    tensor: InputTensor
+    folded: Folded | None
+    at: int = 0
+    values: Tensor | None = None
+
+    @property
+    def held(self) -> Tensor:
+        assert self.values is not None, "the input is read chunk by chunk"
+        return self.values
 
 
 class Large:
@@ -38,9 +55,7 @@ class Large:
         self._need = whole_bytes(output) if self._whole else adapter_bytes(output)
         self._memory: Memory = context.arena
         self._region: int | None = None
-        self._folded: list[Folded | None] = []
-        self._tensors: list[Tensor] = []
-        self._places: list[int] = []
+        self._placed: Inputs[_Placed] = Inputs(None, ())
         self._out = 0
 
     def start(self, memory: Memory) -> bool:
@@ -52,7 +67,7 @@ class Large:
         return True
 
     def finish(self) -> None:
-        self._tensors, self._folded = [], []
+        self._placed = Inputs(None, ())
         if self._region is not None:
             self._memory.give_back(self._region, self._need)
 
@@ -63,11 +78,11 @@ class Large:
         if output.group is None:
             yield [partial(self._copy, *span) for span in spans]
         else:
-            self._place()
-            if any(self._folded):
+            self._placed = self._place()
+            if any(placed.folded for placed in self._placed.every):
                 yield [self._load_adapters]
             if self._whole:
-                yield list(self._loads())
+                yield [task for placed in self._placed.every for task in self._loads(placed)]
             if self._apply is None:
                 yield [self._solve]
             if self._at_once:
@@ -76,40 +91,44 @@ class Large:
                 yield [partial(self._merge, *span) for span in spans]
         self._context.sink.finish(output, self._checksum.hex())
 
-    def _place(self) -> None:
+    def _place(self) -> Inputs[_Placed]:
         """Lay the region out: adapters first, then the inputs."""
-        at = self._region or 0
-        for tensor in self._output.every_input:
-            self._folded.append(Folded(tensor, self._memory, at) if tensor.adapters else None)
-            at += folded_bytes(tensor)
-        if not self._whole:
-            return
-        for tensor, folded in zip(self._output.every_input, self._folded, strict=True):
-            dtype = tensor.dtype if folded is None else torch.float32
-            self._tensors.append(self._memory.tensor(at, dtype, tensor.shape))
-            self._places.append(at)
-            at += input_bytes(tensor)
+        adapters = self._region or 0
+        at = adapters + adapter_bytes(self._output)
+
+        def place(tensor: InputTensor) -> _Placed:
+            nonlocal adapters, at
+            folded = Folded(tensor, self._memory, adapters) if tensor.adapters else None
+            adapters += folded_bytes(tensor)
+            placed = _Placed(tensor, folded, at)
+            if self._whole:
+                dtype = tensor.dtype if folded is None else torch.float32
+                placed = _Placed(tensor, folded, at, self._memory.tensor(at, dtype, tensor.shape))
+                at += input_bytes(tensor)
+            return placed
+
+        placed = self._output.inputs.map(place)
         self._out = at + (self._output.offset - at) % PAGE
+        return placed
 
     def _load_adapters(self, slot: Slot) -> None:
-        for folded in self._folded:
-            if folded is not None:
-                folded.load(self._context.reader, slot, self._context.sizes.chunk)
+        for placed in self._placed.every:
+            if placed.folded is not None:
+                placed.folded.load(self._context.reader, slot, self._context.sizes.chunk)
 
-    def _loads(self) -> Iterator[Task]:
-        inputs = zip(self._output.every_input, self._folded, self._tensors, self._places, strict=True)
-        for tensor, folded, view, at in inputs:
-            if folded is None:
-                step = self._context.sizes.chunk * tensor.dtype.itemsize
-                for start in range(0, tensor.nbytes, step):
-                    nbytes = min(step, tensor.nbytes - start)
-                    yield partial(self._read, tensor.path, tensor.offset + start, nbytes, at + start)
-            else:
-                rows, columns = tensor.shape
-                step = max(1, self._context.sizes.chunk // columns)
-                for first in range(0, rows, step):
-                    last = min(first + step, rows)
-                    yield partial(self._fold, tensor, first, last, folded, view[first:last])
+    def _loads(self, placed: _Placed) -> Iterator[Task]:
+        tensor, chunk = placed.tensor, self._context.sizes.chunk
+        if placed.folded is None:
+            step = chunk * tensor.dtype.itemsize
+            for start in range(0, tensor.nbytes, step):
+                nbytes = min(step, tensor.nbytes - start)
+                yield partial(self._read, tensor.path, tensor.offset + start, nbytes, placed.at + start)
+        else:
+            rows, columns = tensor.shape
+            step = max(1, chunk // columns)
+            for first in range(0, rows, step):
+                last = min(first + step, rows)
+                yield partial(self._fold, tensor, first, last, placed.folded, placed.held[first:last])
 
     def _read(self, path, offset, nbytes, at, slot: Slot) -> None:
         slot.reset()
@@ -126,7 +145,7 @@ class Large:
             )
             return
         with self._context.meter.stage("compute"):
-            self._apply = apply_after_survey(self._output, Resident(*split(self._output, self._tensors)))
+            self._apply = apply_after_survey(self._output, Resident.of(self._placed.map(lambda placed: placed.held)))
 
     def _merge(self, start: int, stop: int, slot: Slot) -> None:
         assert self._apply is not None
@@ -158,7 +177,7 @@ class Large:
 
     def _copy(self, start: int, stop: int, slot: Slot) -> None:
         slot.reset()
-        (tensor,) = self._output.inputs
+        (tensor,) = self._output.inputs.every
         size = self._output.dtype.itemsize
         at = slot.take((stop - start) * size, phase=self._output.offset + start * size, align=PAGE)
         self._context.reader.raw(tensor.path, tensor.offset + start * size, (stop - start) * size, at)
@@ -171,12 +190,13 @@ class Large:
 
     def chunk(self, start: int, stop: int, slot: Slot) -> Chunk:
         """Return elements ``start .. stop - 1`` of every input: views of the region, or read into ``slot``."""
-        if self._whole:
-            tensors = [tensor.view(-1)[start:stop] for tensor in self._tensors]
-        else:
-            inputs = zip(self._output.every_input, self._folded, strict=True)
-            tensors = [self._context.reader.elements(t, start, stop, folded, slot) for t, folded in inputs]
-        return Chunk(*split(self._output, tensors), start)
+
+        def elements(placed: _Placed) -> Tensor:
+            if placed.values is not None:
+                return placed.values.view(-1)[start:stop]
+            return self._context.reader.elements(placed.tensor, start, stop, placed.folded, slot)
+
+        return Chunk.of(self._placed.map(elements), start)
 
 
 class _Streamed:

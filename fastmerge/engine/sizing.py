@@ -75,7 +75,7 @@ def divide(outputs: Iterable[OutputTensor], budget: Budget, workers: int, chunk:
     kinds = _kinds(outputs)
     own = budget.vram is not None
     room = budget.ram if budget.vram is None else budget.vram
-    inputs = max((len(o.every_input) for o in kinds), default=1)
+    inputs = max((len(o.inputs.every) for o in kinds), default=1)
     longest = max((_numel(o) for o in kinds if o.group is not None), default=0)
     outside = _outside_bytes(inputs, budget.kind)
     # What the operations take beside a region grows with the tensors in it, so the region gets a fixed share.
@@ -158,13 +158,13 @@ def _numel(output: OutputTensor) -> int:
 
 def adapter_bytes(output: OutputTensor) -> int:
     """Return the bytes of the adapters of all inputs, as float32."""
-    return sum(folded_bytes(tensor) for tensor in output.every_input)
+    return sum(folded_bytes(tensor) for tensor in output.inputs.every)
 
 
 def whole_bytes(output: OutputTensor) -> int:
     """Return the bytes of a region that holds every input of a tensor, its adapters, and an output made at once."""
     out = 0 if scratch_bytes(output) is None else round_up(output.nbytes) + PAGE
-    return sum(input_bytes(tensor) for tensor in output.every_input) + adapter_bytes(output) + out
+    return sum(input_bytes(tensor) for tensor in output.inputs.every) + adapter_bytes(output) + out
 
 
 def scratch_bytes(output: OutputTensor) -> int | None:
@@ -184,14 +184,14 @@ def _chunk_bytes(output: OutputTensor, elements: int) -> int:
     out = elements * output.dtype.itemsize + PAGE
     if output.group is None:
         return out
-    return out + sum(slot_bytes(tensor, elements) for tensor in output.every_input)
+    return out + sum(slot_bytes(tensor, elements) for tensor in output.inputs.every)
 
 
 def _kinds(outputs: Iterable[OutputTensor]) -> list[OutputTensor]:
     """Return one output of each kind that matters for memory, so that thousands of tensors are measured in no time."""
     kinds: dict[tuple, OutputTensor] = {}
     for output in outputs:
-        inputs = tuple((tensor.dtype, tensor.adapters) for tensor in output.every_input)
+        inputs = tuple((tensor.dtype, tensor.adapters) for tensor in output.inputs.every)
         key = (output.shape, output.dtype, output.group is None, scratch_bytes(output), inputs)
         kinds.setdefault(key, output)
     return list(kinds.values())

@@ -56,7 +56,7 @@ class Knots(SpectralMethod):
             parts = [(basis.mT @ delta.double()).float() for delta in deltas]
             out = torch.empty_like(parts[0])
             told = Group(group.name, tuple(out.shape), group.models, values, group.seed)
-            merge_source(inner, told, Resident(torch.zeros_like(out), parts), out)
+            merge_source(inner, told, Resident(torch.zeros_like(out), tuple(parts)), out)
             return (basis @ out.double()).float(), []
 
         return merged

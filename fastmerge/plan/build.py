@@ -15,6 +15,7 @@ from ..methods import Group, Method, get_method
 from ..recipe.types import Recipe
 from ..steps.apply import Copy
 from ..steps.driver import solve_without_data
+from ..steps.inputs import Inputs
 from .checks import check_dtypes, check_models, check_shapes, output_dtype
 from .digest import digest
 from .files import small_files
@@ -110,15 +111,16 @@ def _decide(
         settings = values.of(row)
         if settings is None:
             continue
-        tensors, dtype = row.tensors, output_dtype(row, recipe)
-        base, inputs = (tensors[0], tensors[1:]) if row.members.has_base else (None, tensors)
-        group = Group(row.name, tensors[0].shape, len(inputs), settings, recipe.seed, semantics, places.get(row.name))
+        inputs, dtype = row.inputs, output_dtype(row, recipe)
+        every, models = inputs.every, len(inputs.tensors)
+        group = Group(row.name, every[0].shape, models, settings, recipe.seed, semantics, places.get(row.name))
         nbytes = group.numel * dtype.itemsize
         single = actions.copied(group) if dtype.is_floating_point else 0
-        if single is not None and tensors[single].dtype == dtype and not tensors[single].adapters:
-            outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, "copy", (tensors[single],)))
+        if single is not None and every[single].dtype == dtype and not every[single].adapters:
+            copied = Inputs(None, (every[single],))
+            outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, "copy", copied))
         else:
-            outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, method.name, inputs, base, group))
+            outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, method.name, inputs, group))
     problems.extend(Problem(recipe.path, message) for message in actions.refusals.values())
     return outputs
 
@@ -149,14 +151,14 @@ class _Actions:
 def _placed(output: OutputTensor, shard: int, offset: int) -> OutputTensor:
     return OutputTensor(
         output.name, output.dtype, output.shape, shard, offset, output.nbytes,
-        output.method, output.inputs, output.base, output.group,
+        output.method, output.inputs, output.group,
     )  # fmt: skip
 
 
 def _dropped(models: Sequence[OpenModel], found: Rows, outputs: Sequence[OutputTensor]) -> list[Dropped]:
     """Account for every input tensor that no output uses."""
-    used = {(t.model, t.name) for output in outputs for t in output.every_input}
-    paired = {(t.model, t.name) for row in found.rows for t in row.tensors}
+    used = {(t.model, t.name) for output in outputs for t in output.inputs.every}
+    paired = {(t.model, t.name) for row in found.rows for t in row.inputs.every}
     dropped = []
     for model in models:
         for name in model.tensors:

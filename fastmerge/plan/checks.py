@@ -31,17 +31,17 @@ def check_shapes(rows: Sequence[Row], problems: list[Problem]) -> list[Row]:
     good = []
     wrong: dict[tuple[int, bool], list[tuple[Row, InputTensor, OpenModel]]] = {}
     for row in rows:
-        shape = row.tensors[0].shape
-        if all(tensor.shape == shape for tensor in row.tensors):
+        shape = row.inputs.every[0].shape
+        if all(tensor.shape == shape for tensor in row.inputs.every):
             good.append(row)
             continue
-        for tensor, model in zip(row.tensors, row.members.models, strict=True):
+        for tensor, model in zip(row.inputs.every, row.members.models.every, strict=True):
             if tensor.shape != shape:
                 vocabulary = is_vocabulary(tensor.name) and tensor.shape[1:] == shape[1:]
                 wrong.setdefault((model.index, vocabulary), []).append((row, tensor, model))
     for (_, vocabulary), found in wrong.items():
         row, tensor, model = found[0]
-        expected, reference = row.tensors[0].shape, row.members.models[0]
+        expected, reference = row.inputs.every[0].shape, row.members.models.every[0]
         where = f"{model.checkpoint.folder}: {', '.join(t.name for _, t, _ in found[:3])}"
         if vocabulary:
             what = f"the vocabulary has {tensor.shape[0]} rows, that of {reference} has {expected[0]}"
@@ -80,15 +80,15 @@ def check_dtypes(rows: Sequence[Row], problems: list[Problem]) -> list[Row]:
 
 def output_dtype(row: Row, recipe: Recipe) -> torch.dtype:
     """Return the dtype of the output: what the recipe says, else what holds every value of the inputs."""
-    dtypes = {tensor.dtype for tensor in row.tensors}
+    dtypes = {tensor.dtype for tensor in row.inputs.every}
     name = recipe.out_dtype or recipe.dtype
-    if name and row.tensors[0].dtype in MERGED:
+    if name and row.inputs.every[0].dtype in MERGED:
         return getattr(torch, name)
     return functools.reduce(torch.promote_types, dtypes)
 
 
 def _inputs(row: Row):
-    return zip(row.tensors, row.members.models, strict=True)
+    return zip(row.inputs.every, row.members.models.every, strict=True)
 
 
 def _mergeable(dtype: torch.dtype) -> bool:
@@ -97,10 +97,10 @@ def _mergeable(dtype: torch.dtype) -> bool:
 
 def _check_integers(row: Row, problems: list[Problem]) -> bool:
     """Check that a tensor that can only be copied is the same in all inputs."""
-    if all(tensor.dtype in MERGED for tensor in row.tensors):
+    if all(tensor.dtype in MERGED for tensor in row.inputs.every):
         return True
-    dtypes = {tensor.dtype for tensor in row.tensors}
-    if len(dtypes) == 1 and _equal_bytes(row.tensors):
+    dtypes = {tensor.dtype for tensor in row.inputs.every}
+    if len(dtypes) == 1 and _equal_bytes(row.inputs.every):
         return True
     tensor, model = next((t, m) for t, m in _inputs(row) if t.dtype not in MERGED)
     what = f"a tensor of {_names(sorted(dtypes, key=str))} differs between the models"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..checkpoint.layers import config_layers
-from .rows import Rows
+from .rows import Members, Rows
 from .types import OutputTensor
 
 
@@ -55,11 +55,12 @@ def _set_layers(config: dict[str, Any], found: Rows) -> None:
             level[key] = [entry for members in slices for entry in _layer_entries(members, keys[:-1], key, value)]
 
 
-def _layer_entries(members, outer: Sequence[str], key: str, fallback: list) -> list:
+def _layer_entries(members: Members, outer: Sequence[str], key: str, fallback: list) -> list:
     """Return the entries of a per-layer list for the layers that a slice takes from its first model."""
-    level = members.models[0].checkpoint.config or {}
+    level = members.models.every[0].checkpoint.config or {}
     for name in outer:
         level = level.get(name, {})
     entries = level.get(key, fallback)
+    assert members.starts is not None
     start = members.starts[0]
     return entries[start : start + members.length]

@@ -35,7 +35,8 @@ def digest(
     lines = [f"fastmerge numerics {NUMERICS} {semantics} {seed}"]
     lines += [f"{file.nbytes} {file.header_digest}" for file in files]
     lines += [
-        f"{output.method} {output.base is not None} {values(output)} {' '.join(map(source, output.every_input))}"
+        f"{output.method} {output.inputs.base is not None} {values(output)} "
+        + " ".join(map(source, output.inputs.every))
         for output in outputs
     ]
     hasher = hashlib.sha256("\n".join(lines).encode())

@@ -8,6 +8,7 @@ import torch
 
 from ..checkpoint import InputFile
 from ..methods import Group
+from ..steps.inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,8 @@ class OutputTensor:
         offset: first byte in the shard file (header included).
         nbytes: length in bytes.
         method: name of the merge method, or "copy": the bytes of the single input are taken as they are.
+        inputs: with a base for methods that take one.
         group:  what the method is told; None for copies.
-        base:   the base, for methods that take one.
-        inputs: the other inputs, in the order of the recipe.
     """
 
     name: str
@@ -68,13 +68,8 @@ class OutputTensor:
     offset: int
     nbytes: int
     method: str
-    inputs: tuple[InputTensor, ...]
-    base: InputTensor | None = None
+    inputs: Inputs[InputTensor]
     group: Group | None = None
-
-    @property
-    def every_input(self) -> tuple[InputTensor, ...]:
-        return self.inputs if self.base is None else (self.base, *self.inputs)
 
 
 @dataclass(frozen=True)
@@ -141,7 +136,7 @@ class Plan:
         ranges = {
             (part.path, part.offset, part.nbytes)
             for output in self.outputs
-            for tensor in output.every_input
+            for tensor in output.inputs.every
             for part in (tensor, *(leaf for a in tensor.adapters for leaf in (a.up, a.down)))
         }
         return sum(nbytes for _, _, nbytes in ranges)

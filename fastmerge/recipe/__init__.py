@@ -3,12 +3,11 @@
 from .checks import check
 from .document_schema import schema
 from .loading import load
-from .resolving import Inputs, inputs_of, levels, parameters_of, resolve
+from .resolving import inputs_of, levels, parameters_of, resolve
 from .types import Branch, ModelRef, Recipe, Setting, SliceSpec, SourceSpec, TokenizerSpec
 
 __all__ = [
     "Branch",
-    "Inputs",
     "ModelRef",
     "Recipe",
     "Setting",

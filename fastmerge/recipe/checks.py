@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from ..errors import Problem
 from ..methods import REQUIRED, Method, Parameter, all_methods, get_method
-from .resolving import Inputs, how_to_set, inputs_of, levels, parameters_of
+from ..steps.inputs import Inputs
+from .resolving import how_to_set, inputs_of, levels, parameters_of
 from .settings import coerce
 from .types import ModelRef, Parameters, Recipe, Scalar, SliceSpec, SourceSpec
 
@@ -33,7 +34,7 @@ def check(recipe: Recipe) -> list[Problem]:
     return list(dict.fromkeys(problems))
 
 
-def _models(recipe: Recipe, slice_: SliceSpec, method: Method, inputs: Inputs) -> Iterator[Problem]:
+def _models(recipe: Recipe, slice_: SliceSpec, method: Method, inputs: Inputs[SourceSpec]) -> Iterator[Problem]:
     listed: set[ModelRef] = set()
     for source in slice_.sources:
         if source.model in listed:
@@ -47,7 +48,7 @@ def _models(recipe: Recipe, slice_: SliceSpec, method: Method, inputs: Inputs) -
         yield Problem(slice_.where, what, "add it to the sources with its layer_range")
         return
     least, most = method.inputs
-    models = [str(source.model) for source in inputs.sources]
+    models = [str(source.model) for source in inputs.tensors]
     if len(models) < least or (most is not None and len(models) > most):
         expected = f"{least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
         besides = " besides the base" if inputs.base else ""
@@ -57,12 +58,12 @@ def _models(recipe: Recipe, slice_: SliceSpec, method: Method, inputs: Inputs) -
         yield Problem(slice_.where, what, remedy)
 
 
-def _required(recipe: Recipe, slice_: SliceSpec, method: Method, inputs: Inputs) -> Iterator[Problem]:
+def _required(recipe: Recipe, slice_: SliceSpec, method: Method, inputs: Inputs[SourceSpec]) -> Iterator[Problem]:
     """Yield required parameters that no level sets. Filters that match too little are found when tensors are known."""
     for parameter in parameters_of(recipe, method):
         if parameter.default is not REQUIRED:
             continue
-        for place in inputs.sources if parameter.per_model else (slice_,):
+        for place in inputs.tensors if parameter.per_model else (slice_,):
             source = place if isinstance(place, SourceSpec) else None
             if not any(parameter.name in table for table in levels(recipe, slice_, source, parameter)):
                 name = f"{source.model}: " if source else ""

@@ -70,7 +70,7 @@ def _notes(recipe: Recipe, method: Method) -> Iterator[str]:
         inputs = inputs_of(slice_, method, recipe)
         if inputs.base and inputs.base.parameters:
             yield f"{inputs.base.where}: is the base model; its own parameters have no effect"
-        for source in inputs.sources[len(slice_.sources) :]:
+        for source in inputs.tensors[len(slice_.sources) :]:
             yield f"{recipe.path}: base_model {source.model} is one more input: {method.name} has no base"
 
 

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InvalidInput, Problem
 from ..methods import REQUIRED, Method, Parameter
+from ..steps.inputs import Inputs
 from .settings import at
 from .types import Parameters, Recipe, SliceSpec, SourceSpec
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """The sources of a slice by their part in the merge.
-
-    Attributes:
-        base:    for methods that take one; None for others.
-        sources: the inputs, in the order of the recipe.
-    """
-
-    base: SourceSpec | None
-    sources: tuple[SourceSpec, ...]
-
-
-def inputs_of(slice_: SliceSpec, method: Method, recipe: Recipe) -> Inputs:
-    """Return the base and the inputs of a slice, as mergekit chooses them.
+def inputs_of(slice_: SliceSpec, method: Method, recipe: Recipe) -> Inputs[SourceSpec]:
+    """Return the sources of a slice by their part in the merge, as mergekit chooses them.
 
     A method with a base does not count the base among its inputs, listed or not. A method without one treats it as
     an input like the others; with ``models:`` a base that is not listed is the last input, with ``slices:`` it is none.

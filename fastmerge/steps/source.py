@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from .inputs import Inputs
+
 
 @dataclass(frozen=True)
-class Chunk:
-    """The same range of elements of every input of one output tensor.
+class Chunk(Inputs[Tensor]):
+    """The same range of elements of every input of one output tensor; one shape, dtypes may differ.
 
-    Attributes:
-        base:    [...] the base, or None for methods that have none.
-        tensors: the other inputs, in the order of the recipe, shaped like ``base``; dtypes may differ.
-        offset:  global index of the first element, in the flattened tensor; a multiple of ``kernels.GRID``.
+    ``offset`` is the global index of the first element, in the flattened tensor; a multiple of ``kernels.GRID``.
     """
 
-    base: Tensor | None
-    tensors: tuple[Tensor, ...]
     offset: int = 0
 
-    @property
-    def every(self) -> list[Tensor]:
-        """The base, if there is one, and the tensors."""
-        return [*([] if self.base is None else [self.base]), *self.tensors]
+    @classmethod
+    def of(cls, inputs: Inputs[Tensor], offset: int = 0) -> Chunk:
+        """Return the chunk that consists of ``inputs``."""
+        return cls(inputs.base, inputs.tensors, offset)
 
 
 class Source(Protocol):
@@ -54,11 +51,13 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Resident:
+class Resident(Inputs[Tensor]):
     """A source whose tensors are in memory, whole."""
 
-    base: Tensor | None
-    tensors: Sequence[Tensor]
+    @classmethod
+    def of(cls, inputs: Inputs[Tensor]) -> Resident:
+        """Return the source that consists of ``inputs``."""
+        return cls(inputs.base, inputs.tensors)
 
     @property
     def numel(self) -> int:
@@ -69,11 +68,10 @@ class Resident:
         return True
 
     def chunks(self) -> Iterator[Chunk]:
-        yield Chunk(self.base, tuple(self.tensors))
+        yield Chunk.of(self)
 
     def read(self, start: int, stop: int) -> Chunk:
-        base = None if self.base is None else self.base.flatten()[start:stop]
-        return Chunk(base, tuple(t.flatten()[start:stop] for t in self.tensors), start)
+        return Chunk.of(self.map(lambda tensor: tensor.flatten()[start:stop]), start)
 
     def reduce(self, state: Tensor) -> Tensor:
         return state

@@ -91,7 +91,7 @@ def test_adapters_are_folded_in(tmp_path, method, budget):
     write_adapter(tmp_path / "adapter", modules, rank=4)
     merge.recipe = merge.recipe.replace(f"{tmp_path}/model1", f"{tmp_path}/model1+{tmp_path}/adapter")
     plan = merge.plan()
-    assert sum(len(t.adapters) for output in plan.outputs for t in output.every_input) == 2
+    assert sum(len(t.adapters) for output in plan.outputs for t in output.inputs.every) == 2
     options = {"chunk": BLOCK, "threads": 2}
     ram = least_budget(plan, **options) if budget == "least" else 1 << 30
     run(plan, merge.out, RunOptions(ram=ram, **options))

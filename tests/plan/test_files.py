@@ -46,7 +46,7 @@ def test_a_tied_model_takes_part_with_its_embedding(pair, plan_of, tied):
     plan = plan_of(LINEAR)
     (head,) = (output for output in plan.outputs if output.name == "lm_head.weight")
     names = {"lm_head.weight": "ab".replace(tied, ""), "model.embed_tokens.weight": tied}
-    assert {tensor.name: "ab"[tensor.model] for tensor in head.inputs} == names
+    assert {tensor.name: "ab"[tensor.model] for tensor in head.inputs.every} == names
     assert config_of(plan)["tie_word_embeddings"] is False
 
 
@@ -65,7 +65,7 @@ def test_heads_of_stacked_models(pair, plan_of, tied):
     pair(tied == "a", tied == "b")
     ranges = "".join(f"  - sources: [{{model: {name}, layer_range: [0, 2]}}]\n" for name in "ab")
     plan = plan_of(f"merge_method: passthrough\nslices:\n{ranges}")
-    inputs = {output.name: output.inputs[0] for output in plan.outputs}
+    inputs = {output.name: output.inputs.tensors[0] for output in plan.outputs}
     embedding, head = inputs["model.embed_tokens.weight"], inputs["lm_head.weight"]
     assert ("ab"[embedding.model], "ab"[head.model]) == ("a", "b")
     assert head.name == ("model.embed_tokens.weight" if tied == "b" else "lm_head.weight")
@@ -78,7 +78,7 @@ def test_adapters(family, plan_of):
     assert [model.reference for model in plan.models] == ["a", "a+lora"]
     assert plan.models[1].files[-1].path.endswith("lora/adapter_model.safetensors")
     for output in plan.outputs:
-        plain, tuned = output.inputs
+        plain, tuned = output.inputs.tensors
         assert plain.adapters == ()
         if output.name != "model.layers.2.mlp.up_proj.weight":
             assert tuned.adapters == ()
@@ -90,8 +90,8 @@ def test_adapters(family, plan_of):
             read_entry(adapter.down), written["base_model.model.model.layers.2.mlp.up_proj.lora_A.weight"]
         )
     passed = plan_of("merge_method: passthrough\nmodels: [{model: a+lora}]")
-    assert {o.method for o in passed.outputs if o.inputs[0].adapters} == {"passthrough"}
-    assert {o.method for o in passed.outputs if not o.inputs[0].adapters} == {"copy"}
+    assert {o.method for o in passed.outputs if o.inputs.tensors[0].adapters} == {"passthrough"}
+    assert {o.method for o in passed.outputs if not o.inputs.tensors[0].adapters} == {"copy"}
     assert passed.digest != plan_of("merge_method: passthrough\nmodels: [{model: a}]").digest
 
 

@@ -58,9 +58,9 @@ def test_inputs_and_values(family, plan_of):
     outputs = by_name(plan)
     assert outputs.keys() == family.keys()
     for name, output in outputs.items():
-        assert output.base.model == 0 and [t.model for t in output.inputs] == [1, 2]
-        assert {t.name for t in output.every_input} == {name}
-        assert torch.equal(read_entry(output.base), family[name])
+        assert output.inputs.base.model == 0 and [t.model for t in output.inputs.tensors] == [1, 2]
+        assert {t.name for t in output.inputs.every} == {name}
+        assert torch.equal(read_entry(output.inputs.base), family[name])
         assert output.group.name == name and output.group.models == 2 and output.group.seed == 7
         assert output.group["normalize"] is False
         assert output.group["weight"] == (0.5, 0.25 if "mlp" in name else 1)
@@ -133,7 +133,10 @@ def test_dtype(family, plan_of, dtypes, keys, expected):
 def test_copies_take_one_input(family, plan_of):
     plan = plan_of("merge_method: passthrough\nmodels: [{model: a}]")
     assert {output.method for output in plan.outputs} == {"copy"}
-    assert all(output.group is None and output.base is None and len(output.inputs) == 1 for output in plan.outputs)
+    assert all(
+        output.group is None and output.inputs.base is None and len(output.inputs.tensors) == 1
+        for output in plan.outputs
+    )
     scaled = plan_of(
         "merge_method: passthrough\nmodels: [{model: a, parameters: {scale: [{filter: mlp, value: 0.5}, {value: 1}]}}]"
     )
@@ -148,8 +151,8 @@ def test_copies_take_one_input(family, plan_of):
 def test_a_method_that_copies_reads_only_what_it_copies(family, plan_of):
     text = "merge_method: slerp\nbase_model: base\nmodels: [{model: base}, {model: a}]\nparameters: {t: [0, 0.5, 1]}"
     outputs = by_name(plan := plan_of(text))
-    assert outputs["model.layers.0.mlp.up_proj.weight"].inputs[0].model == 0
-    assert outputs["model.layers.3.mlp.up_proj.weight"].inputs[0].model == 1
+    assert outputs["model.layers.0.mlp.up_proj.weight"].inputs.tensors[0].model == 0
+    assert outputs["model.layers.3.mlp.up_proj.weight"].inputs.tensors[0].model == 1
     assert outputs["model.layers.1.mlp.up_proj.weight"].method == "slerp"
     reasons = {(d.model, d.name): d.reason for d in plan.dropped}
     assert reasons[1, "model.layers.0.mlp.up_proj.weight"] == "the output is a copy of another input"
@@ -160,7 +163,7 @@ def test_every_input_tensor_is_accounted_for(family, plan_of):
         extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)} if name == "a" else {}
         save_model(name, make_tensors(layers=4) | extra)
     plan = plan_of(LINEAR)
-    used = {(t.model, t.name) for output in plan.outputs for t in output.every_input}
+    used = {(t.model, t.name) for output in plan.outputs for t in output.inputs.every}
     dropped = {(d.model, d.name) for d in plan.dropped}
     held = {(i, name) for i, m in enumerate("ab") for name in open_checkpoint(m).tensors}
     assert used | dropped == held and not used & dropped
@@ -223,5 +226,5 @@ def test_bin_and_safetensors_make_the_same_plan(family, plan_of):
     after = by_name(plan_of(LINEAR))
     assert after.keys() == before.keys()
     for name, output in after.items():
-        assert torch.equal(read_entry(output.inputs[0]), tensors[name])
-        assert replace(output, inputs=(), offset=0) == replace(before[name], inputs=(), offset=0)
+        assert torch.equal(read_entry(output.inputs.tensors[0]), tensors[name])
+        assert replace(output, inputs=None, offset=0) == replace(before[name], inputs=None, offset=0)

@@ -26,7 +26,7 @@ def test_layers_are_renumbered(family, plan_of):
     origin = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (1, 3), (0, 3)]
     for layer, (model, source) in enumerate(origin):
         for rest in ("mlp.up_proj.weight", "input_layernorm.weight"):
-            (tensor,) = outputs[f"model.layers.{layer}.{rest}"].inputs
+            (tensor,) = outputs[f"model.layers.{layer}.{rest}"].inputs.tensors
             assert (tensor.model, tensor.name) == (model, f"model.layers.{source}.{rest}")
     assert len(outputs) == 3 + 7 * 9
     assert json.loads(plan.files["config.json"].text)["num_hidden_layers"] == 7
@@ -42,7 +42,7 @@ def test_ends_come_from_the_first_and_the_last_slice(family, plan_of):
     plan = plan_of(STACK.replace("{model: a, layer_range: [3, 4]}", "{model: c, layer_range: [3, 4]}"))
     outputs = {output.name: output for output in plan.outputs}
     ends = {
-        name: outputs[name].inputs[0].model
+        name: outputs[name].inputs.tensors[0].model
         for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
     }
     assert ends == {"model.embed_tokens.weight": 0, "model.norm.weight": 2, "lm_head.weight": 2}
@@ -57,9 +57,9 @@ slices:
   - sources: [{model: a, layer_range: [2, 4]}, {model: b, layer_range: [2, 4]}, {model: c, layer_range: [1, 3]}]
 """)
     outputs = {output.name: output for output in plan.outputs}
-    assert [t.model for t in outputs["lm_head.weight"].inputs] == [0, 1, 2]
-    assert [t.model for t in outputs["model.embed_tokens.weight"].inputs] == [0, 1]
-    assert [t.name for t in outputs["model.layers.2.mlp.up_proj.weight"].inputs][
+    assert [t.model for t in outputs["lm_head.weight"].inputs.tensors] == [0, 1, 2]
+    assert [t.model for t in outputs["model.embed_tokens.weight"].inputs.tensors] == [0, 1]
+    assert [t.name for t in outputs["model.layers.2.mlp.up_proj.weight"].inputs.tensors][
         2
     ] == "model.layers.1.mlp.up_proj.weight"
 
@@ -108,4 +108,4 @@ def test_any_name_of_the_layers(family, plan_of, names):
         renamed = {name.replace("model.layers", names): tensor for name, tensor in tensors.items()}
         save_file(renamed, f"{folder}/model.safetensors")
     outputs = {output.name: output for output in plan_of(STACK).outputs}
-    assert outputs[f"{names}.3.mlp.up_proj.weight"].inputs[0].name == f"{names}.1.mlp.up_proj.weight"
+    assert outputs[f"{names}.3.mlp.up_proj.weight"].inputs.tensors[0].name == f"{names}.1.mlp.up_proj.weight"

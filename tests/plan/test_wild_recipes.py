@@ -38,7 +38,7 @@ def test_plans(shared, make_models, tmp_path, monkeypatch, name):
     monkeypatch.setattr(sys, "argv", ["make_models", str(recipe), str(tmp_path / "wild"), *SMALL, *options])
     make_models.main()
     plan = make_plan(load(tmp_path / "wild" / "recipe.yml"))
-    used = {(t.model, t.name) for output in plan.outputs for t in output.every_input}
+    used = {(t.model, t.name) for output in plan.outputs for t in output.inputs.every}
     held = {(i, tensor) for i, model in enumerate(plan.models) for tensor in open_checkpoint(model.folder).tensors}
     assert used | {(d.model, d.name) for d in plan.dropped} == held
     layers = {parts.index for output in plan.outputs if (parts := split_layer(output.name))}

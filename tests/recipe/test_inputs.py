@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from fastmerge.methods import get_method
-from fastmerge.recipe import Inputs, inputs_of, load
+from fastmerge.recipe import SourceSpec, inputs_of, load
+from fastmerge.steps.inputs import Inputs
 
 
-def inputs(text: str) -> tuple[str | None, list[str], Inputs]:
+def inputs(text: str) -> tuple[str | None, list[str], Inputs[SourceSpec]]:
     recipe = load(text)
     found = inputs_of(recipe.slices[-1], get_method(recipe.method), recipe)
-    return found.base and str(found.base.model), [str(source.model) for source in found.sources], found
+    return found.base and str(found.base.model), [str(source.model) for source in found.tensors], found
 
 
 SLERP = "merge_method: slerp\nparameters: {t: 0.5}\n"

@@ -62,7 +62,7 @@ def test_recipes_from_the_wild(shared: Path) -> None:
 def test_the_smallest_recipe_of_every_method_loads(method) -> None:
     recipe = load(minimal_recipe(method))
     assert recipe.notes == ()
-    assert len(inputs_of(recipe.slices[0], method, recipe).sources) == method.inputs[0]
+    assert len(inputs_of(recipe.slices[0], method, recipe).tensors) == method.inputs[0]
 
 
 def test_fields() -> None:

@@ -65,13 +65,12 @@ def expected(plan: Plan) -> dict[str, torch.Tensor]:
 
 
 def _expected(output: OutputTensor) -> torch.Tensor:
-    inputs = [_load(tensor) for tensor in output.every_input]
+    inputs = output.inputs.map(_load)
     if output.group is None:
-        return inputs[0]
+        return inputs.every[0]
     out = torch.full(output.shape, float("nan"), dtype=output.dtype)
-    base, others = (inputs[0], inputs[1:]) if output.base is not None else (None, inputs)
     if out.numel():
-        merge_source(get_method(output.method), output.group, Resident(base, others), out)
+        merge_source(get_method(output.method), output.group, Resident.of(inputs), out)
     return out
 
 

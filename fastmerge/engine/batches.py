@@ -25,7 +25,9 @@ def units(context: RunContext, outputs: Sequence[OutputTensor]) -> Iterator[Unit
     filled = end = 0
     for output in outputs:
         need = _slot_bytes(output)
-        regional = scratch_bytes(output) is not None or any(tensor.adapters for tensor in output.inputs.every)
+        # An empty tensor asks for no work, whatever its method would do.
+        whole = scratch_bytes(output) is not None or any(tensor.adapters for tensor in output.inputs.every)
+        regional = whole and output.nbytes > 0
         small = need <= context.sizes.slot - PAGE and not regional
         apart = batch and (output.shard, output.offset) != (batch[0].shard, end)
         if batch and (not small or apart or filled + need > context.sizes.slot - PAGE or len(batch) == MOST):

@@ -146,7 +146,7 @@ class Scheduler:
     def _advance(self, running: _Running) -> None:
         """Queue the next stage of a unit, or finish it. Called with the lock held."""
         team = running.team
-        tasks = next(running.stages, None)
+        tasks = next((stage for stage in running.stages if stage), None)  # a stage may have nothing to do
         if tasks is None:
             running.unit.finish()
             team.in_flight -= 1

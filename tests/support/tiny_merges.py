@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
 from safetensors.torch import load_file
 from tiny_models import make_tensors, save_model
 
 from fastmerge.kernels import low_rank_update, use_backend
-from fastmerge.methods import get_method
+from fastmerge.methods import REQUIRED, get_method
 from fastmerge.plan import make_plan
 from fastmerge.plan.types import InputTensor, OutputTensor, Plan
 from fastmerge.recipe import load
@@ -56,6 +57,24 @@ def make_merge(folder: Path, method="ties", models=3, shards=1, dtype=torch.bflo
     for k in range(models):
         lines += [f"- model: {folder}/model{k}", f"  parameters: {PARAMETERS[method]}"]
     return Merge("\n".join(lines) + "\n", folder / "out")
+
+
+def merge_of_any(folder: Path, name: str, models: dict[str, dict[str, torch.Tensor]]) -> Merge:
+    """Return the merge of ``models`` (the first is the base) by any method: as many as it takes, values made up."""
+    method = get_method(name)
+    for model, tensors in models.items():
+        save_model(folder / model, tensors)
+    base, *others = models
+    others = others[: method.inputs[1]]
+    required = [parameter for parameter in method.parameters if parameter.default is REQUIRED]
+    values = {p.name: p.choices[0] if p.choices else p.kind(p.maximum or 0.5) for p in required}
+    recipe = {
+        "merge_method": name,
+        "models": [{"model": str(folder / model)} for model in others],
+        "parameters": values,
+        **({"base_model": str(folder / base)} if method.base == "required" else {}),
+    }
+    return Merge(yaml.safe_dump(recipe), folder / "out")
 
 
 def expected(plan: Plan) -> dict[str, torch.Tensor]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import CheckpointError
+from .foreign import describe
+from .placeholders import placeholder
 from .safetensors_header import read_header
 from .torch_zip import read_torch_zip
 from .types import Checkpoint, InputFile, TensorEntry
@@ -24,15 +28,55 @@ def open_checkpoint(folder: str) -> Checkpoint:
     folder = os.path.abspath(folder)
     config = read_json(os.path.join(folder, "config.json"), missing_ok=True)
     for single, index in zip(SINGLE, INDEX, strict=True):
-        if os.path.exists(os.path.join(folder, single)):
+        if os.path.lexists(os.path.join(folder, single)):
             file, tensors = read_weights(os.path.join(folder, single))
-            return Checkpoint(folder, (file,), tensors, config)
-        if os.path.exists(os.path.join(folder, index)):
+            notes = tuple(_stale(folder, single, index, tensors))
+            return _checked(Checkpoint(folder, (file,), tensors, config, notes))
+        if os.path.lexists(os.path.join(folder, index)):
             files, tensors = _read_sharded(folder, index)
-            return Checkpoint(folder, files, tensors, config)
+            return _checked(Checkpoint(folder, files, tensors, config, tuple(_unlisted(folder, files))))
     if os.path.exists(os.path.join(folder, "adapter_config.json")):
         raise CheckpointError(f"{folder}: is a LoRA adapter, not a model (write it in the recipe as model+adapter)")
-    raise CheckpointError(f"{folder}: no weights; expected one of {', '.join(SINGLE + INDEX)}")
+    found = "".join(f"; found {text}" for text in describe(folder))
+    raise CheckpointError(f"{folder}: no weights; expected one of {', '.join(SINGLE + INDEX)}{found}")
+
+
+def _stale(folder: str, single: str, index: str, tensors: Mapping[str, TensorEntry]) -> Iterator[str]:
+    """Yield a note on an index beside the single file that is read; refuse a file that holds only a part of it."""
+    index_path = os.path.join(folder, index)
+    if not os.path.exists(index_path):
+        return
+    listed = (read_json(index_path) or {}).get("weight_map")
+    shards: dict[str, Any] = listed if isinstance(listed, dict) else {}
+    both = f"{folder}: {single} ({len(tensors)} tensors) and {index} ({len(shards)} tensors) are both there"
+    there = any(os.path.exists(os.path.join(folder, str(name))) for name in set(map(str, shards.values())))
+    if there and shards.keys() - tensors.keys():
+        raise CheckpointError(f"{both} and differ: one of them is left from an earlier save (delete that one)")
+    yield f"{both}; {single} is read, as transformers does: delete it if it is left from an earlier save"
+
+
+def _unlisted(folder: str, files: Sequence[InputFile]) -> Iterator[str]:
+    """Yield a note on files that look like shards of the model, but that its index does not name."""
+    read = {os.path.basename(file.path) for file in files}
+    others = sorted(set(fnmatch.filter(os.listdir(folder), "model-?????-of-?????.safetensors")) - read)
+    if others:
+        yield f"{folder}: {others[0]}{', ...' if len(others) > 1 else ''} is not in the index and is not read"
+
+
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    """Refuse files whose header says that their tensors are something else than a model's weights."""
+    for file in checkpoint.files:
+        if "DCP_SHARDING_INFO" in file.metadata:
+            raise CheckpointError(
+                f"{file.path}: holds parts of tensors, as torch.distributed.checkpoint saves them (join them with "
+                "torch.distributed.checkpoint._consolidate_hf_safetensors.consolidate_safetensors_files)"
+            )
+        if file.metadata.get("format") in ("tf", "flax"):
+            raise CheckpointError(
+                f"{file.path}: holds weights in the layout of {file.metadata['format']} (load them in transformers 4 "
+                f"with from_{file.metadata['format']}=True and save the model)"
+            )
+    return checkpoint
 
 
 def read_weights(path: str) -> tuple[InputFile, dict[str, TensorEntry]]:
@@ -46,11 +90,11 @@ def read_json(path: str, missing_ok: bool = False) -> dict[str, Any] | None:
         with open(path, encoding="utf-8") as file:
             value = json.load(file)
     except FileNotFoundError as error:
-        if missing_ok:
+        if missing_ok and not os.path.islink(path):
             return None
-        raise CheckpointError(f"{path}: does not exist") from error
+        raise CheckpointError(f"{path}: {placeholder(path) or 'does not exist'}") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not valid JSON: {error}") from error
+        raise CheckpointError(f"{path}: {placeholder(path) or f'is not valid JSON: {error}'}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: is not a JSON object")
     return value
@@ -71,7 +115,7 @@ def _read_sharded(folder: str, index: str) -> tuple[tuple[InputFile, ...], dict[
                 f"{index_path}: points outside its folder: {filename!r} (do not trust this checkpoint)"
             )
         path = os.path.join(folder, filename)
-        if not os.path.exists(path):
+        if not os.path.lexists(path):
             count = sum(shard == filename for shard in weight_map.values())
             raise CheckpointError(
                 f"{index_path}: {filename} is missing, it should hold {count} tensors (download it again)"

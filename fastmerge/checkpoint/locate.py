@@ -8,7 +8,15 @@ import re
 from ..errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_SMALL_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", "README.md")
+_SMALL_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".spm", ".v3", "README.md")
+# Of sentence-transformers (1_Pooling, 2_Dense) and of tokenizers with several templates.
+_MODULE_FILES = re.compile(r"\d+_\w+/[^/]+\.(json|safetensors|txt)|additional_chat_templates/[^/]+\.jinja")
+_LAYOUTS = (
+    ("model.safetensors", ".safetensors", re.compile(r"model-\d+-of-\d+\.safetensors")),
+    ("pytorch_model.bin", ".bin", re.compile(r"pytorch_model-\d+-of-\d+\.bin")),
+)
+_OTHER_COPY = re.compile(r"^consolidated|^adapter_model|training_args|optimizer|scheduler|\.(fp|bf|float|int)\d+\.")
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def looks_like_hub_id(path: str) -> bool:
@@ -19,8 +27,9 @@ def looks_like_hub_id(path: str) -> bool:
 def locate(path: str, revision: str | None = None) -> str:
     """Return the folder of a model or adapter: a local folder, else the hub's snapshot of ``revision``.
 
-    What is not in the cache is downloaded: weights (safetensors where the repository has them, else ``.bin``),
-    configs and tokenizer files.
+    A repository's folder in the hub's cache (``models--owner--name``) stands for its snapshot. What is not in the
+    cache is downloaded: weights (safetensors where the repository has them, else ``.bin``), configs and files of
+    tokenizers.
 
     Raises:
         CheckpointError: neither a folder nor a hub id, huggingface_hub is missing, or the hub cannot be reached and
@@ -28,7 +37,7 @@ def locate(path: str, revision: str | None = None) -> str:
     """
     local = os.path.expanduser(path)
     if os.path.isdir(local):
-        return os.path.abspath(local)
+        return _snapshot(os.path.abspath(local), revision)
     if os.path.exists(local):
         raise CheckpointError(f"{path}: is a file; name the folder of the checkpoint")
     if not looks_like_hub_id(path):
@@ -41,6 +50,31 @@ def locate(path: str, revision: str | None = None) -> str:
             "(pip install 'fastmerge[hub]', or check the path)"
         ) from error
     return _download(path, revision)
+
+
+def is_cached_repository(path: str) -> bool:
+    """True for a repository's folder in the hub's cache, which holds snapshots and no model itself."""
+    return os.path.isdir(os.path.join(os.path.expanduser(path), "snapshots"))
+
+
+def _snapshot(folder: str, revision: str | None) -> str:
+    """Return the snapshot that a repository's folder in the hub's cache means; any other folder as it is."""
+    snapshots = os.path.join(folder, "snapshots")
+    if not is_cached_repository(folder):
+        return folder
+    held = sorted(os.listdir(snapshots))
+    wanted = revision
+    try:
+        with open(os.path.join(folder, "refs", revision or "main"), encoding="utf-8") as file:
+            wanted = file.read().strip()
+    except OSError:
+        if revision is None and len(held) == 1:
+            wanted = held[0]
+    found = [name for name in held if wanted and name.startswith(wanted)]
+    if len(found) == 1:
+        return os.path.join(snapshots, found[0])
+    what = f"has no snapshot of {revision or 'main'}; it holds {', '.join(held) or 'none'}"
+    raise CheckpointError(f"{folder}: is a repository in the hub's cache and {what} (name one of them as a revision)")
 
 
 def _download(repository: str, revision: str | None) -> str:
@@ -70,9 +104,25 @@ def _download(repository: str, revision: str | None) -> str:
 
 
 def needed_files(files: list[str]) -> list[str]:
-    """Return the files of a repository's top level that a merge needs; of two formats of the weights, safetensors."""
+    """Return the files of a repository that a merge needs: one copy of the weights, as ``open_checkpoint`` takes it.
+
+    Repositories hold their weights in several formats and precisions (``consolidated.safetensors``,
+    ``model.fp16.safetensors``, ``original/``), of which transformers loads one.
+    """
     top = [name for name in files if "/" not in name]
-    weights = [name for name in top if name.endswith(".safetensors")]
-    if not weights:
-        weights = [name for name in top if re.fullmatch(r"(pytorch_model|adapter_model).*\.bin", name)]
-    return [*weights, *(name for name in top if name.endswith(_SMALL_FILES))]
+    adapters = [name for name in _ADAPTERS if name in top][:1]
+    small = [
+        name for name in files if _MODULE_FILES.fullmatch(name) or ("/" not in name and name.endswith(_SMALL_FILES))
+    ]
+    return [*_weights(top), *adapters, *small]
+
+
+def _weights(top: list[str]) -> list[str]:
+    for single, ending, shard in _LAYOUTS:
+        if single in top:
+            return [single]
+        if f"{single}.index.json" in top:
+            # A shard may have any name; other copies of the weights have telling ones.
+            usual = [name for name in top if shard.fullmatch(name)]
+            return usual or [name for name in top if name.endswith(ending) and not _OTHER_COPY.search(name)]
+    return []

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
+from .placeholders import misnamed, placeholder
 from .types import InputFile, TensorEntry
 
 MAX_HEADER = 100_000_000
@@ -27,6 +28,8 @@ DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -40,7 +43,12 @@ DTYPES: dict[str, torch.dtype] = {
 }
 """Names of dtypes in safetensors headers."""
 
-_SIZED = {name: (dtype, dtype.itemsize) for name, dtype in DTYPES.items()}
+# Newer versions of torch have these, for scales and codes of quantized weights; F4 packs two values in a byte.
+_NEWER = {"F8_E8M0": "float8_e8m0fnu", "F4": "float4_e2m1fn_x2", "F6_E2M3": "", "F6_E3M2": ""}
+DTYPES |= {name: getattr(torch, own) for name, own in _NEWER.items() if own and hasattr(torch, own)}
+_PACKED = {"F4": 2}
+
+_SIZED = {name: (dtype, dtype.itemsize, _PACKED.get(name, 1)) for name, dtype in DTYPES.items()}
 
 
 def read_header(path: str) -> tuple[InputFile, dict[str, TensorEntry]]:
@@ -55,14 +63,19 @@ def read_header(path: str) -> tuple[InputFile, dict[str, TensorEntry]]:
             length = _header_length(path, file.read(8), status.st_size)
             raw = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path}: {placeholder(path) or f'cannot be read: {error.strerror}'}") from error
     if len(raw) != length:
         raise _corrupt(path, f"the header of {length} bytes ends after {len(raw)}")
-    tensors = _parse(path, raw, 8 + length, status.st_size)
-    return InputFile(path, status.st_size, status.st_mtime_ns, hashlib.sha256(raw).hexdigest()), tensors
+    metadata, tensors = _parse(path, raw, 8 + length, status.st_size)
+    return InputFile(path, status.st_size, status.st_mtime_ns, hashlib.sha256(raw).hexdigest(), metadata), tensors
 
 
 def _corrupt(path: str, finding: str) -> CheckpointError:
+    instead = placeholder(path)
+    if instead is None and (what := misnamed(path)):
+        instead = f"{what}, not a safetensors file (give it its own name, or download the safetensors file)"
+    if instead is not None:
+        return CheckpointError(f"{path}: {instead}")
     return CheckpointError(f"{path}: {finding} (the file is corrupt or incomplete: download or save it again)")
 
 
@@ -84,7 +97,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _parse(path: str, raw: bytes, start: int, size: int) -> dict[str, TensorEntry]:
+def _parse(path: str, raw: bytes, start: int, size: int) -> tuple[dict[str, str], dict[str, TensorEntry]]:
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -98,11 +111,11 @@ def _parse(path: str, raw: bytes, start: int, size: int) -> dict[str, TensorEntr
     found = []
     for name, info in header.items():
         try:
-            dtype, itemsize = _SIZED[info["dtype"]]
+            dtype, itemsize, packed = _SIZED[info["dtype"]]
             shape = info["shape"]
             begin, end = info["data_offsets"]
         except (KeyError, TypeError, ValueError):
-            raise _corrupt(path, _why_invalid(name, info)) from None
+            raise _invalid(path, name, info) from None
         if type(shape) is not list or type(begin) is not int or type(end) is not int:
             raise _corrupt(path, f"{name}: shape {shape!r} or data_offsets {[begin, end]!r} are not integers")
         nbytes = itemsize
@@ -110,6 +123,11 @@ def _parse(path: str, raw: bytes, start: int, size: int) -> dict[str, TensorEntr
             if type(extent) is not int or extent < 0:
                 raise _corrupt(path, f"{name}: shape {shape!r} is not a list of non-negative integers")
             nbytes *= extent
+        if packed > 1:
+            # Both numbers count values in the header, and bytes of torch's packed dtype here.
+            if not shape or shape[-1] % packed:
+                raise _corrupt(path, f"{name}: shape {shape!r} does not fill whole bytes of {info['dtype']}")
+            shape, nbytes = [*shape[:-1], shape[-1] // packed], nbytes // packed
         if end - begin != nbytes:
             raise _corrupt(path, f"{name}: data_offsets {[begin, end]} hold {end - begin} bytes, its shape {nbytes}")
         found.append((begin, end, name, dtype, tuple(shape)))
@@ -125,12 +143,16 @@ def _parse(path: str, raw: bytes, start: int, size: int) -> dict[str, TensorEntr
         tensors[name] = TensorEntry(path, start + begin, end - begin, dtype, shape)
     if start + position != size:
         raise _corrupt(path, f"the file has {size} bytes, its header describes {start + position}")
-    return tensors
+    return metadata, tensors
 
 
-def _why_invalid(name: str, info: object) -> str:
+def _invalid(path: str, name: str, info: object) -> CheckpointError:
     if not isinstance(info, dict) or not {"dtype", "shape", "data_offsets"} <= info.keys():
-        return f"{name}: the entry has no dtype, shape and data_offsets: {info!r:.200}"
-    if not isinstance(info["dtype"], str) or info["dtype"] not in DTYPES:
-        return f"{name}: unknown dtype {info['dtype']!r:.50}, expected one of {', '.join(DTYPES)}"
-    return f"{name}: data_offsets {info['data_offsets']!r:.100} are not two integers"
+        return _corrupt(path, f"{name}: the entry has no dtype, shape and data_offsets: {info!r:.200}")
+    dtype = info["dtype"]
+    if isinstance(dtype, str) and dtype in _NEWER and dtype not in DTYPES:
+        what = f"is {dtype}, a dtype of quantized weights that torch {torch.__version__} does not have"
+        return CheckpointError(f"{path}: {name} {what} (dequantize the model to bfloat16 first)")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        return _corrupt(path, f"{name}: unknown dtype {dtype!r:.50}, expected one of {', '.join(DTYPES)}")
+    return _corrupt(path, f"{name}: data_offsets {info['data_offsets']!r:.100} are not two integers")

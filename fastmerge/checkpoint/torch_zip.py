@@ -14,6 +14,7 @@ import zipfile
 import torch
 
 from ..errors import CheckpointError
+from .placeholders import placeholder
 from .types import InputFile, TensorEntry
 
 _CONVERT = "load it in the tool that made it and save it with safetensors.torch.save_file"
@@ -42,9 +43,10 @@ def read_torch_zip(path: str) -> tuple[InputFile, dict[str, TensorEntry]]:
                 if member.filename.endswith("/data.pkl"):
                     digest.update(archive.read(member))
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path}: {placeholder(path) or f'cannot be read: {error.strerror}'}") from error
     except zipfile.BadZipFile as error:
-        raise CheckpointError(f"{path}: is not in PyTorch's zip format: {error} ({_CONVERT})") from error
+        what = placeholder(path) or f"is not in PyTorch's zip format: {error} ({_CONVERT})"
+        raise CheckpointError(f"{path}: {what}") from error
     entries = _locate(path, _load(path), starts)
     return InputFile(path, status.st_size, status.st_mtime_ns, digest.hexdigest()), entries
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -20,12 +21,17 @@ class TensorEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class InputFile:
-    """Identity of an input file, as the manifest and the journal record it."""
+    """Identity of an input file, as the manifest and the journal record it.
+
+    Attributes:
+        metadata: what a safetensors header says beside its tensors (``__metadata__``); not part of the identity.
+    """
 
     path: str
     nbytes: int
     mtime_ns: int
     header_digest: str
+    metadata: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -37,9 +43,11 @@ class Checkpoint:
         files:   the weight files, in the order of their names.
         tensors: every tensor by name, in the order of file and offset.
         config:  ``config.json``, or None where the folder has none.
+        notes:   what its user should know, one sentence each.
     """
 
     folder: str
     files: tuple[InputFile, ...]
     tensors: dict[str, TensorEntry]
     config: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()

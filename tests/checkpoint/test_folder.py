@@ -104,3 +104,28 @@ def test_no_weights(tmp_path):
 def test_adapter_alone(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     expect(tmp_path, "is a LoRA adapter, not a model", "model+adapter")
+
+
+def test_single_file_beside_an_index(tmp_path):
+    folder, _, index = sharded(tmp_path)
+    whole = make_tensors(seed=9)
+    save_file(dict(list(whole.items())[:2]), folder / "model.safetensors")
+    expect(folder, "model.safetensors (2 tensors) and model.safetensors.index.json (21 tensors)", "delete that one")
+    save_file(whole, folder / "model.safetensors")
+    checkpoint = open_checkpoint(str(folder))
+    assert torch.equal(read_entry(checkpoint.tensors["model.norm.weight"]), whole["model.norm.weight"])
+    (note,) = checkpoint.notes
+    assert "are both there; model.safetensors is read, as transformers does" in note
+    # An index whose shards are gone decides nothing.
+    for name in set(index["weight_map"].values()):
+        (folder / name).unlink()
+    save_file(dict(list(whole.items())[:2]), folder / "model.safetensors")
+    assert len(open_checkpoint(str(folder)).tensors) == 2
+
+
+def test_shards_that_the_index_does_not_name(tmp_path):
+    folder, _, _ = sharded(tmp_path)
+    assert open_checkpoint(str(folder)).notes == ()
+    save_file(make_tensors(), folder / "model-00001-of-00009.safetensors")
+    (note,) = open_checkpoint(str(folder)).notes
+    assert "model-00001-of-00009.safetensors is not in the index and is not read" in note

@@ -30,11 +30,52 @@ def test_refuses_files(tmp_path):
         locate(str(tmp_path / "model.safetensors"))
 
 
-def test_needed_files():
-    small = ["config.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "README.md"]
-    both = ["model.safetensors", "pytorch_model.bin", "model.gguf", "original/x.safetensors", "a.png", *small]
-    assert needed_files(both) == ["model.safetensors", *small]
-    assert needed_files(["pytorch_model.bin", "training_args.bin", *small]) == ["pytorch_model.bin", *small]
+SMALL = ["config.json", "tokenizer.model", "tekken.json", "merges.txt", "chat_template.jinja", "README.md"]
+SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+INDEX = "model.safetensors.index.json"
+MODULES = ["modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors", "additional_chat_templates/tool.jinja"]
+
+
+@pytest.mark.parametrize(
+    ("files", "weights"),
+    [
+        (["model.safetensors", "pytorch_model.bin", "model.gguf", "original/x.safetensors", "a.png"], 1),
+        (["pytorch_model.bin", "training_args.bin", "flax_model.msgpack", "tf_model.h5"], 1),
+        ([*SHARDS, INDEX, "consolidated.safetensors", "model.fp16.safetensors", "pytorch_model-00001-of-00002.bin"], 3),
+        ([*SHARDS, INDEX, "consolidated-00001-of-00002.safetensors", "model-00001-of-00002.fp16.safetensors"], 3),
+        (["model.safetensors", *SHARDS, "consolidated.00.pth"], 1),
+        (["first.safetensors", "second.safetensors", INDEX, "consolidated.safetensors", "model.bf16.safetensors"], 3),
+        (["pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json", "pytorch_model.fp16.bin"], 2),
+        (["adapter_model.safetensors", "adapter_model.bin", "optimizer.pt"], 1),
+        (["model.safetensors", "adapter_model.safetensors", "onnx/model.onnx", "openvino_model.bin"], 2),
+    ],
+)
+def test_one_copy_of_the_weights(files, weights):
+    """The first ``weights`` of the repository's files are wanted, and what is small."""
+    assert sorted(needed_files([*files, *SMALL, *MODULES])) == sorted([*files[:weights], *SMALL, *MODULES])
+
+
+@pytest.fixture
+def cached(tmp_path):
+    """A repository in the hub's cache with two snapshots, of which ``main`` is the second."""
+    for name in ("1a" * 20, "2b" * 20):
+        (tmp_path / "models--org--name" / "snapshots" / name).mkdir(parents=True)
+    (tmp_path / "models--org--name" / "refs").mkdir()
+    (tmp_path / "models--org--name" / "refs" / "main").write_text("2b" * 20)
+    return tmp_path / "models--org--name"
+
+
+def test_repository_in_the_cache(cached):
+    snapshots = cached / "snapshots"
+    assert locate(str(cached)) == str(snapshots / ("2b" * 20))
+    assert locate(str(cached), "1a1a1a") == str(snapshots / ("1a" * 20))
+    with pytest.raises(CheckpointError, match="has no snapshot of v9; it holds 1a1a"):
+        locate(str(cached), "v9")
+    (cached / "refs" / "main").unlink()
+    with pytest.raises(CheckpointError, match="has no snapshot of main"):
+        locate(str(cached))
+    (snapshots / ("1a" * 20)).rmdir()
+    assert locate(str(cached)) == str(snapshots / ("2b" * 20))
 
 
 @pytest.fixture

@@ -17,9 +17,14 @@ F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
 def test_reads_what_the_library_writes(tmp_path, dtype):
+    # Bytes, because torch does not convert to every dtype.
+    shapes: dict[str, tuple] = {"b": (3, 5), "a": (), "empty": (0, 4), "c": (7,)}
+    if "float4" in str(dtype):
+        del shapes["a"]  # two values need an extent to be packed in
+    size = dtype.itemsize
     tensors = {
-        name: torch.randint(0, 2, shape).to(dtype)
-        for name, shape in {"b": (3, 5), "a": (), "empty": (0, 4), "c": (7,)}.items()
+        name: torch.randint(0, 2, (*shape, size), dtype=torch.uint8).view(dtype).view(shape)
+        for name, shape in shapes.items()
     }
     path = tmp_path / "m.safetensors"
     save_file(tensors, path, {"format": "pt"})
@@ -45,7 +50,7 @@ def entry(**changes):
 
 
 HOSTILE = {
-    "empty file": (b"", "starts with 8 bytes"),
+    "empty file": (b"", "is empty"),
     "four bytes": (b"1234", "starts with 8 bytes"),
     "absurd length": ((2**63 - 1).to_bytes(8, "little") + b"{}", "header length 9223372036854775807 exceeds"),
     "length beyond file": ((100).to_bytes(8, "little") + b"{}", "header length 100 exceeds"),
@@ -104,6 +109,26 @@ def test_refuses_hostile_headers(tmp_path, kind):
     with pytest.raises(CheckpointError, match=message) as caught:
         read_header(str(path))
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["F6_E2M3", "F6_E3M2"])
+def test_a_valid_dtype_that_torch_does_not_have(tmp_path, dtype):
+    path = write_raw(tmp_path / "m.safetensors", entry(dtype=dtype, shape=[4], data_offsets=[0, 3]), bytes(3))
+    with pytest.raises(CheckpointError, match=f"a is {dtype}, a dtype of quantized weights.*dequantize") as caught:
+        read_header(str(path))
+    assert "corrupt" not in str(caught.value)
+
+
+def test_packed_values_fill_whole_bytes(tmp_path):
+    path = write_raw(tmp_path / "m.safetensors", entry(dtype="F4", shape=[3], data_offsets=[0, 2]), bytes(2))
+    with pytest.raises(CheckpointError, match=r"a: shape \[3\] does not fill whole bytes of F4"):
+        read_header(str(path))
+
+
+def test_metadata(tmp_path):
+    metadata = {"format": "pt", "b": "a"}
+    path = write_raw(tmp_path / "m.safetensors", {"__metadata__": metadata, "a": F32}, bytes(8))
+    assert read_header(str(path))[0].metadata == metadata
 
 
 def test_missing_file(tmp_path):

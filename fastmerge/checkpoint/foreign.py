@@ -1,0 +1,104 @@
+"""What lies in a folder that holds no weights that are read here: the format's name, and what turns it into one."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterator, Sequence
+
+from .placeholders import placeholder
+
+_SAVE = "load it in the tool that made it and save it with save_pretrained"
+
+# (name patterns, what they are, what to do), the most telling first; a folder's name ends with a slash.
+_FORMATS: tuple[tuple[Sequence[str], str, str], ...] = (
+    (
+        ("zero_pp_rank_*", "global_step*/", "zero_to_fp32.py"),
+        "a DeepSpeed ZeRO checkpoint",
+        "run its zero_to_fp32.py: python zero_to_fp32.py . OUT --safe_serialization",
+    ),
+    (
+        ("mp_rank_*/", "iter_*/", "latest_checkpointed_iteration.txt", "release/"),
+        "a Megatron checkpoint",
+        "export it with Megatron-Bridge (AutoBridge.export_ckpt), or with Megatron-LM's tools/checkpoint/convert.py",
+    ),
+    (
+        ("pytorch_model_fsdp_*/", "pytorch_model_fsdp_*"),
+        "an FSDP checkpoint of Accelerate",
+        "run accelerate merge-weights on the folder that holds its shards",
+    ),
+    (
+        ("*.distcp", ".metadata"),
+        "a checkpoint of torch.distributed.checkpoint",
+        "run python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUT.pt, and save its tensors "
+        "with safetensors.torch.save_file",
+    ),
+    (
+        ("shard-*-model-*.safetensors",),
+        "shards of torch.distributed.checkpoint's HuggingFaceStorageWriter",
+        "join them with torch.distributed.checkpoint._consolidate_hf_safetensors.consolidate_safetensors_files",
+    ),
+    (
+        ("model_index.json",),
+        "a pipeline of diffusers",
+        "each of its parts is a model: name one of their folders, with its weights as model.safetensors",
+    ),
+    (
+        ("diffusion_pytorch_model*",),
+        "a model of diffusers",
+        "rename its weights to model.safetensors (and the index, where there is one)",
+    ),
+    (
+        ("consolidated*.pth", "consolidated*.pt"),
+        "Meta's own format",
+        "run transformers' convert_llama_weights_to_hf.py, or take the repository's copy in the transformers format",
+    ),
+    (
+        ("consolidated*.safetensors",),
+        "Mistral's own format",
+        "take the repository's copy in the transformers format, or run transformers' convert_mistral_weights_to_hf.py",
+    ),
+    (
+        ("*.gguf",),
+        "GGUF",
+        "save it from transformers: AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=NAME).save_pretrained(OUT)",
+    ),
+    (("flax_model*.msgpack", "*.msgpack"), "Flax weights", "load it in transformers 4 with from_flax=True and save it"),
+    (("tf_model*.h5", "*.h5", "*.keras"), "TensorFlow weights", "load it in transformers 4 with from_tf=True and save"),
+    (("*.nemo",), "a NeMo archive", "export it with NeMo's export_ckpt to the Hugging Face format"),
+    (("*.onnx",), "ONNX", "take the model that it was exported from"),
+    (("openvino_model*",), "OpenVINO", "take the model that it was exported from"),
+    (("*.mlpackage/", "*.mlmodelc/"), "Core ML", "take the model that it was exported from"),
+    (("rank*.safetensors", "rank*.engine"), "TensorRT-LLM", "take the model that it was built from"),
+    (("manifest.ocdbt", "_METADATA", "_CHECKPOINT_METADATA"), "an Orbax checkpoint of JAX", _SAVE),
+    (("*.npz", "*.npy"), "NumPy arrays", "save them with safetensors.numpy.save_file as model.safetensors"),
+    (("*.ckpt",), "a checkpoint of PyTorch Lightning", "save its state_dict's tensors as model.safetensors"),
+    (("*.pth", "*.pt", "*.bin"), "a file of torch.save", "save its tensors as model.safetensors"),
+    (("*.incomplete", "*.part", "*.crdownload", "*.aria2"), "an unfinished download", "finish or repeat the download"),
+)
+
+
+def describe(folder: str) -> Iterator[str]:
+    """Yield what the folder holds in place of weights, each with its remedy; the most telling first."""
+    names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in os.scandir(folder))
+    shards = fnmatch.filter(names, "model-?????-of-?????.safetensors")
+    if shards:
+        yield f"{len(shards)} shards, {shards[0]} among them, without model.safetensors.index.json (download the index)"
+    for patterns, what, remedy in _FORMATS:
+        found = next((name for pattern in patterns for name in fnmatch.filter(names, pattern)), None)
+        if found is not None:
+            instead = placeholder(os.path.join(folder, found.rstrip("/")))
+            yield f"{found} {instead}" if instead else f"{found}: {what} ({remedy})"
+            return
+    others = [name for name in fnmatch.filter(names, "*.safetensors") if name not in shards]
+    if others and not shards:
+        yield f"{others[0]}: weights under another name (rename the file to model.safetensors)"
+    inner = [name for name in names if name.endswith("/") and holds_weights(os.path.join(folder, name))]
+    if inner:
+        yield f"the folder {inner[0]} in it holds weights (name that one)"
+
+
+def holds_weights(folder: str) -> bool:
+    """True for a folder with a checkpoint or an adapter in the Hugging Face layout."""
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    return any(os.path.lexists(os.path.join(folder, name)) for name in (*names, "adapter_config.json"))

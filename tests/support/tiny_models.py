@@ -50,6 +50,8 @@ def save_model(folder, tensors, shards=1, heads=4, kv_heads=2, **config) -> Path
     """Write a checkpoint folder: config.json, safetensors file(s) with index, a stub tokenizer. Returns the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("model*.safetensors*"):
+        old.unlink()
     vocab, hidden = tensors["model.embed_tokens.weight"].shape
     layers = 1 + max(int(n.split(".")[2]) for n in tensors if n.startswith("model.layers."))
     written = {

@@ -18,7 +18,10 @@ def _load() -> tuple[ModuleType | None, str | None]:
     try:
         from fastmerge import _C
     except ImportError as error:
-        return None, f"the extension fastmerge._C is missing ({error}); install fastmerge with a C++17 compiler at hand"
+        return None, (
+            f"the CPU kernels are missing ({error}), so PyTorch computes alone, many times slower; install a C++17 "
+            "compiler with Python's headers (Debian: g++ python3-dev), then install fastmerge again"
+        )
     return _C, None
 
 

@@ -7,8 +7,13 @@
 namespace fastmerge::cuda {
 namespace {
 
-// The oldest that kernels are compiled for.
-constexpr int kLeastCapability = 80;
+// The oldest that kernels are compiled for, from setup.py.
+#ifndef FASTMERGE_LEAST_CAPABILITY
+#define FASTMERGE_LEAST_CAPABILITY 80
+#endif
+constexpr int kLeastCapability = FASTMERGE_LEAST_CAPABILITY;
+// The oldest that they can be compiled for.
+constexpr int kLeastSupported = 80;
 // CUDA 12.4: drivers before it know neither how the kernels are compressed nor, before 12.1, parameters beyond 4 KB.
 constexpr int kLeastDriver = 12040;
 
@@ -26,6 +31,8 @@ int read_capability(int device) {
 std::string version(int number) {
   return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
 }
+
+std::string capability_name(int number) { return std::to_string(number / 10) + "." + std::to_string(number % 10); }
 
 struct Facts {
   int capability, multiprocessors;
@@ -61,8 +68,10 @@ std::string why_unavailable() {
   for (int device = 0; device < devices; ++device) {
     const int capability = read_capability(device);
     if (capability < kLeastCapability) {
-      return "CUDA device " + std::to_string(device) + " has compute capability " + std::to_string(capability / 10) +
-             "." + std::to_string(capability % 10) + ", and the kernels need 8.0; hide it, or use another backend";
+      return "CUDA device " + std::to_string(device) + " has compute capability " + capability_name(capability) +
+             ", and the kernels need " + capability_name(kLeastCapability) +
+             (capability < kLeastSupported ? "; hide it, or use another backend"
+                                           : "; install fastmerge again on this machine, or use another backend");
     }
   }
   return devices ? "" : "no GPU is visible; make one visible, or use another backend";

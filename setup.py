@@ -202,11 +202,11 @@ class BuildExtensions(build_ext):
             return list(pool.map(lambda source: compiled([*compiler, *includes], source, folder), extension.sources))
 
 
-WANTED = {name: setting(f"FASTMERGE_{name}") for name in ("CPU", "CUDA")}
-EXTENSIONS = {
-    "CPU": extension("fastmerge._C", "csrc/*.cpp", "csrc/cpu/*.cpp", optional=WANTED["CPU"] == "auto"),
-    "CUDA": extension("fastmerge._cuda", "csrc/cuda/*.cpp", "csrc/cuda/*.cu", optional=WANTED["CUDA"] == "auto"),
-}
+CPU, CUDA = setting("FASTMERGE_CPU"), setting("FASTMERGE_CUDA")
+EXTENSIONS = [
+    (CPU, extension("fastmerge._C", "csrc/*.cpp", "csrc/cpu/*.cpp", optional=CPU == "auto")),
+    (CUDA, extension("fastmerge._cuda", "csrc/cuda/*.cpp", "csrc/cuda/*.cu", optional=CUDA == "auto")),
+]
 KERNEL_PACKAGES = [f"fastmerge.kernels.{name}" for name in find_packages("kernels")]
 
 setup(
@@ -214,6 +214,6 @@ setup(
     long_description_content_type="text/markdown",
     packages=[*find_packages(include=["fastmerge", "fastmerge.*"]), "fastmerge.kernels", *KERNEL_PACKAGES],
     package_dir={"fastmerge": "fastmerge", "fastmerge.kernels": "kernels"},
-    ext_modules=[EXTENSIONS[name] for name, wanted in WANTED.items() if wanted != "0"],
+    ext_modules=[extension for wanted, extension in EXTENSIONS if wanted != "0"],
     cmdclass={"build_ext": BuildExtensions},
 )

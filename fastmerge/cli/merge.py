@@ -52,6 +52,8 @@ def merge(recipe: str, out: str, overwrite: bool, dry_run: bool, backend: str, *
         return
     from ..engine import RunOptions, run
 
+    if slow := _why_slow(options["device"], backend):
+        note(slow, given["quiet"] or given["as_json"])
     settings = RunOptions(
         ram=options["ram"], threads=options["threads"], device=options["device"], vram=options["vram"],
         backend=backend, overwrite=overwrite,
@@ -64,6 +66,15 @@ def merge(recipe: str, out: str, overwrite: bool, dry_run: bool, backend: str, *
         print_json(_report_values(report))
     elif not given["quiet"]:
         _show_report(out, plan, report)
+
+
+def _why_slow(device: str, backend: str) -> str | None:
+    """Return what is missing for a merge at full speed on the processor, or None."""
+    from ..engine.targets import choose
+    from ..kernels import _native
+
+    on_cpu = backend == "auto" and choose(device, None).names == ("cpu",)
+    return _native.why_no_cpu_extension() if on_cpu else None
 
 
 @click.command(cls=Command)

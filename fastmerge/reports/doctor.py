@@ -26,8 +26,9 @@ OPTIONAL = {
 }
 VARIABLES = {
     "FASTMERGE_BACKEND": "pins the backend of every operation: auto, reference, cpu, triton or cuda",
+    "FASTMERGE_CPU": "when fastmerge is installed: auto, 0 or 1, whether to build the CPU kernels",
     "FASTMERGE_CUDA": "when fastmerge is installed: auto, 0 or 1, whether to build the CUDA kernels",
-    "FASTMERGE_CUDA_ARCHITECTURES": "when fastmerge is installed: the compute capabilities to build for",
+    "FASTMERGE_CUDA_ARCHITECTURES": "when fastmerge is installed: the compute capabilities to build for, or all",
 }
 SIMD = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_bf16")
 

@@ -29,10 +29,16 @@ class Problem:
 
 
 class InvalidInput(FastmergeError):
-    """A recipe or its models cannot be merged. ``problems`` holds everything that was found, not only the first."""
+    """A recipe or its models cannot be merged.
 
-    def __init__(self, problems: Sequence[Problem]):
+    Attributes:
+        problems: everything that was found, not only the first.
+        notes:    what its author should know besides, one sentence each.
+    """
+
+    def __init__(self, problems: Sequence[Problem], notes: Sequence[str] = ()):
         self.problems = tuple(problems)
+        self.notes = tuple(notes)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 

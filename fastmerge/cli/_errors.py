@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..errors import FastmergeError
+from ._output import note
 
 FAILED = 2
 INTERRUPTED = 130
@@ -21,17 +22,21 @@ class Failure(click.ClickException):
     def __init__(self, error: Exception, as_json: bool):
         super().__init__(str(error))
         self._problems = getattr(error, "problems", ())
+        self._notes = getattr(error, "notes", ())
         self._as_json = as_json
 
     def show(self, file: Any = None) -> None:
         if self._as_json:
             problems = [{"where": p.where, "what": p.what, "remedy": p.remedy} for p in self._problems]
-            click.echo(json.dumps({"error": self.message, "problems": problems}, indent=2))
+            values = {"error": self.message, "problems": problems, "notes": list(self._notes)}
+            click.echo(json.dumps(values, indent=2))
         elif self._problems:
             count = len(self._problems)
             click.echo(f"error: {count} problem{'s' if count > 1 else ''}", err=True)
             for problem in self._problems:
                 click.echo(f"  - {problem}", err=True)
+            for text in self._notes:
+                note(text)
         else:
             click.echo(f"error: {self.message}", err=True)
 

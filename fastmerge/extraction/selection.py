@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from ..checkpoint.layers import belongs_before_layers, split_layer
 from ..errors import InvalidInput, Problem
 from ..methods._spectral import PROJECTIONS
+from ..plan.findings import Findings
 from ..plan.models import MERGED, OpenModel, is_computed, is_head, is_vocabulary, open_models
 from ..plan.types import InputTensor
 from ..recipe.references import parse_reference
@@ -64,18 +65,17 @@ def open_pair(base: str, tuned: str) -> tuple[OpenModel, OpenModel]:
         references = [parse_reference(text) for text in (base, tuned)]
     except ValueError as error:
         raise InvalidInput([Problem("extract", str(error))]) from error
-    problems = []
+    findings = Findings()
     if references[0].lora is not None:
-        problems.append(Problem(f"extract: base {base}", "has an adapter", "an adapter's base is a plain model"))
+        findings.problem(f"extract: base {base}", "has an adapter", "an adapter's base is a plain model")
     recipe = Recipe("extract", "", "", (SliceSpec((SourceSpec(references[1]),)),), references[0])
-    models = open_models(recipe, problems)
+    models = open_models(recipe, findings)
     for model in models.values():
         kind = (model.checkpoint.config or {}).get("model_type")
         if kind in _TRANSPOSED:
             what = f"stores its matrices transposed (model_type {kind})"
-            problems.append(Problem(f"extract: model {model}", what, "extracting from such models is not offered"))
-    if problems:
-        raise InvalidInput(problems)
+            findings.problem(f"extract: model {model}", what, "extracting from such models is not offered")
+    findings.stop()
     return models[references[0]], models[references[1]]
 
 

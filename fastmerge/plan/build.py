@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..checkpoint.layers import layouts
-from ..errors import InvalidInput, Problem
 from ..methods import Group, Method, get_method
 from ..recipe.types import Recipe
 from ..steps.apply import Copy
@@ -19,6 +17,7 @@ from ..steps.inputs import Inputs
 from .checks import check_dtypes, check_models, check_shapes, output_dtype
 from .digest import digest
 from .files import small_files
+from .findings import Findings
 from .layout import Sized, lay_out
 from .models import OpenModel, open_models
 from .rows import Rows, pair_tensors
@@ -55,22 +54,18 @@ def make_plan(recipe: Recipe, *, shard_size: int = DEFAULT_SHARD_SIZE, allow_mix
     Raises:
         InvalidInput: with every problem that was found, each with its place and remedy.
     """
-    problems: list[Problem] = []
+    findings = Findings(notes=list(recipe.notes))
     method = get_method(recipe.method)
     if shard_size < 1:
-        problems.append(Problem("shard size", f"is {shard_size}, expected at least 1 byte"))
-    models = open_models(recipe, problems)
-    _raise(problems)
-    check_models(models, allow_mixed_types, problems)
-    found = pair_tensors(recipe, method, models, problems)
-    outputs = _decide(recipe, method, found, models[recipe.models[0]].checkpoint.config, problems)
-    files, notes = small_files(recipe, models, found, outputs, problems)
-    notes += [
-        f"{reference}: a local folder has no revisions, so @{reference.revision} has no effect"
-        for reference in models
-        if reference.revision and os.path.isdir(os.path.expanduser(reference.path))
-    ]
-    _raise(problems)
+        findings.problem("shard size", f"is {shard_size}, expected at least 1 byte")
+    models = open_models(recipe, findings)
+    check_models(models, allow_mixed_types, findings)
+    if len(models) < len(recipe.models):
+        findings.stop()
+    found = pair_tensors(recipe, method, models, findings)
+    outputs = _decide(recipe, method, found, models[recipe.models[0]].checkpoint.config, findings)
+    files = small_files(recipe, models, found, outputs, findings)
+    findings.stop()
     shards, positions, index = lay_out([Sized(o.name, o.dtype, o.shape, o.nbytes) for o in outputs], shard_size)
     placed = [_placed(o, position.shard, position.offset) for o, position in zip(outputs, positions, strict=True)]
     placed.sort(key=lambda output: (output.shard, output.offset))
@@ -87,27 +82,22 @@ def make_plan(recipe: Recipe, *, shard_size: int = DEFAULT_SHARD_SIZE, allow_mix
         index=index,
         dropped=tuple(_dropped(opened, found, placed)),
         files=files,
-        notes=(*recipe.notes, *notes),
+        notes=tuple(findings.notes),
         digest=digest(placed, shards, [file for model in opened for file in model.files], semantics, recipe.seed),
     )
 
 
-def _raise(problems: Sequence[Problem]) -> None:
-    if problems:
-        raise InvalidInput(problems)
-
-
 def _decide(
-    recipe: Recipe, method: Method, found: Rows, config: Mapping[str, Any] | None, problems: list[Problem]
+    recipe: Recipe, method: Method, found: Rows, config: Mapping[str, Any] | None, findings: Findings
 ) -> list[OutputTensor]:
-    """Decide dtype, values and action of every row; what is wrong is added to ``problems``."""
+    """Decide dtype, values and action of every row."""
     # Only blocks look at it, and it takes 10 us a tensor.
     places = layouts((row.name for row in found.rows), config) if method.uses_layout else {}
     semantics = recipe.semantics or method.semantics[0]
-    values = Values(recipe, method, problems)
+    values = Values(recipe, method, findings)
     actions = _Actions(method)
     outputs = []
-    for row in check_dtypes(check_shapes(found.rows, problems), problems):
+    for row in check_dtypes(check_shapes(found.rows, findings), findings):
         settings = values.of(row)
         if settings is None:
             continue
@@ -121,7 +111,8 @@ def _decide(
             outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, "copy", copied))
         else:
             outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, method.name, inputs, group))
-    problems.extend(Problem(recipe.path, message) for message in actions.refusals.values())
+    for message in actions.refusals.values():
+        findings.problem(recipe.path, message)
     return outputs
 
 

@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..errors import Problem
 from ..recipe.types import ModelRef, Recipe
+from .findings import Findings
 from .models import MERGED, OpenModel, is_vocabulary
 from .rows import Row
 from .types import InputTensor
 
 
-def check_models(models: Mapping[ModelRef, OpenModel], allow_mixed_types: bool, problems: list[Problem]) -> None:
+def check_models(models: Mapping[ModelRef, OpenModel], allow_mixed_types: bool, findings: Findings) -> None:
     """Check that the models are of one type."""
+    if not models:
+        return
     first = next(iter(models.values()))
     expected = (first.checkpoint.config or {}).get("model_type")
     for model in models.values():
@@ -23,10 +25,10 @@ def check_models(models: Mapping[ModelRef, OpenModel], allow_mixed_types: bool, 
         if expected and kind and kind != expected and not allow_mixed_types:
             what = f"model_type is {kind!r}, but {first} is {expected!r}"
             remedy = "merge fine-tunes of one model, or allow mixed types if you know that they compute the same"
-            problems.append(Problem(f"{model.checkpoint.folder}/config.json", what, remedy))
+            findings.problem(f"{model.checkpoint.folder}/config.json", what, remedy)
 
 
-def check_shapes(rows: Sequence[Row], problems: list[Problem]) -> list[Row]:
+def check_shapes(rows: Sequence[Row], findings: Findings) -> list[Row]:
     """Return the rows whose inputs have one shape; report the others, once per model."""
     good = []
     wrong: dict[tuple[int, bool], list[tuple[Row, InputTensor, OpenModel]]] = {}
@@ -54,11 +56,11 @@ def check_shapes(rows: Sequence[Row], problems: list[Problem]) -> list[Row]:
             if len(found) > 1:
                 what += f", and {len(found) - 1} more tensors disagree"
             remedy = "merge models of one architecture and size"
-        problems.append(Problem(where, what, remedy))
+        findings.problem(where, what, remedy)
     return good
 
 
-def check_dtypes(rows: Sequence[Row], problems: list[Problem]) -> list[Row]:
+def check_dtypes(rows: Sequence[Row], findings: Findings) -> list[Row]:
     """Return the rows that can be merged or copied; report the others, once per model and dtype."""
     wrong: dict[tuple[int, torch.dtype], list[tuple[InputTensor, OpenModel]]] = {}
     good = []
@@ -74,8 +76,8 @@ def check_dtypes(rows: Sequence[Row], problems: list[Problem]) -> list[Row]:
         if dtype.itemsize == 1:
             remedy = "float8 weights need their scales: dequantize the model to bfloat16 first"
         what = f"{len(found)} tensors are {_names([dtype])}, which is not merged"
-        problems.append(Problem(f"{model.checkpoint.folder}: {tensor.name}", what, remedy))
-    return [row for row in good if _check_integers(row, problems)]
+        findings.problem(f"{model.checkpoint.folder}: {tensor.name}", what, remedy)
+    return [row for row in good if _check_integers(row, findings)]
 
 
 def output_dtype(row: Row, recipe: Recipe) -> torch.dtype:
@@ -95,7 +97,7 @@ def _mergeable(dtype: torch.dtype) -> bool:
     return dtype in MERGED or not (dtype.is_floating_point or dtype.is_complex)
 
 
-def _check_integers(row: Row, problems: list[Problem]) -> bool:
+def _check_integers(row: Row, findings: Findings) -> bool:
     """Check that a tensor that can only be copied is the same in all inputs."""
     if all(tensor.dtype in MERGED for tensor in row.inputs.every):
         return True
@@ -105,7 +107,7 @@ def _check_integers(row: Row, problems: list[Problem]) -> bool:
     tensor, model = next((t, m) for t, m in _inputs(row) if t.dtype not in MERGED)
     what = f"a tensor of {_names(sorted(dtypes, key=str))} differs between the models"
     remedy = "integer and bool tensors are copied, so they must be equal in all models"
-    problems.append(Problem(f"{model.checkpoint.folder}: {tensor.name}", what, remedy))
+    findings.problem(f"{model.checkpoint.folder}: {tensor.name}", what, remedy)
     return False
 
 

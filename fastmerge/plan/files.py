@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ..checkpoint import read_json
-from ..errors import CheckpointError, Problem
+from ..errors import CheckpointError
 from ..recipe.types import ModelRef, Recipe
 from .card import model_card
 from .config import output_config
+from .findings import Findings
 from .models import OpenModel
 from .rows import Rows
 from .types import CopiedFile, OutputTensor, TextFile
@@ -35,17 +36,16 @@ def small_files(
     models: Mapping[ModelRef, OpenModel],
     found: Rows,
     outputs: Sequence[OutputTensor],
-    problems: list[Problem],
-) -> tuple[dict[str, TextFile | CopiedFile], list[str]]:
-    """Return the small files by name, and notes for the user.
+    findings: Findings,
+) -> dict[str, TextFile | CopiedFile]:
+    """Return the small files by name.
 
     Configs come from the base, else from the first model; so does the tokenizer, unless the recipe names its source.
     """
     donor = models[recipe.models[0]]
-    notes: list[str] = []
     files: dict[str, TextFile | CopiedFile] = {}
     if donor.checkpoint.config is None:
-        notes.append(f"{donor} has no config.json, so the output has none and transformers cannot load it")
+        findings.note(f"{donor} has no config.json, so the output has none and transformers cannot load it")
     else:
         config = output_config(donor.checkpoint.config, found, outputs)
         files["config.json"] = TextFile(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
@@ -53,17 +53,17 @@ def small_files(
     source = recipe.tokenizer.source if recipe.tokenizer else "base"
     tokenizer = models.get(source) if isinstance(source, ModelRef) else donor
     if tokenizer is None:
-        problems.append(Problem(f"{recipe.path}: tokenizer_source", f"{source} is no model of the recipe", "name one"))
-        return files, notes
+        findings.problem(f"{recipe.path}: tokenizer_source", f"{source} is no model of the recipe", "name one")
+        return files
     files |= _copies(tokenizer.checkpoint.folder, TOKENIZER_FILES)
     try:
         if recipe.tokenizer:
-            _check_tokenizers(tokenizer, list(models.values()), problems)
-        _set_chat_template(recipe, tokenizer, list(models.values()), files, notes, problems)
+            _check_tokenizers(tokenizer, list(models.values()), findings)
+        _set_chat_template(recipe, tokenizer, list(models.values()), files, findings)
     except CheckpointError as error:
-        problems.append(Problem(recipe.path, str(error)))
+        findings.problem(recipe.path, str(error))
     files["README.md"] = TextFile(model_card(recipe, list(models.values())))
-    return files, notes
+    return files
 
 
 def _copies(folder: str, patterns: Sequence[str]) -> dict[str, TextFile | CopiedFile]:
@@ -71,7 +71,7 @@ def _copies(folder: str, patterns: Sequence[str]) -> dict[str, TextFile | Copied
     return {name: CopiedFile(os.path.join(folder, name)) for name in names}
 
 
-def _check_tokenizers(chosen: OpenModel, models: Sequence[OpenModel], problems: list[Problem]) -> None:
+def _check_tokenizers(chosen: OpenModel, models: Sequence[OpenModel], findings: Findings) -> None:
     """Check that a token id means the same token in every model, since rows of embeddings are merged by their index."""
     expected = _token_of_id(chosen)
     for model in models:
@@ -82,7 +82,7 @@ def _check_tokenizers(chosen: OpenModel, models: Sequence[OpenModel], problems: 
             what = f"{len(differing)} token ids mean other tokens than in {chosen}: "
             what += f"{i} is {tokens[i]!r}, there {expected[i]!r}"
             remedy = "choose models with one vocabulary; merging by token is not offered yet"
-            problems.append(Problem(os.path.join(model.checkpoint.folder, "tokenizer.json"), what, remedy))
+            findings.problem(os.path.join(model.checkpoint.folder, "tokenizer.json"), what, remedy)
 
 
 def _token_of_id(model: OpenModel) -> dict[int, str]:
@@ -102,8 +102,7 @@ def _set_chat_template(
     tokenizer: OpenModel,
     models: Sequence[OpenModel],
     files: dict[str, TextFile | CopiedFile],
-    notes: list[str],
-    problems: list[Problem],
+    findings: Findings,
 ) -> None:
     wanted = recipe.chat_template
     if wanted is None:
@@ -111,7 +110,7 @@ def _set_chat_template(
     if wanted == "auto":
         counts = Counter(t for model in models if (t := _chat_template(model.checkpoint.folder)))
         if not counts:
-            notes.append("chat_template: auto finds no template in any model")
+            findings.note("chat_template: auto finds no template in any model")
             return
         text = counts.most_common(1)[0][0]
     elif "{" in wanted:
@@ -121,7 +120,7 @@ def _set_chat_template(
     else:
         what = f"{wanted!r} is no template that is known here"
         remedy = f"write auto, one of {', '.join(TEMPLATES)}, or the Jinja text itself"
-        problems.append(Problem(f"{recipe.path}: chat_template", what, remedy))
+        findings.problem(f"{recipe.path}: chat_template", what, remedy)
         return
     config = read_json(os.path.join(tokenizer.checkpoint.folder, "tokenizer_config.json"), missing_ok=True) or {}
     files["tokenizer_config.json"] = TextFile(

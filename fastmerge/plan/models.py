@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,8 +11,10 @@ import torch
 
 from ..checkpoint import Checkpoint, LowRank, locate, open_checkpoint, read_adapter
 from ..checkpoint.layers import LayerName, Stacks, config_layers, find_stacks, split_layer
+from ..checkpoint.locate import is_cached_repository
 from ..errors import CheckpointError, Problem
 from ..recipe.types import ModelRef, Recipe
+from .findings import Findings
 from .types import Adapter, InputFile, InputModel, InputTensor
 
 MERGED = (torch.float32, torch.bfloat16, torch.float16)
@@ -105,8 +108,8 @@ def _module(name: str) -> str:
     return name.removesuffix(".weight").rpartition(".")[2] if name.endswith(".weight") else ""
 
 
-def open_models(recipe: Recipe, problems: list[Problem]) -> dict[ModelRef, OpenModel]:
-    """Open every model of the recipe. What is wrong with one is added to ``problems``; the others are returned."""
+def open_models(recipe: Recipe, findings: Findings) -> dict[ModelRef, OpenModel]:
+    """Open every model of the recipe. What is wrong with one is added to ``findings``; the others are returned."""
     opened: dict[ModelRef, Checkpoint] = {}
     split: dict[str, LayerName | None] = {}
     models = {}
@@ -116,22 +119,25 @@ def open_models(recipe: Recipe, problems: list[Problem]) -> dict[ModelRef, OpenM
         try:
             if folder not in opened:
                 opened[folder] = open_checkpoint(locate(reference.path, reference.revision))
-            model = _open(index, reference, opened[folder], split, where, problems)
+            model = _open(index, reference, opened[folder], split, findings)
         except CheckpointError as error:
-            problems.append(Problem(where, str(error)))
+            findings.problem(where, str(error))
         else:
-            problems.extend(_check(model))
+            findings.problems.extend(_check(model))
             models[reference] = model
+            for note in (*model.checkpoint.notes, *_revision(reference)):
+                findings.note(note)
     return models
 
 
+def _revision(reference: ModelRef) -> Iterator[str]:
+    local = os.path.isdir(os.path.expanduser(reference.path)) and not is_cached_repository(reference.path)
+    if reference.revision and local:
+        yield f"{reference}: a local folder has no revisions, so @{reference.revision} has no effect"
+
+
 def _open(
-    index: int,
-    reference: ModelRef,
-    checkpoint: Checkpoint,
-    split: dict[str, LayerName | None],
-    where: str,
-    problems: list[Problem],
+    index: int, reference: ModelRef, checkpoint: Checkpoint, split: dict[str, LayerName | None], findings: Findings
 ) -> OpenModel:
     """Collect what is known of a model. ``split`` keeps names that other models have, too."""
     tensors = {name: InputTensor(index, name, *entry) for name, entry in checkpoint.tensors.items()}
@@ -139,7 +145,7 @@ def _open(
     if reference.lora:
         file, terms = read_adapter(locate(reference.lora.path, reference.lora.revision))
         files = (*files, file)
-        problems.extend(_attach(index, tensors, terms, file.path))
+        findings.problems.extend(_attach(index, tensors, terms, file.path))
     for name in tensors:
         if name not in split:
             split[name] = split_layer(name)

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..checkpoint.layers import belongs_before_layers
-from ..errors import Problem
 from ..methods import Method
 from ..recipe import inputs_of
 from ..recipe.types import ModelRef, Recipe, SliceSpec, SourceSpec
 from ..steps.inputs import Inputs
+from .findings import Findings
 from .models import OpenModel, is_computed, is_head
 from .types import InputTensor
 
@@ -52,19 +52,19 @@ class Rows:
         rows:     in the order of the output.
         dropped:  reason by (model, name).
         untied:   True when a head is written that is not tied to the embedding.
-        problems: findings so far.
+        findings: so far.
     """
 
-    problems: list[Problem]
+    findings: Findings
     rows: list[Row] = field(default_factory=list)
     dropped: dict[tuple[int, str], str] = field(default_factory=dict)
     untied: bool = False
 
 
-def pair_tensors(recipe: Recipe, method: Method, models: Mapping[ModelRef, OpenModel], problems: list[Problem]) -> Rows:
+def pair_tensors(recipe: Recipe, method: Method, models: Mapping[ModelRef, OpenModel], findings: Findings) -> Rows:
     """Return the rows of the output. ``models`` holds every model of the recipe."""
-    found = Rows(problems)
-    slices = [m for slice_ in recipe.slices if (m := _members(recipe, slice_, method, models, problems))]
+    found = Rows(findings)
+    slices = [m for slice_ in recipe.slices if (m := _members(recipe, slice_, method, models, findings))]
     if len(slices) != len(recipe.slices):
         return found
     if slices[0].starts is None:
@@ -75,7 +75,7 @@ def pair_tensors(recipe: Recipe, method: Method, models: Mapping[ModelRef, OpenM
 
 
 def _members(
-    recipe: Recipe, slice_: SliceSpec, method: Method, models: Mapping[ModelRef, OpenModel], problems: list[Problem]
+    recipe: Recipe, slice_: SliceSpec, method: Method, models: Mapping[ModelRef, OpenModel], findings: Findings
 ) -> Members | None:
     inputs = inputs_of(slice_, method, recipe)
     every = inputs.every
@@ -83,15 +83,15 @@ def _members(
     if len(recipe.slices) == 1 and all(source.layers is None for source in every):
         return Members(slice_, inputs.tensors, opened, None, 0)
     ranges = [source.layers or (0, model.stacks.layers) for source, model in zip(every, opened.every, strict=True)]
-    before = len(problems)
+    before = len(findings.problems)
     for source, model, (start, stop) in zip(every, opened.every, ranges, strict=True):
         if stop > model.stacks.layers:
             what = f"layer_range [{start}, {stop}] exceeds the {model.stacks.layers} layers of {model}"
-            problems.append(Problem(source.where, what, f"end it at {model.stacks.layers} or less"))
+            findings.problem(source.where, what, f"end it at {model.stacks.layers} or less")
         elif stop - start != ranges[0][1] - ranges[0][0]:
             what = f"layer_range [{start}, {stop}] has another length than [{ranges[0][0]}, {ranges[0][1]}]"
-            problems.append(Problem(source.where, what, "give all sources of a slice as many layers"))
-    if len(problems) > before:
+            findings.problem(source.where, what, "give all sources of a slice as many layers")
+    if len(findings.problems) > before:
         return None
     starts = tuple(start for start, _ in ranges)
     return Members(slice_, inputs.tensors, opened, starts, ranges[0][1] - ranges[0][0])
@@ -169,13 +169,13 @@ def _align(
             found.dropped[model.index, table[name].name] = "a buffer that is computed from the config"
     for model, table in zip(models[1:], every[1:], strict=True):
         if table.keys() != first.keys():
-            _report(found.problems, models[0], model, first, table, computed)
+            _report(found.findings, models[0], model, first, table, computed)
     for name in first:
         if name not in computed and all(name in table for table in every):
             yield name, tables.like([table[name] for table in every])
 
 
-def _report(problems: list[Problem], first: OpenModel, other: OpenModel, expected, got, computed: set[str]) -> None:
+def _report(findings: Findings, first: OpenModel, other: OpenModel, expected, got, computed: set[str]) -> None:
     for model, reference, names, mine in (
         (other, first, expected.keys() - got.keys() - computed, expected),
         (first, other, got.keys() - expected.keys() - computed, got),
@@ -185,7 +185,7 @@ def _report(problems: list[Problem], first: OpenModel, other: OpenModel, expecte
             what = f"{len(listed)} tensors of {reference} are missing: {', '.join(listed[:5])}"
             if len(listed) > 5:
                 what += ", ..."
-            problems.append(Problem(model.checkpoint.folder, what, _remedy(listed)))
+            findings.problem(model.checkpoint.folder, what, _remedy(listed))
 
 
 def _remedy(names: Sequence[str]) -> str:

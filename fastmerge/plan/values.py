@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import InvalidInput, Problem
+from ..errors import InvalidInput
 from ..methods import Method, Parameter
 from ..recipe import Recipe, SourceSpec, resolve
 from ..recipe.resolving import levels, parameters_of
+from .findings import Findings
 from .rows import Members, Row
 
 
@@ -18,8 +19,8 @@ class Values:
     depth; tensors that agree in both share one dictionary.
     """
 
-    def __init__(self, recipe: Recipe, method: Method, problems: list[Problem]):
-        self._recipe, self._problems = recipe, problems
+    def __init__(self, recipe: Recipe, method: Method, findings: Findings):
+        self._recipe, self._findings = recipe, findings
         self._parameters = parameters_of(recipe, method)
         self._settings: dict[int, tuple[list[str], bool]] = {}
         self._known: dict[tuple, dict[str, Any] | None] = {}
@@ -35,7 +36,8 @@ class Values:
             try:
                 self._known[key] = self._resolve(row)
             except InvalidInput as error:
-                self._problems.extend(problem for problem in error.problems if problem not in self._problems)
+                known = self._findings.problems
+                known.extend(problem for problem in error.problems if problem not in known)
                 self._known[key] = None
         return self._known[key]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +26,12 @@ COLUMNS = ("method", "formula", "base", "models", "parameters", "source")
 @click.argument("name", required=False)
 @click.option(
     "--update",
+    multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Write the table between the markers of a Markdown file.",
+    help="Write the tables between the markers of a Markdown file; may be given several times.",
 )
 @JSON
-def methods(name: str | None, update: Path | None, as_json: bool) -> None:
+def methods(name: str | None, update: tuple[Path, ...], as_json: bool) -> None:
     """List the merge methods, or describe the one (or the block: lines, boost) called NAME."""
     from ..functional import find_method
     from ..methods import BLOCKS, all_methods
@@ -42,31 +44,71 @@ def methods(name: str | None, update: Path | None, as_json: bool) -> None:
         print_json([_values(method) for method in chosen.values()])
     elif name is not None:
         _describe(chosen[name])
-    elif update is not None:
-        update.write_text(with_table(update.read_text()))
+    elif update:
+        for path in update:
+            path.write_text(with_tables(path.read_text()))
     else:
         print_table(COLUMNS, [_row(method) for method in chosen.values()])
         for block in BLOCKS:
             click.echo(f"{block}: can be added to {', '.join(_takers(block))}; see fastmerge methods {block}")
 
 
-def with_table(text: str) -> str:
-    """Return a Markdown text with the table of all methods between its markers."""
+def with_tables(text: str) -> str:
+    """Return a Markdown text with what stands between its markers made anew from the registry.
+
+    ``<!-- methods: begin -->`` is followed by a table with a line for every method, ``<!-- parameters: begin -->`` by
+    a section for every method and block; ``end`` in place of ``begin`` ends them.
+    """
+    found = False
+    for kind, make in (("methods", _table), ("parameters", _sections)):
+        before, marker, rest = text.partition(f"<!-- {kind}: begin -->\n")
+        _, end, after = rest.partition(f"<!-- {kind}: end -->")
+        if marker and end:
+            found, text = True, f"{before}{marker}\n{make()}\n{end}{after}"
+    if not found:
+        raise click.UsageError(
+            "the file lacks the lines <!-- methods: begin --> and <!-- methods: end --> (or the same for parameters)"
+        )
+    return text
+
+
+def _table() -> str:
+    """Return a Markdown table of all methods: name, formula, source."""
     from ..methods import all_methods
 
-    before, marker, rest = text.partition("<!-- methods: begin -->\n")
-    _, end, after = rest.partition("<!-- methods: end -->")
-    if not end:
-        raise click.UsageError("the file lacks the lines <!-- methods: begin --> and <!-- methods: end -->")
-    return f"{before}{marker}\n{_markdown(all_methods())}\n{end}{after}"
+    rows = [(f"`{m.name}`", _code(_formula(m)), m.paper) for m in all_methods().values()]
+    return _markdown(("method", "formula", "source"), rows)
 
 
-def _markdown(chosen: dict[str, Method]) -> str:
-    rows = [COLUMNS, ("---",) * len(COLUMNS)]
-    for method in chosen.values():
-        name, formula, base, models, parameters, source = (cell.replace("|", "\\|") for cell in _row(method))
-        rows.append((f"`{name}`", f"`{formula}`" if "=" in formula else formula, base, models, parameters, source))
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+def _sections() -> str:
+    """Return a Markdown section for every method and block, with its parameters."""
+    from ..methods import BLOCKS, all_methods
+
+    methods = [(m.name, _formula(m), _needs(m), m.parameters) for m in all_methods().values()]
+    blocks = [(b.name, _formula(b), f"A block. {b.paper}.", _own_parameters(b)) for b in BLOCKS.values()]
+    return "\n".join(
+        f"## {name}\n\n{_code(formula)}\n\n{needs}\n"
+        + ("\n" + _markdown(PARAMETER_COLUMNS, map(_parameter_row, parameters)) if parameters else "")
+        for name, formula, needs, parameters in (*methods, *blocks)
+    )
+
+
+def _needs(method: Method) -> str:
+    """Return one line on what a method takes."""
+    base = {"required": "Needs a base", "optional": "Takes a base", "ignored": "Takes no base"}[method.base]
+    text = f"{base}; models: {_count(method.inputs)}; semantics: {', '.join(method.semantics)}."
+    if blocks := _blocks(method):
+        text += f" Blocks: {', '.join(blocks)}."
+    return f"{text} {method.paper}."
+
+
+def _code(formula: str) -> str:
+    return f"`{formula}`" if "=" in formula else formula
+
+
+def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ("---",) * len(columns), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _row(method: Method) -> tuple[str, ...]:
@@ -80,9 +122,9 @@ def _row(method: Method) -> tuple[str, ...]:
     )
 
 
-def _formula(method: Method) -> str:
+def _formula(described: Method | Block) -> str:
     """Return the first line of the docstring, without the citation that follows the formula."""
-    first = (inspect.getdoc(method) or "").split("\n", 1)[0]
+    first = (inspect.getdoc(described) or "").split("\n", 1)[0]
     return first.split("   (")[0]
 
 
@@ -105,7 +147,7 @@ def _describe(method: Method) -> None:
 
 def _describe_block(block: Block, as_json: bool) -> None:
     """Describe a block, with the methods that take it."""
-    parameters = [replace(p, name=p.name.removeprefix(f"{block.name}.")) for p in block.parameters]
+    parameters = _own_parameters(block)
     if as_json:
         values = {"name": block.name, "doc": inspect.getdoc(block), "paper": block.paper}
         print_json(values | {"parameters": [_parameter(p) for p in parameters], "methods": _takers(block.name)})
@@ -113,6 +155,11 @@ def _describe_block(block: Block, as_json: bool) -> None:
     click.echo(f"{block.name}\n\n{inspect.getdoc(block)}\n\nmethods: {', '.join(_takers(block.name))}")
     click.echo(f"source: {block.paper}\n")
     print_table(PARAMETER_COLUMNS, map(_parameter_row, parameters))
+
+
+def _own_parameters(block: Block) -> list[Parameter]:
+    """Return the parameters of a block as they are named inside it."""
+    return [replace(p, name=p.name.removeprefix(f"{block.name}.")) for p in block.parameters]
 
 
 def _takers(block: str) -> list[str]:
@@ -134,6 +181,8 @@ def _parameter_row(p: Parameter) -> tuple[str, ...]:
 
 
 def _range(parameter: Parameter) -> str:
+    if parameter.choices:
+        return ", ".join(parameter.choices)
     low, high = parameter.minimum, parameter.maximum
     if low is None and high is None:
         return ""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_models import make_tensors, save_model
 
-from fastmerge.cli.methods import with_table
+from fastmerge.cli.methods import with_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -21,8 +21,10 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-def test_the_table_of_methods_is_current():
-    assert with_table(README) == README, "run: fastmerge methods --update README.md"
+def test_the_tables_of_methods_are_current():
+    for page in ("README.md", "docs/parameters.md"):
+        text = (ROOT / page).read_text()
+        assert with_tables(text) == text, "run: fastmerge methods --update README.md --update docs/parameters.md"
 
 
 def test_the_set_up_commands_are_single_lines_that_ci_runs():

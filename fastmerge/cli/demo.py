@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from ..errors import OutputError
 from ._errors import Command
 from ._options import JSON
 from ._output import print_json, print_table
@@ -22,14 +21,13 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
     """Train a base and three fine-tunes on the spot, merge them, and measure. Needs no download.
 
     Each model translates words of three made-up languages. The base knows half of each language; each fine-tune
-    learned all of one. A good merge knows all three.
+    learned all of one. A good merge knows all three. Run again, it replaces what it made and leaves other files alone.
     """
-    from ..demo import run_demo
+    from ..demo import claim, run_demo
     from ..demo.tasks import LANGUAGES
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out} is not empty; choose another folder with --out")
     out = out.absolute()
+    claim(out)
     rows = list(run_demo(out, seed, lambda text: click.echo(text, err=True)))
     if as_json:
         print_json([{"name": row.name, "accuracies": row.accuracies, "average": row.average} for row in rows])

@@ -9,11 +9,16 @@ from pathlib import Path
 import yaml
 
 from ..api import merge, verify
+from ..errors import OutputError
 from .model import Size, load, save
 from .tasks import LANGUAGES, VOCAB, Dictionaries
 from .training import accuracy, fine_tune, train_base
 
-__all__ = ["Row", "run_demo"]
+__all__ = ["Row", "claim", "run_demo"]
+
+# Marks a folder as one that the demo made, and may work in again.
+MARK = "demo.txt"
+MARK_TEXT = "Made by `fastmerge demo`, which replaces its models, merges and recipes here when it is run again.\n"
 
 RECIPES: dict[str, tuple[dict[str, float], dict[str, float]]] = {
     # name of the method: parameters of each model, parameters of the merge
@@ -36,11 +41,28 @@ class Row:
         return sum(self.accuracies) / len(self.accuracies)
 
 
+def claim(folder: Path) -> None:
+    """Make ``folder`` the demo's, or find that it is.
+
+    Raises:
+        OutputError: something else is there, or a recipe that is no longer as the demo wrote it.
+    """
+    if folder.exists() and not (folder / MARK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} is not empty; choose another folder with --out")
+    for method in RECIPES:
+        path = folder / f"{method}.yml"
+        if path.exists() and path.read_text() != _recipe(method, folder):
+            raise OutputError(
+                f"{path} was changed since the demo wrote it; rename it, or choose another folder with --out"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).write_text(MARK_TEXT)
+
+
 def run_demo(folder: Path, seed: int, say: Callable[[str], None]) -> Iterator[Row]:
     """Train, merge and verify under ``folder``, and yield a row per model: base, fine-tunes, then the merges.
 
-    Raises:
-        OutputError: a merge of an earlier demo lies in ``folder``.
+    What an earlier demo made there is replaced. Claim the folder before.
     """
     words = Dictionaries(seed)
 
@@ -59,7 +81,7 @@ def run_demo(folder: Path, seed: int, say: Callable[[str], None]) -> Iterator[Ro
     for method in RECIPES:
         path = folder / f"{method}.yml"
         path.write_text(_recipe(method, folder))
-        report = merge(path, folder / method, seed=seed)
+        report = merge(path, folder / method, seed=seed, overwrite=True)
         checked = verify(folder / method)
         state = "bit for bit as recomputed" if checked.ok else f"{len(checked.mismatches)} tensors differ"
         say(f"merged by {method} in {report.seconds:.2f} s, verified: {state}")

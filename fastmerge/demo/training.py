@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -37,17 +38,19 @@ def fine_tune(base: Decoder, words: Dictionaries, language: int, seed: int, step
     return model
 
 
-def _train(model: Decoder, batch: Callable[[], Tensor], steps: int, learning_rate: float) -> None:
-    # One thread: the matrices are tiny, and the result is the same on any number of cores.
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in one thread: the matrices are tiny, and the result is the same on any number of cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        _descend(model, batch, steps, learning_rate)
+        yield
     finally:
         torch.set_num_threads(threads)
 
 
-def _descend(model: Decoder, batch: Callable[[], Tensor], steps: int, learning_rate: float) -> None:
+@one_thread()
+def _train(model: Decoder, batch: Callable[[], Tensor], steps: int, learning_rate: float) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -60,6 +63,7 @@ def _descend(model: Decoder, batch: Callable[[], Tensor], steps: int, learning_r
         optimizer.step()
 
 
+@one_thread()
 @torch.no_grad()
 def accuracy(model: Decoder, words: Dictionaries, language: int, seed: int = 2**31, count: int = 1000) -> float:
     """Return the share of words of fresh random sentences that ``model`` translates correctly."""

@@ -6,7 +6,9 @@ import pytest
 import torch
 from commands import call, call_json
 
+from fastmerge import demo
 from fastmerge.demo.model import Decoder, Size, save
+from fastmerge.demo.tasks import VOCAB
 
 
 @pytest.mark.slow
@@ -20,6 +22,27 @@ def test_merged_models_beat_the_base_and_every_fine_tune(tmp_path):
     assert call("merge", tmp_path / "demo" / "ties.yml", tmp_path / "again").exit_code == 0
     again, first = (folder / "model.safetensors" for folder in (tmp_path / "again", tmp_path / "demo" / "ties"))
     assert again.read_bytes() == first.read_bytes()
+
+
+def test_the_demo_runs_again_in_its_folder(tmp_path, monkeypatch):
+    def untrained(words, seed):
+        torch.manual_seed(seed)
+        return Decoder(Size(VOCAB)).bfloat16().float()
+
+    monkeypatch.setattr(demo, "RECIPES", {"ties": demo.RECIPES["ties"]})
+    monkeypatch.setattr(demo, "train_base", untrained)
+    monkeypatch.setattr(demo, "fine_tune", lambda base, words, i, seed: untrained(words, seed))
+    rows = call_json("demo", "--out", tmp_path / "demo")
+    recipe, merged, mine = (tmp_path / "demo" / name for name in ("ties.yml", "ties/model.safetensors", "mine.yml"))
+    before = merged.read_bytes()
+    mine.write_text("mine")
+    assert call_json("demo", "--out", tmp_path / "demo") == rows
+    assert merged.read_bytes() == before and mine.read_text() == "mine"
+    assert call("check", recipe).exit_code == 0
+    recipe.write_text(recipe.read_text() + "# changed\n")
+    result = call("demo", "--out", tmp_path / "demo")
+    assert result.exit_code == 2
+    assert "ties.yml was changed since the demo wrote it; rename it" in result.stderr
 
 
 def test_the_demo_refuses_a_folder_in_use(tmp_path):

@@ -67,7 +67,12 @@ def read_header(path: str) -> tuple[InputFile, dict[str, TensorEntry]]:
     if len(raw) != length:
         raise _corrupt(path, f"the header of {length} bytes ends after {len(raw)}")
     metadata, tensors = _parse(path, raw, 8 + length, status.st_size)
-    return InputFile(path, status.st_size, status.st_mtime_ns, hashlib.sha256(raw).hexdigest(), metadata), tensors
+    return InputFile(path, status.st_size, status.st_mtime_ns, header_digest(raw), metadata), tensors
+
+
+def header_digest(header: bytes) -> str:
+    """Return the hash of a header, without its length prefix, by which files are told apart."""
+    return hashlib.sha256(header).hexdigest()
 
 
 def _corrupt(path: str, finding: str) -> CheckpointError:

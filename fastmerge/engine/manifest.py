@@ -6,13 +6,14 @@ It holds nothing that changes from run to run, so equal merges have equal manife
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import __version__
+from ..checkpoint.safetensors_header import header_digest
 from ..errors import CheckpointError
 from ..plan.digest import NUMERICS
 from ..plan.types import Plan
@@ -22,8 +23,13 @@ FILENAME = "fastmerge.json"
 FORMAT = 1
 
 
-def write_manifest(plan: Plan, checksums: Mapping[str, str]) -> str:
-    """Return the text of the manifest; ``checksums`` by name of the output tensor."""
+def write_manifest(plan: Plan, checksums: Mapping[str, str], small_files: Sequence[Mapping[str, Any]]) -> str:
+    """Return the text of the manifest.
+
+    Args:
+        checksums:   by name of the output tensor.
+        small_files: name, bytes and checksum of every file of the output beside weights and manifest.
+    """
     manifest = {
         "format": FORMAT,
         "versions": {"fastmerge": __version__, "torch": torch.__version__, "numerics": NUMERICS},
@@ -48,6 +54,10 @@ def write_manifest(plan: Plan, checksums: Mapping[str, str]) -> str:
                 ],
             }
             for model in plan.models
+        ],
+        "files": [
+            *({"name": s.filename, "bytes": s.nbytes, "header": header_digest(s.header[8:])} for s in plan.shards),
+            *small_files,
         ],
         "checksum": NAME,
         "tensors": {output.name: checksums[output.name] for output in plan.outputs},

@@ -92,8 +92,7 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
         target = choose(options.device, options.vram)
         sizes = divide(plan.outputs, target.budget(options.ram), options.threads or default_threads(), options.chunk)
         inputs.open()
-        staging.make()
-        with OutputFiles(str(staging.out), plan.shards) as outputs:
+        with staging.made(), OutputFiles(str(staging.out), plan.shards) as outputs:
             try:
                 outputs.open()
             except OutputError:
@@ -132,8 +131,8 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
             finally:
                 journal.close()
             outputs.sync(range(len(plan.shards)))
-        staging.write_small_files(plan, write_manifest(plan, journal.checksums))
-        staging.publish()
+            staging.write_manifest(write_manifest(plan, journal.checksums, staging.write_small_files()))
+            staging.publish()
     if progress is not None:
         progress(total, total)
     return meter.report(len(plan.outputs), len(finished), sizes.workers, target.names, target.why, target.peak_bytes())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -84,6 +85,7 @@ def make_plan(recipe: Recipe, *, shard_size: int = DEFAULT_SHARD_SIZE, allow_mix
         files=files,
         notes=tuple(findings.notes),
         digest=digest(placed, shards, [file for model in opened for file in model.files], semantics, recipe.seed),
+        recipe_file=os.path.abspath(recipe.path) if os.path.isfile(recipe.path) else None,
     )
 
 

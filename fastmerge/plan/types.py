@@ -115,6 +115,7 @@ class Plan:
         files:    small files of the output by name: their text (config.json, ...) or the path that is copied.
         notes:    what the user should know, one sentence each.
         digest:   hash of everything that decides the output's bytes.
+        recipe_file: absolute path of the recipe; None for text.
     """
 
     recipe: str
@@ -129,6 +130,7 @@ class Plan:
     files: dict[str, TextFile | CopiedFile] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     digest: str = ""
+    recipe_file: str | None = None
 
     @property
     def bytes_read(self) -> int:

@@ -73,7 +73,8 @@ def test_existing_output_is_refused_and_overwritten_when_asked(ties, tmp_path):
     assert call("merge", ties, out, "--quiet").exit_code == 0
     refused = call("merge", ties, out)
     assert refused.exit_code == 2
-    assert refused.stderr == f"error: {out} exists; choose another folder, or replace it with --overwrite\n"
+    assert refused.stderr.startswith(f"error: {out} exists and is complete, made by this recipe; choose another")
+    assert refused.stderr.endswith("or replace it with --overwrite\n")
     assert call("merge", ties, out, "--overwrite").exit_code == 0
 
 

@@ -16,7 +16,7 @@ from fastmerge.engine import RunOptions, run, verify
 from fastmerge.engine.checksums import BLOCK, Checksum
 from fastmerge.engine.files import OutputFiles
 from fastmerge.engine.sizing import BUSY_BYTES, Budget, divide, whole_bytes
-from fastmerge.errors import BudgetError, CheckpointError, OutputError
+from fastmerge.errors import BudgetError, CheckpointError
 from fastmerge.kernels import _native
 
 # Wide enough that the large matrices are cut into several chunks of one cell.
@@ -114,34 +114,6 @@ def test_nothing_is_left_beside_the_output(tmp_path):
     merge = make_merge(tmp_path, "linear")
     run(merge.plan(), merge.out)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "model0", "model1", "model2", "out"]
-
-
-def test_existing_target(tmp_path):
-    merge = make_merge(tmp_path, "linear")
-    run(merge.plan(), merge.out)
-    (merge.out / "extra.txt").write_text("old")
-    with pytest.raises(OutputError, match="out exists; choose another folder, or replace it with --overwrite"):
-        run(merge.plan(), merge.out)
-    run(merge.plan(), merge.out, RunOptions(overwrite=True))
-    assert not (merge.out / "extra.txt").exists()
-
-
-def test_overwrite_replaces_checkpoints_only(tmp_path):
-    merge = make_merge(tmp_path, "linear")
-    merge.out.mkdir()
-    (merge.out / "diary.txt").write_text("precious")
-    with pytest.raises(OutputError, match="is not a checkpoint"):
-        run(merge.plan(), merge.out, RunOptions(overwrite=True))
-    with pytest.raises(OutputError, match="is an input of this merge"):
-        run(merge.plan(), tmp_path / "model0", RunOptions(overwrite=True))
-    assert (merge.out / "diary.txt").read_text() == "precious"
-
-
-def test_an_empty_folder_may_be_the_target(tmp_path):
-    merge = make_merge(tmp_path, "linear")
-    merge.out.mkdir()
-    run(merge.plan(), merge.out)
-    assert (merge.out / "model.safetensors").exists()
 
 
 def test_progress_reaches_the_total(tmp_path):

@@ -21,10 +21,6 @@ enum Rule : int { kRuleAll = 0, kRuleBand = 1, kRuleRandom = 2, kRuleMask = 3 };
 enum Vote : int { kVoteNone = 0, kVoteWeighted = 1, kVoteSum = 2, kVoteCount = 3 };
 enum Divide : int { kDivideNone = 0, kDivideWeights = 1, kDivideCount = 2 };
 
-// Reductions: elements per chunk of the grid, and lanes that a chunk's elements are dealt to.
-constexpr int kGrid = 16384;
-constexpr int kLanes = 256;
-
 struct BFloat16 {
   std::uint16_t bits;
 };

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -57,15 +57,17 @@ def checked_jobs(jobs: Sequence[Job], check: Callable[[Job], Checked]) -> list[C
             checked.append(check(job))
         except ValueError as error:
             raise ValueError(f"jobs[{i}]: {error}") from None
-        device, first = _device(job), _device(jobs[0])
+        device, first = device_of(job), device_of(jobs[0])
         if device != first:
             raise ValueError(f"jobs[{i}] is on {device}, jobs[0] is on {first}")
     return checked
 
 
-def _device(job: Sequence[Any]) -> torch.device:
-    first = job[0]
-    return (first if isinstance(first, Tensor) else first[0]).device
+def device_of(argument: Tensor | Sequence[Any]) -> torch.device:
+    """Return the device of a tensor, or of the first one in a sequence or in the first of nested sequences."""
+    while not isinstance(argument, Tensor):
+        argument = argument[0]
+    return argument.device
 
 
 def check_scalars(name: str, values: Sequence[float], count: int) -> None:
@@ -84,8 +86,8 @@ def check_offset(offset: int) -> None:
 
 
 def float32(value: float) -> float:
-    """Round a scalar to the nearest float32 (ties to even), as every backend does before it multiplies."""
-    return struct.unpack("f", struct.pack("f", value))[0]
+    """Round a scalar to the nearest float32 (ties to even, infinity beyond), as every backend has it."""
+    return ctypes.c_float(value).value
 
 
 def grid_chunks(numel: int) -> int:

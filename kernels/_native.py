@@ -1,4 +1,7 @@
-"""The compiled CPU extension ``fastmerge._C``: found on first use, and the reason when it is missing."""
+"""The compiled CPU extension ``fastmerge._C``: found on first use, and the reason when it is missing.
+
+Below it stands how both compiled backends take arguments: as addresses, numbers and tuples of them (csrc/arguments.h).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,15 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ._jobs import DIVIDES, VOTES, MergeJob, SelectJob, SumJob
+
 # The numbers of csrc/fastmerge_math.h.
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# That of csrc/arguments.h.
+INTERFACE = 1
+
+ArrayTuple = tuple[int, int]
+TensorsTuple = tuple[list[int], list[int], int, int, int]
 
 
 @functools.cache
@@ -22,7 +32,18 @@ def _load() -> tuple[ModuleType | None, str | None]:
             f"the CPU kernels are missing ({error}), so PyTorch computes alone, many times slower; install a C++17 "
             "compiler with Python's headers (Debian: g++ python3-dev), then install fastmerge again"
         )
-    return _C, None
+    why = why_outdated(_C)
+    return (None, why) if why else (_C, None)
+
+
+def why_outdated(module: ModuleType) -> str | None:
+    """Return why an extension that was built from other sources than these cannot be called, or None."""
+    if getattr(module, "interface", 0) == INTERFACE:
+        return None
+    return (
+        f"the extension {module.__name__} was built from other sources than kernels/; build it again, in a checkout "
+        "with: python setup.py build_ext --inplace"
+    )
 
 
 def cpu_extension() -> ModuleType:
@@ -38,14 +59,14 @@ def why_no_cpu_extension() -> str | None:
     return _load()[1]
 
 
-def one(tensor: Tensor) -> tuple[int, int]:
+def array(tensor: Tensor) -> ArrayTuple:
     """Return ``(address, dtype number)`` of a tensor."""
     return tensor.data_ptr(), DTYPE_CODES[tensor.dtype]
 
 
-def group(tensors: Sequence[Tensor], base: Tensor | None) -> tuple[list[int], list[int], int, int, int]:
+def arrays(tensors: Sequence[Tensor], base: Tensor | None) -> TensorsTuple:
     """Return ``(addresses, dtype numbers, base address, base dtype number, elements)``; address 0 is no base."""
-    base_address, base_code = (0, 0) if base is None else one(base)
+    base_address, base_code = (0, 0) if base is None else array(base)
     return (
         [t.data_ptr() for t in tensors],
         [DTYPE_CODES[t.dtype] for t in tensors],
@@ -53,3 +74,20 @@ def group(tensors: Sequence[Tensor], base: Tensor | None) -> tuple[list[int], li
         base_code,
         tensors[0].numel(),
     )
+
+
+def sum_tuple(job: SumJob) -> tuple:
+    """Return a checked job as the extensions take it."""
+    return array(job.out), arrays(job.tensors, None), job.weights
+
+
+def merge_tuple(job: MergeJob) -> tuple:
+    """Return a checked job as the extensions take it."""
+    rules = [keep.integers() for keep in job.keeps]
+    how, scalars = (VOTES.index(job.vote), DIVIDES.index(job.divide)), (job.scale, job.divisor)
+    return array(job.out), arrays(job.tensors, job.base), job.factors, job.weights, rules, how, scalars, job.offset
+
+
+def select_tuple(job: SelectJob) -> tuple:
+    """Return a job as the extensions take it."""
+    return arrays(job.tensors, job.base), job.ranks

@@ -12,10 +12,12 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from ._checks import device_of
 
 # Fastest first, on kinds of devices where that is the same for every operation. A backend that is not in the row of a
 # device never runs there.
@@ -40,7 +42,7 @@ class Order(NamedTuple):
 class Implementation:
     """One backend of one operation. ``probe`` returns the reason why it cannot run, or None.
 
-    ``many`` takes a list of argument tuples and launches them together; None calls ``run`` on each.
+    ``many`` runs a list of jobs together, where the operation takes a job; None calls ``run`` on each.
     """
 
     run: Callable
@@ -116,20 +118,20 @@ class Operation:
         implementation = self.implementations.get(name)
         return "not implemented for this operation" if implementation is None else implementation.probe()
 
-    def many(self, jobs: Sequence[tuple], backend: str | None = None) -> None:
-        """Run the operation on each tuple of arguments, all on one device: together where the backend can."""
+    def many(self, jobs: Sequence[Sequence[Any]], backend: str | None = None) -> None:
+        """Run the operation on each job, its only argument, all on one device: together where the backend can."""
         if not jobs:
             return
-        name, _ = self.choose(jobs[0][0].device, backend, many=len(jobs) > 1)
+        name, _ = self.choose(device_of(jobs[0]), backend, many=len(jobs) > 1)
         together = None if name == "reference" else self.implementations[name].many
         if together is not None:
             together(jobs)
             return
         for job in jobs:
-            self(*job, backend=name)
+            self(job, backend=name)
 
-    def __call__(self, first: Tensor | Sequence[Tensor], *args, backend: str | None = None):
-        device = (first if isinstance(first, Tensor) else first[0]).device
+    def __call__(self, first: Tensor | Sequence[Any], *args, backend: str | None = None):
+        device = device_of(first)
         key = device.type, _pin(backend)
         run = self._chosen.get(key)
         if run is None:

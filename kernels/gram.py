@@ -63,7 +63,7 @@ def _gram(partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None) -> N
 
 @_gram.backend("cpu", probe=_native.why_no_cpu_extension)
 def _cpu(partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None) -> None:
-    _native.cpu_extension().gram(partials.data_ptr(), *_native.group(tensors, base))
+    _native.cpu_extension().gram(partials.data_ptr(), _native.arrays(tensors, base))
 
 
 @_gram.backend("triton", probe=_triton.why_unavailable)
@@ -75,4 +75,4 @@ def _run_triton(partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None
 
 @_gram.backend("cuda", probe=_cuda.why_unavailable)
 def _run_cuda(partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None) -> None:
-    _cuda.extension().gram(partials.data_ptr(), _native.group(tensors, base), _cuda.place(partials))
+    _cuda.extension().gram(partials.data_ptr(), _native.arrays(tensors, base), _cuda.stream(partials))

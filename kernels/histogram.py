@@ -71,7 +71,7 @@ def _histogram(
 def _histogram_cpu(
     counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None, level: int, prefixes: Sequence[int]
 ) -> None:
-    _native.cpu_extension().magnitude_histogram(counts.data_ptr(), *_native.group(tensors, base), level, list(prefixes))
+    _native.cpu_extension().magnitude_histogram(counts.data_ptr(), _native.arrays(tensors, base), level, list(prefixes))
 
 
 def equal_counts(
@@ -116,7 +116,7 @@ def _equal_counts(counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None
 def _equal_counts_cpu(
     counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None, thresholds: Sequence[int]
 ) -> None:
-    _native.cpu_extension().equal_counts(counts.data_ptr(), *_native.group(tensors, base), list(thresholds))
+    _native.cpu_extension().equal_counts(counts.data_ptr(), _native.arrays(tensors, base), list(thresholds))
 
 
 @_histogram.backend("triton", probe=_triton.why_unavailable)

@@ -67,7 +67,7 @@ def _low_rank(out: Tensor, weight: Tensor, up: Tensor, down: Tensor, scale: floa
 @_low_rank.backend("cpu", probe=_native.why_no_cpu_extension)
 def _cpu(out: Tensor, weight: Tensor, up: Tensor, down: Tensor, scale: float) -> None:
     _native.cpu_extension().low_rank(
-        *_native.one(out), *_native.one(weight), up.data_ptr(), down.data_ptr(), *out.shape, up.shape[1], scale
+        _native.array(out), _native.array(weight), up.data_ptr(), down.data_ptr(), *out.shape, up.shape[1], scale
     )
 
 
@@ -80,5 +80,5 @@ def _run_triton(out: Tensor, weight: Tensor, up: Tensor, down: Tensor, scale: fl
 
 @_low_rank.backend("cuda", probe=_cuda.why_unavailable)
 def _run_cuda(out: Tensor, weight: Tensor, up: Tensor, down: Tensor, scale: float) -> None:
-    arrays = _native.one(out), _native.one(weight), up.data_ptr(), down.data_ptr()
-    _cuda.extension().low_rank(*arrays, *out.shape, up.shape[1], scale, _cuda.place(out))
+    arrays = _native.array(out), _native.array(weight), up.data_ptr(), down.data_ptr()
+    _cuda.extension().low_rank(*arrays, *out.shape, up.shape[1], scale, _cuda.stream(out))

@@ -73,7 +73,7 @@ def _cpu(
     partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None, keeps: Sequence[Keep], power: int, offset: int
 ) -> None:
     rules = [keep.integers() for keep in keeps]
-    _native.cpu_extension().norms(partials.data_ptr(), *_native.group(tensors, base), rules, power, offset)
+    _native.cpu_extension().norms(partials.data_ptr(), _native.arrays(tensors, base), rules, power, offset)
 
 
 @_norms.backend("triton", probe=_triton.why_unavailable)
@@ -89,5 +89,5 @@ def _run_triton(
 def _run_cuda(
     partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None, keeps: Sequence[Keep], power: int, offset: int
 ) -> None:
-    rules, where = [keep.integers() for keep in keeps], _cuda.place(partials)
-    _cuda.extension().norms(partials.data_ptr(), _native.group(tensors, base), rules, power, offset, where)
+    rules, where = [keep.integers() for keep in keeps], _cuda.stream(partials)
+    _cuda.extension().norms(partials.data_ptr(), _native.arrays(tensors, base), rules, power, offset, where)

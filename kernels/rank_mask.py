@@ -115,8 +115,8 @@ def _cpu(
     mask: Tensor, tensor: Tensor, base: Tensor | None, rows: tuple[int, int, int], first: int, step: int, key: int,
     model: int,
 ) -> None:  # fmt: skip
-    group = _native.group([tensor], base)
-    _native.cpu_extension().rank_mask(mask.data_ptr(), *group, rows, first, step, key, model)
+    arrays = _native.arrays([tensor], base)
+    _native.cpu_extension().rank_mask(mask.data_ptr(), arrays, rows, first, step, key, model)
 
 
 @_rank_mask.backend("cuda", probe=_cuda.why_unavailable)
@@ -124,7 +124,7 @@ def _run_cuda(
     mask: Tensor, tensor: Tensor, base: Tensor | None, rows: tuple[int, int, int], first: int, step: int, key: int,
     model: int,
 ) -> None:  # fmt: skip
-    group, place, extension = _native.group([tensor], base), _cuda.place(tensor), _cuda.extension()
-    nbytes = extension.rank_workspace(rows[0] * rows[2], rows[1], place)
+    arrays, stream, extension = _native.arrays([tensor], base), _cuda.stream(tensor), _cuda.extension()
+    nbytes = extension.rank_workspace(rows[0] * rows[2], rows[1], stream)
     workspace = torch.empty(nbytes // 8, dtype=torch.int64, device=tensor.device)
-    extension.rank_mask(mask.data_ptr(), group, rows, first, step, key, model, workspace.data_ptr(), place)
+    extension.rank_mask(mask.data_ptr(), arrays, rows, first, step, key, model, workspace.data_ptr(), stream)

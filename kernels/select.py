@@ -11,7 +11,6 @@ GPU at most 0.26 n bytes + 128 KiB. Many jobs on a GPU take turns in 256 MiB, or
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,19 +18,12 @@ from torch import Tensor
 from . import _cuda, _native, _triton
 from ._checks import GRID, check_group, checked_jobs, grid_chunks
 from ._cuda import select as _cuda_select
+from ._jobs import SelectJob
 from ._registry import Order, operation
 from .histogram import HISTOGRAM_BINS, descend, equal_counts, magnitude_histogram, nth_equal
 from .keep import ALL_EQUAL, EVERYTHING, NOTHING, Boundary, magnitude_bits
 
 __all__ = ["SelectJob", "Selection", "select_boundaries", "select_boundaries_many", "start_selection"]
-
-
-class SelectJob(NamedTuple):
-    """The arguments of one ``select_boundaries``."""
-
-    tensors: Sequence[Tensor]
-    base: Tensor | None
-    ranks: Sequence[Sequence[int]]
 
 
 class Selection:
@@ -51,7 +43,7 @@ class Selection:
             if together is not None:
                 self._found = together(searched)
             else:
-                found = [_select(*job, backend=self._backend) for job in searched]
+                found = [_select(job, backend=self._backend) for job in searched]
                 self._found = lambda: found
 
     def result(self) -> list[list[list[Boundary]]]:
@@ -148,13 +140,11 @@ def _by_histograms(tensor: Tensor, base: Tensor | None, rank: int, backend: str)
 
 
 @operation("select", gpu=Order(("cuda", "triton"), "2.9 to 27 times as fast as Triton on an H200"))
-def _select(
-    tensors: Sequence[Tensor], base: Tensor | None, ranks: Sequence[Sequence[int]]
-) -> Sequence[Sequence[Boundary | None]]:
+def _select(job: SelectJob) -> Sequence[Sequence[Boundary | None]]:
     """Return boundaries; None where the backend did not find one, and leaves it to the histograms."""
     result = []
-    for tensor, wanted in zip(tensors, ranks, strict=True):
-        delta = tensor.float() if base is None else tensor.float() - base.float()
+    for tensor, wanted in zip(job.tensors, job.ranks, strict=True):
+        delta = tensor.float() if job.base is None else tensor.float() - job.base.float()
         bits = magnitude_bits(delta.flatten())
         ordered, index = torch.sort(bits, descending=True, stable=True)
         result.append([_boundary(ordered, index, rank) for rank in wanted])
@@ -169,24 +159,28 @@ def _boundary(ordered: Tensor, index: Tensor, rank: int) -> Boundary:
     return Boundary(threshold, int(index[rank - 1]) + 1)
 
 
-@_select.backend("cpu", probe=_native.why_no_cpu_extension)
-def _select_cpu(tensors: Sequence[Tensor], base: Tensor | None, ranks: Sequence[Sequence[int]]) -> list[list[Boundary]]:
-    found = _native.cpu_extension().select(*_native.group(tensors, base), [list(wanted) for wanted in ranks])
-    return [[Boundary(*boundary) for boundary in boundaries] for boundaries in found]
+def _start_cpu(jobs: Sequence[SelectJob]) -> Callable[[], list[list[list[Boundary | None]]]]:
+    found = iter(_native.cpu_extension().select([_native.select_tuple(job) for job in jobs]))
+    boundaries: list[list[list[Boundary | None]]] = [
+        [[Boundary(*next(found)) for _ in wanted] for wanted in job.ranks] for job in jobs
+    ]
+    return lambda: boundaries
+
+
+@_select.backend("cpu", probe=_native.why_no_cpu_extension, many=_start_cpu)
+def _run_cpu(job: SelectJob) -> list[list[Boundary | None]]:
+    [found] = _start_cpu([job])()
+    return found
 
 
 @_select.backend("triton", probe=_triton.why_unavailable)
-def _select_triton(
-    tensors: Sequence[Tensor], base: Tensor | None, ranks: Sequence[Sequence[int]]
-) -> list[list[Boundary | None]]:
+def _run_triton(job: SelectJob) -> list[list[Boundary | None]]:
     from ._triton.select import select as run
 
-    return run(tensors, base, ranks)
+    return run(job.tensors, job.base, job.ranks)
 
 
 @_select.backend("cuda", probe=_cuda.why_unavailable, many=_cuda_select.start)
-def _select_cuda(
-    tensors: Sequence[Tensor], base: Tensor | None, ranks: Sequence[Sequence[int]]
-) -> list[list[Boundary | None]]:
-    [found] = _cuda_select.start([(tensors, base, ranks)])()
+def _run_cuda(job: SelectJob) -> list[list[Boundary | None]]:
+    [found] = _cuda_select.start([job])()
     return found

@@ -25,38 +25,17 @@ DARE (Yu et al. 2024), breadcrumbs (Davari and Belilovsky 2023) and their relati
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _cuda, _native, _triton
 from ._checks import check_group, check_scalars, checked_jobs, float32
+from ._jobs import DIVIDES, VOTES, Divide, MergeJob, Vote
 from ._registry import Order, operation
 from .keep import Keep, check_keeps, kept
 
-__all__ = ["DIVIDES", "VOTES", "MergeJob", "sparse_merge", "sparse_merge_many"]
-
-# The positions are the numbers of csrc/fastmerge_math.h.
-VOTES = ("none", "weighted", "sum", "count")
-DIVIDES = ("none", "weights", "count")
-Vote = Literal["none", "weighted", "sum", "count"]
-Divide = Literal["none", "weights", "count"]
-
-
-class MergeJob(NamedTuple):
-    """The arguments of one ``sparse_merge``."""
-
-    out: Tensor
-    base: Tensor
-    tensors: Sequence[Tensor]
-    factors: Sequence[float]
-    keeps: Sequence[Keep]
-    weights: Sequence[float] | None = None
-    vote: Vote = "none"
-    divide: Divide = "none"
-    scale: float = 1.0
-    offset: int = 0
+__all__ = ["DIVIDES", "VOTES", "Divide", "MergeJob", "Vote", "sparse_merge", "sparse_merge_many"]
 
 
 def sparse_merge(
@@ -92,7 +71,7 @@ def sparse_merge(
         BackendError: a pinned backend cannot run.
     """
     job = MergeJob(out, base, tensors, factors, keeps, weights, vote, divide, scale, offset)
-    _sparse_merge(*_checked(job), backend=backend)
+    _sparse_merge(_checked(job), backend=backend)
 
 
 def sparse_merge_many(jobs: Sequence[MergeJob], *, backend: str | None = None) -> None:
@@ -108,25 +87,22 @@ def sparse_merge_many(jobs: Sequence[MergeJob], *, backend: str | None = None) -
     _sparse_merge.many(checked_jobs(jobs, _checked), backend)
 
 
-def _checked(job: MergeJob) -> tuple:
-    """Return the arguments of the backends."""
-    out, base, tensors, factors, keeps, weights, vote, divide, scale, offset = job
-    weights = factors if weights is None else weights
-    check_group(tensors, base, out)
-    check_scalars("factors", factors, len(tensors))
-    check_scalars("weights", weights, len(tensors))
-    check_scalars("scale", [scale], 1)
-    if vote not in VOTES:
-        raise ValueError(f"vote is {vote!r}; expected one of {', '.join(VOTES)}")
-    if divide not in DIVIDES:
-        raise ValueError(f"divide is {divide!r}; expected one of {', '.join(DIVIDES)}")
-    if offset < 0:
-        raise ValueError(f"offset is {offset}; expected a non-negative index")
-    check_keeps(keeps, tensors, offset)
-    return (
-        out, base, tensors, [float32(f) for f in factors], [float32(w) for w in weights], list(keeps),
-        VOTES.index(vote), DIVIDES.index(divide), float32(scale), offset,
-    )  # fmt: skip
+def _checked(job: MergeJob) -> MergeJob:
+    count, weights = len(job.tensors), job.factors if job.weights is None else job.weights
+    check_group(job.tensors, job.base, job.out)
+    check_scalars("factors", job.factors, count)
+    check_scalars("weights", weights, count)
+    check_scalars("scale", [job.scale], 1)
+    if job.vote not in VOTES:
+        raise ValueError(f"vote is {job.vote!r}; expected one of {', '.join(VOTES)}")
+    if job.divide not in DIVIDES:
+        raise ValueError(f"divide is {job.divide!r}; expected one of {', '.join(DIVIDES)}")
+    if job.offset < 0:
+        raise ValueError(f"offset is {job.offset}; expected a non-negative index")
+    check_keeps(job.keeps, job.tensors, job.offset)
+    return job._replace(
+        factors=[float32(f) for f in job.factors], weights=[float32(w) for w in weights], scale=float32(job.scale)
+    )
 
 
 @operation(
@@ -134,42 +110,32 @@ def _checked(job: MergeJob) -> tuple:
     gpu=Order(("triton", "cuda"), "1.0 to 3.6 times as fast as CUDA on an H200"),
     gpu_many=Order(("cuda", "triton"), "2.5 times as fast as Triton on an H200"),
 )
-def _sparse_merge(
-    out: Tensor,
-    base: Tensor,
-    tensors: Sequence[Tensor],
-    factors: Sequence[float],
-    weights: Sequence[float],
-    keeps: Sequence[Keep],
-    vote: int,
-    divide: int,
-    scale: float,
-    offset: int,
-) -> None:
-    start = base.float().flatten()
+def _sparse_merge(job: MergeJob) -> None:
+    assert job.weights is not None, "a checked job has weights"
+    start = job.base.float().flatten()
     deltas, contributions = [], []
-    for tensor, factor, keep in zip(tensors, factors, keeps, strict=True):
+    for tensor, factor, keep in zip(job.tensors, job.factors, job.keeps, strict=True):
         delta = tensor.float().flatten() - start
-        mask = kept(delta, keep, offset)
+        mask = kept(delta, keep, job.offset)
         deltas.append(delta * mask.float())
         # A factor of exactly +0, whatever the sign of the model's: -0 would change the sign of a zero sum.
         contributions.append(delta * torch.where(mask, factor, 0.0))
-    if VOTES[vote] == "none":
+    if job.vote == "none":
         merged = _sum(contributions)
-        divisor = torch.full_like(merged, _constant_divisor(DIVIDES[divide], weights))
+        divisor = torch.full_like(merged, job.divisor)
     else:
-        parts = contributions if VOTES[vote] == "weighted" else deltas
+        parts = contributions if job.vote == "weighted" else deltas
         # torch.sign(NaN) is 0.
-        positive = _sum([torch.sign(part) for part in parts] if VOTES[vote] == "count" else parts) >= 0
+        positive = _sum([torch.sign(part) for part in parts] if job.vote == "count" else parts) >= 0
         merged, divisor = torch.zeros_like(start), torch.zeros_like(start)
-        for part, contribution, weight in zip(parts, contributions, weights, strict=True):
+        for part, contribution, weight in zip(parts, contributions, job.weights, strict=True):
             # NaN is neither <= 0 nor >= 0, so it passes both tests.
             agrees = torch.where(positive, ~(part <= 0), ~(part >= 0))
             merged = torch.where(agrees, merged + contribution, merged)
-            divisor = torch.where(agrees, divisor + (weight if DIVIDES[divide] == "weights" else 1.0), divisor)
-    if DIVIDES[divide] != "none":
+            divisor = torch.where(agrees, divisor + (weight if job.divide == "weights" else 1.0), divisor)
+    if job.divide != "none":
         merged = torch.where(divisor == 0, merged, merged / divisor)
-    out.copy_((start + merged * scale).view_as(out))
+    job.out.copy_((start + merged * job.scale).view_as(job.out))
 
 
 def _sum(terms: Sequence[Tensor]) -> Tensor:
@@ -179,56 +145,26 @@ def _sum(terms: Sequence[Tensor]) -> Tensor:
     return acc
 
 
-def _constant_divisor(divide: str, weights: Sequence[float]) -> float:
-    """Return the divisor of an unelected sum, accumulated in float32 in the order of the models."""
-    if divide == "count":
-        return float(len(weights))
-    total = _sum([torch.tensor(w, dtype=torch.float32) for w in weights])
-    return 1.0 if total.abs() < 1e-8 else total.item()
+def _cpu_many(jobs: Sequence[MergeJob]) -> None:
+    _native.cpu_extension().sparse_merge([_native.merge_tuple(job) for job in jobs])
 
 
-@_sparse_merge.backend("cpu", probe=_native.why_no_cpu_extension)
-def _cpu(
-    out: Tensor,
-    base: Tensor,
-    tensors: Sequence[Tensor],
-    factors: Sequence[float],
-    weights: Sequence[float],
-    keeps: Sequence[Keep],
-    vote: int,
-    divide: int,
-    scale: float,
-    offset: int,
-) -> None:
-    _native.cpu_extension().sparse_merge(
-        *_native.one(out), *_native.group(tensors, base), factors, weights, [keep.integers() for keep in keeps], vote,
-        divide, scale, offset,
-    )  # fmt: skip
+@_sparse_merge.backend("cpu", probe=_native.why_no_cpu_extension, many=_cpu_many)
+def _cpu(job: MergeJob) -> None:
+    _cpu_many([job])
 
 
 @_sparse_merge.backend("triton", probe=_triton.why_unavailable)
-def _run_triton(
-    out: Tensor,
-    base: Tensor,
-    tensors: Sequence[Tensor],
-    factors: Sequence[float],
-    weights: Sequence[float],
-    keeps: Sequence[Keep],
-    vote: int,
-    divide: int,
-    scale: float,
-    offset: int,
-) -> None:
+def _run_triton(job: MergeJob) -> None:
     from ._triton.sparse_merge import sparse_merge as run
 
-    divisor = _constant_divisor(DIVIDES[divide], weights)
-    run(out, base, tensors, factors, weights, keeps, vote, divide, scale, offset, divisor)
+    run(job)
 
 
-def _cuda_many(jobs: Sequence[tuple]) -> None:
-    _cuda.sparse_merge_many([(*job, _constant_divisor(DIVIDES[job[7]], job[4])) for job in jobs])
+def _cuda_many(jobs: Sequence[MergeJob]) -> None:
+    _cuda.extension().sparse_merge([_native.merge_tuple(job) for job in jobs], _cuda.stream(jobs[0].out))
 
 
 @_sparse_merge.backend("cuda", probe=_cuda.why_unavailable, many=_cuda_many)
-def _run_cuda(*job) -> None:
+def _run_cuda(job: MergeJob) -> None:
     _cuda_many([job])

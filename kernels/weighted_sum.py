@@ -8,23 +8,15 @@ one addition per tensor, each rounded separately; rounded once (nearest, ties to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from torch import Tensor
 
 from . import _cuda, _native, _triton
 from ._checks import check_group, check_scalars, checked_jobs, float32
+from ._jobs import SumJob
 from ._registry import Order, operation
 
 __all__ = ["SumJob", "weighted_sum", "weighted_sum_many"]
-
-
-class SumJob(NamedTuple):
-    """The arguments of one ``weighted_sum``."""
-
-    out: Tensor
-    tensors: Sequence[Tensor]
-    weights: Sequence[float]
 
 
 def weighted_sum(
@@ -41,7 +33,7 @@ def weighted_sum(
         ValueError: shapes, devices or counts disagree; the message names the argument and its value.
         BackendError: a pinned backend cannot run.
     """
-    _weighted_sum(*_checked(SumJob(out, tensors, weights)), backend=backend)
+    _weighted_sum(_checked(SumJob(out, tensors, weights)), backend=backend)
 
 
 def weighted_sum_many(jobs: Sequence[SumJob], *, backend: str | None = None) -> None:
@@ -57,10 +49,10 @@ def weighted_sum_many(jobs: Sequence[SumJob], *, backend: str | None = None) -> 
     _weighted_sum.many(checked_jobs(jobs, _checked), backend)
 
 
-def _checked(job: SumJob) -> tuple[Tensor, Sequence[Tensor], list[float]]:
+def _checked(job: SumJob) -> SumJob:
     check_group(job.tensors, None, job.out)
     check_scalars("weights", job.weights, len(job.tensors))
-    return job.out, job.tensors, [float32(w) for w in job.weights]
+    return job._replace(weights=[float32(w) for w in job.weights])
 
 
 @operation(
@@ -68,25 +60,33 @@ def _checked(job: SumJob) -> tuple[Tensor, Sequence[Tensor], list[float]]:
     gpu=Order(("triton", "cuda"), "1.1 to 1.2 times as fast as CUDA on an H200"),
     gpu_many=Order(("cuda", "triton"), "2.3 times as fast as Triton on an H200"),
 )
-def _weighted_sum(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
-    acc = tensors[0].float() * weights[0]
-    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+def _weighted_sum(job: SumJob) -> None:
+    acc = job.tensors[0].float() * job.weights[0]
+    for tensor, weight in zip(job.tensors[1:], job.weights[1:], strict=True):
         acc = acc + tensor.float() * weight
-    out.copy_(acc)
+    job.out.copy_(acc)
 
 
-@_weighted_sum.backend("cpu", probe=_native.why_no_cpu_extension)
-def _cpu(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
-    _native.cpu_extension().weighted_sum(*_native.one(out), *_native.group(tensors, None), list(weights))
+def _cpu_many(jobs: Sequence[SumJob]) -> None:
+    _native.cpu_extension().weighted_sum([_native.sum_tuple(job) for job in jobs])
+
+
+@_weighted_sum.backend("cpu", probe=_native.why_no_cpu_extension, many=_cpu_many)
+def _cpu(job: SumJob) -> None:
+    _cpu_many([job])
 
 
 @_weighted_sum.backend("triton", probe=_triton.why_unavailable)
-def _run_triton(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
+def _run_triton(job: SumJob) -> None:
     from ._triton.weighted_sum import weighted_sum as run
 
-    run(out, tensors, weights)
+    run(job)
 
 
-@_weighted_sum.backend("cuda", probe=_cuda.why_unavailable, many=_cuda.weighted_sum_many)
-def _run_cuda(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
-    _cuda.weighted_sum_many([(out, tensors, weights)])
+def _cuda_many(jobs: Sequence[SumJob]) -> None:
+    _cuda.extension().weighted_sum([_native.sum_tuple(job) for job in jobs], _cuda.stream(jobs[0].out))
+
+
+@_weighted_sum.backend("cuda", probe=_cuda.why_unavailable, many=_cuda_many)
+def _run_cuda(job: SumJob) -> None:
+    _cuda_many([job])

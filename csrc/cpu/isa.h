@@ -5,18 +5,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "arrays.h"
+#include "jobs.h"
 
 namespace fastmerge::cpu {
-
-struct Merge {
-  std::vector<float> factors, weights;
-  std::vector<Keep> keeps;
-  int vote;
-  float scale, divisor;
-  bool divides;
-  std::uint64_t offset;
-};
 
 // A tensor [outer, length, inner] whose elements are ranked along the middle dimension, and what rank_threshold takes.
 struct RankRows {
@@ -42,19 +33,17 @@ struct BracketCounts {
   std::uint32_t above, atoms[2], collected;
 };
 
-// Elements that one call of a loop takes at most where it says "chunk": the reduction grid.
-constexpr std::size_t kChunk = 16384;
 // Elements beyond the last that a loop may overwrite in a buffer of ours.
 constexpr std::size_t kSlack = 16;
 
-// Loops over the elements begin .. end - 1 (or over chunks of the grid), one thread each.
+// Loops over the elements begin .. end - 1 (or over chunks of the grid), one thread each. A "chunk" is kGrid elements.
 struct Loops {
   const char* name;
-  void (*weighted_sum)(Output out, const Group&, const float* weights, std::size_t begin, std::size_t end);
-  void (*sparse_merge)(Output out, const Group&, const Merge&, std::size_t begin, std::size_t end);
+  void (*weighted_sum)(const SumJob&, std::size_t begin, std::size_t end);
+  void (*sparse_merge)(const MergeJob&, std::size_t begin, std::size_t end);
   // Partials are [chunks, columns]; the loops write the rows of the given chunks.
-  void (*gram)(double* partials, const Group&, std::size_t first_chunk, std::size_t last_chunk);
-  void (*norms)(double* partials, const Group&, const std::vector<Keep>&, int power, std::uint64_t offset,
+  void (*gram)(double* partials, const Tensors&, std::size_t first_chunk, std::size_t last_chunk);
+  void (*norms)(double* partials, const Tensors&, const std::vector<Keep>&, int power, std::uint64_t offset,
                 std::size_t first_chunk, std::size_t last_chunk);
   // Writes the deltas of one tensor (its elements when there is no base) to out[0 .. end - begin).
   void (*deltas)(float* out, Array tensor, Array base, std::size_t begin, std::size_t end);

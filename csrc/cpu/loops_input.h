@@ -83,14 +83,12 @@ void deltas(float* out, Array tensor, Array base, std::size_t begin, std::size_t
   }
 }
 
-// The dtype that all tensors (and base and out, if given) share, or -1.
-int shared_dtype(const Group& group, const Output* out) {
-  const int dtype = group.tensors[0].dtype;
-  for (const Array& tensor : group.tensors) {
-    if (tensor.dtype != dtype) return -1;
+// The dtype that all tensors share, the base and the output included, or -1.
+int shared_dtype(const Tensors& inputs, Output out) {
+  for (const Array& tensor : inputs.tensors) {
+    if (tensor.dtype != out.dtype) return -1;
   }
-  if (group.base.data && group.base.dtype != dtype) return -1;
-  return out && out->dtype != dtype ? -1 : dtype;
+  return inputs.base.data && inputs.base.dtype != out.dtype ? -1 : out.dtype;
 }
 
 }  // namespace

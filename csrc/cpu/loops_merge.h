@@ -1,4 +1,4 @@
-// The fused sparse merge. Part of loops.h.
+// The fused sparse job. Part of loops.h.
 #pragma once
 
 #include "loops_masks.h"
@@ -25,11 +25,11 @@ struct Segment {
 
 // n is a number of whole pairs; kCount 0 takes the count at run time.
 template <class T, int kCount, int kVote, bool kMasked>
-void merge_uniform(T* out, const T* base, const T* const* tensors, const Merge& merge, const Segment& segment,
+void merge_uniform(T* out, const T* base, const T* const* tensors, const MergeJob& job, const Segment& segment,
                    std::size_t n) {
   constexpr int kArrays = kCount ? kCount : 1;
-  const int count = kCount ? kCount : static_cast<int>(merge.factors.size());
-  MergeScalars s{merge.factors.data(), merge.weights.data(), merge.scale, merge.divisor, merge.divides};
+  const int count = kCount ? kCount : static_cast<int>(job.factors.size());
+  MergeScalars s{job.factors.data(), job.weights.data(), job.scale, job.divisor, job.divides};
   const std::int32_t* thresholds = segment.inside.data();
   const std::uint16_t* const* masks = segment.masks.data();
   // Copies, since `out` may alias anything as far as the compiler knows.
@@ -62,47 +62,47 @@ void merge_uniform(T* out, const T* base, const T* const* tensors, const Merge& 
 }
 
 template <class T, int kVote, bool kMasked>
-void merge_counted(T* out, const T* base, const T* const* tensors, const Merge& merge, const Segment& segment,
+void merge_counted(T* out, const T* base, const T* const* tensors, const MergeJob& job, const Segment& segment,
                    std::size_t n) {
-  switch (merge.factors.size()) {
+  switch (job.factors.size()) {
     case 1:
-      return merge_uniform<T, 1, kVote, kMasked>(out, base, tensors, merge, segment, n);
+      return merge_uniform<T, 1, kVote, kMasked>(out, base, tensors, job, segment, n);
     case 2:
-      return merge_uniform<T, 2, kVote, kMasked>(out, base, tensors, merge, segment, n);
+      return merge_uniform<T, 2, kVote, kMasked>(out, base, tensors, job, segment, n);
     case 3:
-      return merge_uniform<T, 3, kVote, kMasked>(out, base, tensors, merge, segment, n);
+      return merge_uniform<T, 3, kVote, kMasked>(out, base, tensors, job, segment, n);
     case 4:
-      return merge_uniform<T, 4, kVote, kMasked>(out, base, tensors, merge, segment, n);
+      return merge_uniform<T, 4, kVote, kMasked>(out, base, tensors, job, segment, n);
     default:
-      return merge_uniform<T, 0, kVote, kMasked>(out, base, tensors, merge, segment, n);
+      return merge_uniform<T, 0, kVote, kMasked>(out, base, tensors, job, segment, n);
   }
 }
 
 template <class T, bool kMasked>
-void merge_voted(T* out, const T* base, const T* const* tensors, const Merge& merge, const Segment& segment,
+void merge_voted(T* out, const T* base, const T* const* tensors, const MergeJob& job, const Segment& segment,
                  std::size_t n) {
-  switch (merge.vote) {
+  switch (job.vote) {
     case kVoteNone:
-      return merge_counted<T, kVoteNone, kMasked>(out, base, tensors, merge, segment, n);
+      return merge_counted<T, kVoteNone, kMasked>(out, base, tensors, job, segment, n);
     case kVoteWeighted:
-      return merge_counted<T, kVoteWeighted, kMasked>(out, base, tensors, merge, segment, n);
+      return merge_counted<T, kVoteWeighted, kMasked>(out, base, tensors, job, segment, n);
     case kVoteSum:
-      return merge_uniform<T, 0, kVoteSum, kMasked>(out, base, tensors, merge, segment, n);
+      return merge_uniform<T, 0, kVoteSum, kMasked>(out, base, tensors, job, segment, n);
     default:
-      return merge_uniform<T, 0, kVoteCount, kMasked>(out, base, tensors, merge, segment, n);
+      return merge_uniform<T, 0, kVoteCount, kMasked>(out, base, tensors, job, segment, n);
   }
 }
 
 // One call's state on one thread.
 class Merger {
  public:
-  Merger(Output out, const Group& group, const Merge& merge)
-      : out_(out), group_(group), merge_(merge), dtype_(shared_dtype(group, &out)) {
-    for (const Keep& keep : merge.keeps) {
+  explicit Merger(const MergeJob& job)
+      : out_(job.out), inputs_(job.inputs), job_(job), dtype_(shared_dtype(job.inputs, job.out)) {
+    for (const Keep& keep : job.keeps) {
       const bool top = keep.rule == kRuleBand && keep.c > kLargestBits;
       masked_ |= keep.rule != kRuleAll && !top;
     }
-    const std::size_t count = merge.keeps.size();
+    const std::size_t count = job.keeps.size();
     segment_.inside.resize(count);
     segment_.outside.resize(count);
     if (masked_) {
@@ -114,11 +114,11 @@ class Merger {
   void run(std::size_t begin, std::size_t end) {
     for (std::size_t at = begin; at < end;) {
       std::size_t stop = masked_ ? std::min(end, at + kTile) : end;
-      for (const Keep& keep : merge_.keeps) {
+      for (const Keep& keep : job_.keeps) {
         if (keep.rule != kRuleBand) continue;
         for (const std::int64_t index : {keep.b, keep.d}) stop = first_break(index, at, stop);
       }
-      set_thresholds(merge_.offset + at);
+      set_thresholds(job_.offset + at);
       at = segment(at, stop);
     }
   }
@@ -126,12 +126,12 @@ class Merger {
  private:
   std::size_t first_break(std::int64_t index, std::size_t at, std::size_t stop) const {
     const auto global = static_cast<std::uint64_t>(index);
-    return global > merge_.offset + at && global < merge_.offset + stop ? global - merge_.offset : stop;
+    return global > job_.offset + at && global < job_.offset + stop ? global - job_.offset : stop;
   }
 
   void set_thresholds(std::uint64_t index) {
-    for (std::size_t k = 0; k < merge_.keeps.size(); ++k) {
-      const Keep& keep = merge_.keeps[k];
+    for (std::size_t k = 0; k < job_.keeps.size(); ++k) {
+      const Keep& keep = job_.keeps[k];
       const bool band = keep.rule == kRuleBand;
       segment_.inside[k] = band ? threshold_at(keep.a, keep.b, static_cast<std::int64_t>(index)) : -1;
       segment_.outside[k] = band ? threshold_at(keep.c, keep.d, static_cast<std::int64_t>(index)) : kLargestBits;
@@ -150,22 +150,22 @@ class Merger {
   template <class T>
   std::size_t uniform(std::size_t at, std::size_t n) {
     std::vector<const T*> tensors;
-    for (const Array& tensor : group_.tensors) tensors.push_back(static_cast<const T*>(tensor.data) + at);
-    merge(static_cast<T*>(out_.data) + at, static_cast<const T*>(group_.base.data) + at, tensors.data(), at, n);
+    for (const Array& tensor : inputs_.tensors) tensors.push_back(static_cast<const T*>(tensor.data) + at);
+    merge(static_cast<T*>(out_.data) + at, static_cast<const T*>(inputs_.base.data) + at, tensors.data(), at, n);
     return at + n;
   }
 
   // Mixed dtypes, float16, and the elements beyond the last whole pair: by tiles of float32.
   std::size_t tile(std::size_t at, std::size_t n) {
-    const std::size_t count = group_.tensors.size();
+    const std::size_t count = inputs_.tensors.size();
     tiles_.resize((count + 1) * kTile);
     std::vector<const float*> tensors;
     for (std::size_t k = 0; k < count; ++k) {
       tensors.push_back(tiles_.data() + k * kTile);
-      widen(tiles_.data() + k * kTile, group_.tensors[k], at, n);
+      widen(tiles_.data() + k * kTile, inputs_.tensors[k], at, n);
     }
     float* base = tiles_.data() + count * kTile;
-    widen(base, group_.base, at, n);
+    widen(base, inputs_.base, at, n);
     merge(base, base, tensors.data(), at, padded(n));
     narrow(out_, at, base, n);
     return at + n;
@@ -173,24 +173,24 @@ class Merger {
 
   template <class T>
   void merge(T* out, const T* base, const T* const* tensors, std::size_t at, std::size_t n) {
-    if (!masked_) return merge_voted<T, false>(out, base, tensors, merge_, segment_, n);
-    for (std::size_t k = 0; k < merge_.keeps.size(); ++k) {
+    if (!masked_) return merge_voted<T, false>(out, base, tensors, job_, segment_, n);
+    for (std::size_t k = 0; k < job_.keeps.size(); ++k) {
       std::uint16_t* mask = mask_storage_.data() + k * kMaskSize;
       segment_.masks[k] = mask;
-      if (merge_.keeps[k].rule == kRuleRandom) {
-        segment_.masks[k] = random_mask(mask, merge_.keeps[k], merge_.offset + at, n);
-      } else if (merge_.keeps[k].rule == kRuleMask) {
-        segment_.masks[k] = stored_mask(mask, merge_.keeps[k], merge_.offset + at, n);
+      if (job_.keeps[k].rule == kRuleRandom) {
+        segment_.masks[k] = random_mask(mask, job_.keeps[k], job_.offset + at, n);
+      } else if (job_.keeps[k].rule == kRuleMask) {
+        segment_.masks[k] = stored_mask(mask, job_.keeps[k], job_.offset + at, n);
       } else {
         band_mask(mask, tensors[k], base, segment_.inside[k], segment_.outside[k], n);
       }
     }
-    merge_voted<T, true>(out, base, tensors, merge_, segment_, n);
+    merge_voted<T, true>(out, base, tensors, job_, segment_, n);
   }
 
   Output out_;
-  const Group& group_;
-  const Merge& merge_;
+  const Tensors& inputs_;
+  const MergeJob& job_;
   int dtype_;
   bool masked_ = false;
   Segment segment_;
@@ -198,9 +198,7 @@ class Merger {
   std::vector<float> tiles_;
 };
 
-void sparse_merge(Output out, const Group& group, const Merge& merge, std::size_t begin, std::size_t end) {
-  Merger(out, group, merge).run(begin, end);
-}
+void sparse_merge(const MergeJob& job, std::size_t begin, std::size_t end) { Merger(job).run(begin, end); }
 
 }  // namespace
 }  // namespace fastmerge::cpu

@@ -82,16 +82,16 @@ void fill_tile(float* tile, Array tensor, Array base, std::size_t begin, std::si
   std::fill(tile + (end - begin), tile + kBlock, 0.0f);
 }
 
-void gram(double* partials, const Group& group, std::size_t first_chunk, std::size_t last_chunk) {
-  const int count = group.count(), pairs = count * (count + 1) / 2;
+void gram(double* partials, const Tensors& inputs, std::size_t first_chunk, std::size_t last_chunk) {
+  const int count = inputs.count(), pairs = count * (count + 1) / 2;
   std::vector<float> tiles(count * kBlock);
   std::vector<double> lanes(static_cast<std::size_t>(pairs) * kLanes);
   for (std::size_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     std::fill(lanes.begin(), lanes.end(), 0.0);
-    const std::size_t stop = std::min(group.size, (chunk + 1) * kGrid);
+    const std::size_t stop = std::min(inputs.size, (chunk + 1) * kGrid);
     for (std::size_t at = chunk * kGrid; at < stop; at += kBlock) {
       for (int k = 0; k < count; ++k) {
-        fill_tile(tiles.data() + k * kBlock, group.tensors[k], group.base, at, std::min(stop, at + kBlock));
+        fill_tile(tiles.data() + k * kBlock, inputs.tensors[k], inputs.base, at, std::min(stop, at + kBlock));
       }
       add_all_pairs(lanes.data(), tiles.data(), count);
     }
@@ -159,19 +159,19 @@ void keep_factors(float* factors, const float* tile, const Keep& keep, std::uint
   }
 }
 
-void norms(double* partials, const Group& group, const std::vector<Keep>& keeps, int power, std::uint64_t offset,
+void norms(double* partials, const Tensors& inputs, const std::vector<Keep>& keeps, int power, std::uint64_t offset,
            std::size_t first_chunk, std::size_t last_chunk) {
-  const int count = group.count();
+  const int count = inputs.count();
   std::vector<float> tile(kBlock), factors(kBlock);
   std::vector<double> lanes(2 * kLanes);
   double* const all = lanes.data();
   double* const kept = all + kLanes;
   for (std::size_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
-    const std::size_t stop = std::min(group.size, (chunk + 1) * kGrid);
+    const std::size_t stop = std::min(inputs.size, (chunk + 1) * kGrid);
     for (int k = 0; k < count; ++k) {
       std::fill(lanes.begin(), lanes.end(), 0.0);
       for (std::size_t at = chunk * kGrid; at < stop; at += kBlock) {
-        fill_tile(tile.data(), group.tensors[k], group.base, at, std::min(stop, at + kBlock));
+        fill_tile(tile.data(), inputs.tensors[k], inputs.base, at, std::min(stop, at + kBlock));
         keep_factors(factors.data(), tile.data(), keeps[k], offset + at, kBlock, std::min(stop - at, kBlock));
         (power == 1 ? add_norms<1> : add_norms<2>)(all, kept, tile.data(), factors.data());
       }

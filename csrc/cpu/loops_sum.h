@@ -49,13 +49,15 @@ void weighted_sum_typed(T* out, const T* const* tensors, const float* weights, i
   }
 }
 
-void weighted_sum(Output out, const Group& group, const float* weights, std::size_t begin, std::size_t end) {
-  const int count = group.count(), dtype = shared_dtype(group, &out);
+void weighted_sum(const SumJob& job, std::size_t begin, std::size_t end) {
+  const auto& [out, inputs, weight_list] = job;
+  const float* const weights = weight_list.data();
+  const int count = inputs.count(), dtype = shared_dtype(inputs, out);
   std::size_t at = begin;
   const auto uniform = [&](auto* first) {
     using T = std::remove_pointer_t<decltype(first)>;
     std::vector<const T*> tensors;
-    for (const Array& tensor : group.tensors) tensors.push_back(static_cast<const T*>(tensor.data) + begin);
+    for (const Array& tensor : inputs.tensors) tensors.push_back(static_cast<const T*>(tensor.data) + begin);
     weighted_sum_typed(first + begin, tensors.data(), weights, count, whole_pairs(end - begin));
     at += whole_pairs(end - begin);
   };
@@ -70,7 +72,7 @@ void weighted_sum(Output out, const Group& group, const float* weights, std::siz
   float* sum = tiles.data() + count * kTile;
   for (; at < end; at += std::min(kTile, end - at)) {
     const std::size_t n = std::min(kTile, end - at);
-    for (int k = 0; k < count; ++k) widen(tiles.data() + k * kTile, group.tensors[k], at, n);
+    for (int k = 0; k < count; ++k) widen(tiles.data() + k * kTile, inputs.tensors[k], at, n);
     weighted_sum_typed(sum, tensors.data(), weights, count, padded(n));
     narrow(out, at, sum, n);
   }

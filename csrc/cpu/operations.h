@@ -12,20 +12,21 @@ struct Boundary {
   std::int64_t threshold, break_index;
 };
 
-void weighted_sum(Output out, const Group& group, const std::vector<float>& weights);
-void sparse_merge(Output out, const Group& group, const Merge& merge);
-void gram(double* partials, const Group& group);
-void norms(double* partials, const Group& group, const std::vector<Keep>& keeps, int power, std::uint64_t offset);
-void magnitude_histogram(std::int64_t* counts, const Group& group, int level,
+// Many small tensors at a time are shared out to threads like the parts of a large one.
+void weighted_sum(const std::vector<SumJob>& jobs);
+void sparse_merge(const std::vector<MergeJob>& jobs);
+void gram(double* partials, const Tensors& inputs);
+void norms(double* partials, const Tensors& inputs, const std::vector<Keep>& keeps, int power, std::uint64_t offset);
+void magnitude_histogram(std::int64_t* counts, const Tensors& inputs, int level,
                          const std::vector<std::int64_t>& prefixes);
-void equal_counts(std::int64_t* counts, const Group& group, const std::vector<std::int64_t>& thresholds);
+void equal_counts(std::int64_t* counts, const Tensors& inputs, const std::vector<std::int64_t>& thresholds);
 // Overwrites the mask.
 void rank_mask(std::uint32_t* words, const RankRows& rows, std::size_t outer);
 void low_rank(Output out, Array weight, const float* up, const float* down, std::size_t rows, std::size_t columns,
               std::size_t rank, float scale);
 
-// Per tensor and rank (0 < rank < size), the boundary that keeps exactly that many elements.
-std::vector<std::vector<Boundary>> select(const Group& group, const std::vector<std::vector<std::size_t>>& ranks);
+// Per job, tensor and rank, in that order, the boundary that keeps exactly that many elements.
+std::vector<Boundary> select(const std::vector<SelectJob>& jobs);
 // How many boundaries of this process needed the slow way, since their sample misled.
 std::size_t select_fallbacks();
 

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <deque>
 #include <memory>
 
 #include "../fastmerge_math.h"
@@ -32,6 +33,9 @@ struct ChunkRecord {
 
 // One boundary that is looked for.
 struct Search {
+  Search(const Tensors& inputs, int k, std::size_t rank)
+      : tensor(inputs.tensors[k]), base(inputs.base), size(inputs.size), rank(rank) {}
+
   Array tensor, base;
   std::size_t size, rank;
 
@@ -48,6 +52,7 @@ struct Search {
   void fall_back();
 
  private:
+  bool find();
   std::size_t equal_in_chunk(std::size_t chunk, std::int32_t threshold) const;
   void cut(std::int32_t threshold, std::size_t equal, std::size_t keep, const std::vector<std::size_t>& per_chunk);
   std::size_t nth_equal(std::size_t chunk, std::int32_t threshold, std::size_t nth) const;
@@ -73,7 +78,7 @@ void find_atoms(Bracket& bracket, const std::vector<std::int32_t>& inside, std::
 }
 
 void Search::take_sample() {
-  chunks.resize((size + kChunk - 1) / kChunk);
+  chunks.resize((size + kGrid - 1) / kGrid);
   if (size <= kSmall) {
     bracket = {0, kLargestBits, {kNoAtom, kNoAtom}};
     capacity = size;
@@ -121,8 +126,8 @@ void Search::take_sample() {
 
 void Search::collect(std::size_t chunk, std::uint32_t* scratch) {
   if (used.load(std::memory_order_relaxed) > capacity) return;  // falls back anyway
-  const std::size_t begin = chunk * kChunk;
-  const BracketCounts counts = loops().collect(scratch, tensor, base, bracket, begin, std::min(size, begin + kChunk));
+  const std::size_t begin = chunk * kGrid;
+  const BracketCounts counts = loops().collect(scratch, tensor, base, bracket, begin, std::min(size, begin + kGrid));
   const std::size_t first = used.fetch_add(counts.collected);
   chunks[chunk] = {first, counts};
   if (first + counts.collected > capacity) return;
@@ -131,8 +136,14 @@ void Search::collect(std::size_t chunk, std::uint32_t* scratch) {
   }
 }
 
-// Finds the boundary among what was collected; false when it is not there.
+// Finds the boundary among what was collected, and lets go of that; false when it is not there.
 bool Search::finish() {
+  const bool found = find();
+  collected.reset();
+  return found;
+}
+
+bool Search::find() {
   if (used > capacity) return false;
   std::size_t above = 0, atoms[2] = {};
   for (const ChunkRecord& chunk : chunks) {
@@ -208,8 +219,8 @@ void Search::cut(std::int32_t threshold, std::size_t equal, std::size_t keep,
 }
 
 std::size_t Search::nth_equal(std::size_t chunk, std::int32_t threshold, std::size_t nth) const {
-  const std::size_t begin = chunk * kChunk, end = std::min(size, begin + kChunk);
-  std::vector<float> values(kChunk + kSlack);
+  const std::size_t begin = chunk * kGrid, end = std::min(size, begin + kGrid);
+  std::vector<float> values(kGrid + kSlack);
   loops().deltas(values.data(), tensor, base, begin, end);
   std::size_t i = 0;
   for (;; ++i) {
@@ -229,55 +240,75 @@ std::atomic<std::size_t> fallbacks{0};
 
 void Search::fall_back() {
   ++fallbacks;
-  collected.reset();
-  const Group group{{tensor}, base, size};
+  const Tensors inputs{{tensor}, base, size};
   std::size_t remaining = rank;
   std::vector<std::int64_t> counts(std::size_t{1} << 15);
-  magnitude_histogram(counts.data(), group, 0, {});
+  magnitude_histogram(counts.data(), inputs, 0, {});
   const std::size_t prefix = descend(counts, remaining);
   counts.assign(std::size_t{1} << 16, 0);
-  magnitude_histogram(counts.data(), group, 1, {static_cast<std::int64_t>(prefix)});
+  magnitude_histogram(counts.data(), inputs, 1, {static_cast<std::int64_t>(prefix)});
   const std::size_t low = descend(counts, remaining);
   const auto threshold = static_cast<std::int32_t>(prefix << 16 | low);
   std::vector<std::int64_t> equal(chunks.size());
-  if (remaining < static_cast<std::size_t>(counts[low])) equal_counts(equal.data(), group, {threshold});
+  if (remaining < static_cast<std::size_t>(counts[low])) equal_counts(equal.data(), inputs, {threshold});
   cut(threshold, counts[low], remaining, {equal.begin(), equal.end()});
 }
+
+// The searches of one job.
+class Selection {
+ public:
+  explicit Selection(const SelectJob& job) : size_(job.inputs.size) {
+    for (int k = 0; k < job.inputs.count(); ++k) {
+      for (const std::size_t rank : job.ranks[k]) searches_.push_back(std::make_unique<Search>(job.inputs, k, rank));
+    }
+    found_.resize(searches_.size());
+  }
+
+  std::size_t work() const { return size_ * searches_.size(); }
+
+  void run(int workers) {
+    parallel_for(searches_.size(), workers, [&](std::size_t i) { searches_[i]->take_sample(); });
+    // Every chunk of the base is read from memory once, for all boundaries.
+    parallel_for((size_ + kGrid - 1) / kGrid, workers, [&](std::size_t chunk) {
+      thread_local std::vector<std::uint32_t> scratch(kGrid + kSlack);
+      for (auto& search : searches_) search->collect(chunk, scratch.data());
+    });
+    parallel_for(searches_.size(), workers, [&](std::size_t i) { found_[i] = searches_[i]->finish(); });
+  }
+
+  // Not from a task: a sample that misled needs threads of its own.
+  void append_to(std::vector<Boundary>& result) {
+    for (std::size_t i = 0; i < searches_.size(); ++i) {
+      if (!found_[i]) searches_[i]->fall_back();
+      result.push_back(searches_[i]->boundary);
+    }
+  }
+
+ private:
+  std::size_t size_;
+  std::vector<std::unique_ptr<Search>> searches_;
+  std::vector<char> found_;
+};
 
 }  // namespace
 
 std::size_t select_fallbacks() { return fallbacks; }
 
-std::vector<std::vector<Boundary>> select(const Group& group, const std::vector<std::vector<std::size_t>>& ranks) {
-  std::vector<std::unique_ptr<Search>> searches;
-  for (int k = 0; k < group.count(); ++k) {
-    for (const std::size_t rank : ranks[k]) {
-      searches.push_back(std::make_unique<Search>());
-      Search& search = *searches.back();
-      search.tensor = group.tensors[k];
-      search.base = group.base;
-      search.size = group.size;
-      search.rank = rank;
-    }
+std::vector<Boundary> select(const std::vector<SelectJob>& jobs) {
+  std::deque<Selection> selections;
+  std::vector<Selection*> small;
+  std::size_t work = 0;
+  for (const SelectJob& job : jobs) {
+    Selection& selection = selections.emplace_back(job);
+    if (selection.work() >= kLeast) continue;
+    small.push_back(&selection);
+    work += selection.work();
   }
-  const int workers = group.size * searches.size() < kLeast ? 1 : threads();
-  parallel_for(searches.size(), workers, [&](std::size_t i) { searches[i]->take_sample(); });
-  // Every chunk of the base is read from memory once, for all boundaries.
-  const std::size_t chunks = (group.size + kChunk - 1) / kChunk;
-  parallel_for(chunks, workers, [&](std::size_t chunk) {
-    thread_local std::vector<std::uint32_t> scratch(kChunk + kSlack);
-    for (auto& search : searches) search->collect(chunk, scratch.data());
-  });
-  std::vector<char> found(searches.size());
-  parallel_for(searches.size(), workers, [&](std::size_t i) { found[i] = searches[i]->finish(); });
-  std::vector<std::vector<Boundary>> result;
-  std::size_t at = 0;
-  for (const auto& wanted : ranks) {
-    result.emplace_back();
-    for (std::size_t i = 0; i < wanted.size(); ++i, ++at) {
-      if (!found[at]) searches[at]->fall_back();
-      result.back().push_back(searches[at]->boundary);
-    }
+  parallel_for(small.size(), work < kLeast ? 1 : threads(), [&](std::size_t i) { small[i]->run(1); });
+  std::vector<Boundary> result;
+  for (Selection& selection : selections) {
+    if (selection.work() >= kLeast) selection.run(threads());
+    selection.append_to(result);
   }
   return result;
 }

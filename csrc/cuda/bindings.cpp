@@ -4,7 +4,6 @@
 #include <pybind11/stl.h>
 
 #include "arguments.h"
-#include "fastmerge_math.h"
 #include "operations.h"
 
 namespace py = pybind11;
@@ -13,23 +12,10 @@ using namespace fastmerge::cuda;
 
 namespace {
 
-using ArrayTuple = std::pair<Address, int>;
-// Addresses and dtypes of the tensors, address and dtype of the base, elements: kernels/_native.group.
-using GroupTuple = std::tuple<std::vector<Address>, std::vector<int>, Address, int, std::size_t>;
-// Device index and stream: kernels/_cuda.place.
-using PlaceTuple = std::pair<int, Address>;
+// Device index and stream: kernels/_cuda.stream.
+using StreamTuple = std::pair<int, Address>;
 
-Output output(const ArrayTuple& t) { return fastmerge::output(t.first, t.second); }
-Place place(const PlaceTuple& t) { return {t.first, reinterpret_cast<void*>(t.second)}; }
-
-Group group(const GroupTuple& t) {
-  const auto& [tensors, dtypes, base, base_dtype, size] = t;
-  if (tensors.size() > kMaxTensors) {
-    throw std::invalid_argument("the cuda backend takes at most " + std::to_string(kMaxTensors) + " tensors, got " +
-                                std::to_string(tensors.size()) + "; pin another backend, as backend='triton'");
-  }
-  return fastmerge::group(tensors, dtypes, base, base_dtype, size);
-}
+Stream stream(const StreamTuple& t) { return {t.first, reinterpret_cast<void*>(t.second)}; }
 
 // Refuses to start where nothing can run, in one sentence.
 void need_gpu() {
@@ -37,115 +23,99 @@ void need_gpu() {
   if (!why.empty()) throw std::runtime_error("the cuda backend cannot run: " + why);
 }
 
+const Tensors& limited(const Tensors& inputs) {
+  if (inputs.tensors.size() > kMaxTensors) {
+    throw std::invalid_argument("the cuda backend takes at most " + std::to_string(kMaxTensors) + " tensors, got " +
+                                std::to_string(inputs.tensors.size()) + "; pin another backend, as backend='triton'");
+  }
+  return inputs;
+}
+
+Tensors inputs_of(const TensorsTuple& t) { return limited(tensors(t)); }
+
+template <class Tuple>
+auto jobs_of(const std::vector<Tuple>& tuples) {
+  auto found = jobs(tuples);
+  for (const auto& job : found) limited(job.inputs);
+  return found;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of fastmerge. Every tensor is an address, a dtype number and a number of elements.";
+  m.attr("interface") = kInterface;
   m.attr("max_tensors") = kMaxTensors;
   m.def("why_unavailable", &why_unavailable, "The reason why no kernel can run here; empty where one can.");
 
-  m.def("weighted_sum",
-        [](const std::vector<std::tuple<ArrayTuple, GroupTuple, std::vector<float>>>& tuples, const PlaceTuple& where) {
-          need_gpu();
-          std::vector<SumJob> jobs;
-          for (const auto& [out, inputs, weights] : tuples) {
-            jobs.push_back({output(out), group(inputs), weights});
-            expect(weights.size(), jobs.back().inputs, "weights");
-          }
-          weighted_sum(jobs, place(where));
-        });
-
-  using MergeTuple =
-      std::tuple<ArrayTuple, GroupTuple, std::vector<float>, std::vector<float>, std::vector<KeepTuple>,
-                 std::pair<int, int>, std::pair<float, float>, std::uint64_t>;
-  m.def("sparse_merge", [](const std::vector<MergeTuple>& tuples, const PlaceTuple& where) {
+  m.def("weighted_sum", [](const std::vector<SumTuple>& tuples, const StreamTuple& where) {
     need_gpu();
-    std::vector<MergeJob> jobs;
-    for (const auto& [out, inputs, factors, weights, keeps, how, scalars, offset] : tuples) {
-      const auto [vote, divide] = how;
-      jobs.push_back({output(out), group(inputs), factors, weights, keep_rules(keeps), vote,
-                      divide != fastmerge::kDivideNone, scalars.second, scalars.first, offset});
-      MergeJob& job = jobs.back();
-      expect(factors.size(), job.inputs, "factors");
-      expect(weights.size(), job.inputs, "weights");
-      expect(keeps.size(), job.inputs, "keeps");
-      if (divide == fastmerge::kDivideCount) job.weights.assign(weights.size(), 1.0f);
-    }
-    sparse_merge(jobs, place(where));
+    weighted_sum(jobs_of(tuples), stream(where));
   });
 
-  m.def("gram", [](Address partials, const GroupTuple& inputs, const PlaceTuple& where) {
+  m.def("sparse_merge", [](const std::vector<MergeTuple>& tuples, const StreamTuple& where) {
     need_gpu();
-    gram(reinterpret_cast<double*>(partials), group(inputs), place(where));
+    sparse_merge(jobs_of(tuples), stream(where));
   });
 
-  m.def("norms", [](Address partials, const GroupTuple& inputs, const std::vector<KeepTuple>& keeps, int power,
-                    std::uint64_t offset, const PlaceTuple& where) {
+  m.def("gram", [](Address partials, const TensorsTuple& inputs, const StreamTuple& where) {
     need_gpu();
-    const Group tensors = group(inputs);
-    expect(keeps.size(), tensors, "keeps");
-    norms(reinterpret_cast<double*>(partials), tensors, keep_rules(keeps), power, offset, place(where));
+    gram(reinterpret_cast<double*>(partials), inputs_of(inputs), stream(where));
   });
 
-  m.def("rank_mask", [](Address mask, const GroupTuple& inputs, const std::array<std::int64_t, 3>& shape,
+  m.def("norms", [](Address partials, const TensorsTuple& tuple, const std::vector<KeepTuple>& keeps, int power,
+                    std::uint64_t offset, const StreamTuple& where) {
+    need_gpu();
+    const Tensors inputs = inputs_of(tuple);
+    expect(keeps.size(), inputs, "keeps");
+    norms(reinterpret_cast<double*>(partials), inputs, keep_rules(keeps), power, offset, stream(where));
+  });
+
+  m.def("rank_mask", [](Address mask, const TensorsTuple& tuple, const std::array<std::int64_t, 3>& shape,
                         std::uint32_t first, std::uint64_t step, std::uint64_t key, std::uint32_t model,
-                        Address workspace, const PlaceTuple& where) {
+                        Address workspace, const StreamTuple& where) {
     need_gpu();
-    const Group tensors = group(inputs);
-    const RankJob job{reinterpret_cast<std::uint32_t*>(mask), tensors.tensors[0], tensors.base, shape[1], shape[2],
+    const Tensors inputs = inputs_of(tuple);
+    const RankJob job{reinterpret_cast<std::uint32_t*>(mask), inputs.tensors[0], inputs.base, shape[1], shape[2],
                       first, step, key, model};
-    rank_mask(job, shape[0], reinterpret_cast<void*>(workspace), place(where));
+    rank_mask(job, shape[0], reinterpret_cast<void*>(workspace), stream(where));
   });
-  m.def("rank_workspace", [](std::int64_t rows, std::int64_t length, const PlaceTuple& where) {
+  m.def("rank_workspace", [](std::int64_t rows, std::int64_t length, const StreamTuple& where) {
     need_gpu();
     return rank_workspace(rows, length, where.first);
   });
 
   m.def("low_rank", [](const ArrayTuple& out, const ArrayTuple& weight, Address up, Address down, std::size_t rows,
-                       std::size_t columns, std::size_t rank, float scale, const PlaceTuple& where) {
+                       std::size_t columns, std::size_t rank, float scale, const StreamTuple& where) {
     need_gpu();
-    low_rank(output(out), array(weight.first, weight.second), reinterpret_cast<const float*>(up),
-             reinterpret_cast<const float*>(down), rows, columns, rank, scale, place(where));
+    low_rank(output(out), array(weight), reinterpret_cast<const float*>(up), reinterpret_cast<const float*>(down),
+             rows, columns, rank, scale, stream(where));
   });
 
-  using SelectTuple = std::pair<GroupTuple, std::vector<std::vector<std::size_t>>>;
   using SettingsPair = std::pair<double, double>;
-  const auto select_jobs = [](const std::vector<SelectTuple>& tuples) {
-    std::vector<SelectJob> jobs;
-    for (const auto& [inputs, ranks] : tuples) {
-      jobs.push_back({group(inputs), ranks});
-      expect(ranks.size(), jobs.back().inputs, "ranks");
-      for (const auto& wanted : ranks) {
-        for (const std::size_t rank : wanted) {
-          if (rank > 0 && rank < jobs.back().inputs.size) continue;
-          throw std::invalid_argument("ranks: expected 0 < rank < size");
-        }
-      }
-    }
-    return jobs;
-  };
-  m.def("select_workspace", [=](const std::vector<SelectTuple>& tuples, const SettingsPair& settings) {
-    return select_workspace(select_jobs(tuples), {settings.first, settings.second});
+  m.def("select_workspace", [](const std::vector<SelectTuple>& tuples, const SettingsPair& settings) {
+    return select_workspace(jobs_of(tuples), {settings.first, settings.second});
   });
-  m.def("select", [=](Address results, Address workspace, const std::vector<SelectTuple>& tuples,
-                      const SettingsPair& settings, const PlaceTuple& where) {
+  m.def("select", [](Address results, Address workspace, const std::vector<SelectTuple>& tuples,
+                     const SettingsPair& settings, const StreamTuple& where) {
     need_gpu();
-    select(reinterpret_cast<std::int64_t*>(results), reinterpret_cast<void*>(workspace), select_jobs(tuples),
-           {settings.first, settings.second}, place(where));
+    select(reinterpret_cast<std::int64_t*>(results), reinterpret_cast<void*>(workspace), jobs_of(tuples),
+           {settings.first, settings.second}, stream(where));
   });
 
-  m.def("magnitude_histogram", [](Address counts, const GroupTuple& inputs, int level, const Ints& prefixes,
-                                  const PlaceTuple& where) {
+  m.def("magnitude_histogram", [](Address counts, const TensorsTuple& tuple, int level, const Ints& prefixes,
+                                  const StreamTuple& where) {
     need_gpu();
-    const Group tensors = group(inputs);
-    if (level != 0) expect(prefixes.size(), tensors, "prefixes");
-    magnitude_histogram(reinterpret_cast<std::int64_t*>(counts), tensors, level, prefixes, place(where));
+    const Tensors inputs = inputs_of(tuple);
+    if (level != 0) expect(prefixes.size(), inputs, "prefixes");
+    magnitude_histogram(reinterpret_cast<std::int64_t*>(counts), inputs, level, prefixes, stream(where));
   });
 
-  m.def("equal_counts", [](Address counts, const GroupTuple& inputs, const Ints& thresholds, const PlaceTuple& where) {
+  m.def("equal_counts", [](Address counts, const TensorsTuple& tuple, const Ints& thresholds,
+                           const StreamTuple& where) {
     need_gpu();
-    const Group tensors = group(inputs);
-    expect(thresholds.size(), tensors, "thresholds");
-    equal_counts(reinterpret_cast<std::int64_t*>(counts), tensors, thresholds, place(where));
+    const Tensors inputs = inputs_of(tuple);
+    expect(thresholds.size(), inputs, "thresholds");
+    equal_counts(reinterpret_cast<std::int64_t*>(counts), inputs, thresholds, stream(where));
   });
 }

@@ -22,7 +22,7 @@ __device__ inline T* dynamic_shared() {
 // Throws std::runtime_error naming what failed, unless the status is success.
 void check(cudaError_t status, const std::string& what);
 
-// Settings of one GPU family, from its compute capability on. Not yet measured on a GPU.
+// Settings of one GPU family, from its compute capability on.
 struct Family {
   int capability;  // the lowest that they hold for, as 90
   int vectors;     // 16-byte loads of one tensor that a thread of a weighted sum has in flight
@@ -78,9 +78,9 @@ struct Grid {
 
 // `what` names the operation and its sizes in the error of a launch that fails.
 template <class... Expected, class... Given>
-void launch(const std::string& what, const Place& place, void (*kernel)(Expected...), const Grid& grid,
+void launch(const std::string& what, const Stream& stream, void (*kernel)(Expected...), const Grid& grid,
             Given&&... arguments) {
-  const OnDevice current(place.device);
+  const OnDevice current(stream.device);
   // More than 48 KB must be asked for. Callers hold Python's lock, so nobody asks for less before the launch.
   if (grid.shared > (48u << 10)) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared)), what);
@@ -89,7 +89,7 @@ void launch(const std::string& what, const Place& place, void (*kernel)(Expected
   config.gridDim = dim3(grid.blocks);
   config.blockDim = dim3(grid.threads);
   config.dynamicSmemBytes = grid.shared;
-  config.stream = static_cast<cudaStream_t>(place.stream);
+  config.stream = static_cast<cudaStream_t>(stream.handle);
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Given>(arguments)...), what);
 }
 

@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) gram_kernel(const __grid_consta
 
 }  // namespace
 
-void gram(double* partials, const Group& inputs, const Place& place) {
+void gram(double* partials, const Tensors& inputs, const Stream& stream) {
   if (inputs.size == 0) return;
   const int count = inputs.count(), side = (count + kTile - 1) / kTile;
   Input p{};
@@ -112,7 +112,7 @@ void gram(double* partials, const Group& inputs, const Place& place) {
                                    : gram_kernel<kTile, false>;
   const std::string what =
       "gram of " + std::to_string(count) + " tensors, " + std::to_string(inputs.size) + " elements";
-  launch(what, place, kernel, {static_cast<unsigned>((p.units + kWarps - 1) / kWarps), kWarps * kWarp}, p);
+  launch(what, stream, kernel, {static_cast<unsigned>((p.units + kWarps - 1) / kWarps), kWarps * kWarp}, p);
 }
 
 }  // namespace fastmerge::cuda

@@ -126,47 +126,47 @@ __global__ void __launch_bounds__(kThreads) equal_counts_kernel(const __grid_con
   }
 }
 
-Counted parameters(const Group& group, const std::vector<std::int64_t>& numbers) {
+Counted parameters(const Tensors& inputs, const std::vector<std::int64_t>& numbers) {
   Counted p{};
   const auto aligned = [](Array array) { return reinterpret_cast<std::uintptr_t>(array.data) % 16 == 0; };
-  for (int k = 0; k < group.count(); ++k) {
-    p.tensors[k] = group.tensors[k];
-    p.aligned[k] = aligned(group.tensors[k]);
+  for (int k = 0; k < inputs.count(); ++k) {
+    p.tensors[k] = inputs.tensors[k];
+    p.aligned[k] = aligned(inputs.tensors[k]);
     p.numbers[k] = numbers.empty() ? 0 : numbers[k];
   }
-  p.base = group.base;
-  p.aligned[kMaxTensors] = aligned(group.base);
-  p.size = static_cast<std::int64_t>(group.size);
-  p.count = group.count();
+  p.base = inputs.base;
+  p.aligned[kMaxTensors] = aligned(inputs.base);
+  p.size = static_cast<std::int64_t>(inputs.size);
+  p.count = inputs.count();
   return p;
 }
 
-std::string describe(const char* operation, const Group& group) {
-  return std::string(operation) + " of " + std::to_string(group.count()) + " tensors, " + std::to_string(group.size) +
+std::string describe(const char* operation, const Tensors& inputs) {
+  return std::string(operation) + " of " + std::to_string(inputs.count()) + " tensors, " + std::to_string(inputs.size) +
          " elements";
 }
 
 }  // namespace
 
-void magnitude_histogram(std::int64_t* counts, const Group& group, int level,
-                         const std::vector<std::int64_t>& prefixes, const Place& place) {
-  if (group.size == 0) return;
+void magnitude_histogram(std::int64_t* counts, const Tensors& inputs, int level,
+                         const std::vector<std::int64_t>& prefixes, const Stream& stream) {
+  if (inputs.size == 0) return;
   // As many blocks as fit at once: each brings its own counts to the sum.
-  const std::size_t fitting = std::max(1, 2 * multiprocessors(place.device) / group.count());
-  const std::size_t needed = (group.size + kHistogramThreads * kVector - 1) / (kHistogramThreads * kVector);
-  const unsigned blocks = static_cast<unsigned>(std::min(fitting, needed)) * group.count();
+  const std::size_t fitting = std::max(1, 2 * multiprocessors(stream.device) / inputs.count());
+  const std::size_t needed = (inputs.size + kHistogramThreads * kVector - 1) / (kHistogramThreads * kVector);
+  const unsigned blocks = static_cast<unsigned>(std::min(fitting, needed)) * inputs.count();
   const std::size_t shared = level == 0 ? kNear * sizeof(unsigned) : 0;
-  launch(describe("magnitude_histogram", group), place, level == 0 ? histogram_kernel<0> : histogram_kernel<1>,
-         {blocks, kHistogramThreads, shared}, parameters(group, prefixes), reinterpret_cast<Count*>(counts));
+  launch(describe("magnitude_histogram", inputs), stream, level == 0 ? histogram_kernel<0> : histogram_kernel<1>,
+         {blocks, kHistogramThreads, shared}, parameters(inputs, prefixes), reinterpret_cast<Count*>(counts));
 }
 
-void equal_counts(std::int64_t* counts, const Group& group, const std::vector<std::int64_t>& thresholds,
-                  const Place& place) {
-  const std::int64_t chunks = (static_cast<std::int64_t>(group.size) + kGrid - 1) / kGrid;
+void equal_counts(std::int64_t* counts, const Tensors& inputs, const std::vector<std::int64_t>& thresholds,
+                  const Stream& stream) {
+  const std::int64_t chunks = (static_cast<std::int64_t>(inputs.size) + kGrid - 1) / kGrid;
   if (chunks == 0) return;
-  const std::size_t threads = static_cast<std::size_t>(chunks) * group.count() * kThreads;
-  launch(describe("equal_counts", group), place, equal_counts_kernel,
-         {blocks_for(threads, kThreads, place.device), kThreads}, parameters(group, thresholds), counts, chunks);
+  const std::size_t threads = static_cast<std::size_t>(chunks) * inputs.count() * kThreads;
+  launch(describe("equal_counts", inputs), stream, equal_counts_kernel,
+         {blocks_for(threads, kThreads, stream.device), kThreads}, parameters(inputs, thresholds), counts, chunks);
 }
 
 }  // namespace fastmerge::cuda

@@ -18,9 +18,9 @@ Cut cut(std::int64_t threshold, std::int64_t break_index, std::int64_t offset, i
 
 }  // namespace
 
-Rule make_rule(const Keep& keep, std::uint64_t offset, int shift) {
+KeepRule make_rule(const Keep& keep, std::uint64_t offset, int shift) {
   const auto from = static_cast<std::int64_t>(offset);
-  Rule rule{};
+  KeepRule rule{};
   rule.first = from - shift;
   if (keep.rule == kRuleMask) {
     rule.kind = kKeepMask;

@@ -16,7 +16,7 @@ struct Cut {
 };
 
 // Vectors are counted from the first of the part of the tensor at hand.
-struct Rule {
+struct KeepRule {
   std::int64_t first;  // global index of the first element of vector 0
   Kind kind;
   union {
@@ -34,10 +34,10 @@ struct Rule {
 };
 
 // The rule for a part of a tensor whose first element has global index `offset` and is element `shift` of vector 0.
-Rule make_rule(const Keep& keep, std::uint64_t offset, int shift);
+KeepRule make_rule(const Keep& keep, std::uint64_t offset, int shift);
 
 // Whether a rule is cheap only where global indices of vectors are multiples of 8.
-inline bool in_blocks(const Rule& rule) { return rule.kind == kKeepRandom || rule.kind == kKeepMask; }
+inline bool in_blocks(const KeepRule& rule) { return rule.kind == kKeepRandom || rule.kind == kKeepMask; }
 
 // ---- bands ----
 
@@ -64,7 +64,7 @@ __device__ inline bool exceeds(float delta, std::int32_t threshold) {
 }
 
 template <class Use>
-__device__ inline void keep_top(const Rule& rule, const float (&delta)[kVector], std::int64_t vector, Use use) {
+__device__ inline void keep_top(const KeepRule& rule, const float (&delta)[kVector], std::int64_t vector, Use use) {
   const Cut& cut = rule.band.inside;
   if (vector == cut.vector) {
 #pragma unroll
@@ -77,7 +77,7 @@ __device__ inline void keep_top(const Rule& rule, const float (&delta)[kVector],
 }
 
 template <class Use>
-__device__ inline void keep_band(const Rule& rule, const float (&delta)[kVector], std::int64_t vector, Use use) {
+__device__ inline void keep_band(const KeepRule& rule, const float (&delta)[kVector], std::int64_t vector, Use use) {
   if (vector == rule.band.inside.vector || vector == rule.band.outside.vector) {
     const Seen inside = seen(rule.band.inside, vector), outside = seen(rule.band.outside, vector);
 #pragma unroll
@@ -99,7 +99,7 @@ __device__ inline void keep_band(const Rule& rule, const float (&delta)[kVector]
 
 // The 16-bit numbers of a stream for eight elements from `index` on, two to a word.
 template <bool kAligned>
-__device__ inline void half_words(const Rule& rule, std::int64_t index, std::uint32_t stream, unsigned (&words)[4]) {
+__device__ inline void half_words(const KeepRule& rule, std::int64_t index, std::uint32_t stream, unsigned (&words)[4]) {
   constexpr int kBlocks = kAligned ? 1 : 2;
   unsigned all[4 * kBlocks];
 #pragma unroll
@@ -134,7 +134,7 @@ __device__ inline unsigned half_at(const unsigned (&words)[4], int j) {
 __device__ inline unsigned zero_half(unsigned word) { return (word - 0x00010001u) & ~word & 0x80008000u; }
 
 template <bool kAligned, class Use>
-__device__ inline void keep_random(const Rule& rule, std::int64_t index, Use use) {
+__device__ inline void keep_random(const KeepRule& rule, std::int64_t index, Use use) {
   unsigned words[4];
   half_words<kAligned>(rule, index, 0, words);
   const unsigned limit = rule.random.limit, low = rule.random.low;
@@ -177,7 +177,7 @@ __device__ inline unsigned mask_bits(const std::uint32_t* mask, std::int64_t ind
 // Calls use(j, kept) for each element of a vector of deltas. kAligned promises that the vector begins in the tensor, at a
 // global index that is a multiple of 8 where in_blocks(rule).
 template <bool kAligned, class Use>
-__device__ inline void keep_vector(const Rule& rule, const float (&delta)[kVector], std::int64_t vector, Range range,
+__device__ inline void keep_vector(const KeepRule& rule, const float (&delta)[kVector], std::int64_t vector, Range range,
                                    Use use) {
   const std::int64_t index = rule.first + vector * kVector;
   if (rule.kind == kKeepTop) {

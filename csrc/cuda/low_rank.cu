@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) low_rank_kernel(const __grid_constan
 }  // namespace
 
 void low_rank(Output out, Array weight, const float* up, const float* down, std::size_t rows, std::size_t columns,
-              std::size_t rank, float scale, const Place& place) {
+              std::size_t rank, float scale, const Stream& stream) {
   if (rows == 0 || columns == 0) return;
   // A row begins where the one before it ends, so rows of odd length are not aligned.
   const auto rowwise = [&](Array array) {
@@ -76,7 +76,7 @@ void low_rank(Output out, Array weight, const float* up, const float* down, std:
   const std::string what = "low_rank of " + std::to_string(rows) + " x " + std::to_string(columns) + ", rank " +
                            std::to_string(rank);
   const auto blocks = static_cast<unsigned>(p.row_tiles * tiles_of(p.columns, 0, kThreads));
-  launch(what, place, low_rank_kernel, {blocks, kThreads}, p);
+  launch(what, stream, low_rank_kernel, {blocks, kThreads}, p);
 }
 
 }  // namespace fastmerge::cuda

@@ -10,7 +10,7 @@ constexpr int kWarps = 4;
 
 struct Input {
   Source tensors[kMaxTensors];
-  Rule rules[kMaxTensors];
+  KeepRule rules[kMaxTensors];
   Source base;
   double* partials;
   std::int64_t size, units;  // units: chunks times tensors
@@ -46,8 +46,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) norms_kernel(const __grid_const
 
 }  // namespace
 
-void norms(double* partials, const Group& inputs, const std::vector<Keep>& keeps, int power, std::uint64_t offset,
-           const Place& place) {
+void norms(double* partials, const Tensors& inputs, const std::vector<Keep>& keeps, int power, std::uint64_t offset,
+           const Stream& stream) {
   if (inputs.size == 0) return;
   Input p{};
   p.count = inputs.count();
@@ -62,7 +62,7 @@ void norms(double* partials, const Group& inputs, const std::vector<Keep>& keeps
   p.squared = power == 2;
   const std::string what =
       "norms of " + std::to_string(p.count) + " tensors, " + std::to_string(inputs.size) + " elements";
-  launch(what, place, norms_kernel, {static_cast<unsigned>((p.units + kWarps - 1) / kWarps), kWarps * kWarp}, p);
+  launch(what, stream, norms_kernel, {static_cast<unsigned>((p.units + kWarps - 1) / kWarps), kWarps * kWarp}, p);
 }
 
 }  // namespace fastmerge::cuda

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "arrays.h"
+#include "jobs.h"
 
 namespace fastmerge::cuda {
 
@@ -15,39 +15,15 @@ namespace fastmerge::cuda {
 constexpr int kMaxTensors = 64;
 
 // Where to run: a device and a stream (cudaStream_t) of it.
-struct Place {
+struct Stream {
   int device;
-  void* stream;
-};
-
-struct SumJob {
-  Output out;
-  Group inputs;
-  std::vector<float> weights;
-};
-
-// Per tensor, the ranks of the boundaries that are looked for: 0 < rank < size.
-struct SelectJob {
-  Group inputs;
-  std::vector<std::vector<std::size_t>> ranks;
+  void* handle;
 };
 
 // How wide the bracket of a sample is, in standard deviations of a sampled rank, and how much room there is for the
 // values in it, times the expected number.
 struct SelectSettings {
   double deviations, spare;
-};
-
-struct MergeJob {
-  Output out;
-  Group inputs;
-  std::vector<float> factors, weights;
-  std::vector<Keep> keeps;
-  int vote;
-  bool divides;
-  float divisor;  // of vote none
-  float scale;
-  std::uint64_t offset;
 };
 
 // kernels/rank_mask.py: a tensor [outer, length, inner] whose elements are ranked along the middle dimension.
@@ -64,32 +40,32 @@ struct RankJob {
 std::string why_unavailable();
 
 // Many weighted sums, in as few launches as their tables take.
-void weighted_sum(const std::vector<SumJob>& jobs, const Place& place);
+void weighted_sum(const std::vector<SumJob>& jobs, const Stream& stream);
 // Many sparse merges, in as few launches as their tables take.
-void sparse_merge(const std::vector<MergeJob>& jobs, const Place& place);
-void gram(double* partials, const Group& inputs, const Place& place);
-void norms(double* partials, const Group& inputs, const std::vector<Keep>& keeps, int power, std::uint64_t offset,
-           const Place& place);
+void sparse_merge(const std::vector<MergeJob>& jobs, const Stream& stream);
+void gram(double* partials, const Tensors& inputs, const Stream& stream);
+void norms(double* partials, const Tensors& inputs, const std::vector<Keep>& keeps, int power, std::uint64_t offset,
+           const Stream& stream);
 // Overwrites the mask. The workspace must not be used by anything else until the kernel is done.
-void rank_mask(const RankJob& job, std::int64_t outer, void* workspace, const Place& place);
+void rank_mask(const RankJob& job, std::int64_t outer, void* workspace, const Stream& stream);
 // The bytes of that workspace for so many rows in all, aligned to 8 bytes.
 std::size_t rank_workspace(std::int64_t rows, std::int64_t length, int device);
 void low_rank(Output out, Array weight, const float* up, const float* down, std::size_t rows, std::size_t columns,
-              std::size_t rank, float scale, const Place& place);
+              std::size_t rank, float scale, const Stream& stream);
 
 // Writes three numbers per rank, in the order of jobs, tensors and ranks: threshold, break index (kernels/keep.py), 0.
 // The last is 1 where the sample missed the rank, 2 where it let too many values through; histograms must find it then.
 // The workspace must not be used by anything else until the kernels are done.
 void select(std::int64_t* results, void* workspace, const std::vector<SelectJob>& jobs, const SelectSettings& settings,
-            const Place& place);
+            const Stream& stream);
 // The bytes of that workspace, which is aligned to 16 bytes.
 std::size_t select_workspace(const std::vector<SelectJob>& jobs, const SelectSettings& settings);
 
 // kernels/histogram.py. `counts` are added to.
-void magnitude_histogram(std::int64_t* counts, const Group& group, int level,
-                         const std::vector<std::int64_t>& prefixes, const Place& place);
+void magnitude_histogram(std::int64_t* counts, const Tensors& inputs, int level,
+                         const std::vector<std::int64_t>& prefixes, const Stream& stream);
 // kernels/histogram.py. `counts` are overwritten.
-void equal_counts(std::int64_t* counts, const Group& group, const std::vector<std::int64_t>& thresholds,
-                  const Place& place);
+void equal_counts(std::int64_t* counts, const Tensors& inputs, const std::vector<std::int64_t>& thresholds,
+                  const Stream& stream);
 
 }  // namespace fastmerge::cuda

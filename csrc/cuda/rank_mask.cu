@@ -182,17 +182,17 @@ std::size_t rank_workspace(std::int64_t rows, std::int64_t length, int device) {
   return launch_of(rows, length, device).workspace;
 }
 
-void rank_mask(const RankJob& job, std::int64_t outer, void* workspace, const Place& place) {
+void rank_mask(const RankJob& job, std::int64_t outer, void* workspace, const Stream& stream) {
   const std::int64_t rows = outer * job.inner;
-  const Launch how = launch_of(rows, job.length, place.device);
+  const Launch how = launch_of(rows, job.length, stream.device);
   const std::string what = "rank_mask of " + std::to_string(rows) + " rows of " + std::to_string(job.length);
   {
-    const OnDevice current(place.device);
+    const OnDevice current(stream.device);
     const std::size_t words = (rows * job.length + 31) / 32;
-    check(cudaMemsetAsync(job.mask, 0, words * sizeof *job.mask, static_cast<cudaStream_t>(place.stream)), what);
+    check(cudaMemsetAsync(job.mask, 0, words * sizeof *job.mask, static_cast<cudaStream_t>(stream.handle)), what);
   }
   const Input input{job, rows, how.workspace ? static_cast<Pair*>(workspace) : nullptr};
-  launch(what, place, rank_kernel, {how.blocks, how.threads, how.shared}, input);
+  launch(what, stream, rank_kernel, {how.blocks, how.threads, how.shared}, input);
 }
 
 }  // namespace fastmerge::cuda

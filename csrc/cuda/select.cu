@@ -53,9 +53,9 @@ std::vector<Item> items_of(const SelectJob& job, const SelectSettings& settings,
         item.sample_high = static_cast<int>(std::max(0.0, std::floor(middle - margin)));
         item.sample_low = static_cast<int>(std::ceil(middle + margin)) + 1;
         const double between = std::min(1.0, (2 * margin + 2) / kSample) * static_cast<double>(size);
-        item.capacity = static_cast<std::uint64_t>(settings.spare * (between / kPools + kChunk));
+        item.capacity = static_cast<std::uint64_t>(settings.spare * (between / kPools + kWarpTile));
         item.state = state++;
-        item.records = parts.take<Record>((size + kChunk - 1) / kChunk);
+        item.records = parts.take<Record>((size + kWarpTile - 1) / kWarpTile);
         item.gathered = parts.take<unsigned>(item.capacity * kPools);
       }
       item.found = found++;
@@ -95,13 +95,13 @@ std::size_t select_workspace(const std::vector<SelectJob>& jobs, const SelectSet
 }
 
 void select(std::int64_t* results, void* workspace, const std::vector<SelectJob>& jobs, const SelectSettings& settings,
-            const Place& place) {
+            const Stream& stream) {
   Parts parts(workspace);
   const std::size_t large = count_large(jobs);
   State* state = parts.take<State>(large);
   if (large) {
-    const OnDevice current(place.device);
-    check(cudaMemsetAsync(state, 0, large * sizeof(State), static_cast<cudaStream_t>(place.stream)), describe(large));
+    const OnDevice current(stream.device);
+    check(cudaMemsetAsync(state, 0, large * sizeof(State), static_cast<cudaStream_t>(stream.handle)), describe(large));
   }
   Found* found = reinterpret_cast<Found*>(results);
   std::vector<Item> all, bracketed;
@@ -114,11 +114,11 @@ void select(std::int64_t* results, void* workspace, const std::vector<SelectJob>
     passes.push_back(std::move(items));
   }
   const std::string what = describe(all.size());
-  in_tables(all, [&](const Items& table) { launch_search(table, what, place); });
+  in_tables(all, [&](const Items& table) { launch_search(table, what, stream); });
   for (const std::vector<Item>& items : passes) {
-    in_tables(items, [&](const Items& table) { launch_collect(table, what, place); });
+    in_tables(items, [&](const Items& table) { launch_collect(table, what, stream); });
   }
-  in_tables(bracketed, [&](const Items& table) { launch_finish(table, what, place); });
+  in_tables(bracketed, [&](const Items& table) { launch_finish(table, what, stream); });
 }
 
 }  // namespace fastmerge::cuda

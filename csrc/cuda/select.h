@@ -7,8 +7,8 @@ namespace fastmerge::cuda {
 
 constexpr int kSample = 16384;  // elements that are sampled, and the most that one block selects from directly
 constexpr int kSampleRun = 8;   // neighbours that are sampled together: 16 bytes of bfloat16
-constexpr int kChunk = 1024;    // elements that a warp reads together: 32 for each lane
-constexpr int kLane = kChunk / 32;
+constexpr int kWarpTile = 1024;    // elements that a warp reads together: 32 for each lane
+constexpr int kLane = kWarpTile / 32;
 constexpr int kPools = 8;       // parts of a buffer, so that warps share a counter with few others
 constexpr int kDigitBits = 11;
 constexpr int kLevels = 3;      // digits of 11 bits that cover any bracket
@@ -145,8 +145,8 @@ __device__ inline bool is_last_block(unsigned* finished, unsigned blocks) {
 
 // Each launches its kernels for the items of a table; `what` names the operation in errors. launch_search takes any
 // items, launch_collect those of one job; both others only items that have a state.
-void launch_search(const Items& table, const std::string& what, const Place& place);
-void launch_collect(const Items& table, const std::string& what, const Place& place);
-void launch_finish(const Items& table, const std::string& what, const Place& place);
+void launch_search(const Items& table, const std::string& what, const Stream& stream);
+void launch_collect(const Items& table, const std::string& what, const Stream& stream);
+void launch_finish(const Items& table, const std::string& what, const Stream& stream);
 
 }  // namespace fastmerge::cuda

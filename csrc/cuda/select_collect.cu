@@ -1,7 +1,7 @@
 // The one reading of whole tensors: counts and gathered values of their brackets. See select.cu.
 //
 // About 18 instructions per element of a bfloat16 tensor on sm_90 (SASS): 10 classify, 1 widens, 4 write out what was
-// gathered. At 1.7 GHz they keep up with 4.2 TB/s on 132 multiprocessors. Not yet measured on a GPU.
+// gathered.
 #include <algorithm>
 
 #include "select.h"
@@ -40,7 +40,7 @@ __device__ void load_lane(float (&x)[kLane], const T* data, std::uint64_t begin,
 __device__ inline void load_lane(float (&x)[kLane], const Array& array, std::uint64_t begin, std::uint64_t size,
                                  unsigned lane, float* scratch) {
   // Chunks are multiples of 16 bytes, so the first address decides.
-  const bool whole = begin + kChunk <= size && reinterpret_cast<std::uintptr_t>(array.data) % 16 == 0;
+  const bool whole = begin + kWarpTile <= size && reinterpret_cast<std::uintptr_t>(array.data) % 16 == 0;
   if (array.dtype == kBFloat16) {
     load_lane(x, static_cast<const BFloat16*>(array.data), begin, size, whole, lane, scratch);
   } else if (array.dtype == kFloat16) {
@@ -103,7 +103,7 @@ inline void take(Lane& lane, float delta, float low, float high) {
 // All items of one base: it is read once. Every lane keeps what it gathers in a stack of its own in shared memory, so
 // that an element takes no branch and no exchange.
 __global__ void __launch_bounds__(kThreads, 3) collect_kernel(const __grid_constant__ Items p) {
-  __shared__ float stacks[kThreads / 32][kChunk];
+  __shared__ float stacks[kThreads / 32][kWarpTile];
   __shared__ float lows[kItems], highs[kItems];
   __shared__ unsigned totals[kItems][3];
   for (int i = threadIdx.x; i < p.count; i += kThreads) {
@@ -118,9 +118,9 @@ __global__ void __launch_bounds__(kThreads, 3) collect_kernel(const __grid_const
   float* const stack = stacks[threadIdx.x / 32];
   const std::uint64_t size = p.items[0].size;
   // Numbers of chunks fit 32 bits: no memory holds 2 ** 42 elements.
-  const unsigned chunks = static_cast<unsigned>((size + kChunk - 1) / kChunk);
+  const unsigned chunks = static_cast<unsigned>((size + kWarpTile - 1) / kWarpTile);
   for (unsigned chunk = blockIdx.x * (kThreads / 32) + threadIdx.x / 32; chunk < chunks; chunk += warps) {
-    const std::uint64_t begin = std::uint64_t{chunk} * kChunk;
+    const std::uint64_t begin = std::uint64_t{chunk} * kWarpTile;
     float base[kLane] = {};
     if (p.items[0].base.data) load_lane(base, p.items[0].base, begin, size, lane, stack);
     for (int i = 0; i < p.count; ++i) {
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kThreads, 3) collect_kernel(const __grid_const
   if (threadIdx.x < static_cast<unsigned>(p.count)) {
     State& state = *p.items[threadIdx.x].state;
     // The NaNs that stand for elements beyond the end are taken off again.
-    const Count beyond = blockIdx.x == 0 ? Count{chunks} * kChunk - size : 0;
+    const Count beyond = blockIdx.x == 0 ? Count{chunks} * kWarpTile - size : 0;
     atomicAdd(&state.above, totals[threadIdx.x][0] - beyond);
     atomicAdd(&state.equal_high, Count{totals[threadIdx.x][1]});
     atomicAdd(&state.equal_low, Count{totals[threadIdx.x][2]});
@@ -171,10 +171,10 @@ __global__ void __launch_bounds__(kThreads, 3) collect_kernel(const __grid_const
 
 }  // namespace
 
-void launch_collect(const Items& table, const std::string& what, const Place& place) {
+void launch_collect(const Items& table, const std::string& what, const Stream& stream) {
   const std::size_t needed = (table.items[0].size + kThreads * kLane - 1) / (kThreads * kLane);
-  const std::size_t most = static_cast<std::size_t>(multiprocessors(place.device)) * kBlocks;
-  launch(what, place, collect_kernel, {static_cast<unsigned>(std::min(needed, most)), kThreads}, table);
+  const std::size_t most = static_cast<std::size_t>(multiprocessors(stream.device)) * kBlocks;
+  launch(what, stream, collect_kernel, {static_cast<unsigned>(std::min(needed, most)), kThreads}, table);
 }
 
 }  // namespace fastmerge::cuda

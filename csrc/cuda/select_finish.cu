@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kLocateThreads) locate_kernel(const __grid_con
   }
   if (threadIdx.x == 0) found = 0;
   __syncthreads();
-  const std::uint64_t chunks = (item.size + kChunk - 1) / kChunk, each = (chunks + blocks - 1) / blocks;
+  const std::uint64_t chunks = (item.size + kWarpTile - 1) / kWarpTile, each = (chunks + blocks - 1) / blocks;
   const std::uint64_t begin = block * each, end = begin + each < chunks ? begin + each : chunks;
   unsigned mine = 0;
   if (cut.region == kInside) {
@@ -122,8 +122,8 @@ __global__ void __launch_bounds__(kLocateThreads) locate_kernel(const __grid_con
   const Nth chunk = find_nth(left < each ? left : each, span.left, [&](std::uint64_t i) {
     return cut.region == kAtLow ? records[first + i].equal_low : records[first + i].equal_high;
   });
-  const std::uint64_t start = (first + chunk.index) * kChunk, rest = item.size - start;
-  const Nth place = find_nth(rest < kChunk ? rest : kChunk, chunk.left,
+  const std::uint64_t start = (first + chunk.index) * kWarpTile, rest = item.size - start;
+  const Nth place = find_nth(rest < kWarpTile ? rest : kWarpTile, chunk.left,
                              [&](std::uint64_t i) { return magnitude_at(item, start + i) == threshold; });
   if (threadIdx.x == 0) *item.found = {threshold, static_cast<std::int64_t>(start + place.index) + 1, kFound};
 }
@@ -138,15 +138,15 @@ unsigned blocks_per_item(const Items& table, std::size_t each, Units units) {
 
 }  // namespace
 
-void launch_finish(const Items& table, const std::string& what, const Place& place) {
+void launch_finish(const Items& table, const std::string& what, const Stream& stream) {
   const unsigned count = static_cast<unsigned>(table.count);
   const unsigned refining =
       blocks_per_item(table, 4 * kRefineThreads, [](const Item& item) { return item.capacity * kPools; });
   for (int level = 0; level < kLevels; ++level) {
-    launch(what, place, refine_kernel, {count * refining, kRefineThreads}, table, refining, level);
+    launch(what, stream, refine_kernel, {count * refining, kRefineThreads}, table, refining, level);
   }
-  const unsigned locating = blocks_per_item(table, kLocateThreads, [](const Item& item) { return item.size / kChunk; });
-  launch(what, place, locate_kernel, {count * locating, kLocateThreads}, table, locating);
+  const unsigned locating = blocks_per_item(table, kLocateThreads, [](const Item& item) { return item.size / kWarpTile; });
+  launch(what, stream, locate_kernel, {count * locating, kLocateThreads}, table, locating);
 }
 
 }  // namespace fastmerge::cuda

@@ -83,8 +83,8 @@ __global__ void __launch_bounds__(kThreads, 2) search_kernel(const __grid_consta
 
 }  // namespace
 
-void launch_search(const Items& table, const std::string& what, const Place& place) {
-  launch(what, place, search_kernel, {static_cast<unsigned>(2 * table.count), kThreads}, table);
+void launch_search(const Items& table, const std::string& what, const Stream& stream) {
+  launch(what, stream, search_kernel, {static_cast<unsigned>(2 * table.count), kThreads}, table);
 }
 
 }  // namespace fastmerge::cuda

@@ -31,7 +31,7 @@ struct Whole {
   T* out;
   const T* base;
   const T* tensors[kCount];
-  Rule rules[kCount];
+  KeepRule rules[kCount];
   float factors[kCount], weights[kCount];
   float scale, divisor;
   bool divides;
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads) sparse_merge_kernel(const __grid_con
 
 struct Model {
   Source tensor;
-  Rule rule;
+  KeepRule rule;
 };
 
 struct Row {
@@ -155,8 +155,8 @@ void with_constant(int value, Function f) {
   }
 }
 
-void merge_whole(const MergeJob& job, const std::vector<Rule>& rules, int head, std::size_t vectors,
-                 const Place& place) {
+void merge_whole(const MergeJob& job, const std::vector<KeepRule>& rules, int head, std::size_t vectors,
+                 const Stream& stream) {
   using T = BFloat16;
   const auto at = [&](const void* data) { return reinterpret_cast<const T*>(moved(data, kBFloat16, head)); };
   with_constant<kMost>(job.inputs.count() - 1, [&](auto less) {
@@ -176,7 +176,7 @@ void merge_whole(const MergeJob& job, const std::vector<Rule>& rules, int head, 
     p.vectors = static_cast<std::int64_t>(vectors);
     with_constant<4>(job.vote, [&](auto vote) {
       constexpr auto kKernel = sparse_merge_kernel<T, decltype(vote)::value, kCount>;
-      launch(describe(job), place, kKernel, {blocks_for(vectors, kThreads, place.device), kThreads}, p);
+      launch(describe(job), stream, kKernel, {blocks_for(vectors, kThreads, stream.device), kThreads}, p);
     });
   });
 }
@@ -184,7 +184,7 @@ void merge_whole(const MergeJob& job, const std::vector<Rule>& rules, int head, 
 // Collects parts of jobs of one vote and launches them whenever the table is full.
 class Pending {
  public:
-  Pending(const Place& place, int threads) : place_(place), threads_(threads) {}
+  Pending(const Stream& stream, int threads) : stream_(stream), threads_(threads) {}
 
   // The elements begin .. end - 1 of a job, cut `head` elements after the first of them.
   void add(const MergeJob& job, std::size_t begin, std::size_t end, int head) {
@@ -219,32 +219,32 @@ class Pending {
   void flush() {
     if (table_.count == 0) return;
     const std::string what = "sparse_merge of a table of " + std::to_string(table_.count) + " tensors";
-    const unsigned blocks = blocks_for(std::size_t{table_.tiles} * threads_, threads_, place_.device);
+    const unsigned blocks = blocks_for(std::size_t{table_.tiles} * threads_, threads_, stream_.device);
     const Grid grid{blocks, static_cast<unsigned>(threads_), sizeof(float) * kVector * (most_ + 1) * threads_};
     with_constant<4>(vote_, [&](auto vote) {
-      launch(what, place_, sparse_merge_table_kernel<decltype(vote)::value>, grid, table_);
+      launch(what, stream_, sparse_merge_table_kernel<decltype(vote)::value>, grid, table_);
     });
     table_.count = most_ = 0;
     table_.inputs = table_.tiles = 0;
   }
 
  private:
-  Place place_;
+  Stream stream_;
   int threads_, vote_ = 0, most_ = 0;
   Table table_{};
 };
 
 }  // namespace
 
-void sparse_merge(const std::vector<MergeJob>& jobs, const Place& place) {
+void sparse_merge(const std::vector<MergeJob>& jobs, const Stream& stream) {
   int most = 1;
   for (const MergeJob& job : jobs) most = std::max(most, job.inputs.count());
-  Pending pending(place, table_threads(most));
+  Pending pending(stream, table_threads(most));
   for (const MergeJob& job : jobs) {
     const Array out{job.out.data, job.out.dtype};
     const std::size_t size = job.inputs.size, head = std::min<std::size_t>(head_of(out), size);
     const std::size_t vectors = (size - head) / kVector, end = head + vectors * kVector;
-    std::vector<Rule> rules;
+    std::vector<KeepRule> rules;
     for (const Keep& keep : job.keeps) rules.push_back(make_rule(keep, job.offset + head, 0));
     const bool off_blocks = (job.offset + head) % 8 != 0 && std::any_of(rules.begin(), rules.end(), in_blocks);
     if ((jobs.size() > 1 && size < kLarge) || vectors == 0 || off_blocks || out.dtype != kBFloat16 ||
@@ -252,7 +252,7 @@ void sparse_merge(const std::vector<MergeJob>& jobs, const Place& place) {
       pending.add(job, 0, size, static_cast<int>(head));
       continue;
     }
-    merge_whole(job, rules, static_cast<int>(head), vectors, place);
+    merge_whole(job, rules, static_cast<int>(head), vectors, stream);
     pending.add(job, 0, head, 0);
     pending.add(job, end, size, 0);
   }

@@ -30,7 +30,7 @@ inline Source source(Array array, int head) {
 }
 
 // Whether all tensors have one dtype and are aligned after `head` elements.
-inline bool uniform(const Group& inputs, Array out, int head) {
+inline bool uniform(const Tensors& inputs, Array out, int head) {
   const auto fits = [&](Array array) {
     return array.dtype == out.dtype && aligned(moved(array.data, array.dtype, head));
   };

@@ -105,7 +105,7 @@ std::string describe(const SumJob& job) {
 }
 
 template <class T>
-void sum_whole(const SumJob& job, int head, std::size_t vectors, const Place& place) {
+void sum_whole(const SumJob& job, int head, std::size_t vectors, const Stream& stream) {
   Whole<T> p{};
   p.out = reinterpret_cast<T*>(static_cast<char*>(job.out.data) + head * sizeof(T));
   for (int k = 0; k < job.inputs.count(); ++k) {
@@ -114,14 +114,14 @@ void sum_whole(const SumJob& job, int head, std::size_t vectors, const Place& pl
   }
   p.vectors = static_cast<std::int64_t>(vectors);
   p.count = job.inputs.count();
-  const std::size_t each = family(place.device).vectors, units = (vectors + each - 1) / each;
-  launch(describe(job), place, weighted_sum_kernel<T>, {blocks_for(units, kThreads, place.device), kThreads}, p);
+  const std::size_t each = family(stream.device).vectors, units = (vectors + each - 1) / each;
+  launch(describe(job), stream, weighted_sum_kernel<T>, {blocks_for(units, kThreads, stream.device), kThreads}, p);
 }
 
 // Collects jobs and launches them whenever the table is full.
 class Pending {
  public:
-  explicit Pending(const Place& place) : place_(place) {}
+  explicit Pending(const Stream& stream) : stream_(stream) {}
 
   // The elements begin .. end - 1 of a job, cut `head` elements after the first of them.
   void add(const SumJob& job, std::size_t begin, std::size_t end, int head) {
@@ -148,21 +148,21 @@ class Pending {
   void flush() {
     if (table_.count == 0) return;
     const std::string what = "weighted_sum of a table of " + std::to_string(table_.count) + " tensors";
-    const unsigned blocks = blocks_for(std::size_t{table_.tiles} * kThreads, kThreads, place_.device);
-    launch(what, place_, weighted_sum_table_kernel, {blocks, kThreads}, table_);
+    const unsigned blocks = blocks_for(std::size_t{table_.tiles} * kThreads, kThreads, stream_.device);
+    launch(what, stream_, weighted_sum_table_kernel, {blocks, kThreads}, table_);
     table_.count = 0;
     table_.inputs = table_.tiles = 0;
   }
 
  private:
-  Place place_;
+  Stream stream_;
   Table table_{};
 };
 
 }  // namespace
 
-void weighted_sum(const std::vector<SumJob>& jobs, const Place& place) {
-  Pending pending(place);
+void weighted_sum(const std::vector<SumJob>& jobs, const Stream& stream) {
+  Pending pending(stream);
   for (const SumJob& job : jobs) {
     const Array out{job.out.data, job.out.dtype};
     const std::size_t head = std::min<std::size_t>(head_of(out), job.inputs.size);
@@ -175,7 +175,7 @@ void weighted_sum(const std::vector<SumJob>& jobs, const Place& place) {
     const auto whole = out.dtype == kFloat32    ? sum_whole<float>
                        : out.dtype == kBFloat16 ? sum_whole<BFloat16>
                                                 : sum_whole<Float16>;
-    whole(job, static_cast<int>(head), vectors, place);
+    whole(job, static_cast<int>(head), vectors, stream);
     pending.add(job, 0, head, 0);
     pending.add(job, end, job.inputs.size, 0);
   }

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from .. import _native
 from .._download import download
+from .._jobs import SelectJob
 from .._sampling import DEVIATIONS, SPARE
 from ..keep import Boundary
-from . import extension, place
+from . import extension, stream
 
 # Bytes of work space that jobs share; those of one job may take more.
 WORKSPACE = 1 << 28
@@ -21,26 +21,24 @@ WORKSPACE = 1 << 28
 misled: Counter[str] = Counter()
 _STATUS = {1: "missed", 2: "overflowed"}
 
-Job = tuple[Sequence[Tensor], Tensor | None, Sequence[Sequence[int]]]
 
-
-def start(jobs: Sequence[Job]) -> Callable[[], list[list[list[Boundary | None]]]]:
+def start(jobs: Sequence[SelectJob]) -> Callable[[], list[list[list[Boundary | None]]]]:
     """Launch selections; the function that is returned waits for the boundaries, None where a sample misled."""
-    like = jobs[0][0][0]
-    ranks = [len(wanted) for _, _, lists in jobs for wanted in lists]
+    like = jobs[0].tensors[0]
+    ranks = [len(wanted) for job in jobs for wanted in job.ranks]
     rows = torch.empty(sum(ranks), 3, dtype=torch.int64, device=like.device)
     settings = (DEVIATIONS, SPARE)
     done = 0
-    for tuples, size in _groups([(_native.group(tensors, base), lists) for tensors, base, lists in jobs], settings):
+    for tuples, size in _groups([_native.select_tuple(job) for job in jobs], settings):
         # Freed at once: what is allocated next on this stream is used after these kernels.
         workspace = torch.empty(size, dtype=torch.uint8, device=like.device)
-        extension().select(rows[done:].data_ptr(), workspace.data_ptr(), tuples, settings, place(like))
+        extension().select(rows[done:].data_ptr(), workspace.data_ptr(), tuples, settings, stream(like))
         done += sum(len(wanted) for _, lists in tuples for wanted in lists)
     wait = download(rows)
 
     def boundaries() -> list[list[list[Boundary | None]]]:
         found = iter(wait().tolist())
-        return [[[_boundary(*next(found)) for _ in wanted] for wanted in lists] for _, _, lists in jobs]
+        return [[[_boundary(*next(found)) for _ in wanted] for wanted in job.ranks] for job in jobs]
 
     return boundaries
 

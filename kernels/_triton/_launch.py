@@ -24,7 +24,7 @@ class Family:
         vectors:    16-byte loads that a thread should have in flight in an element-wise kernel.
         num_warps:  of element-wise kernels and histograms.
         programs:   per multiprocessor, of kernels that loop over the tensor.
-        why:        the reason for ``vectors``, which follows from bandwidth times latency; not yet measured on a GPU.
+        why:        the reason for ``vectors``, which follows from bandwidth times latency.
     """
 
     capability: tuple[int, int]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ..keep import Keep
+from .._jobs import DIVIDES, VOTES, MergeJob
 from ._element import load_float, store_rounded
 from ._keep import MASK, RANDOM, keep_table, kept, rule_of
 from ._launch import elementwise_block, launch, spans
@@ -76,32 +73,21 @@ def _ballot(part, VOTE: tl.constexpr):
     return part
 
 
-def sparse_merge(
-    out: Tensor,
-    base: Tensor,
-    tensors: Sequence[Tensor],
-    factors: Sequence[float],
-    weights: Sequence[float],
-    keeps: Sequence[Keep],
-    vote: int,
-    divide: int,
-    scale: float,
-    offset: int,
-    divisor: float,
-) -> None:
-    """See ``kernels.sparse_merge``; ``divisor`` is the constant one of vote none.
+def sparse_merge(job: MergeJob) -> None:
+    """See ``kernels.sparse_merge``.
 
     Compiled once per number of tensors, keep rules, vote and divide: a delta stays in its register from the
     election to the sum.
     """
-    rules = tuple(rule_of(keep) for keep in keeps)
-    table = keep_table(keeps, out)
+    out, rules = job.out, tuple(rule_of(keep) for keep in job.keeps)
+    table = keep_table(job.keeps, out)
     numel = out.numel()
-    block, num_warps = elementwise_block(out, len(tensors) + 1, held=len(tensors))
-    aligned = offset % 8 == 0 or not {RANDOM.value, MASK.value} & set(rules)
+    block, num_warps = elementwise_block(out, len(job.tensors) + 1, held=len(job.tensors))
+    aligned = job.offset % 8 == 0 or not {RANDOM.value, MASK.value} & set(rules)
     for first, blocks, masked in spans(numel, block):
         launch(
-            _sparse_merge_kernel, (blocks,), out, out, base, tuple(tensors), tuple(factors), tuple(weights), scale,
-            divisor, table, offset, first, numel, RULES=rules, ALIGNED=aligned and block % 8 == 0, VOTE=vote,
-            DIVIDE=divide, MASKED=masked, BLOCK=block, num_warps=num_warps,
+            _sparse_merge_kernel, (blocks,), out, out, job.base, tuple(job.tensors), tuple(job.factors),
+            tuple(job.weights or ()), job.scale, job.divisor, table, job.offset, first, numel, RULES=rules,
+            ALIGNED=aligned and block % 8 == 0, VOTE=VOTES.index(job.vote), DIVIDE=DIVIDES.index(job.divide),
+            MASKED=masked, BLOCK=block, num_warps=num_warps,
         )  # fmt: skip

@@ -8,17 +8,6 @@ of the library product, which sums in another order.
 Splitting inside the product, from float32 tiles, would move as many bytes, but send each tile through registers and
 back to shared memory in every one of its n / 128 uses; it was tried, and compiles to spills on the three families.
 Sizes that are no multiple of 16 spill in the epilogue.
-
-Prediction for one step of the polar iteration, in milliseconds, not yet measured on a GPU. Assumed: 4 TB/s; 700 TFLOP/s
-of float16 for the library, 450 here, where a tile makes 96 operations per byte from the L2 cache. The library makes
-14 n^3 operations of a square step and this 12 n^3. The range of the library is whether its passes over the result
-between chunks hide behind tensor cores; the last column is the rate from which this kernel wins, in TFLOP/s.
-
-    shape            library      Triton   wins from
-    8192 x 8192      14 to 22       16     320 to 500
-    28672 x 8192     36 to 57       44     350 to 550
-    8192 x 1024     0.3 to 0.4      0.2    270 to 350
-    64 of 2048x768   4.0 to 4.8     2.6    200 to 250
 """
 
 from __future__ import annotations

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
+from .._jobs import SumJob
 from ._element import load_float, store_rounded
 from ._launch import elementwise_block, launch, spans
 
@@ -23,12 +21,12 @@ def _weighted_sum_kernel(out_ptr, tensors, weights, first, numel, MASKED: tl.con
     store_rounded(out_ptr + start + lanes, acc, mask)
 
 
-def weighted_sum(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
+def weighted_sum(job: SumJob) -> None:
     """See ``kernels.weighted_sum``. Compiled once per number of tensors: pointers and weights are parameters."""
-    numel = out.numel()
-    block, num_warps = elementwise_block(out, len(tensors), held=1)
+    out, numel = job.out, job.out.numel()
+    block, num_warps = elementwise_block(out, len(job.tensors), held=1)
     for first, blocks, masked in spans(numel, block):
         launch(
-            _weighted_sum_kernel, (blocks,), out, out, tuple(tensors), tuple(weights), first, numel,
+            _weighted_sum_kernel, (blocks,), out, out, tuple(job.tensors), tuple(job.weights), first, numel,
             MASKED=masked, BLOCK=block, num_warps=num_warps,
         )  # fmt: skip

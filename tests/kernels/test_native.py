@@ -12,7 +12,7 @@ import torch
 from kernel_cases import FLOATS, extension_settings, same_bits
 
 from fastmerge import kernels
-from fastmerge.kernels import GRID
+from fastmerge.kernels import GRID, _native
 
 native = pytest.importorskip("fastmerge._C")
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
@@ -62,9 +62,18 @@ def test_threads_are_set_and_checked():
 def test_lists_of_the_wrong_length_raise():
     out = torch.zeros(3)
     with pytest.raises(ValueError, match="weights: expected one per tensor"):
-        native.weighted_sum(out.data_ptr(), 0, [out.data_ptr()], [0], 0, 0, 3, [1.0, 2.0])
+        native.weighted_sum([((out.data_ptr(), 0), ([out.data_ptr()], [0], 0, 0, 3), [1.0, 2.0])])
     with pytest.raises(ValueError, match="expected one dtype for each of at least one tensor"):
-        native.gram(out.data_ptr(), [], [], 0, 0, 3)
+        native.gram(out.data_ptr(), ([], [], 0, 0, 3))
+
+
+def test_an_extension_of_other_sources_is_refused(monkeypatch):
+    assert _native.why_outdated(native) is None
+    monkeypatch.setattr(native, "interface", 0)
+    assert _native.why_outdated(native) == (
+        "the extension fastmerge._C was built from other sources than kernels/; build it again, in a checkout with: "
+        "python setup.py build_ext --inplace"
+    )
 
 
 def test_several_python_threads_at_a_time(generator):

@@ -179,3 +179,17 @@ def test_break_indices_of_a_shifted_chunk():
         with variant.active():
             sparse_merge(out, base, [tensor], factors=[1.0], keeps=[rule], offset=offset)
         assert out.sum() == 37 and torch.equal(out[:37], torch.ones(37)), variant.label
+
+
+@pytest.mark.parametrize("weights", [[0.5], [0.1, 0.2, -0.7], [1e-9, 0.0], [1.0, -1.0], [3e38, 3e38], [1e-45, 2e-45]])
+def test_the_constant_divisor_is_a_sum_in_float32(weights):
+    total = torch.tensor(weights[0])
+    for weight in weights[1:]:
+        total = total + torch.tensor(weight)
+    expected = 1.0 if total.abs() < 1e-8 else total.item()
+    tensors = [torch.ones(1)] * len(weights)
+    job = kernels.MergeJob(tensors[0], tensors[0], tensors, weights, [kernels.keep_all()] * len(weights))
+    assert job.divisor == 1.0
+    assert job._replace(divide="weights").divisor == expected
+    assert job._replace(divide="count").divisor == len(weights)
+    assert job._replace(divide="weights", vote="sum").divisor == 1.0

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 
 from ..checkpoint import Checkpoint, LowRank, locate, open_checkpoint, read_adapter
-from ..checkpoint.layers import LayerName, Stacks, config_layers, find_stacks, split_layer
+from ..checkpoint.layers import LayerName, Stacks, config_layers, find_stacks, is_named, split_layer
 from ..checkpoint.locate import is_cached_repository
 from ..errors import CheckpointError, Problem
 from ..recipe.types import ModelRef, Recipe
@@ -54,8 +54,8 @@ class OpenModel:
 
     @cached_property
     def layers(self) -> list[dict[str, InputTensor]]:
-        """The tensors of each layer of the main stack, by the name behind the layer's number."""
-        found: list[dict[str, InputTensor]] = [{} for _ in range(self.stacks.layers)]
+        """The tensors of each layer of the main stack, by the name behind the layer's number; those beyond, too."""
+        found: list[dict[str, InputTensor]] = [{} for _ in range(self.stacks.layers + self.stacks.beyond)]
         for name, parts in self.layer_names.items():
             if parts.stack == self.stacks.main:
                 found[parts.index][parts.rest] = self.tensors[name]
@@ -150,7 +150,9 @@ def _open(
         if name not in split:
             split[name] = split_layer(name)
     layer_names = {name: parts for name in tensors if (parts := split[name]) is not None}
-    return OpenModel(index, reference, checkpoint, files, tensors, layer_names, find_stacks(layer_names.values()))
+    return OpenModel(
+        index, reference, checkpoint, files, tensors, layer_names, find_stacks(layer_names.values(), checkpoint.config)
+    )
 
 
 def _attach(index: int, tensors: dict[str, InputTensor], terms: Mapping[str, LowRank], path: str) -> Iterator[Problem]:
@@ -181,8 +183,8 @@ def _check(model: OpenModel) -> Iterator[Problem]:
         kind = quantization.get("quant_method", "unknown method") if isinstance(quantization, dict) else quantization
         remedy = "use the original checkpoint, or dequantize it to bfloat16 first"
         yield Problem(f"{where}: quantization_config", f"the weights are quantized ({kind})", remedy)
-    stated = config_layers(config)
-    if stated and model.stacks.main is not None and model.stacks.layers < stated[1]:
-        what = f"is {stated[1]}, but the weights hold {model.stacks.layers} layers of {model.stacks.main}"
+    stated, main = config_layers(config), model.stacks.main
+    if stated and main is not None and is_named(main) and model.stacks.layers < stated[1]:
+        what = f"is {stated[1]}, but the weights hold {model.stacks.layers} layers of {main}"
         remedy = "the checkpoint is incomplete: download it again"
         yield Problem(f"{where}: {'.'.join(stated[0])}", what, remedy)

@@ -104,7 +104,7 @@ def _pair_whole(found: Rows, members: Members) -> None:
     for name, inputs in _align(found, members, tables):
         parts = first.layer_names.get(name)
         layers = first.stacks.counts.get(parts.stack, 0) if parts else 0
-        t = _depth(parts.index, layers) if parts and layers else 0.0
+        t = min(_depth(parts.index, layers), 1.0) if parts and layers else 0.0
         found.rows.append(Row(name, t, members, inputs))
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from ..kernels import keep_all, keep_band
 from ..steps.apply import SparseMerge
-from ..steps.method import Group, Method, Parameter, Solve, method
-from ..steps.survey import Boundaries
-from ._sparse import INT8_MASK, LAMBDA, WEIGHT, density_parameter, divisor, rescaled
+from ..steps.method import Group, Method, Solve, method
+from ._bands import BAND_PARAMETERS, keep_bands
+from ._sparse import divisor, rescaled
 
 
 @method
@@ -25,32 +24,10 @@ class Breadcrumbs(Method):
 
     name = "breadcrumbs"
     base = "required"
-    parameters = (
-        WEIGHT,
-        density_parameter("share of each delta that is kept, below the outliers"),
-        Parameter("gamma", float, 0.01, True, 0.0, 1.0, doc="share of each delta that is dropped as outliers"),
-        Parameter("normalize", bool, False, doc="divide by the sum of the weights"),
-        Parameter("rescale", bool, False, doc="give each thinned delta its L1 norm back"),
-        LAMBDA,
-        INT8_MASK,
-    )
+    parameters = BAND_PARAMETERS
     paper = "Davari and Belilovsky 2023, arXiv 2312.06795"
 
     def merge(self, group: Group) -> Solve:
-        bands = [_band(d, g, group.numel) for d, g in zip(group["density"], group["gamma"], strict=True)]
-        if all(band == (group.numel, 0) for band in bands):
-            keeps = [keep_all()] * group.models
-        else:
-            boundaries = yield Boundaries(bands)
-            keeps = [keep_band(inside, outside) for inside, outside in boundaries]
+        keeps = yield from keep_bands(group)
         factors = yield from rescaled(group, keeps)
         return SparseMerge(factors, keeps, group["weight"], divide=divisor(group), scale=group["lambda"])
-
-
-def _band(density: float, gamma: float, numel: int) -> tuple[int, int]:
-    """Return how many of the largest magnitudes lie above the lower end of the band, and above its upper end."""
-    if density >= 1:
-        return numel, 0
-    kept = int(density * numel)
-    outliers = min(int(gamma * numel), numel - kept)
-    return outliers + kept, outliers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..steps.apply import Apply, WeightedSum
 from ..steps.method import Group, Method, Parameter, method
+from ._spans import divided
 
 
 @method
@@ -26,11 +27,4 @@ class Linear(Method):
     paper = "Wortsman et al. 2022, arXiv 2203.05482"
 
     def merge(self, group: Group) -> Apply:
-        weights = group["weight"]
-        if group["normalize"]:
-            total = sum(weights)
-            # Also 0.1 + 0.2 - 0.3, whose rounding error would become the divisor.
-            if abs(total) <= 1e-7 * sum(map(abs, weights)):
-                raise ValueError(f"{group.name}: the weights {weights} cancel; set normalize: false or change them")
-            weights = tuple(w / total for w in weights)
-        return WeightedSum(weights)
+        return WeightedSum(divided(group) if group["normalize"] else group["weight"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import torch
 from torch import Tensor
 
 from ..kernels import keep_all
 from ..steps.apply import SparseMerge
 from ..steps.method import Group, Method, Parameter, Solve, method
+from ..steps.rows import RowGram, RowMerge, Rows
 from ..steps.survey import Gram
 
 # mergekit's guards: products of norms are at least this, and a smaller denominator gives t = 0.
@@ -19,38 +21,48 @@ _EPSILON = 1e-6
 class ModelStock(Method):
     """theta = base + t * mean_k (theta_k - base), t = N c / (1 + (N-1) c)   (Jang et al. 2024, arXiv 2403.19522).
 
-    c is the mean, over the pairs of models, of the cosine between their deltas, each flattened to one
-    vector, clamped to [-1, 1]; it is computed in float64. As in mergekit a cosine divides by at least
-    1e-6, so that c tends to 0 for deltas whose norms are below 1e-3, and t = 0 where |1 + (N-1) c| < 1e-6.
+    c is the mean, over the pairs of models, of the cosine between their deltas, each flattened to one vector, clamped
+    to [-1, 1]; it is computed in float64. With ``filter_wise: true`` every vector along the last dimension has a c and
+    a t of its own. As in mergekit a cosine divides by at least 1e-6, so that c tends to 0 for deltas whose norms are
+    below 1e-3, and t = 0 where |1 + (N-1) c| < 1e-6.
 
-    Raises ValueError when a delta holds NaN or infinity, and for ``filter_wise: true`` (one c per row),
-    which is not offered.
+    Raises ValueError when a delta holds NaN or infinity.
     """
 
     name = "model_stock"
     base = "required"
     inputs = (2, None)
-    parameters = (Parameter("filter_wise", bool, False, doc="one angle per row; not offered, must be false"),)
+    parameters = (Parameter("filter_wise", bool, False, doc="one angle per vector along the last dimension"),)
     paper = "Jang et al. 2024, arXiv 2403.19522"
 
     def merge(self, group: Group) -> Solve:
-        if group["filter_wise"]:
-            raise ValueError(f"{group.name}: model_stock with filter_wise: true is not offered; set it to false")
-        gram = yield Gram()
+        rows = _rows(group)
+        gram = (yield Gram())[None] if rows is None else (yield RowGram(rows))
         if not gram.isfinite().all():
             raise ValueError(f"{group.name}: a delta holds NaN or infinity; there are no angles between the models")
-        t = _ratio(gram)
-        return SparseMerge([t / group.models] * group.models, [keep_all()] * group.models)
+        shares = _ratios(gram) / group.models
+        if rows is None:
+            return SparseMerge(shares.tolist() * group.models, [keep_all()] * group.models)
+        return RowMerge(rows, shares.float()[:, None].expand(-1, group.models))
+
+    def scratch_bytes(self, group: Group) -> int | None:
+        rows = _rows(group)
+        return None if rows is None else rows.scratch_bytes(group.models)
 
 
-def _ratio(gram: Tensor) -> float:
-    """Return t from the Gram matrix [N, N] of the deltas."""
-    count = len(gram)
-    norms = gram.diagonal().sqrt().tolist()
+def _rows(group: Group) -> Rows | None:
+    """Return the vectors that have an angle of their own; None where the whole tensor is one."""
+    return Rows.along(group.shape, -1) if group["filter_wise"] else None
+
+
+def _ratios(gram: Tensor) -> Tensor:
+    """Return t [vectors] from Gram matrices [vectors, N, N] of the deltas."""
+    count = gram.shape[1]
+    norms = gram.diagonal(dim1=1, dim2=2).sqrt()
     cosines = [
-        max(-1.0, min(1.0, gram[i, j].item() / max(norms[i] * norms[j], _EPSILON)))
+        (gram[:, i, j] / (norms[:, i] * norms[:, j]).clamp(min=_EPSILON)).clamp(-1, 1)
         for i, j in combinations(range(count), 2)
     ]
-    cosine = sum(cosines) / len(cosines)
+    cosine = torch.stack(cosines).sum(0) / len(cosines)
     denominator = 1 + (count - 1) * cosine
-    return 0.0 if abs(denominator) < _EPSILON else count * cosine / denominator
+    return torch.where(denominator.abs() < _EPSILON, 0.0, count * cosine / denominator)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import kernels
-from ..kernels import Keep
+from ..kernels import Keep, keep_all
 from ..kernels.sparse_merge import Divide, Vote
 from .source import Chunk
 
@@ -47,7 +47,10 @@ class DeltaMerge(Apply):
 
 @dataclass(frozen=True)
 class Copy(Apply):
-    """One input as it is, rounded once to the dtype of the output; ``index`` counts all inputs, base first."""
+    """One input as it is, rounded once to the dtype of the output.
+
+    ``index`` counts all inputs, base first; -1 is the last.
+    """
 
     index: int
 
@@ -68,6 +71,27 @@ class WeightedSum(Apply):
     def apply_all(cls, steps: Sequence[Any], outs: Sequence[Tensor], chunks: Sequence[Chunk]) -> None:
         passes = zip(steps, outs, chunks, strict=True)
         kernels.weighted_sum_many([kernels.SumJob(out, chunk.every, step.weights) for step, out, chunk in passes])
+
+
+@dataclass(frozen=True)
+class SpanSum(Apply):
+    """``base + sum_k weights[k] * (input_k - base)``, or where there is no base ``sum_k weights[k] * input_k``."""
+
+    weights: Sequence[float]
+
+    def _step(self, chunk: Chunk) -> SparseMerge | WeightedSum:
+        if chunk.base is None:
+            return WeightedSum(self.weights)
+        return SparseMerge(self.weights, [keep_all()] * len(self.weights))
+
+    def __call__(self, out: Tensor, chunk: Chunk) -> None:
+        self._step(chunk)(out, chunk)
+
+    @classmethod
+    def apply_all(cls, steps: Sequence[Any], outs: Sequence[Tensor], chunks: Sequence[Chunk]) -> None:
+        same = [step._step(chunk) for step, chunk in zip(steps, chunks, strict=True)]
+        # All of one merge have a base, or none of them.
+        type(same[0]).apply_all(same, outs, chunks)
 
 
 @dataclass(frozen=True)

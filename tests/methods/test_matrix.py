@@ -27,8 +27,10 @@ from fastmerge.steps.source import Resident
 RANDOM = {"dare_linear", "dare_ties", "della", "della_linear"}
 # Columns of a decomposition in the order of the models: tests/spectral/test_methods.py bounds what a swap changes.
 ORDERED = {"iso_cts", "knots", "tsvm"}
+# An absolute number is added to norms.
+ABSOLUTE = {"multislerp"}
 # The range of a parameter that leaves most values of the others valid, where its own is wider.
-MOST = {"epsilon": 0.05}
+MOST = {"epsilon": 0.05, "eps": 1e-4, "tol": 1e-3, "max_iter": 12}
 # Values at which one model alone returns itself, for parameters whose default does not make it so.
 NEUTRAL = {"weight": 1.0, "t": 1.0, "share": 1.0, "threshold": 1}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -107,7 +109,8 @@ def inputs(draw, method: Method, group: Group, dtypes) -> tuple[Tensor | None, l
     base = 0.02 * torch.randn(group.shape, generator=generator)
     noises = [(2e-3 * torch.randn(group.shape, generator=generator)).bfloat16().float() for _ in range(group.models)]
     tensors = [(base + noise).to(draw(st.sampled_from(dtypes))) for noise in noises]
-    return None if method.base == "ignored" else base.to(draw(st.sampled_from(dtypes))), tensors
+    has_base = method.base == "required" or (method.base == "optional" and draw(st.booleans()))
+    return base.to(draw(st.sampled_from(dtypes))) if has_base else None, tensors
 
 
 def neutral_case(name: str, models: int, generator: torch.Generator) -> Case:
@@ -215,6 +218,8 @@ def test_nan_and_infinity_are_never_lost(name, data, position, value):
 @examples
 @given(data=st.data())
 def test_power_of_two_scales_the_result(name, data):
+    if name in ABSOLUTE:
+        return
     case = data.draw(cases(name, shape=(1023,), dtypes=[torch.float32]))
     # Far from the absolute guards on tiny norms, and from subnormal numbers.
     assert torch.equal(case.map(lambda t: t * 64).merge(), case.map(lambda t: t * 8).merge() * 8)
@@ -239,7 +244,7 @@ def test_two_models_can_be_swapped(name, data):
 @given(data=st.data())
 def test_weight_0_removes_a_model(name, data):
     method = get_method(name)
-    if "weight" not in {p.name for p in method.parameters}:
+    if "weight" not in {p.name for p in method.parameters} or method.inputs[1] == 2:
         return
     # PEFT elects signs and counts models without their weights.
     case = data.draw(cases(name, shape=(7, 129), models=2, semantics="mergekit"))

@@ -180,8 +180,6 @@ def test_model_stock_guards():
     # Norms of 1e-4: c is divided by 1e-6 instead of 1e-8, so c = 0.01 and t = 0.02 / 1.01.
     merged = functional.model_stock(base, [up * 1e-4, up * 1e-4])
     assert merged[0].item() == pytest.approx(1e-4 * 0.02 / 1.01, rel=1e-5)
-    with pytest.raises(ValueError, match="tensor: model_stock with filter_wise: true is not offered"):
-        functional.model_stock(base, [up, down], filter_wise=True)
 
 
 @pytest.mark.parametrize(

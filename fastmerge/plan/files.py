@@ -17,6 +17,7 @@ from .findings import Findings
 from .models import OpenModel
 from .rows import Rows
 from .types import CopiedFile, OutputTensor, TextFile
+from .vocabularies import compare_vocabularies
 
 MODEL_FILES = ("generation_config.json", "*processor_config.json", "*.py")
 TOKENIZER_FILES = (
@@ -56,9 +57,8 @@ def small_files(
         findings.problem(f"{recipe.path}: tokenizer_source", f"{source} is no model of the recipe", "name one")
         return files
     files |= _copies(tokenizer.checkpoint.folder, TOKENIZER_FILES)
+    compare_vocabularies(tokenizer, list(models.values()), recipe.tokenizer is not None, findings)
     try:
-        if recipe.tokenizer:
-            _check_tokenizers(tokenizer, list(models.values()), findings)
         _set_chat_template(recipe, tokenizer, list(models.values()), files, findings)
     except CheckpointError as error:
         findings.problem(recipe.path, str(error))
@@ -69,32 +69,6 @@ def small_files(
 def _copies(folder: str, patterns: Sequence[str]) -> dict[str, TextFile | CopiedFile]:
     names = sorted(name for name in os.listdir(folder) if any(fnmatch.fnmatchcase(name, p) for p in patterns))
     return {name: CopiedFile(os.path.join(folder, name)) for name in names}
-
-
-def _check_tokenizers(chosen: OpenModel, models: Sequence[OpenModel], findings: Findings) -> None:
-    """Check that a token id means the same token in every model, since rows of embeddings are merged by their index."""
-    expected = _token_of_id(chosen)
-    for model in models:
-        tokens = _token_of_id(model) if model is not chosen else {}
-        differing = [i for i in tokens.keys() & expected.keys() if tokens[i] != expected[i]]
-        if differing:
-            i = min(differing)
-            what = f"{len(differing)} token ids mean other tokens than in {chosen}: "
-            what += f"{i} is {tokens[i]!r}, there {expected[i]!r}"
-            remedy = "choose models with one vocabulary; merging by token is not offered yet"
-            findings.problem(os.path.join(model.checkpoint.folder, "tokenizer.json"), what, remedy)
-
-
-def _token_of_id(model: OpenModel) -> dict[int, str]:
-    path = os.path.join(model.checkpoint.folder, "tokenizer.json")
-    data = read_json(path, missing_ok=True) or {}
-    try:
-        vocabulary = data.get("model", {}).get("vocab", {})
-        # A unigram vocabulary is a list of [token, score].
-        tokens = vocabulary if isinstance(vocabulary, dict) else {entry[0]: i for i, entry in enumerate(vocabulary)}
-        return {i: token for token, i in tokens.items()} | {t["id"]: t["content"] for t in data.get("added_tokens", [])}
-    except (AttributeError, KeyError, TypeError, IndexError) as error:
-        raise CheckpointError(f"{path}: is not a tokenizer file: {error!r}") from error
 
 
 def _set_chat_template(

@@ -123,8 +123,8 @@ def test_side_files(family, plan_of, tmp_path):
         "optimizer.pt",
         "notes.md",
     ):
-        (tmp_path / "a" / name).write_text("a")
-        (tmp_path / "b" / name).write_text("b")
+        for folder in "ab":
+            (tmp_path / folder / name).write_text("YQ== 0" if name == "tokenizer.model" else folder)
     plan = plan_of(LINEAR + "tokenizer_source: b")
     folders = {name: file.path.split("/")[-2] for name, file in plan.files.items() if isinstance(file, CopiedFile)}
     assert folders == {

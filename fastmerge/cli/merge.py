@@ -73,7 +73,7 @@ def _why_slow(device: str, backend: str) -> str | None:
     from ..engine.targets import choose
     from ..kernels import _native
 
-    on_cpu = backend == "auto" and choose(device, None).names == ("cpu",)
+    on_cpu = backend == "auto" and device in ("cpu", "auto") and choose(device, None).names == ("cpu",)
     return _native.why_no_cpu_extension() if on_cpu else None
 
 

@@ -20,28 +20,62 @@ from fastmerge.errors import CheckpointError, OutputError
 
 WIDE = {"hidden": 256, "inner": 640, "vocab": 768, "layers": 2}
 
-# Runs in slow motion that journal as often as they can, each killed after a random time. One process imports torch
-# for all of them; it computes nothing itself, so it may fork.
+# Runs that journal as often as they can, each killed at a random one of its writes, syncs and notes: before or after.
+# One process imports torch for all of them; it computes nothing itself, so it may fork.
 KILLED_RUNS = f"""
-import os, random, signal, sys, time
+import itertools, os, random, signal, sys, threading
 from fastmerge.engine import RunOptions, journal, run
 from fastmerge.engine.files import OutputFiles
 from fastmerge.engine.scheduler import Scheduler
 from fastmerge.plan import make_plan
 from fastmerge.recipe import load
-journal.FLUSH_SECONDS = 0
-write, wait = OutputFiles.write, Scheduler._wait
-OutputFiles.write = lambda *args: (time.sleep(0.05), write(*args))  # a run outlasts every delay below
-Scheduler._wait = lambda self, interval: wait(self, 0.002)
+journal.FLUSH_SECONDS = -1
+write, tick, wait = OutputFiles.write, journal.Journal.tick, Scheduler._wait
+ticked, ticks = threading.Condition(), 0
+
+def count_tick(self):
+    global ticks
+    tick(self)
+    with ticked:
+        ticks += 1
+        ticked.notify_all()
+
+def write_after_tick(*args):  # what was noted before a write is in the journal after it
+    with ticked:
+        begun = ticks
+        ticked.wait_for(lambda: ticks > begun + 1)
+    write(*args)
+
+OutputFiles.write, journal.Journal.tick = write_after_tick, count_tick
+Scheduler._wait = lambda self, interval: wait(self, 0.001)
+
+def die_at(event):
+    events = itertools.count(1)
+
+    def happens():
+        if next(events) == event:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watched(call):
+        def watch(*args):
+            happens()
+            call(*args)
+            happens()
+        return watch
+
+    for owner, name in ((OutputFiles, "write"), (OutputFiles, "sync"), (journal.Journal, "finished")):
+        setattr(owner, name, watched(getattr(owner, name)))
+
 recipe, out, seed = sys.argv[1:]
 dice = random.Random(int(seed))
-for _ in range(6):
+tensors = len(make_plan(load(recipe)).outputs)
+for _ in range(4):
+    event = dice.randint(1, 3 * tensors // 2)  # a tensor takes four at the least
     child = os.fork()
     if child == 0:
+        die_at(event)
         run(make_plan(load(recipe)), out, RunOptions(chunk={BLOCK}, ram=8 << 20))
         os._exit(0)
-    time.sleep(dice.uniform(0.01, 0.2))
-    os.kill(child, signal.SIGKILL)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
     if os.path.exists(out):
         break
@@ -64,7 +98,7 @@ def test_killed_at_random_points(tmp_path, method):
     arguments = [sys.executable, "-c", KILLED_RUNS, merge.recipe, str(merge.out), str(seed)]
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert str(-signal.SIGKILL) in done.stdout.split()
+    assert done.stdout.split()[0] == str(-signal.SIGKILL)
     if not merge.out.exists():
         journal = partial_folder(merge) / "journal.jsonl"
         lines = journal.read_text().count("\n") if journal.exists() else 1

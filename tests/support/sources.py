@@ -57,7 +57,7 @@ def run_sharded(base: Tensor | None, tensors: Sequence[Tensor], cut: int, run: C
     """Call ``run`` on two shards, cut after ``cut`` cells of the grid, in two threads that reduce together."""
     total = -(-tensors[0].numel() // GRID)
     assert 0 < cut < total
-    barrier = threading.Barrier(2, timeout=60)
+    barrier = threading.Barrier(2, timeout=600)
     states: list[Tensor] = [torch.empty(0)] * 2
     results: list = [None, None]
 

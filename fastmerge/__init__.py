@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .adapters import merge_adapters
     from .api import check, merge, verify
     from .errors import FastmergeError, InvalidInput
+    from .methods import load_plugin
     from .state_dicts import merge_, merge_state_dicts
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "InvalidInput",
     "check",
     "functional",
+    "load_plugin",
     "merge",
     "merge_",
     "merge_adapters",
@@ -33,6 +35,7 @@ _HOMES = {
     "FastmergeError": "errors",
     "InvalidInput": "errors",
     "check": "api",
+    "load_plugin": "methods",
     "merge": "api",
     "merge_": "state_dicts",
     "merge_adapters": "adapters",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -42,11 +43,15 @@ class Failure(click.ClickException):
 
 
 class Command(click.Command):
-    """A command whose errors become one message: as text, or as an object when it was called with ``--json``."""
+    """A command whose errors become one message: as text, or as an object when it was called with ``--json``.
+
+    Plugins (``_options.PLUGIN``) are loaded before it starts.
+    """
 
     def invoke(self, context: click.Context) -> Any:
         as_json = context.params.get("as_json", False)
         try:
+            _load_plugins(context.params.pop("plugins", ()))
             return super().invoke(context)
         except FastmergeError as error:
             raise Failure(error, as_json) from error
@@ -58,6 +63,15 @@ class Command(click.Command):
         except KeyboardInterrupt as interrupt:
             click.echo(f"\ninterrupted: {interrupt}" if str(interrupt) else "\ninterrupted", err=True)
             context.exit(INTERRUPTED)
+
+
+def _load_plugins(paths: Sequence[str]) -> None:
+    if not paths:
+        return
+    from ..methods import load_plugin
+
+    for path in paths:
+        load_plugin(path)
 
 
 class Commands(click.Group):

@@ -87,3 +87,10 @@ BACKEND = click.option(
     show_default=True,
     help="Pin a backend of the operations; all give the same bits.",
 )
+PLUGIN = click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False),
+    help="A Python file with merge methods of your own; may be given several times.",
+)

@@ -14,6 +14,7 @@ from ._options import (
     BACKEND,
     DEVICE,
     JSON,
+    PLUGIN,
     QUIET,
     RAM,
     RECIPE,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from ..engine import Report
     from ..plan.types import Plan
 
-PLANNING = together(SEED, SEMANTICS, SHARD_SIZE, RAM, DEVICE, VRAM, JSON, QUIET, mergekit_flags)
+PLANNING = together(SEED, SEMANTICS, PLUGIN, SHARD_SIZE, RAM, DEVICE, VRAM, JSON, QUIET, mergekit_flags)
 
 
 @click.command(cls=Command)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._errors import Command
-from ._options import JSON
+from ._options import JSON, PLUGIN, together
 from ._output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ COLUMNS = ("method", "formula", "base", "models", "parameters", "source")
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Write the tables between the markers of a Markdown file; may be given several times.",
 )
-@JSON
+@together(PLUGIN, JSON)
 def methods(name: str | None, update: tuple[Path, ...], as_json: bool) -> None:
     """List the merge methods, or describe the one (or the block: lines, boost) called NAME."""
     from ..functional import find_method

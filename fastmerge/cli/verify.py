@@ -6,7 +6,7 @@ import click
 
 from ..sizes import show_size
 from ._errors import Command
-from ._options import BACKEND, JSON, QUIET, RAM, THREADS, together
+from ._options import BACKEND, JSON, PLUGIN, QUIET, RAM, THREADS, together
 from ._output import note, print_facts, print_json
 from ._progress import progress
 
@@ -19,7 +19,7 @@ DIFFERS = 1
     "--sample", type=click.IntRange(min=0), help="Recompute so many tensors, chosen at random.  [default: all]"
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses the sample.")
-@together(RAM, THREADS, BACKEND, JSON, QUIET)
+@together(PLUGIN, RAM, THREADS, BACKEND, JSON, QUIET)
 def verify(
     out: str, sample: int | None, seed: int, ram: int, threads: int | None, backend: str, as_json: bool, quiet: bool
 ) -> None:

@@ -46,6 +46,14 @@ class CheckpointError(FastmergeError):
     """A checkpoint file is corrupt, truncated or of an unsupported kind."""
 
 
+class InputChanged(CheckpointError):
+    """An input is no longer what the plan saw, so that nothing made of it is of use."""
+
+
+class Refused(FastmergeError):
+    """What the inputs hold, or what came out, forbids this merge: the same command would be refused again."""
+
+
 class OutputError(FastmergeError):
     """The output cannot be written: it exists, the disk is full, or it belongs to another merge."""
 

@@ -11,6 +11,7 @@ from .. import __version__
 from ._errors import Commands
 from .analyze import analyze
 from .bench import bench
+from .clean import clean
 from .compare import diff
 from .demo import demo
 from .doctor import doctor
@@ -29,5 +30,5 @@ def main() -> None:
     """Merge the weights of fine-tuned language models: exact, streamed, resumable and verifiable."""
 
 
-for command in (merge, plan, check, verify, inspect, diff, analyze, extract, methods, doctor, bench, demo):
+for command in (merge, plan, check, verify, inspect, diff, analyze, extract, methods, clean, doctor, bench, demo):
     main.add_command(command)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -12,7 +15,6 @@ from ..errors import FastmergeError
 from ._output import note
 
 FAILED = 2
-INTERRUPTED = 130
 
 
 class Failure(click.ClickException):
@@ -51,8 +53,9 @@ class Command(click.Command):
     def invoke(self, context: click.Context) -> Any:
         as_json = context.params.get("as_json", False)
         try:
-            _load_plugins(context.params.pop("plugins", ()))
-            return super().invoke(context)
+            with _ending_like_interrupts():
+                _load_plugins(context.params.pop("plugins", ()))
+                return super().invoke(context)
         except FastmergeError as error:
             raise Failure(error, as_json) from error
         except RuntimeError as error:
@@ -62,7 +65,34 @@ class Command(click.Command):
             raise Failure(error, as_json) from error
         except KeyboardInterrupt as interrupt:
             click.echo(f"\ninterrupted: {interrupt}" if str(interrupt) else "\ninterrupted", err=True)
-            context.exit(INTERRUPTED)
+            context.exit(128 + getattr(interrupt, "signal", signal.SIGINT))
+
+
+class Signalled(KeyboardInterrupt):
+    """Another signal than Ctrl-C's asked the process to end."""
+
+    def __init__(self, number: int):
+        super().__init__(f"{signal.Signals(number).name}")
+        self.signal = number
+
+
+@contextlib.contextmanager
+def _ending_like_interrupts() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does: in order, with a word about what is left."""
+
+    def end(number: int, frame: object) -> None:
+        raise Signalled(number)
+
+    # Where a signal is ignored, as under nohup, it stays so; and only the main thread may have handlers.
+    main = threading.current_thread() is threading.main_thread()
+    handled = [s for s in (signal.SIGTERM, signal.SIGHUP) if main and signal.getsignal(s) is signal.SIG_DFL]
+    for number in handled:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _load_plugins(paths: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..errors import FastmergeError
+from ..errors import Refused
 from ..methods import get_method
 from ..plan.types import OutputTensor
 from ..steps.apply import Apply
@@ -52,7 +52,7 @@ def apply_without_survey(output: OutputTensor) -> Apply | None:
     try:
         return solve_without_data(get_method(output.method), output.group)
     except ValueError as error:
-        raise FastmergeError(str(error)) from error
+        raise Refused(str(error)) from error
 
 
 def apply_after_survey(output: OutputTensor, source: Source) -> Apply:
@@ -61,7 +61,7 @@ def apply_after_survey(output: OutputTensor, source: Source) -> Apply:
     try:
         return solve(get_method(output.method), output.group, source)
     except ValueError as error:
-        raise FastmergeError(str(error)) from error
+        raise Refused(str(error)) from error
 
 
 def merge_outputs(jobs: Sequence[Job]) -> None:
@@ -69,4 +69,4 @@ def merge_outputs(jobs: Sequence[Job]) -> None:
     try:
         merge_on_device(jobs)
     except ValueError as error:
-        raise FastmergeError(str(error)) from error
+        raise Refused(str(error)) from error

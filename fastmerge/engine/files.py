@@ -9,11 +9,13 @@ import os
 import resource
 from collections.abc import Iterable
 
-from ..errors import CheckpointError, OutputError
+from ..errors import CheckpointError, InputChanged, OutputError
 from ..plan.types import InputFile, Shard
 from .arena import PAGE
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# Of fallocate(2).
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -42,7 +44,7 @@ class InputFiles:
             except OSError as error:
                 raise CheckpointError(f"{path}: disappeared during the merge: {error.strerror}") from error
             if (status.st_size, status.st_mtime_ns) != (file.nbytes, file.mtime_ns):
-                raise CheckpointError(
+                raise InputChanged(
                     f"{path}: changed since the merge was planned "
                     f"({file.nbytes} bytes then, {status.st_size} now); run the merge again"
                 )
@@ -56,7 +58,7 @@ class InputFiles:
             except OSError as error:
                 raise CheckpointError(f"{path}: cannot be read at byte {offset + done}: {error.strerror}") from error
             if got == 0:
-                raise CheckpointError(
+                raise InputChanged(
                     f"{path}: ends at byte {offset + done}, where the header promises {len(into) - done} more; "
                     "the file was truncated while it was read"
                 )
@@ -191,6 +193,16 @@ def _reserve(fd: int, nbytes: int) -> None:
     if missing > disk.f_bavail * disk.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.ftruncate(fd, nbytes)
+
+
+def release(path: str, ranges: Iterable[tuple[int, int]]) -> None:
+    """Give back the disk space of ranges (offset, bytes) of a file; its size stays. OSError where that cannot be."""
+    with open(path, "r+b") as file:
+        for offset, nbytes in ranges:
+            mode = _PUNCH_HOLE | _KEEP_SIZE
+            if libc.fallocate(file.fileno(), mode, ctypes.c_int64(offset), ctypes.c_int64(nbytes)):
+                code = ctypes.get_errno()
+                raise OSError(code, os.strerror(code))
 
 
 def _allow_open_files(count: int) -> None:

@@ -30,14 +30,16 @@ def read_journal(path: str, plan: Plan) -> dict[str, str]:
 
     A last line that was cut off by a crash is ignored.
     """
+    if not os.path.exists(path):
+        return {}
     try:
-        with open(path, encoding="utf-8") as file:
+        with explained(path, "reading the journal"), open(path, encoding="utf-8") as file:
             lines = [json.loads(line) for line in file.read().split("\n")[:-1]]
-    except (FileNotFoundError, ValueError):
-        return {}
-    if not lines or lines[0] != identity(plan):
-        return {}
-    return {line["name"]: line["checksum"] for line in lines[1:]}
+        if lines[:1] == [identity(plan)]:
+            return {line["name"]: line["checksum"] for line in lines[1:]}
+    except (ValueError, TypeError, KeyError):  # not as it was written
+        pass
+    return {}
 
 
 class Journal:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..errors import FastmergeError
+from ..errors import Refused
 from ..plan.types import InputTensor, OutputTensor
 from ..steps.inputs import Inputs
 from ..steps.source import Chunk, Resident
@@ -165,7 +165,7 @@ class Large:
             try:
                 self._apply(out, self.chunk(0, self._numel, slot))
             except ValueError as error:
-                raise FastmergeError(str(error)) from error
+                raise Refused(str(error)) from error
         self._context.meter.remark(self._output.name, self._apply.remarks)
         slot.return_free_memory()
         size = self._output.dtype.itemsize

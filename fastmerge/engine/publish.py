@@ -71,18 +71,9 @@ class StagingFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the lock of the target: one run at a time. Makes the parent folder."""
-        path = self.target.with_name(f".{self.target.name}.lock")
-        with explained(str(path), "locking the target"):
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            fd = _lock(path)
-        if fd is None:
-            raise OutputError(f"{self.target}: another fastmerge is writing it (it holds {path})")
-        try:
+        with hold(self.target):
             self.recover()
             yield
-        finally:
-            os.unlink(path)
-            os.close(fd)
 
     def recover(self) -> None:
         """Tidy what a crash left while an output was published; the target is the old output or the new one after."""
@@ -157,6 +148,36 @@ def _opened(file: TextFile | CopiedFile) -> BinaryIO:
     return io.BytesIO(file.text.encode()) if isinstance(file, TextFile) else open(file.path, "rb")
 
 
+@contextlib.contextmanager
+def hold(target: Path) -> Iterator[None]:
+    """Hold the lock of ``target``, ``.<name>.lock`` beside it; makes the folder that it lies in.
+
+    Raises:
+        OutputError: another process holds it.
+    """
+    path = target.with_name(f".{target.name}.lock")
+    with explained(str(path), "locking the target"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(path)
+    if descriptor is None:
+        raise OutputError(f"{target}: another fastmerge is writing it (it holds {path})")
+    try:
+        yield
+    finally:
+        os.unlink(path)
+        os.close(descriptor)
+
+
+def is_held(lock: Path) -> bool:
+    """True when a process holds a lock file."""
+    with open(lock, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def plan_of(folder: Path) -> str | None:
     """Return the digest of the plan of a complete output, or None for anything else."""
     try:
@@ -165,10 +186,11 @@ def plan_of(folder: Path) -> str | None:
         return None
 
 
-def settle(folder: Path, target: Path, digest: str) -> None:
+def settle(folder: Path, target: Path, digest: str | None) -> None:
     """Bring a partial folder whose output was being published to a state before or after that.
 
-    ``out`` is the finished output of the plan ``digest``, or absent; ``swap`` and ``aside`` are gone.
+    ``out`` is the finished output of the plan ``digest``, or absent; ``swap`` and ``aside`` are gone. Without a digest
+    a finished output that was not published yet is removed.
     """
     swap, aside = folder / "swap", folder / "aside"
     if aside.exists():
@@ -177,7 +199,7 @@ def settle(folder: Path, target: Path, digest: str) -> None:
         else:
             _remove(aside)
     if swap.exists():
-        if plan_of(swap) == digest and plan_of(target) != digest:
+        if digest is not None and plan_of(swap) == digest != plan_of(target):
             os.rename(swap, folder / "out")
         else:
             _remove(swap)

@@ -6,13 +6,12 @@ import contextlib
 import gc
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from ..devices.names import DEFAULT, parse_devices
-from ..errors import OutputError
 from ..kernels import _native, use_backend
 from ..plan.types import OutputTensor, Plan
 from .arena import Arena
@@ -28,6 +27,7 @@ from .rehash import Found, Rehash
 from .report import Meter, Report
 from .scheduler import Scheduler, Unit
 from .sizing import Sizes, divide
+from .stopping import accounted, other_partials
 from .targets import Host, Target, choose
 
 Progress = Callable[[int, int], None]
@@ -92,13 +92,8 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
         target = choose(options.device, options.vram)
         sizes = divide(plan.outputs, target.budget(options.ram), options.threads or default_threads(), options.chunk)
         inputs.open()
-        with staging.made(), OutputFiles(str(staging.out), plan.shards) as outputs:
-            try:
-                outputs.open()
-            except OutputError:
-                if not os.path.exists(staging.journal):
-                    staging.discard()
-                raise
+        with staging.made(), accounted(staging, plan), OutputFiles(str(staging.out), plan.shards) as outputs:
+            outputs.open()
             finished = _confirmed(plan, staging, outputs, sizes, inputs)
             journal = Journal(staging.journal, plan, outputs, finished)
             todo = [output for output in plan.outputs if output.name not in finished]
@@ -117,12 +112,6 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
                 work(make_units, target, sizes, inputs, FileSink(outputs, journal), meter, tick)
                 inputs.check()
                 journal.flush()
-            except KeyboardInterrupt:
-                journal.flush()
-                raise KeyboardInterrupt(
-                    f"stopped with {len(journal.checksums)} of {len(plan.outputs)} tensors finished, "
-                    f"in {staging.folder}; the same command goes on from there"
-                ) from None
             except BaseException:
                 # What was finished before the failure stays finished.
                 with contextlib.suppress(Exception):
@@ -133,9 +122,13 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
             outputs.sync(range(len(plan.shards)))
             staging.write_manifest(write_manifest(plan, journal.checksums, staging.write_small_files()))
             staging.publish()
+        others = other_partials(staging)
     if progress is not None:
         progress(total, total)
-    return meter.report(len(plan.outputs), len(finished), sizes.workers, target.names, target.why, target.peak_bytes())
+    report = meter.report(
+        len(plan.outputs), len(finished), sizes.workers, target.names, target.why, target.peak_bytes()
+    )
+    return replace(report, notes=(*report.notes, *others))
 
 
 def default_threads() -> int:

@@ -85,7 +85,7 @@ class Scheduler:
         except BaseException as error:
             self._fail(error)
         for thread in threads:
-            thread.join()
+            _join(thread)
         if self._failure is not None:
             raise self._failure
 
@@ -157,3 +157,14 @@ class Scheduler:
         for i, task in enumerate(tasks):
             heapq.heappush(team.ready, (running.stage, running.number, i, task, running))
         team.changed.notify(len(tasks))
+
+
+def _join(thread: threading.Thread) -> None:
+    """Wait for the end of a thread, whatever interrupts come meanwhile: it may be writing to files that close next."""
+    while True:
+        try:
+            return thread.join()
+        except RuntimeError:  # an interrupt came before it was started
+            return None
+        except KeyboardInterrupt:
+            continue

@@ -1,0 +1,94 @@
+"""What runs that were stopped or killed left beside their targets: found, told, and removed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import OutputError
+from .files import explained
+from .folders import lock_folder
+from .publish import LOCKED, hold, is_held, settle
+
+__all__ = ["Leftover", "leftovers_in", "leftovers_of", "remove"]
+
+_PARTIAL = re.compile(r"\.(.+)\.partial-[0-9a-z_]{8}")
+_LOCK = re.compile(r"\.(.+)\.lock")
+_CONTENTS = {"out", "swap", "aside", "journal.jsonl", "journal.jsonl.new"}
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A partial folder, or the lock of a run that was killed.
+
+    Attributes:
+        path:     of it.
+        target:   where the output would have appeared.
+        nbytes:   that it takes on the disk.
+        finished: tensors that the same merge would take over.
+        in_use:   True while a process works there.
+    """
+
+    path: Path
+    target: Path
+    nbytes: int = 0
+    finished: int = 0
+    in_use: bool = False
+
+
+def leftovers_in(folder: Path) -> list[Leftover]:
+    """Return what runs left in ``folder`` itself, by name."""
+    return [leftover for path in sorted(folder.iterdir()) if (leftover := _examine(path)) is not None]
+
+
+def leftovers_of(target: Path) -> list[Leftover]:
+    """Return what runs left beside ``target`` that should have become it."""
+    return [leftover for leftover in leftovers_in(target.parent) if leftover.target == target]
+
+
+def remove(leftover: Leftover) -> None:
+    """Remove a leftover; an output that was being replaced is brought back.
+
+    Raises:
+        OutputError: a process works there, or the disk refuses.
+    """
+    with hold(leftover.target), explained(str(leftover.path), "removing"):
+        if not leftover.path.is_dir():  # a lock: to hold it, and to let it go, was all
+            return
+        lock = lock_folder(leftover.path)
+        if lock is None:
+            raise OutputError(f"{leftover.path}: a process works there")
+        try:
+            settle(leftover.path, leftover.target, digest=None)
+            shutil.rmtree(leftover.path)
+        finally:
+            os.close(lock)
+
+
+def _examine(path: Path) -> Leftover | None:
+    """Return the leftover at ``path``; None for what fastmerge did not make."""
+    if path.is_symlink():
+        return None
+    if (match := _LOCK.fullmatch(path.name)) and path.is_file() and path.stat().st_size == len(LOCKED):
+        held = is_held(path)
+        return Leftover(path, path.with_name(match[1]), in_use=held) if path.read_bytes() == LOCKED else None
+    if not (match := _PARTIAL.fullmatch(path.name)) or not path.is_dir() or not _CONTENTS.issuperset(os.listdir(path)):
+        return None
+    lock = lock_folder(path)
+    if lock is not None:
+        os.close(lock)
+    nbytes = sum(inner.lstat().st_blocks * 512 for inner in _tree(path))
+    return Leftover(path, path.with_name(match[1]), nbytes, _finished(path), lock is None)
+
+
+def _tree(folder: Path) -> Iterator[Path]:
+    return (Path(where) / name for where, folders, files in os.walk(folder) for name in (*folders, *files))
+
+
+def _finished(folder: Path) -> int:
+    journal = folder / "journal.jsonl"
+    return max(0, journal.read_bytes().count(b"\n") - 1) if journal.is_file() else 0

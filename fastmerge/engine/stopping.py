@@ -1,0 +1,64 @@
+"""What a run that stops leaves: what is finished, with a word about it; nothing where no run could go on from it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+
+from ..errors import FastmergeError, InputChanged, Refused
+from ..plan.types import Plan
+from ..sizes import show_size
+from .files import release
+from .journal import read_journal
+from .leftovers import leftovers_of
+from .publish import StagingFolder, plan_of
+
+
+@contextlib.contextmanager
+def accounted(staging: StagingFolder, plan: Plan) -> Iterator[None]:
+    """Tidy the partial folder when the block is left by an exception, and let its message say what is kept."""
+    try:
+        yield
+    except BaseException as error:
+        said = [str(error)] if str(error) else []
+        with contextlib.suppress(OSError, FastmergeError):  # the disk may be what failed: the error itself counts
+            said += [_leave(staging, plan, error), *other_partials(staging)]
+        if isinstance(error, FastmergeError | KeyboardInterrupt):
+            error.args = ("; ".join(filter(None, said)),)
+        raise
+
+
+def other_partials(staging: StagingFolder) -> list[str]:
+    """Return a sentence about every partial output that another merge left for the same target."""
+    return [
+        f"another merge into this folder stopped and left {leftover.path} ({show_size(leftover.nbytes)}); "
+        f"fastmerge clean {staging.target} removes it"
+        for leftover in leftovers_of(staging.target)
+        if leftover.path != staging.folder and leftover.path.is_dir()
+    ]
+
+
+def _leave(staging: StagingFolder, plan: Plan, error: BaseException) -> str:
+    staging.recover()
+    if not staging.folder.exists():
+        complete = plan_of(staging.target) == plan.digest
+        return f"the output is complete, in {staging.target}" if complete else ""
+    finished = read_journal(staging.journal, plan)
+    if not finished or isinstance(error, Refused | InputChanged):
+        staging.discard()
+        return "nothing is left of it" if isinstance(error, KeyboardInterrupt) else ""
+    _release_unfinished(staging, plan, finished)
+    kept = sum(output.nbytes for output in plan.outputs if output.name in finished)
+    return (
+        f"stopped with {len(finished)} of {len(plan.outputs)} tensors finished, in {staging.folder} "
+        f"({show_size(kept)}); the same command goes on from there, and fastmerge clean {staging.target} removes it"
+    )
+
+
+def _release_unfinished(staging: StagingFolder, plan: Plan, finished: Mapping[str, str]) -> None:
+    """Give back the disk space that was reserved for tensors that are not finished."""
+    for number, shard in enumerate(plan.shards):
+        outputs = [output for output in plan.outputs if output.shard == number and output.name not in finished]
+        with contextlib.suppress(OSError):  # some file systems have no holes
+            release(os.path.join(staging.out, shard.filename), [(o.offset, o.nbytes) for o in outputs if o.nbytes])

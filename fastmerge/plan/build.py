@@ -16,6 +16,7 @@ from ..steps.apply import Copy
 from ..steps.driver import solve_without_data
 from ..steps.inputs import Inputs
 from .checks import check_dtypes, check_models, check_shapes, output_dtype
+from .configs import compare_configs
 from .digest import digest
 from .files import small_files
 from .findings import Findings
@@ -61,6 +62,8 @@ def make_plan(recipe: Recipe, *, shard_size: int = DEFAULT_SHARD_SIZE, allow_mix
         findings.problem("shard size", f"is {shard_size}, expected at least 1 byte")
     models = open_models(recipe, findings)
     check_models(models, allow_mixed_types, findings)
+    sliced = any(source.layers for slice_ in recipe.slices for source in slice_.sources)
+    compare_configs(list(models.values()), sliced, allow_mixed_types, findings)
     if len(models) < len(recipe.models):
         findings.stop()
     found = pair_tensors(recipe, method, models, findings)

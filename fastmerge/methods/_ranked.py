@@ -34,6 +34,7 @@ class RankedMethod(Method):
     """A method that drops by rank: it takes whole tensors, since a mask is drawn of whole rows and then kept."""
 
     base = "required"
+    random = True
 
     def scratch_bytes(self, group: Group) -> int | None:
         """The masks, and the work space of ranking.

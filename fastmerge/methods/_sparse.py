@@ -11,7 +11,7 @@ from ..kernels.sparse_merge import Divide, Vote
 from ..steps.method import Group, Parameter
 from ..steps.survey import Boundaries, Norms, Survey
 
-WEIGHT = Parameter("weight", float, per_model=True, doc="coefficient of the model's delta")
+WEIGHT = Parameter("weight", float, per_model=True, doc="coefficient of the model's delta", neutral=1.0)
 LAMBDA = Parameter("lambda", float, 1.0, semantics=("mergekit",), doc="scale of the merged delta")
 # mergekit recipes carry it; there it bounds the memory of masks, which do not exist here.
 INT8_MASK = Parameter("int8_mask", bool, False, semantics=("mergekit",), doc="accepted; has no effect on the result")

@@ -33,6 +33,7 @@ class IsoCts(SpectralMethod):
         ),
     )  # fmt: skip
     paper = "Marczak et al. 2025, arXiv 2502.04959"
+    ordered = True
 
     def change(self, group: Group) -> Change:
         common, null = group["common_share"], group["null_space"]

@@ -40,11 +40,14 @@ class Knots(SpectralMethod):
     parameters = (
         SPECTRAL_PARAMETERS[0],
         density_parameter("share of each aligned part that is kept"),
-        Parameter("merge", str, "ties", choices=tuple(_MERGES), doc="how the aligned parts are merged"),
+        Parameter(
+            "merge", str, "ties", choices=tuple(_MERGES), doc="how the aligned parts are merged", example="dare_ties"
+        ),
         LAMBDA,
         MATRICES,
     )
     paper = "Stoica et al. 2025, arXiv 2410.19735"
+    random = True
 
     def change(self, group: Group) -> Change:
         inner = _MERGES[group["merge"]]

@@ -21,10 +21,11 @@ class Linear(Method):
     name = "linear"
     base = "ignored"
     parameters = (
-        Parameter("weight", float, per_model=True, doc="coefficient of the model"),
+        Parameter("weight", float, per_model=True, doc="coefficient of the model", neutral=1.0),
         Parameter("normalize", bool, True, doc="divide by the sum of the weights"),
     )
     paper = "Wortsman et al. 2022, arXiv 2203.05482"
+    adds_delta = False
 
     def merge(self, group: Group) -> Apply:
         return WeightedSum(divided(group) if group["normalize"] else group["weight"])

@@ -29,13 +29,16 @@ class MultiSlerp(Method):
     name = "multislerp"
     base = "optional"
     parameters = (
-        Parameter("weight", float, per_model=True, doc="coefficient of the model's direction and norm"),
+        Parameter("weight", float, per_model=True, doc="coefficient of the model's direction and norm", neutral=1.0),
         Parameter("normalize_weights", bool, True, doc="divide the weights by their sum"),
         Parameter(
-            "eps", float, 1e-8, minimum=0.0, doc="added to norms; a mean direction shorter than it is taken for 0"
+            "eps", float, 1e-8, minimum=0.0, doc="added to norms; a mean direction shorter than it is taken for 0",
+            example=1e-3,
         ),
-    )
+    )  # fmt: skip
     paper = "mergekit (Goddard et al. 2024, arXiv 2403.13257)"
+    adds_delta = False
+    homogeneous = False
 
     def merge(self, group: Group) -> Solve:
         if group.models == 1:

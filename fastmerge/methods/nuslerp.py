@@ -33,13 +33,17 @@ class NuSlerp(Method):
     base = "optional"
     inputs = (2, 2)
     parameters = (
-        Parameter("weight", float, per_model=True, doc="the second one's share of the sum is the position on the arc"),
+        Parameter(
+            "weight", float, per_model=True, doc="the second one's share of the sum is the position on the arc",
+            neutral=1.0,
+        ),
         Parameter("nuslerp_flatten", bool, True, doc="take the tensor for one vector"),
         Parameter(
             "nuslerp_row_wise", bool, False, doc="without flatten: vectors along the first dimension, not the last"
         ),
-    )
+    )  # fmt: skip
     paper = "mergekit (Goddard et al. 2024, arXiv 2403.13257)"
+    adds_delta = False
 
     def merge(self, group: Group) -> Solve:
         rows = _rows(group)

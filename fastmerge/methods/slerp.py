@@ -28,12 +28,14 @@ class Slerp(Method):
     name = "slerp"
     base = "required"
     inputs = (1, 1)
-    parameters = (Parameter("t", float, doc="position on the arc: 0 is the base, 1 the model; others extrapolate"),)
+    parameters = (
+        Parameter(
+            "t", float, doc="position on the arc: 0 is the base, 1 the model; others extrapolate",
+            neutral=1.0, example=0.3,
+        ),
+    )  # fmt: skip
     paper = "Shoemake 1985 (SIGGRAPH, 10.1145/325334.325242)"
-
-    @property
-    def adds_delta(self) -> bool:
-        return False
+    adds_delta = False
 
     def merge(self, group: Group) -> Solve:
         t = group["t"]

@@ -24,7 +24,9 @@ class TsvC(SpectralMethod):
     name = "tsv_c"
     inputs = (1, 1)
     parameters = (
-        Parameter("share", float, minimum=0.0, maximum=1.0, doc="share of the singular vectors that is kept"),
+        Parameter(
+            "share", float, minimum=0.0, maximum=1.0, doc="share of the singular vectors that is kept", neutral=1.0
+        ),
         LAMBDA,
         MATRICES,
     )

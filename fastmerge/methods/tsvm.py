@@ -31,6 +31,7 @@ class Tsvm(SpectralMethod):
 
     name = "tsvm"
     paper = "Gargiulo et al. 2025, arXiv 2412.00081"
+    ordered = True
 
     def change(self, group: Group) -> Change:
         null = group["null_space"]

@@ -37,6 +37,9 @@ class Parameter:
         choices:   the values of a str.
         semantics: profiles that know the parameter; empty stands for all of the method's.
         doc:       one sentence, with the unit or meaning.
+        neutral:   value at which one model alone returns itself; None: the default is one.
+        example:   value at which fine-tunes show what the parameter does; None: the middle of its range, if it has one,
+                   else the default or the neutral value.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Parameter:
     choices: tuple[str, ...] = ()
     semantics: tuple[str, ...] = ()
     doc: str = ""
+    neutral: Any = None
+    example: Any = None
 
     @property
     def expected(self) -> str:
@@ -139,6 +144,12 @@ class Method(ABC):
         parameters: what the recipe may set.
         semantics:  profiles that the method implements; the first is the default.
         paper:      citation with arXiv number, or the tool that defined the method.
+        adds_delta: True when the apply step adds a merged delta to the base, a ``DeltaMerge``: blocks can change it.
+        random:     True when it draws random numbers, by the seed, the name of the tensor and the index of the model.
+        ordered:    True when the order of the models matters, if only to the last bits.
+        homogeneous: True when inputs times a power of two give the result times it.
+        neutral:    True when there are values, ``Parameter.neutral``, with which one model returns itself; those that
+                    decompose matrices, on other tensors.
     """
 
     name: ClassVar[str]
@@ -147,6 +158,11 @@ class Method(ABC):
     parameters: ClassVar[tuple[Parameter, ...]] = ()
     semantics: ClassVar[tuple[str, ...]] = ("mergekit",)
     paper: ClassVar[str] = ""
+    adds_delta: ClassVar[bool] = True
+    random: ClassVar[bool] = False
+    ordered: ClassVar[bool] = False
+    homogeneous: ClassVar[bool] = True
+    neutral: ClassVar[bool] = True
 
     @abstractmethod
     def merge(self, group: Group) -> Solve | Apply:
@@ -159,11 +175,6 @@ class Method(ABC):
         the inputs and the output, in bytes; the engine finds room for all of it, or says how much is missing.
         """
         return None
-
-    @property
-    def adds_delta(self) -> bool:
-        """True when the apply step adds a merged delta to the base, a ``DeltaMerge``: blocks can change it."""
-        return self.base == "required"
 
     @property
     def uses_layout(self) -> bool:

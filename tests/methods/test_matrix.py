@@ -1,18 +1,23 @@
 """What holds for every method: the matrix of the registry. A new method is in it by being there.
 
-Parameters are drawn from their declarations, so every combination that a recipe may write is tried.
+Parameters are drawn from their declarations, so every combination that a recipe may write is tried. Which properties
+a method has, it declares (``random``, ``ordered``, ``homogeneous``, ``neutral``); one that it declares not to have, it
+must not have.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from parameter_values import example, neutral, values_of
 from sources import Chunked, run_sharded
 from torch import Tensor
 
@@ -24,18 +29,11 @@ from fastmerge.steps.apply import Copy
 from fastmerge.steps.driver import merge_source, solve, solve_without_data
 from fastmerge.steps.source import Resident
 
-RANDOM = {"dare_linear", "dare_ties", "della", "della_linear"}
-# Columns of a decomposition in the order of the models: tests/spectral/test_methods.py bounds what a swap changes.
-ORDERED = {"iso_cts", "knots", "tsvm"}
-# An absolute number is added to norms.
-ABSOLUTE = {"multislerp"}
-# The range of a parameter that leaves most values of the others valid, where its own is wider.
-MOST = {"epsilon": 0.05, "eps": 1e-4, "tol": 1e-3, "max_iter": 12}
-# Values at which one model alone returns itself, for parameters whose default does not make it so.
-NEUTRAL = {"weight": 1.0, "t": 1.0, "share": 1.0, "threshold": 1}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 U = 2.0**-24
 NUMEL = 2 * GRID + 77
+# A tensor that spectral methods take for a matrix.
+MATRIX, MATRIX_SHAPE = "model.layers.0.mlp.up_proj.weight", (33, 31)
 
 every_method = pytest.mark.parametrize("name", sorted(all_methods()))
 examples = settings(max_examples=10, deadline=None)
@@ -73,7 +71,9 @@ def parameter_values(parameter: Parameter) -> st.SearchStrategy:
     if parameter.kind is bool:
         return st.booleans()
     low = -2.0 if parameter.minimum is None else parameter.minimum
-    high = MOST.get(parameter.name) or (2.0 if parameter.maximum is None else parameter.maximum)
+    high = parameter.maximum
+    if high is None:
+        high = 2.0 if parameter.kind is float or parameter.default is REQUIRED else parameter.default + 2
     # Rounded, since products with subnormal numbers do not scale.
     numbers = st.floats(low, high).map(lambda x: round(x, 4)) | st.sampled_from([low, high, (low + high) / 2])
     return numbers.map(parameter.kind)
@@ -91,14 +91,16 @@ def cases(
     least, most = method.inputs
     count = draw(st.integers(least, most or 4)) if models is None else models
     semantics = fixed.get("semantics") or draw(st.sampled_from(method.semantics))
-    values = {}
-    for parameter in method.parameters_of(semantics):
-        one = parameter_values(parameter)
-        values[parameter.name] = draw(st.tuples(*[one] * count) if parameter.per_model else one)
-    group = Group("model.w", shape, count, values, draw(st.integers(0, 2**64 - 1)), semantics)
-    with contextlib.suppress(ValueError):
-        solve_without_data(method, group)
-        return Case(method, group, *inputs(draw, method, group, dtypes))
+    seed = draw(st.integers(0, 2**64 - 1))
+    for _ in range(5):
+        values = {}
+        for parameter in method.parameters_of(semantics):
+            one = parameter_values(parameter)
+            values[parameter.name] = draw(st.tuples(*[one] * count) if parameter.per_model else one)
+        group = Group("model.w", shape, count, values, seed, semantics)
+        with contextlib.suppress(ValueError):
+            solve_without_data(method, group)
+            return Case(method, group, *inputs(draw, method, group, dtypes))
     assume(False)
     raise AssertionError
 
@@ -113,17 +115,22 @@ def inputs(draw, method: Method, group: Group, dtypes) -> tuple[Tensor | None, l
     return base.to(draw(st.sampled_from(dtypes))) if has_base else None, tensors
 
 
-def neutral_case(name: str, models: int, generator: torch.Generator) -> Case:
-    """Return a case with ``NEUTRAL`` and default parameters, on float32 inputs."""
+def fixed_case(
+    name: str, models: int, generator: torch.Generator, choose: Callable[[Parameter], Any], shape=MATRIX_SHAPE
+) -> Case:
+    """Return a case with the values that ``choose`` gives parameters, on float32 inputs."""
     method = get_method(name)
-    values = {}
-    for parameter in method.parameters_of(method.semantics[0]):
-        value = NEUTRAL.get(parameter.name, parameter.default)
-        assert value is not REQUIRED, f"add {parameter.name} to NEUTRAL"
-        values[parameter.name] = (value,) * models if parameter.per_model else value
-    base = 0.02 * torch.randn(1023, generator=generator)
-    tensors = [base + 2e-3 * torch.randn(1023, generator=generator) for _ in range(models)]
-    return Case(method, Group("w", (1023,), models, values), None if method.base == "ignored" else base, tensors)
+    base = 0.02 * torch.randn(shape, generator=generator)
+    tensors = [base + 2e-3 * torch.randn(shape, generator=generator) for _ in range(models)]
+    group = Group(MATRIX, shape, models, values_of(method, choose, models))
+    return Case(method, group, None if method.base == "ignored" else base, tensors)
+
+
+def swapped(case: Case) -> Case:
+    """Return a case of two models with the second one first."""
+    per_model = {p.name for p in case.method.parameters if p.per_model}
+    values = {key: value[::-1] if key in per_model else value for key, value in case.group.values.items()}
+    return replace(case, group=replace(case.group, values=values), tensors=case.tensors[::-1])
 
 
 @every_method
@@ -135,6 +142,7 @@ def test_declaration(name):
     for parameter in method.parameters:
         assert parameter.doc and not parameter.doc.endswith(".")
         assert parameter.default is REQUIRED or parameter.accepts(parameter.default)
+        assert all(value is None or parameter.accepts(value) for value in (parameter.neutral, parameter.example))
         assert set(parameter.semantics) <= set(method.semantics)
 
 
@@ -214,29 +222,54 @@ def test_nan_and_infinity_are_never_lost(name, data, position, value):
         assert "model.w" in str(error) and "NaN or infinity" in str(error)
 
 
+def scaling(name: str, homogeneous: bool) -> None:
+    """Skip a method that is not declared so."""
+    if get_method(name).homogeneous != homogeneous:
+        pytest.skip(f"{name} is declared {'not ' if homogeneous else ''}homogeneous")
+
+
 @every_method
 @examples
 @given(data=st.data())
 def test_power_of_two_scales_the_result(name, data):
-    if name in ABSOLUTE:
-        return
+    scaling(name, homogeneous=True)
     case = data.draw(cases(name, shape=(1023,), dtypes=[torch.float32]))
     # Far from the absolute guards on tiny norms, and from subnormal numbers.
     assert torch.equal(case.map(lambda t: t * 64).merge(), case.map(lambda t: t * 8).merge() * 8)
 
 
 @every_method
+def test_another_size_is_another_merge_where_so_declared(name, generator):
+    scaling(name, homogeneous=False)
+    method = get_method(name)
+    case = fixed_case(name, method.inputs[1] or 3, generator, example)
+    assert not torch.equal(case.map(lambda t: t * 64).merge(), case.merge() * 64)
+
+
+def order(name: str, matters: bool) -> None:
+    """Skip a method whose declared order is another."""
+    method = get_method(name)
+    if method.inputs[1] == 1:
+        pytest.skip(f"{name} takes one model")
+    if (method.ordered or method.random) != matters:
+        pytest.skip(f"{name} is {'not ' if matters else ''}declared ordered or random")
+
+
+@every_method
 @examples
 @given(data=st.data())
 def test_two_models_can_be_swapped(name, data):
-    method = get_method(name)
-    if name in RANDOM | ORDERED or method.inputs[1] == 1:
-        return
+    order(name, matters=False)
     case = data.draw(cases(name, shape=(7, 129), models=2))
-    per_model = {p.name for p in method.parameters if p.per_model}
-    values = {key: value[::-1] if key in per_model else value for key, value in case.group.values.items()}
-    swapped = replace(case, group=replace(case.group, values=values), tensors=case.tensors[::-1])
-    assert torch.equal(swapped.merge(), case.merge())
+    assert torch.equal(swapped(case).merge(), case.merge())
+
+
+@every_method
+def test_the_order_of_models_matters_where_so_declared(name, generator):
+    order(name, matters=True)
+    # tests/spectral/test_methods.py bounds what a swap changes in a decomposition: the last bits.
+    differences = [fixed_case(name, 2, generator, example) for _ in range(3)]
+    assert any(not torch.equal(swapped(case).merge(), case.merge()) for case in differences)
 
 
 @every_method
@@ -244,8 +277,10 @@ def test_two_models_can_be_swapped(name, data):
 @given(data=st.data())
 def test_weight_0_removes_a_model(name, data):
     method = get_method(name)
-    if "weight" not in {p.name for p in method.parameters} or method.inputs[1] == 2:
-        return
+    if "weight" not in {p.name for p in method.parameters}:
+        pytest.skip(f"{name} has no weights")
+    if method.inputs[1] is not None and method.inputs[1] < 3:
+        pytest.skip(f"{name} takes no third model")
     # PEFT elects signs and counts models without their weights.
     case = data.draw(cases(name, shape=(7, 129), models=2, semantics="mergekit"))
     per_model = {p.name for p in method.parameters if p.per_model}
@@ -259,21 +294,25 @@ def test_weight_0_removes_a_model(name, data):
 
 
 @every_method
-def test_one_model_returns_itself(name, generator):
-    if get_method(name).inputs[0] > 1:
-        return
-    case = neutral_case(name, 1, generator)
+def test_one_model_returns_itself_where_so_declared(name, generator):
+    method = get_method(name)
+    if method.inputs[0] > 1:
+        pytest.skip(f"{name} takes at least {method.inputs[0]} models")
+    case = fixed_case(name, 1, generator, neutral if method.neutral else example, shape=(1023,))
     (model,) = case.tensors
     # Through a delta, base + (model - base) has two roundings, one of the delta and one of the sum.
     delta = torch.zeros(()) if case.base is None else (model - case.base).abs().double()
     bound = 0.0 if case.base is None else (delta + model.abs()) * U * (1 + 2 * U)
-    assert ((case.merge().double() - model.double()).abs() <= bound).all()
+    assert ((case.merge().double() - model.double()).abs() <= bound).all() == method.neutral
 
 
 @every_method
 def test_merging_equal_models_returns_them(name, generator):
-    models = max(get_method(name).inputs[0], min(3, get_method(name).inputs[1] or 3))
-    case = neutral_case(name, models, generator)
+    method = get_method(name)
+    if not method.neutral:
+        pytest.skip(f"{name} has no neutral values")
+    models = max(method.inputs[0], min(3, method.inputs[1] or 3))
+    case = fixed_case(name, models, generator, neutral, shape=(1023,))
     like = case.tensors[0]
     equal = case.map(lambda _: like)
     # Deltas of 0 leave the base; a normalized sum of N equal terms has 2 N roundings of their sum.
@@ -284,17 +323,21 @@ def test_merging_equal_models_returns_them(name, generator):
 @every_method
 @examples
 @given(data=st.data())
-def test_randomness_depends_on_seed_and_name_only(name, data):
-    case = data.draw(cases(name, shape=(1023,)))
+def test_the_same_merge_gives_the_same_bits(name, data):
+    case = data.draw(cases(name, shape=MATRIX_SHAPE))
     assert torch.equal(case.merge(), case.merge())
-    if name not in RANDOM:
+    if not get_method(name).random:
         for changed in (replace(case.group, seed=case.group.seed ^ 1), replace(case.group, name="model.v")):
             assert torch.equal(replace(case, group=changed).merge(), case.merge())
-        return
-    values = dict(case.group.values) | {"density": (0.5,) * case.group.models, "weight": (1.0,) * case.group.models}
-    case = replace(case, group=replace(case.group, values=values | ({"lambda": 1.0} if "lambda" in values else {})))
+
+
+@every_method
+def test_seed_and_name_change_the_result_where_it_is_random(name, generator):
+    if not get_method(name).random:
+        pytest.skip(f"{name} is not declared random")
+    case = fixed_case(name, 2, generator, example)
     results = [
-        replace(case, group=replace(case.group, seed=seed, name=tensor)).merge()
-        for seed, tensor in ((1, "a"), (2, "a"), (1, "b"))
+        replace(case, group=replace(case.group, seed=seed, name=f"layers.{layer}.mlp.up_proj.weight")).merge()
+        for seed, layer in ((1, 0), (2, 0), (1, 1))
     ]
     assert all((results[i] != results[j]).sum() > 200 for i, j in ((0, 1), (0, 2), (1, 2)))

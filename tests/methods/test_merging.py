@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from parameter_values import example
 
 from fastmerge.kernels import GRID
 from fastmerge.methods import all_methods, get_method
@@ -17,7 +18,6 @@ from fastmerge.steps.driver import Job, merge_on_device, merge_source, merge_sou
 from fastmerge.steps.source import Resident
 from fastmerge.steps.survey import Boundaries
 
-PARAMETERS = {"weight": 0.7, "density": 0.4, "t": 0.3, "beta": 0.1, "share": 0.5, "matrices": "all"}
 SIZES = [(5,), (64, 48), (0,), (GRID + 3,), (1,), (48, 64), (3, 7)]
 
 
@@ -26,8 +26,8 @@ def make_jobs(name, generator, dtype=torch.bfloat16, sizes=SIZES) -> list[Job]:
     method = get_method(name)
     with_base = method.base != "ignored"
     models = method.inputs[1] or 3
-    known = {p.name for p in method.parameters_of(method.semantics[0])}
-    given = {name: value for name, value in PARAMETERS.items() if name in known}
+    known = method.parameters_of(method.semantics[0])
+    given = {p.name: example(p) for p in known} | ({"matrices": "all"} if "matrices" in {p.name for p in known} else {})
     configured = configure(method, base=with_base, models=models, semantics=None, seed=3, parameters=given)
     jobs = []
     for i, shape in enumerate(sizes):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from commands import call, call_json
 from deltas import boost_oracle, make_delta, relative_error
+from parameter_values import example, values_of
 
 from fastmerge import InvalidInput, functional, merge_state_dicts
 from fastmerge.kernels.spectral import flatten_spectrum, subspace_boost
@@ -63,31 +64,28 @@ def test_other_tensors_are_merged_by_the_method_alone(method, generator):
     assert torch.equal(merge(method, base, tensors, boost={"beta": 1}), merge(method, base, tensors))
 
 
-@pytest.mark.parametrize("name", ["task_arithmetic", "ties"])
-def test_names_that_end_in_sb_are_the_block(name, generator):
+def boosted_in_two_ways(name, generator):
+    """Return the merge of ``<name>_sb``, and that of the method with the block."""
     base, tensors = fine_tunes(generator)
     parameters = {"weight": [0.5, -1.0], "density": 0.7, "lambda_": 1.5}
-    assert torch.equal(
-        merge(f"{name}_sb", base, tensors, beta=0.4, **parameters),
-        merge(name, base, tensors, boost={"beta": 0.4}, **parameters),
-    )
+    yield merge(f"{name}_sb", base, tensors, beta=0.4, **parameters)
+    yield merge(name, base, tensors, boost={"beta": 0.4}, **parameters)
+
+
+def test_task_arithmetic_sb_is_the_block(generator):
+    assert torch.equal(*boosted_in_two_ways("task_arithmetic", generator))
+
+
+def test_ties_sb_is_the_block(generator):
+    assert torch.equal(*boosted_in_two_ways("ties", generator))
 
 
 def test_every_method_on_deltas_returns_a_step_that_blocks_can_change(generator):
     base, tensors = fine_tunes(generator, models=3)
     for name, method in all_methods().items():
-        values = (
-            {
-                p.name: (1.0 if p.default is REQUIRED else p.default,) * 3 if p.per_model else p.default
-                for p in method.parameters_of("mergekit")
-            }
-            | ({"share": 0.5} if name == "tsv_c" else {})
-            | ({"t": 0.5} if name == "slerp" else {})
-        )
-        if method.base == "ignored":
-            continue
-        group = Group(LAYER.format(1), tuple(base.shape), method.inputs[1] or 3, values)
-        source = Resident(base, tensors[: group.models])
+        models = method.inputs[1] or 3
+        group = Group(LAYER.format(1), tuple(base.shape), models, values_of(method, example, models))
+        source = Resident(base if method.base == "required" else None, tuple(tensors[:models]))
         assert isinstance(solve(method, group, source), DeltaMerge) == method.adds_delta, name
 
 

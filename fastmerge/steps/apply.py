@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import kernels
-from ..kernels import Keep, keep_all
+from ..kernels import GRID, Keep, keep_all
 from ..kernels.sparse_merge import Divide, Vote
 from .source import Chunk
+
+# Elements of an ``ElementwiseMerge`` at once: what is computed from four models takes 1.5 MiB, and fits a core's cache.
+BLOCK = 4 * GRID
+
+# Makes the merged delta of a block from the deltas of the models and what the step of the merge makes of them; all
+# are float32 vectors of the same elements, of which no other can be seen. It may overwrite its arguments.
+Change = Callable[[Sequence[Tensor], Tensor], Tensor]
 
 
 class Apply(ABC):
@@ -122,6 +130,48 @@ class SparseMerge(DeltaMerge):
                 for step, out, chunk in passes
             ]
         )
+
+
+@dataclass(frozen=True)
+class ElementwiseMerge(DeltaMerge):
+    """``base + scale * change(deltas, merged)``: for methods with a formula of their own per element.
+
+    ``change`` is called on blocks that fit a core's cache. torch passes over a block once per operation, so this takes
+    several times the CPU time of a ``SparseMerge``, and no more memory traffic.
+
+    Attributes:
+        weights: delta k is ``weights[k] * (theta_k - base)``, or ``weights[k] * theta_k`` where there is no base.
+        change:  see ``Change``. NaN and infinity must stay, so what drops an element multiplies it by 0.
+        step:    makes ``merged`` from the deltas without their weights; None: ``merged`` is zeros.
+        scale:   multiplies the result of ``change``.
+    """
+
+    weights: Sequence[float]
+    change: Change
+    step: SparseMerge | None = None
+    scale: float = 1.0
+
+    @property
+    def gains(self) -> Sequence[float]:
+        return [gain * self.scale for gain in (self.weights if self.step is None else self.step.gains)]
+
+    def __call__(self, out: Tensor, chunk: Chunk) -> None:
+        flat, inputs = out.view(-1), chunk.map(lambda tensor: tensor.view(-1))
+        scratch = torch.empty(len(chunk.tensors) + 1, min(len(flat), BLOCK), device=out.device)
+        for start in range(0, len(flat), BLOCK):
+            block = slice(start, start + BLOCK)
+            base, minus, plus = ([], [], []) if inputs.base is None else ([inputs.base[block]], [-1.0], [1.0])
+            *deltas, merged = scratch[:, : len(flat[block])]
+            for delta, tensor in zip(deltas, inputs.tensors, strict=True):
+                kernels.weighted_sum(delta, [*base, tensor[block]], [*minus, 1.0])
+            merged.zero_()
+            if self.step is not None:
+                self.step(merged, Chunk(merged, tuple(deltas), chunk.offset + start))
+            for delta, weight in zip(deltas, self.weights, strict=True):
+                if weight != 1:
+                    delta *= weight
+            result = self.change(deltas, merged)
+            kernels.weighted_sum(flat[block], [*base, result], [*plus, self.scale])
 
 
 def _base(chunk: Chunk) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 from fastmerge import functional
 from fastmerge.methods import Group, get_method
 from fastmerge.steps.apply import Apply, Copy, SparseMerge, WeightedSum
-from fastmerge.steps.driver import solve_without_data
+from fastmerge.steps.driver import merge_source, solve_without_data
 from fastmerge.steps.method import METHODS, Method, method
+from fastmerge.steps.source import Resident
 from fastmerge.steps.survey import Survey
 
 
@@ -206,8 +208,25 @@ def test_weighted_sums_are_solved_without_data():
 
 def test_the_guide_lists_every_survey_and_apply():
     guide = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text()
-    for kind in (*concrete(Survey), *concrete(Apply)):
+    listed = [kind for kind in (*concrete(Survey), *concrete(Apply)) if kind.__module__.startswith("fastmerge.steps.")]
+    assert len(listed) >= 8
+    for kind in listed:
         assert f"`{kind.__name__}(" in guide
+
+
+def test_the_method_that_the_guide_writes(monkeypatch):
+    """The second example of docs/methods.md is a whole file of fastmerge/methods."""
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text()
+    (text,) = (block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "ElementwiseMerge" in block)
+    monkeypatch.setattr("fastmerge.steps.method.METHODS", {})
+    space = {"__name__": "fastmerge.methods.agreement", "__package__": "fastmerge.methods"}
+    exec(compile(text, "agreement.py", "exec", dont_inherit=True), space)
+    group = Group("w", (3,), 2, {"weight": (1.0, 2.0), "lambda": 0.5})
+    base, *models = tensors([1.0, 1.0, 1.0], [3.0, 1.0, 3.0], [2.0, 1.0, 0.0])
+    out = torch.empty(3)
+    merge_source(space["Agreement"](), group, Resident(base, tuple(models)), out)
+    # Weighted deltas (2, 2), (0, 0), (2, -2): sums 4, 0, 0 of magnitudes 4, 0, 4.
+    assert torch.equal(out, torch.tensor([3.0, 1.0, 1.0]))
 
 
 def concrete(kind: type) -> list[type]:

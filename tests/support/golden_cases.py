@@ -1,17 +1,21 @@
-"""Golden outputs of other tools: one ``Golden`` per case and tensor."""
+"""Golden outputs of other tools: one ``Golden`` per case and tensor, and the comparison with them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fastmerge.kernels import use_backend
 from fastmerge.methods import Group, Method, all_methods
+from fastmerge.steps.driver import merge_source
+from fastmerge.steps.source import Resident
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "goldens"
 
@@ -98,3 +102,51 @@ def _group(method: Method, semantics: str, name: str, out: Tensor, models: int, 
     defaults = {p.name: (p.default,) * models if p.per_model else p.default for p in known}
     values = defaults | {name: value for name, value in given.items() if name in defaults}
     return Group(name, tuple(out.shape), models, values, semantics=semantics)
+
+
+def packed(kept: Tensor) -> Tensor:
+    """Return a bool mask as the words of a keep rule."""
+    bits = torch.zeros(-(-kept.numel() // 32) * 32, dtype=torch.int64)
+    bits[: kept.numel()] = kept.flatten()
+    words = (bits.view(-1, 32) << torch.arange(32)).sum(1)
+    return (words - (words >> 31 << 32)).to(torch.int32)
+
+
+Bound = Callable[[Golden], tuple[Tensor, Tensor]]
+"""Returns how far a result may be off, and where it is compared."""
+
+
+def check(golden: Golden, bound_of: Bound, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merge the inputs of a golden, with its masks for random methods, and compare."""
+    if golden.masks:
+        # The reference backend draws its masks here; the other tool's random stream is not ours.
+        monkeypatch.setattr(
+            "fastmerge.kernels.keep.keep_mask",
+            lambda key, model, drop, offset, count, device: golden.masks[model].flatten()[offset : offset + count],
+        )
+        monkeypatch.setattr(
+            "fastmerge.kernels.rank_mask",
+            lambda mask, tensor, base, model, **_: mask.copy_(packed(golden.masks[model])),
+        )
+    out = torch.full_like(golden.out, float("nan"))
+    with use_backend("reference" if golden.masks else None):
+        merge_source(golden.method, golden.group, Resident(golden.base, golden.tensors), out)
+    bound, compared = bound_of(golden)
+    difference = (out.double() - golden.out.double()).abs()
+    where = f"{golden.case} {golden.group.name}"
+    # Bands have two thresholds per model, and bfloat16 deltas many elements at each.
+    least = 0.5 if "gamma" in golden.group.values else 0.75
+    assert compared.double().mean() > least, f"{where}: only {compared.sum()} of {compared.numel()} are certain"
+    worst = (difference / bound.clamp(min=torch.finfo(torch.float64).tiny))[compared].max().item()
+    assert (difference <= bound)[compared].all(), f"{where}: {worst:.2f} times the bound"
+
+
+def check_mergekit(method: str, bound_of: Bound, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare a method with all its goldens, those of the shared set too, where that is beside the repository."""
+    for folder in (FOLDER, FOLDER.parents[3] / "shared" / "goldens"):
+        if folder == FOLDER or folder.is_dir():
+            cases = {name: case for name, case in mergekit_cases(folder).items() if case["method"] == method}
+            assert cases, f"{method} has no golden in {folder}"
+            for name, case in cases.items():
+                for golden in load_mergekit(folder, name, case):
+                    check(golden, bound_of, monkeypatch)

@@ -196,18 +196,7 @@ def _relocated(recipe: Recipe, folders: dict[str, str]) -> Recipe:
     def moved(ref: ModelRef) -> ModelRef:
         return replace(ref, path=folders[str(ref)], revision=None) if str(ref) in folders else ref
 
-    slices = tuple(
-        replace(
-            part,
-            base=part.base and moved(part.base),
-            sources=tuple(replace(source, model=moved(source.model)) for source in part.sources),
-        )
-        for part in recipe.slices
-    )
-    tokenizer = recipe.tokenizer
-    if tokenizer is not None and isinstance(tokenizer.source, ModelRef):
-        tokenizer = replace(tokenizer, source=moved(tokenizer.source))
-    return replace(recipe, base=recipe.base and moved(recipe.base), slices=slices, tokenizer=tokenizer)
+    return recipe.with_models(moved)
 
 
 def _located(plan: Plan, checkpoint: Checkpoint, checksums: dict[str, str]) -> tuple[list[OutputTensor], list[Problem]]:

@@ -12,7 +12,7 @@ from ..plan.findings import Findings
 from ..plan.models import MERGED, OpenModel, is_computed, is_head, is_vocabulary, open_models
 from ..plan.types import InputTensor
 from ..recipe.references import parse_reference
-from ..recipe.types import Recipe, SliceSpec, SourceSpec
+from ..recipe.types import Module, Recipe, SliceSpec, SourceSpec
 
 __all__ = ["Other", "Pair", "Selection", "module_path", "open_pair", "savable", "select"]
 
@@ -68,7 +68,8 @@ def open_pair(base: str, tuned: str) -> tuple[OpenModel, OpenModel]:
     findings = Findings()
     if references[0].lora is not None:
         findings.problem(f"extract: base {base}", "has an adapter", "an adapter's base is a plain model")
-    recipe = Recipe("extract", "", "", (SliceSpec((SourceSpec(references[1]),)),), references[0])
+    module = Module("default", (), (SliceSpec((SourceSpec(references[1]),)),))
+    recipe = Recipe("extract", "", "", (module,), references[0])
     models = open_models(recipe, findings)
     for model in models.values():
         kind = (model.checkpoint.config or {}).get("model_type")

@@ -66,8 +66,8 @@ def make_plan(recipe: Recipe, *, shard_size: int = DEFAULT_SHARD_SIZE, allow_mix
     compare_configs(list(models.values()), sliced, allow_mixed_types, findings)
     if len(models) < len(recipe.models):
         findings.stop()
-    found = pair_tensors(recipe, method, models, findings)
-    outputs = _decide(recipe, method, found, models[recipe.models[0]].checkpoint.config, findings)
+    found = pair_tensors(recipe, models, findings)
+    outputs = _decide(recipe, found, models[recipe.models[0]].checkpoint.config, findings)
     files = small_files(recipe, models, found, outputs, findings)
     findings.stop()
     shards, positions, index = lay_out([Sized(o.name, o.dtype, o.shape, o.nbytes) for o in outputs], shard_size)
@@ -92,32 +92,32 @@ def make_plan(recipe: Recipe, *, shard_size: int = DEFAULT_SHARD_SIZE, allow_mix
     )
 
 
-def _decide(
-    recipe: Recipe, method: Method, found: Rows, config: Mapping[str, Any] | None, findings: Findings
-) -> list[OutputTensor]:
+def _decide(recipe: Recipe, found: Rows, config: Mapping[str, Any] | None, findings: Findings) -> list[OutputTensor]:
     """Decide dtype, values and action of every row."""
-    # Only blocks look at it, and it takes 10 us a tensor.
-    places = layouts((row.name for row in found.rows), config) if method.uses_layout else {}
-    semantics = recipe.semantics or method.semantics[0]
-    values = Values(recipe, method, findings)
-    actions = _Actions(method)
+    methods = {row.members.part.method.name: row.members.part.method for row in found.rows}
+    # Only blocks and spectral methods look at it, and it takes 10 us a tensor.
+    asked = any(method.uses_layout for method in methods.values())
+    places = layouts((row.name for row in found.rows), config) if asked else {}
+    values = Values(findings)
+    actions = {name: _Actions(method) for name, method in methods.items()}
     outputs = []
     for row in check_dtypes(check_shapes(found.rows, findings), findings):
         settings = values.of(row)
         if settings is None:
             continue
-        inputs, dtype = row.inputs, output_dtype(row, recipe)
-        every, models = inputs.every, len(inputs.tensors)
-        group = Group(row.name, every[0].shape, models, settings, recipe.seed, semantics, places.get(row.name))
+        part, inputs, dtype = row.members.part, row.inputs, output_dtype(row, recipe)
+        every, models, name = inputs.every, len(inputs.tensors), part.method.name
+        group = Group(row.name, every[0].shape, models, settings, recipe.seed, part.semantics, places.get(row.name))
         nbytes = group.numel * dtype.itemsize
-        single = actions.copied(group) if dtype.is_floating_point else 0
+        single = actions[name].copied(group) if dtype.is_floating_point else 0
         if single is not None and every[single].dtype == dtype and not every[single].adapters:
             copied = Inputs(None, (every[single],))
             outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, "copy", copied))
         else:
-            outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, method.name, inputs, group))
-    for message in actions.refusals.values():
-        findings.problem(recipe.path, message)
+            outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, name, inputs, group))
+    for action in actions.values():
+        for message in action.refusals.values():
+            findings.problem(recipe.path, message)
     return outputs
 
 
@@ -164,6 +164,8 @@ def _dropped(models: Sequence[OpenModel], found: Rows, outputs: Sequence[OutputT
                     reason = found.dropped[key]
                 elif key in paired:
                     reason = "the output is a copy of another input"
+                elif not found.stacked:
+                    reason = "no part of the recipe takes it from this model"
                 elif name in model.outside:
                     reason = "no slice takes its tensors outside the layers from this model"
                 else:

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.layers import config_layers
-from .rows import Members, Rows
+from ..checkpoint.layers import stack_layers
+from .models import OpenModel
+from .rows import Rows
 from .types import OutputTensor
 
 
@@ -41,26 +42,25 @@ def _main_dtype(outputs: Sequence[OutputTensor]) -> torch.dtype:
 
 def _set_layers(config: dict[str, Any], found: Rows) -> None:
     """Write the new number of layers, and rebuild lists that hold one entry per layer."""
-    slices = list({id(row.members): row.members for row in found.rows}.values())
-    place = config_layers(config)
-    if place is None or any(members.starts is None for members in slices):
-        return
-    keys, before = place
-    level = config
-    for key in keys[:-1]:
-        level = level[key]
-    level[keys[-1]] = sum(members.length for members in slices)
-    for key, value in level.items():
-        if isinstance(value, list) and len(value) == before and before > 1:
-            level[key] = [entry for members in slices for entry in _layer_entries(members, keys[:-1], key, value)]
+    for stacked in found.stacked:
+        place = stack_layers(config, stacked.stack)
+        if place is None:
+            continue
+        keys, before = place
+        level = config
+        for key in keys[:-1]:
+            level = level[key]
+        level[keys[-1]] = sum(length for _, _, length in stacked.slices)
+        for key, value in level.items():
+            if isinstance(value, list) and len(value) == before and before > 1:
+                level[key] = [entry for origin in stacked.slices for entry in _entries(origin, keys[:-1], key, value)]
 
 
-def _layer_entries(members: Members, outer: Sequence[str], key: str, fallback: list) -> list:
+def _entries(origin: tuple[OpenModel, int, int], outer: Sequence[str], key: str, fallback: list) -> list:
     """Return the entries of a per-layer list for the layers that a slice takes from its first model."""
-    level = members.models.every[0].checkpoint.config or {}
+    model, start, length = origin
+    level = model.checkpoint.config or {}
     for name in outer:
         level = level.get(name, {})
     entries = level.get(key, fallback)
-    assert members.starts is not None
-    start = members.starts[0]
-    return entries[start : start + members.length]
+    return entries[start : start + length]

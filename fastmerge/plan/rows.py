@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..checkpoint.layers import belongs_before_layers
-from ..methods import Method
-from ..recipe import inputs_of
-from ..recipe.types import ModelRef, Recipe, SliceSpec, SourceSpec
+from ..recipe.types import ModelRef, Module, Recipe, SliceSpec, SourceSpec
 from ..steps.inputs import Inputs
-from .findings import Findings
-from .models import OpenModel, is_computed, is_head
+from .findings import Findings, listed
+from .heads import Table, settle_heads
+from .missing import Missing
+from .models import OpenModel, is_computed
+from .slices import Key, Members, OpenSlice, key_of, open_slices, restrict
 from .types import InputTensor
 
-
-@dataclass(frozen=True)
-class Members:
-    """The inputs of a slice.
-
-    Attributes:
-        slice_:  of the recipe.
-        sources: the inputs without the base, as the recipe has them.
-        models:  the opened models, with a base where the method takes one.
-        starts:  first layer of each model, base first; None for a recipe without layer ranges.
-        length:  layers of the slice; 0 for a recipe without layer ranges.
-    """
-
-    slice_: SliceSpec
-    sources: tuple[SourceSpec, ...]
-    models: Inputs[OpenModel]
-    starts: tuple[int, ...] | None
-    length: int
+_REST = "the rest"
 
 
 @dataclass(frozen=True)
@@ -44,151 +28,159 @@ class Row:
     inputs: Inputs[InputTensor]
 
 
+@dataclass(frozen=True)
+class Stacked:
+    """The layers of a module that slices cut: its stack in the output, and for each slice its first model."""
+
+    stack: str
+    slices: tuple[tuple[OpenModel, int, int], ...]
+
+
 @dataclass
 class Rows:
     """Every row, the reasons for tensors that are left out on purpose, and what is wrong.
 
     Attributes:
         rows:     in the order of the output.
+        stacked:  the modules whose layers are cut and put together anew.
         dropped:  reason by (model, name).
         untied:   True when a head is written that is not tied to the embedding.
         findings: so far.
+        missing:  what becomes of tensors that some models lack.
     """
 
     findings: Findings
     rows: list[Row] = field(default_factory=list)
+    stacked: list[Stacked] = field(default_factory=list)
     dropped: dict[tuple[int, str], str] = field(default_factory=dict)
     untied: bool = False
+    missing: Missing = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.missing = Missing(self.findings, self.dropped)
 
 
-def pair_tensors(recipe: Recipe, method: Method, models: Mapping[ModelRef, OpenModel], findings: Findings) -> Rows:
+def pair_tensors(recipe: Recipe, models: Mapping[ModelRef, OpenModel], findings: Findings) -> Rows:
     """Return the rows of the output. ``models`` holds every model of the recipe."""
     found = Rows(findings)
-    slices = [m for slice_ in recipe.slices if (m := _members(recipe, slice_, method, models, findings))]
-    if len(slices) != len(recipe.slices):
-        return found
-    if slices[0].starts is None:
-        _pair_whole(found, slices[0])
-    else:
-        _pair_slices(found, slices)
+    modules = [*recipe.modules, *_rest(recipe)]
+    for module in modules:
+        own = _restricted(modules, module, models)
+        slices = open_slices(recipe, module, own, findings)
+        if slices is None:
+            continue
+        before = len(found.rows)
+        if slices[0].starts:
+            _pair_slices(found, slices)
+        else:
+            _check_names(found, slices[0])
+            _pair_whole(found, slices[0])
+        if module.name == _REST and len(found.rows) > before:
+            names = listed([row.name for row in found.rows[before:]])
+            donor = recipe.models[0]
+            findings.note(f"{len(found.rows) - before} tensors belong to no module; they are {donor}'s: {names}")
+    found.missing.report()
     return found
 
 
-def _members(
-    recipe: Recipe, slice_: SliceSpec, method: Method, models: Mapping[ModelRef, OpenModel], findings: Findings
-) -> Members | None:
-    inputs = inputs_of(slice_, method, recipe)
-    every = inputs.every
-    opened = inputs.map(lambda source: models[source.model])
-    if len(recipe.slices) == 1 and all(source.layers is None for source in every):
-        return Members(slice_, inputs.tensors, opened, None, 0)
-    ranges = [source.layers or (0, model.stacks.layers) for source, model in zip(every, opened.every, strict=True)]
-    before = len(findings.problems)
-    for source, model, (start, stop) in zip(every, opened.every, ranges, strict=True):
-        if stop > model.stacks.layers:
-            what = f"layer_range [{start}, {stop}] exceeds the {model.stacks.layers} layers of {model}"
-            findings.problem(source.where, what, f"end it at {model.stacks.layers} or less")
-        elif stop - start != ranges[0][1] - ranges[0][0]:
-            what = f"layer_range [{start}, {stop}] has another length than [{ranges[0][0]}, {ranges[0][1]}]"
-            findings.problem(source.where, what, "give all sources of a slice as many layers")
-    if len(findings.problems) > before:
-        return None
-    starts = tuple(start for start, _ in ranges)
-    return Members(slice_, inputs.tensors, opened, starts, ranges[0][1] - ranges[0][0])
+def _rest(recipe: Recipe) -> Iterator[Module]:
+    """Yield a module of the tensors that no module of the recipe has: those of the base, or of the first model."""
+    if all(module.filters for module in recipe.modules):
+        donor = SourceSpec(recipe.models[0], where=recipe.path)
+        yield Module(_REST, (), (SliceSpec((donor,), donor.model, where=recipe.path, method="passthrough"),))
 
 
-def _pair_whole(found: Rows, members: Members) -> None:
+def _check_names(found: Rows, part: OpenSlice) -> None:
+    """Refuse models whose tensors have other names than those of the first one: they would all be left out."""
+    members = part.members[id(part.parts.default)]
+    first, *others = members.models.every
+    for model in others if members.part.missing == "base" else ():
+        shared = len(first.tensors.keys() & model.tensors.keys())
+        if 2 * shared < min(len(first.tensors), len(model.tensors)):
+            what = f"only {shared} of its {len(model.tensors)} tensors have a name that {first} has"
+            found.findings.problem(model.checkpoint.folder, what, "merge models of one architecture")
+
+
+def _restricted(
+    modules: Sequence[Module], module: Module, models: Mapping[ModelRef, OpenModel]
+) -> Mapping[ModelRef, OpenModel]:
+    """Return the models with the tensors of one module."""
+    if len(modules) == 1 and not module.filters:
+        return models
+    others = [filter_ for other in modules if other is not module for filter_ in other.filters]
+
+    def belongs(name: str) -> bool:
+        if module.filters:
+            return any(filter_.matches(name) for filter_ in module.filters)
+        return not any(filter_.matches(name) for filter_ in others)
+
+    return {reference: restrict(model, belongs) for reference, model in models.items()}
+
+
+def _pair_whole(found: Rows, part: OpenSlice) -> None:
     """Pair models tensor by tensor, by name, in the order of the first one's files."""
-    first = members.models.every[0]
-    tables = _settle_head(found, members, members.models.map(lambda model: model.tensors), members.models.every)
-    for name, inputs in _align(found, members, tables):
+    first = next(iter(part.models.values()))
+    tables = {key: model.tensors for key, model in part.models.items()}
+    settled, untied = settle_heads(tables, part.models, list(part.models.values()), found.dropped)
+    found.untied = found.untied or untied
+    for name, members, inputs in _align(found, part, settled):
         parts = first.layer_names.get(name)
         layers = first.stacks.counts.get(parts.stack, 0) if parts else 0
         t = min(_depth(parts.index, layers), 1.0) if parts and layers else 0.0
         found.rows.append(Row(name, t, members, inputs))
 
 
-def _pair_slices(found: Rows, slices: Sequence[Members]) -> None:
+def _pair_slices(found: Rows, slices: Sequence[OpenSlice]) -> None:
     """Stack the layers of the slices. Tensors before the layers come from the first slice, the others from the last."""
     head, tail = slices[0], slices[-1]
-    before = head.models.map(lambda model: {n: t for n, t in model.outside.items() if belongs_before_layers(n)})
-    behind = tail.models.map(lambda model: {n: t for n, t in model.outside.items() if not belongs_before_layers(n)})
-    for name, inputs in _align(found, head, before):
-        found.rows.append(Row(name, 0.0, head, inputs))
-    stack, position = head.models.every[0].stacks.main, 0
-    for members in slices:
-        assert members.starts is not None
-        for i in range(members.length):
-            starts = zip(members.models.every, members.starts, strict=True)
-            layer = members.models.like([model.layers[start + i] for model, start in starts])
+    stack, position = next(iter(head.models.values())).stacks.main, 0
+    for name, members, inputs in _align(found, head, _outside(head, belongs_before_layers)):
+        found.rows.append(Row(name, 0.0, members, inputs))
+    for part in slices:
+        for i in range(part.length):
+            layer = {key: model.layers[part.starts[key] + i] for key, model in part.models.items()}
             prefix = f"{stack}.{position}." if stack else f"{position}."
-            for rest, inputs in _align(found, members, layer):
-                found.rows.append(Row(prefix + rest, _depth(i, members.length), members, inputs))
+            for name, members, inputs in _align(found, part, layer, prefix):
+                found.rows.append(Row(name, _depth(i, part.length), members, inputs))
             position += 1
-    every = list({model.index: model for members in slices for model in members.models.every}.values())
-    for name, inputs in _align(found, tail, _settle_head(found, tail, behind, every)):
-        found.rows.append(Row(name, 0.0, tail, inputs))
+    every = list({model.index: model for part in slices for model in part.models.values()}.values())
+    behind = _outside(tail, lambda name: not belongs_before_layers(name))
+    settled, untied = settle_heads(behind, tail.models, every, found.dropped)
+    found.untied = found.untied or untied
+    for name, members, inputs in _align(found, tail, settled):
+        found.rows.append(Row(name, 0.0, members, inputs))
+    firsts = [(part, *next(iter(part.models.items()))) for part in slices]
+    origins = tuple((model, part.starts[key], part.length) for part, key, model in firsts)
+    found.stacked.append(Stacked(stack or "", origins))
+
+
+def _outside(part: OpenSlice, belongs: Callable[[str], bool]) -> dict[Key, Table]:
+    return {
+        key: {name: tensor for name, tensor in model.outside.items() if belongs(name)}
+        for key, model in part.models.items()
+    }
 
 
 def _depth(index: int, layers: int) -> float:
     return index / (layers - 1) if layers > 1 else 1.0
 
 
-def _settle_head(
-    found: Rows, members: Members, tables: Inputs[dict[str, InputTensor]], models: Sequence[OpenModel]
-) -> Inputs[dict[str, InputTensor]]:
-    """Give every table an output head, or none of them one. ``models`` are those of all slices.
-
-    A model that ties its head to its embedding has no tensor for it. Where any model has a head of its own, the tied
-    ones take part with their embedding; where all are tied, redundant copies are left out.
-    """
-    settled = tables.map(dict[str, InputTensor])
-    for name in {name for model in models for name in model.outside if is_head(name)}:
-        having = [model for model in models if name in model.outside]
-        if all(model.says_tied for model in having) and len(having) < len(models):
-            for model, table in zip(members.models.every, settled.every, strict=True):
-                if table.pop(name, None):
-                    found.dropped[model.index, name] = "every model ties it to the embedding"
-            continue
-        for model, table in zip(members.models.every, settled.every, strict=True):
-            if name not in table and model.says_tied is not False and model.embedding is not None:
-                table[name] = model.embedding
-        found.untied = found.untied or not all(model.says_tied for model in having)
-    return settled
-
-
 def _align(
-    found: Rows, members: Members, tables: Inputs[dict[str, InputTensor]]
-) -> Iterator[tuple[str, Inputs[InputTensor]]]:
-    """Yield the names that all tables share, in the order of the first, with their tensors; report the others."""
-    models, every = members.models.every, tables.every
-    first = every[0]
+    found: Rows, part: OpenSlice, tables: Mapping[Key, Table], prefix: str = ""
+) -> Iterator[tuple[str, Members, Inputs[InputTensor]]]:
+    """Yield the tensors of the output by name, in the order of the first table, with what each is merged from."""
+    every = list(tables.values())
     computed = {name for table in every for name in table if is_computed(table[name])}
-    for model, table in zip(models, every, strict=True):
+    for key, table in tables.items():
         for name in computed & table.keys():
-            found.dropped[model.index, table[name].name] = "a buffer that is computed from the config"
-    for model, table in zip(models[1:], every[1:], strict=True):
-        if table.keys() != first.keys():
-            _report(found.findings, models[0], model, first, table, computed)
-    for name in first:
-        if name not in computed and all(name in table for table in every):
-            yield name, tables.like([table[name] for table in every])
-
-
-def _report(findings: Findings, first: OpenModel, other: OpenModel, expected, got, computed: set[str]) -> None:
-    for model, reference, names, mine in (
-        (other, first, expected.keys() - got.keys() - computed, expected),
-        (first, other, got.keys() - expected.keys() - computed, got),
-    ):
-        if names:
-            listed = sorted(mine[name].name for name in names)
-            what = f"{len(listed)} tensors of {reference} are missing: {', '.join(listed[:5])}"
-            if len(listed) > 5:
-                what += ", ..."
-            findings.problem(model.checkpoint.folder, what, _remedy(listed))
-
-
-def _remedy(names: Sequence[str]) -> str:
-    if any(is_head(name) for name in names):
-        return "its config says that the head is not tied to the embedding: the checkpoint is incomplete"
-    return "merge models of one architecture, or remove the tensors from the model that has them"
+            found.dropped[part.models[key].index, table[name].name] = "a buffer that is computed from the config"
+    for name in dict.fromkeys(name for table in every for name in table):
+        if name in computed:
+            continue
+        members = part.of(prefix + name)
+        tensors = [tables[key_of(source)].get(name) for source in members.part.inputs.every]
+        present = [tensor for tensor in tensors if tensor is not None]
+        if len(present) == len(tensors):
+            yield prefix + name, members, members.models.like(present)
+        elif settled := found.missing.settle(prefix + name, members, tensors):
+            yield prefix + name, *settled

@@ -1,24 +1,30 @@
 """Recipes: mergekit YAML, typed and checked."""
 
 from .checks import check
-from .document_schema import schema
+from .json_schema import schema
 from .loading import load
-from .resolving import inputs_of, levels, parameters_of, resolve
-from .types import Branch, ModelRef, Recipe, Setting, SliceSpec, SourceSpec, TokenizerSpec
+from .parts import Part, Parts, every_part, inputs_of, parts_of
+from .resolving import resolve
+from .types import Branch, ModelRef, Module, Recipe, Rule, Setting, SliceSpec, SourceSpec, TokenizerSpec, TokenSpec
 
 __all__ = [
     "Branch",
     "ModelRef",
+    "Module",
+    "Part",
+    "Parts",
     "Recipe",
+    "Rule",
     "Setting",
     "SliceSpec",
     "SourceSpec",
+    "TokenSpec",
     "TokenizerSpec",
     "check",
+    "every_part",
     "inputs_of",
-    "levels",
     "load",
-    "parameters_of",
+    "parts_of",
     "resolve",
     "schema",
 ]

@@ -2,51 +2,69 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from ..errors import Problem
-from ..methods import REQUIRED, Method, Parameter, all_methods, get_method
-from ..steps.inputs import Inputs
-from .resolving import how_to_set, inputs_of, levels, parameters_of
+from ..methods import REQUIRED, Parameter, all_methods, get_method
+from .parts import Part, every_part, method_names
+from .resolving import how_to_set
 from .settings import coerce
-from .types import ModelRef, Parameters, Recipe, Scalar, SliceSpec, SourceSpec
+from .types import Recipe, Scalar, SliceSpec, SourceSpec
 
 
 def check(recipe: Recipe) -> list[Problem]:
-    """Return every problem of ``recipe``; empty when it can be planned. A method that does not exist is not checked.
+    """Return every problem of ``recipe``; empty when it can be planned. Methods that do not exist are not checked.
 
-    Checked: base and number of models, duplicates, layer ranges, required parameters, types and ranges of all values
-    (also in gradients and behind filters), and that the method follows the recipe's semantics.
+    Checked: base and number of models, layer ranges, required parameters, types and ranges of all values (also in
+    gradients and behind filters), and that the method follows the recipe's semantics.
     """
-    method = get_method(recipe.method) if recipe.method.partition("+")[0] in all_methods() else None
-    problems = list(_layers(recipe))
-    if method is None:
+    problems = [*_layers(recipe), *_vocabulary(recipe)]
+    names = method_names(recipe)
+    if not all(name.partition("+")[0] in all_methods() for name in names):
         return problems
-    if recipe.semantics not in (None, *method.semantics):
-        what = f"{recipe.method} does not have the semantics {recipe.semantics!r}"
-        problems.append(Problem(recipe.path, what, f"available: {', '.join(method.semantics)}"))
+    unfit = [name for name in names if recipe.semantics not in (None, *get_method(name).semantics)]
+    if unfit:
+        for name in unfit:
+            what = f"{name} does not have the semantics {recipe.semantics!r}"
+            problems.append(Problem(recipe.path, what, f"available: {', '.join(get_method(name).semantics)}"))
         return problems
-    for slice_ in recipe.slices:
-        inputs = inputs_of(slice_, method, recipe)
-        problems += _models(recipe, slice_, method, inputs)
-        problems += _required(recipe, slice_, method, inputs)
-    problems += _values(recipe, method)
+    for slice_, part in every_part(recipe):
+        problems += _models(recipe, slice_, part)
+        problems += _required(part)
+        problems += _values(part)
     return list(dict.fromkeys(problems))
 
 
-def _models(recipe: Recipe, slice_: SliceSpec, method: Method, inputs: Inputs[SourceSpec]) -> Iterator[Problem]:
-    listed: set[ModelRef] = set()
-    for source in slice_.sources:
-        if source.model in listed:
-            yield Problem(source.where, f"{source.model} is listed twice", "list it once and add up its weights")
-        listed.add(source.model)
+def notes(recipe: Recipe) -> Iterator[str]:
+    """Yield what mergekit does without saying so, and what it does not do, once the recipe is sound."""
+    for _, part in every_part(recipe):
+        if part.note:
+            yield f"{part.where}: {part.note}"
+        base = part.inputs.base
+        if base and base.parameters:
+            yield f"{base.where}: is the base model; its own parameters have no effect"
+        for model, count in Counter(source.model for source in part.inputs.tensors).items():
+            if count > 1:
+                yield f"{part.where}: {model} is listed {count} times; every entry counts"
+
+
+def _models(recipe: Recipe, slice_: SliceSpec, part: Part) -> Iterator[Problem]:
+    inputs, method = part.inputs, part.method
     if inputs.base is None and method.base == "required":
         yield Problem(recipe.path, f"{method.name} needs a base model", "add base_model:")
         return
-    if inputs.base and inputs.base.model not in listed and slice_.sources[0].layers:
-        what = f"the base model {inputs.base.model} is not one of the sources, so its layers are not known"
-        yield Problem(slice_.where, what, "add it to the sources with its layer_range")
-        return
+    sliced = slice_.sources[0].layers is not None
+    listed = {source.model for source in slice_.sources}
+    for source in inputs.every if sliced else ():
+        if source.model not in listed:
+            if source is inputs.base:
+                what = f"the base model {source.model} is not one of the sources, so its layers are not known"
+                yield Problem(slice_.where, what, "add it to the sources with its layer_range")
+            else:
+                what = f"{source.model} is not one of the sources of every slice, so its layers are not known"
+                yield Problem(part.where, what, "name a model of the slices")
+            return
     least, most = method.inputs
     models = [str(source.model) for source in inputs.tensors]
     if len(models) < least or (most is not None and len(models) > most):
@@ -55,41 +73,32 @@ def _models(recipe: Recipe, slice_: SliceSpec, method: Method, inputs: Inputs[So
         what = f"{method.name} takes {expected} model(s){besides}, found {len(models)}: {', '.join(models) or 'none'}"
         appended = len(models) > len(slice_.sources)
         remedy = "delete base_model: the method has none" if appended else "add or remove models"
-        yield Problem(slice_.where, what, remedy)
+        yield Problem(part.where, what, remedy)
 
 
-def _required(recipe: Recipe, slice_: SliceSpec, method: Method, inputs: Inputs[SourceSpec]) -> Iterator[Problem]:
+def _required(part: Part) -> Iterator[Problem]:
     """Yield required parameters that no level sets. Filters that match too little are found when tensors are known."""
-    for parameter in parameters_of(recipe, method):
+    for parameter in part.parameters:
         if parameter.default is not REQUIRED:
             continue
-        for place in inputs.tensors if parameter.per_model else (slice_,):
-            source = place if isinstance(place, SourceSpec) else None
-            if not any(parameter.name in table for table in levels(recipe, slice_, source, parameter)):
+        sources: tuple[SourceSpec | None, ...] = part.inputs.tensors if parameter.per_model else (None,)
+        for source in sources:
+            if not any(parameter.name in table for table in part.levels(source, parameter)):
                 name = f"{source.model}: " if source else ""
-                what = f"{name}{method.name} needs a value for {parameter.name!r}"
-                yield Problem(place.where, what, how_to_set(parameter))
+                what = f"{name}{part.method.name} needs a value for {parameter.name!r}"
+                yield Problem((source or part).where, what, how_to_set(parameter))
 
 
-def _values(recipe: Recipe, method: Method) -> Iterator[Problem]:
-    own = {parameter.name: parameter for parameter in parameters_of(recipe, method)}
-    for table in _tables(recipe):
-        for name, setting in table.items():
-            for branch in setting.branches:
-                values = branch.value if isinstance(branch.value, tuple) else (branch.value,)
-                for value in values:
-                    problem = _wrong(own[name], value) if name in own else ""
+def _values(part: Part) -> Iterator[Problem]:
+    for parameter in part.parameters:
+        # The parameters of a base have no effect, but a value that is none is a mistake there, too.
+        for source in part.inputs.every:
+            for table in part.levels(source, parameter):
+                for branch in table[parameter.name].branches if parameter.name in table else ():
+                    values = branch.value if isinstance(branch.value, tuple) else (branch.value,)
+                    problem = next((what for value in values if (what := _wrong(parameter, value))), "")
                     if problem:
                         yield Problem(branch.where, problem)
-                        break
-
-
-def _tables(recipe: Recipe) -> Iterator[Parameters]:
-    yield recipe.parameters
-    for slice_ in recipe.slices:
-        yield slice_.parameters
-        for source in slice_.sources:
-            yield source.parameters
 
 
 def _wrong(parameter: Parameter, value: Scalar) -> str:
@@ -100,18 +109,36 @@ def _wrong(parameter: Parameter, value: Scalar) -> str:
     return ""
 
 
+def _vocabulary(recipe: Recipe) -> Iterator[Problem]:
+    """Yield what is asked of the tokenizer and not offered."""
+    spec = recipe.tokenizer
+    if spec is None:
+        return
+    if spec.source == "union":
+        what = "a union of vocabularies is not supported yet"
+        yield Problem(spec.where, what, "write base, or the model whose tokenizer to take")
+    if spec.tokens:
+        what = "tokens: sources of single tokens are not supported yet"
+        yield Problem(spec.where, what, "delete tokens to take one tokenizer as it is")
+    if spec.pad_to_multiple_of is not None:
+        what = "pad_to_multiple_of: padding the vocabulary is not supported yet"
+        yield Problem(spec.where, what, "delete the key to keep the vocabulary's size")
+
+
 def _layers(recipe: Recipe) -> Iterator[Problem]:
-    sources = [source for slice_ in recipe.slices for source in slice_.sources]
-    if any(source.layers for source in sources) or len(recipe.slices) > 1:
+    for module in recipe.modules:
+        sources = [source for slice_ in module.slices for source in slice_.sources]
+        if any(source.layers for source in sources) or len(module.slices) > 1:
+            for source in sources:
+                if source.layers is None:
+                    yield Problem(source.where, f"{source.model} has no layer_range", "add layer_range: [first, end]")
         for source in sources:
-            if source.layers is None:
-                yield Problem(source.where, f"{source.model} has no layer_range", "add layer_range: [first, end]")
-    for source in sources:
-        if source.layers and not 0 <= source.layers[0] < source.layers[1]:
-            what = f"layer_range is {list(source.layers)}, expected [first, end] with 0 <= first < end"
-            yield Problem(source.where, what, "the end is not included")
-    for slice_ in recipe.slices:
-        lengths = {source.layers[1] - source.layers[0] for source in slice_.sources if source.layers}
-        if len(lengths) > 1:
-            ranges = ", ".join(str(list(source.layers)) for source in slice_.sources if source.layers)
-            yield Problem(slice_.where, f"the sources have different numbers of layers: {ranges}", "make them equal")
+            if source.layers and not 0 <= source.layers[0] < source.layers[1]:
+                what = f"layer_range is {list(source.layers)}, expected [first, end] with 0 <= first < end"
+                yield Problem(source.where, what, "the end is not included")
+        for slice_ in module.slices:
+            lengths = {source.layers[1] - source.layers[0] for source in slice_.sources if source.layers}
+            if len(lengths) > 1:
+                ranges = ", ".join(str(list(source.layers)) for source in slice_.sources if source.layers)
+                what = f"the sources have different numbers of layers: {ranges}"
+                yield Problem(slice_.where, what, "make them equal")

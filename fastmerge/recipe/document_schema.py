@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    StrictInt,
-    WithJsonSchema,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 
-from .references import parse_dtype, parse_reference, parse_tokenizer
-from .types import ModelRef, TokenizerSpec
+from .references import parse_dtype, parse_reference, parse_revision, parse_tensor_source, parse_tokenizer
+from .types import ModelRef
 
 _REFERENCE_SCHEMA = {"type": ["string", "object"], "description": "path[@revision][+lora[@revision]]"}
 
 Reference = Annotated[ModelRef, PlainValidator(parse_reference), WithJsonSchema(_REFERENCE_SCHEMA)]
 
-TokenizerSource = Annotated[TokenizerSpec, PlainValidator(parse_tokenizer), WithJsonSchema(_REFERENCE_SCHEMA)]
+TokenizerSource = Annotated[
+    ModelRef | str,
+    PlainValidator(parse_tokenizer),
+    WithJsonSchema({"type": ["string", "object"], "description": "union, base, or a model of the recipe"}),
+]
 
 DType = Annotated[str, AfterValidator(parse_dtype)]
+
+Revision = Annotated[str, BeforeValidator(parse_revision)]
+
+
+def _whole(value: Any) -> Any:
+    """Let whole numbers be written as text or with a point, as mergekit does."""
+    if isinstance(value, bool):
+        raise ValueError(f"is {value!r}, expected a whole number")
+    if isinstance(value, str | float):
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+        return int(number) if number.is_integer() else value
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 
 # Read by ``settings``: scalar, gradient list, {filter, value}, or a list of those.
 ParameterTable = Annotated[dict[str, Any], BeforeValidator(lambda table: {} if table is None else table)]
@@ -54,15 +67,17 @@ class ModelItem(Keys):
     """An input that takes part with all its layers."""
 
     model: Reference
+    revision: Revision | None = Field(None, description="as in model: path@revision")
+    lora: Reference | None = Field(None, description="as in model: path+lora")
     parameters: ParameterTable = {}
 
 
-class SourceItem(Keys):
+class SourceItem(ModelItem):
     """An input of a slice."""
 
-    model: Reference
-    layer_range: Annotated[list[StrictInt], Field(min_length=2, max_length=2)] | None = None
-    parameters: ParameterTable = {}
+    layer_range: Annotated[list[Whole], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="[first, end]: the end is not included"
+    )
 
 
 class SliceItem(Keys):
@@ -73,35 +88,71 @@ class SliceItem(Keys):
     parameters: ParameterTable = {}
     lines: BlockTable = None
     boost: BlockTable = None
+    merge_method: str | None = Field(None, description="its own method; mergekit takes the recipe's")
     residual_weight: Any = Field(None, description="accepted, without effect")
 
 
-def _refuse_tokens(tokens: dict[str, Any] | None) -> None:
-    if tokens:
-        raise ValueError("sources of single tokens are not supported yet; delete tokens to take one tokenizer as it is")
+class Filtered(Keys):
+    """Something for the tensors that match."""
+
+    filter: str | None = Field(None, description="a part of the name")
+    glob: str | None = Field(None, description="a pattern for the whole name; * goes over dots")
+    regex: str | None = Field(None, description="a regular expression that is searched in the name")
 
 
-def _refuse_padding(multiple: int | None) -> None:
-    if multiple is not None:
-        raise ValueError("padding the vocabulary is not supported yet; delete the key to keep the vocabulary's size")
+Models = list[Annotated[ModelItem, BeforeValidator(_as_model)]]
+
+Missing = Annotated[Literal["base", "merge", "drop", "error"], Field(description="tensors that some models lack")]
+
+
+class ModuleItem(Filtered):
+    """A part of a model with its own models or slices."""
+
+    models: Models | None = None
+    slices: list[SliceItem] | None = None
+    parameters: ParameterTable = {}
+
+
+class RuleItem(Filtered):
+    """How some tensors are merged in another way."""
+
+    merge_method: str | None = None
+    models: Models | None = None
+    source: Annotated[
+        ModelRef | str | None,
+        PlainValidator(parse_tensor_source),
+        WithJsonSchema({"type": ["string", "object"], "description": "base or a model: its tensors as they are"}),
+    ] = None
+    missing: Missing | None = None
+    parameters: ParameterTable = {}
+
+
+class TokenItem(Keys):
+    """Where the embedding of one token comes from."""
+
+    source: Any = Field(None, description="a model, {kind: zero} or {kind: model_token, model, token or token_id}")
+    force: bool = Field(False, description="also in models that know the token")
 
 
 class TokenizerItem(Keys):
     """The long form of ``tokenizer_source``."""
 
-    source: TokenizerSource
-    tokens: Annotated[dict[str, Any] | None, AfterValidator(_refuse_tokens)] = None
-    pad_to_multiple_of: Annotated[int | None, AfterValidator(_refuse_padding)] = None
+    source: TokenizerSource = "union"
+    tokens: dict[str, TokenItem] | None = None
+    pad_to_multiple_of: Annotated[Whole, Field(ge=1)] | None = None
 
 
 class RecipeFile(Keys):
     """A recipe."""
 
     merge_method: str
-    models: list[Annotated[ModelItem, BeforeValidator(_as_model)]] | None = None
+    models: Models | None = None
     slices: list[SliceItem] | None = None
+    modules: dict[str, ModuleItem] | None = Field(None, description="parts of a model by name")
     base_model: Reference | None = None
     parameters: ParameterTable = {}
+    rules: list[RuleItem] | None = Field(None, description="exceptions for single tensors; the first match counts")
+    missing: Missing = "base"
     lines: BlockTable = Field(None, description="LiNeS: scales merged deltas by the depth of their layer")
     boost: BlockTable = Field(None, description="Subspace Boosting of merged deltas")
     dtype: DType | None = None
@@ -110,10 +161,12 @@ class RecipeFile(Keys):
     tokenizer: TokenizerItem | None = None
     chat_template: str | None = None
     semantics: str | None = Field(None, description="the tool whose definition of the method is followed")
-    seed: Annotated[StrictInt, Field(ge=0, lt=2**64)] | None = Field(None, description="seed of the random methods")
-    name: Any = Field(None, description="accepted, without effect")
+    seed: Annotated[Whole, Field(ge=0, lt=2**64)] | None = Field(None, description="seed of the random methods")
+    name: Any = Field(None, description="the title of the model card")
 
 
-def schema() -> dict[str, Any]:
-    """Return the JSON schema of a recipe."""
-    return RecipeFile.model_json_schema()
+CARD_KEYS = (
+    "author", "authors", "comment", "datasets", "description", "language", "license", "licence", "model_name", "notes",
+    "pipeline_tag", "tags", "title", "version",
+)  # fmt: skip
+"""Keys of the top level that say something about the result, and nothing about the merge."""

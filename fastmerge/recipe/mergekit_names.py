@@ -1,7 +1,7 @@
 """What mergekit 0.1.5 calls things: methods with their parameters, and keys that do nothing here.
 
-mergekit ignores a key that it does not know. Here such a key is an error, unless mergekit knows it somewhere: then
-it had no effect there either, and a note says so.
+mergekit ignores a key that it does not know. Here a note says so, unless it is nearly the name of a real one: that is
+an error.
 """
 
 from __future__ import annotations
@@ -47,5 +47,4 @@ EVOLVE_KEYS = frozenset({"allow_negative_weights", "layer_granularity", "smooth"
 OTHER_FILES = {
     "experts": "a recipe of mergekit-moe, which builds a mixture of experts from dense models",
     "genome": "a configuration of mergekit-evolve, which searches for the parameters of a merge",
-    "modules": "a merge of a model of several modules (modules:)",
 }

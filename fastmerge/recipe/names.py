@@ -1,52 +1,80 @@
-"""Keys and parameters that a recipe should not have: harmless ones get a note, others an error with a remedy."""
+"""Names in a recipe that mean nothing here: harmless ones get a note, near misses and lost intentions are errors."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 
 from ..methods import BLOCKS, Method, Parameter, all_methods, why_not, with_blocks
 from . import mergekit_names
 from .document import Findings, KeyPath
-from .document_schema import Keys, ModelItem, RecipeFile, SliceItem, SourceItem, TokenizerItem
+from .document_schema import (
+    Keys,
+    ModelItem,
+    ModuleItem,
+    RecipeFile,
+    RuleItem,
+    SliceItem,
+    SourceItem,
+    TokenItem,
+    TokenizerItem,
+)
+
+# Keys of the top level that mergekit does not have.
+_OWN_KEYS = (*BLOCKS, "rules", "missing", "semantics", "seed")
 
 
-def method_of(findings: Findings, name: str) -> Method | None:
+def method_of(findings: Findings, path: KeyPath, name: str) -> Method | None:
     """Return the method that the recipe names; an unknown one is reported and gives None."""
     methods = all_methods()
     if name in methods:
         return methods[name]
-    what = f"unknown merge method {name!r}"
     if name in mergekit_names.METHODS:
-        what = f"the method {name!r} of mergekit is not available yet"
-    close = _did_you_mean(name, [*methods, *mergekit_names.METHODS])
-    findings.problem(("merge_method",), what, f"{close} available: {', '.join(methods)}".lstrip())
+        findings.problem(path, f"the method {name!r} of mergekit is not available yet", f"available: {_list(methods)}")
+        return None
+    close = did_you_mean(name, [*methods, *mergekit_names.METHODS])
+    findings.problem(path, f"unknown merge method {name!r}", f"{close} available: {_list(methods)}".lstrip())
     return None
 
 
-def parameter_of(findings: Findings, path: KeyPath, file: RecipeFile, method: Method | None) -> Parameter | None:
-    """Return the parameter that the last step of ``path`` names, or None after saying why it does not count."""
-    name, method_name = str(path[-1]), file.merge_method
-    every = {parameter.name: parameter for parameter in method.parameters} if method else {}
-    own = {p.name: p for p in method.parameters_of(file.semantics or method.semantics[0])} if method else {}
-    if name in mergekit_names.HINTS:
+def parameter_of(
+    findings: Findings, path: KeyPath, methods: Sequence[Method | None], semantics: str | None
+) -> Parameter | None:
+    """Return the parameter that the last step of ``path`` names, or None after saying why it does not count.
+
+    ``methods`` are those that may take it; None stands for one that does not exist.
+    """
+    name = str(path[-1])
+    known = [method for method in methods if method is not None]
+    own: dict[str, Parameter] = {}
+    for method in reversed(known):
+        profile = semantics if semantics in method.semantics else method.semantics[0]
+        own |= {parameter.name: parameter for parameter in method.parameters_of(profile)}
+    elsewhere = {p.name: p for method in known for p in method.parameters if p.name not in own}
+    called = " and ".join(method.name for method in known)
+    if name.partition(".")[0] in _OWN_KEYS:
+        findings.problem(path, "is not a parameter", f"write {name.partition('.')[0]}: at the top level of the recipe")
+    elif name in mergekit_names.HINTS:
         findings.note(path, "has no effect here; it does not change the result")
     elif name in own:
         if own[name].per_model or not _belongs_to_model(path):
             return own[name]
-        findings.problem(path, "is one value for all models", "move it to the parameters of the slice or the recipe")
-    elif name in every:
-        what = f"is a parameter of {method_name} only with semantics {' or '.join(every[name].semantics)}"
+        findings.note(path, "is one value for all models; for one it has no effect")
+    elif name in elsewhere:
+        what = f"is a parameter of {called} only with semantics {' or '.join(elsewhere[name].semantics)}"
         findings.problem(path, what, "delete it or change semantics:")
-    elif name in mergekit_names.METHODS.get(method_name, ()):
-        if method:
-            findings.problem(path, f"this parameter of {method_name} is not supported yet", "delete it")
-    elif name in _known_parameters():
-        findings.note(path, f"is not a parameter of {method_name}; it has no effect")
-    elif name in RecipeFile.model_fields:
-        findings.problem(path, "is not a parameter", f"write {name}: at the top level of the recipe")
-    else:
-        takes = f"{method_name} takes {', '.join(own) or 'none'}" if method else "delete it"
-        findings.problem(path, "unknown parameter", _did_you_mean(name, [*own]) or takes)
+    elif any(name in mergekit_names.METHODS.get(method.name, ()) for method in known):
+        findings.problem(path, f"this parameter of {called} is not supported yet", "delete it")
+    elif close := did_you_mean(name, own) if name not in _known_parameters() else "":
+        findings.problem(path, "unknown parameter", close)
+    elif len(known) == len(methods):
+        if name in RecipeFile.model_fields:
+            findings.note(
+                path, f"is not a parameter, so it has no effect; write {name}: at the top level of the recipe"
+            )
+        else:
+            findings.note(path, f"is not a parameter of {called}; it has no effect")
     return None
 
 
@@ -76,58 +104,72 @@ def block_parameter_of(findings: Findings, path: KeyPath, block: str) -> str | N
     if name in known:
         return name
     keys = [full.removeprefix(f"{block}.") for full in known]
-    findings.problem(path, "unknown key", _did_you_mean(str(path[-1]), keys) or f"{block} takes {', '.join(keys)}")
+    findings.problem(path, "unknown key", did_you_mean(str(path[-1]), keys) or f"{block} takes {', '.join(keys)}")
     return None
 
 
 def unknown_key(findings: Findings, path: KeyPath, method_name: str) -> None:
-    """Report a key that the schema does not have, or note that it does nothing."""
+    """Say that a key which the schema does not have does nothing, or that it cannot have been meant so."""
     name, level = str(path[-1]), _level(path[:-1])
+    if name.startswith("x-"):
+        return
     if level is RecipeFile and name in mergekit_names.EVOLVE_KEYS:
         findings.note(path, "is a key of mergekit-evolve; it has no effect")
     elif level is RecipeFile and name == "out_path":
-        findings.problem(path, "unknown key", "delete it; the output folder is given to the command")
-    elif level is SliceItem and name == "merge_method":
-        findings.problem(
-            path, "a slice cannot have its own merge method (mergekit ignores it)", "write one recipe per method"
-        )
+        findings.note(path, "has no effect; the output folder is given to the command")
     elif level is ModelItem and name == "layer_range":
         findings.problem(path, "models: takes whole models", "use slices: with sources: to choose layers")
     elif name in _known_parameters() and "parameters" in level.model_fields:
-        if _takes(method_name, name):
-            findings.problem(path, "is a parameter, and has no effect here", "write it under parameters:")
-        else:
+        if name not in _taken(method_name):
             findings.note(path, f"is not a parameter of {method_name}; it has no effect")
+        elif level is RecipeFile:
+            findings.note(path, f"has no effect; {name} is a parameter: write it under parameters:")
+        else:
+            findings.problem(path, "is a parameter, and has no effect here", "write it under parameters:")
+    elif close := did_you_mean(name, [*level.model_fields, *_parameters_beside(level, method_name)]):
+        findings.problem(path, "unknown key", close)
     else:
-        close = _did_you_mean(name, list(level.model_fields))
-        findings.problem(path, "unknown key", close or "delete it; mergekit ignores it")
+        findings.note(path, "is no key of a recipe; it has no effect")
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return a question that names the choice that ``name`` nearly is; empty when there is none."""
+    name = mergekit_names.RENAMED.get(name, name)
+    close = get_close_matches(name.replace("-", "_").lower(), list(choices), n=1, cutoff=0.8)
+    return f"did you mean {close[0]!r}?" if close else ""
 
 
 def _belongs_to_model(path: KeyPath) -> bool:
-    return path[0] == "models" or "sources" in path
+    return "sources" in path or any(key == "models" and isinstance(index, int) for key, index in pairwise(path))
 
 
 def _level(path: KeyPath) -> type[Keys]:
-    if not path:
+    """Return what kind of mapping lies at ``path``."""
+    names = [step for step in path if isinstance(step, str)]
+    if not names:
         return RecipeFile
-    if path[0] == "tokenizer":
-        return TokenizerItem
-    if path[0] == "models":
-        return ModelItem
-    return SourceItem if "sources" in path else SliceItem
+    if names[0] == "tokenizer":
+        return TokenItem if len(path) > 1 else TokenizerItem
+    kinds: dict[str, type[Keys]] = {
+        "models": ModelItem, "sources": SourceItem, "slices": SliceItem, "rules": RuleItem,
+    }  # fmt: skip
+    return kinds.get(names[-1], ModuleItem)
 
 
-def _takes(method_name: str, parameter: str) -> bool:
+def _parameters_beside(level: type[Keys], method_name: str) -> Iterable[str]:
+    """Return the parameters that a model or slice may have been meant to have, written beside ``parameters:``."""
+    return _taken(method_name) if "parameters" in level.model_fields and level is not RecipeFile else ()
+
+
+def _taken(method_name: str) -> set[str]:
     method = all_methods().get(method_name)
     own = {p.name for p in method.parameters} if method else set()
-    return parameter in own | mergekit_names.METHODS.get(method_name, frozenset())
+    return own | mergekit_names.METHODS.get(method_name, frozenset())
 
 
 def _known_parameters() -> frozenset[str]:
     return mergekit_names.PARAMETERS.union(p.name for method in all_methods().values() for p in method.parameters)
 
 
-def _did_you_mean(name: str, choices: list[str]) -> str:
-    name = mergekit_names.RENAMED.get(name, name)
-    close = get_close_matches(name.replace("-", "_").lower(), choices, n=1, cutoff=0.8)
-    return f"did you mean {close[0]!r}?" if close else ""
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)

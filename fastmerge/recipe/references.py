@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from .types import ModelRef, TokenizerSpec
+from .types import ModelRef, TokenSpec
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -26,16 +26,38 @@ def parse_reference(value: Any) -> ModelRef:
     raise ValueError(f"{value!r} is not a model; expected the path of a folder or a hub id (text, in quotes if needed)")
 
 
-def parse_tokenizer(value: Any) -> TokenizerSpec:
-    """Make a TokenizerSpec of ``base`` or a model. ``union`` is refused with a ValueError."""
-    if value == "union":
-        raise ValueError(
-            "a union of vocabularies is not supported yet; write base, or the model whose tokenizer to take"
-        )
-    if value == "base":
-        return TokenizerSpec("base")
+def parse_tensor_source(value: Any) -> ModelRef | str | None:
+    """Make a ModelRef, or return ``base`` (or None) as it is."""
+    return value if value is None or value == "base" else parse_reference(value)
+
+
+def parse_revision(value: Any) -> str:
+    """Return a revision; a number is one, too, if YAML took its text for it."""
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise ValueError(f"is {value!r}, expected a revision (text, in quotes if needed)")
+    return str(value)
+
+
+def parse_tokenizer(value: Any) -> ModelRef | str:
+    """Return ``union`` or ``base`` as it is, and make a ModelRef of everything else."""
+    if value is None or value in ("union", "base"):
+        return value or "union"
     # An older spelling of mergekit.
-    return TokenizerSpec(parse_reference(value.removeprefix("model:") if isinstance(value, str) else value))
+    return parse_reference(value.removeprefix("model:") if isinstance(value, str) else value)
+
+
+def parse_token(token: str, source: Any, force: bool) -> TokenSpec:
+    """Make a TokenSpec of a model, ``{kind: zero}`` or ``{kind: model_token, model, token | token_id}``."""
+    if not (isinstance(source, dict) and "kind" in source):
+        return TokenSpec(token, None if source is None else parse_reference(source), None, force)
+    kind, rest = source["kind"], {key: value for key, value in source.items() if key != "kind"}
+    if kind == "zero" and not rest:
+        return TokenSpec(token, "zero", None, force)
+    named = [value for key in ("token", "token_id") if (value := rest.pop(key, None)) is not None]
+    if kind == "model_token" and set(rest) == {"model"} and len(named) == 1 and isinstance(named[0], str | int):
+        return TokenSpec(token, parse_reference(rest["model"]), named[0], force)
+    forms = "a model, {kind: zero}, {kind: model_token, model, token} or {kind: model_token, model, token_id}"
+    raise ValueError(f"{source!r} is no source of a token; expected {forms}")
 
 
 def parse_dtype(value: str) -> str:

@@ -6,7 +6,11 @@ from typing import Any
 
 from ..methods import Parameter
 from .document import Findings, KeyPath
+from .filters import KEYS, NameFilter, parse_filter
+from .names import did_you_mean
 from .types import Branch, Scalar, Setting
+
+_TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 def read_setting(findings: Findings, path: KeyPath, value: Any) -> Setting:
@@ -21,22 +25,29 @@ def read_setting(findings: Findings, path: KeyPath, value: Any) -> Setting:
 def _read_branch(findings: Findings, path: KeyPath, part: Any) -> Branch | None:
     if not isinstance(part, dict):
         return _read_value(findings, path, part, None)
-    matches = part.get("filter")
     for key in part:
-        if key not in ("filter", "value"):
-            remedy = "did you mean 'filter'?" if "filter" not in part else "delete it"
-            findings.problem((*path, str(key)), "unknown key; a conditional value has filter and value", remedy)
+        if key in (*KEYS, "value"):
+            continue
+        if close := did_you_mean(str(key), (*KEYS, "value")):
+            findings.problem((*path, str(key)), "unknown key; a conditional value has filter and value", close)
             return None
-    if not (matches is None or isinstance(matches, str)):
-        findings.problem((*path, "filter"), f"is {matches!r}, expected a part of a tensor name", "put it in quotes")
+        what = "has no effect: what chooses tensors is filter: (a part of the name), glob: or regex:"
+        findings.note((*path, str(key)), what)
+    try:
+        matches = parse_filter(part)
+    except ValueError as error:
+        findings.problem((*path, next(key for key in KEYS if key in part)), str(error), "put it in quotes")
         return None
     if "value" not in part:
-        findings.problem(path, "has a filter without a value", "add value:")
+        what = "has a filter without a value" if matches else f"is {part!r}, expected a value"
+        findings.problem(path, what, "add value:")
         return None
-    return _read_value(findings, (*path, "value"), part["value"], None if matches == "*" else matches)
+    if matches and matches.kind == "filter" and set("*?") & set(matches.text):
+        findings.note((*path, "filter"), f"{matches.text!r} is a part of no name; patterns are written with glob:")
+    return _read_value(findings, (*path, "value"), part["value"], matches)
 
 
-def _read_value(findings: Findings, path: KeyPath, value: Any, matches: str | None) -> Branch | None:
+def _read_value(findings: Findings, path: KeyPath, value: Any, matches: NameFilter | None) -> Branch | None:
     items = value if isinstance(value, list) else [value]
     if not items:
         findings.problem(path, "is an empty list", "give a value, or a list of values for a gradient")
@@ -51,12 +62,15 @@ def _read_value(findings: Findings, path: KeyPath, value: Any, matches: str | No
 def coerce(parameter: Parameter, value: Scalar) -> Scalar:
     """Return ``value`` as the kind of ``parameter``, within its range.
 
-    Text counts when it spells a number: YAML reads 1e-8 as text. A bool may be 0 or 1 (mergekit-evolve writes 1.0).
+    Text counts when it spells a number or a truth: YAML reads 1e-8 as text, and people quote. A bool may be 0 or 1
+    (mergekit-evolve writes 1.0).
     Raises ValueError saying what was expected.
     """
     number = _number(value)
     result: Scalar = value
-    if parameter.kind is bool and number in (0, 1):
+    if parameter.kind is bool and isinstance(value, str):
+        result = _TRUTHS.get(value.strip().lower(), value)
+    elif parameter.kind is bool and number in (0, 1):
         result = number == 1
     elif parameter.kind is float and number is not None:
         result = number

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from .filters import NameFilter
 
 Scalar: TypeAlias = bool | int | float | str
+
+MISSING = ("base", "merge", "drop", "error")
+"""What becomes of a tensor that some models lack: that of the base (or first model) is copied; the models that have it
+are merged; it is left out; the merge is refused."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class Branch:
-    """One alternative of a setting: ``value`` for the tensors whose name contains ``filter``.
+    """One alternative of a setting: ``value`` for the tensors that ``filter`` matches.
 
     Attributes:
         value:  a scalar, or a tuple: a gradient over the layers of the slice.
@@ -33,11 +39,11 @@ class Branch:
     """
 
     value: Scalar | tuple[Scalar, ...]
-    filter: str | None = None
+    filter: NameFilter | None = None
     where: str = ""
 
     def matches(self, tensor_name: str) -> bool:
-        return self.filter is None or self.filter in tensor_name
+        return self.filter is None or self.filter.matches(tensor_name)
 
 
 @dataclass(frozen=True)
@@ -63,19 +69,86 @@ class SourceSpec:
 
 @dataclass(frozen=True)
 class SliceSpec:
-    """A run of output layers and what they are merged from. A ``models:`` recipe is one slice without layers."""
+    """A run of output layers and what they are merged from. A ``models:`` recipe is one slice without layers.
+
+    ``method`` and ``base`` are its own ones; None takes those of the recipe.
+    """
 
     sources: tuple[SourceSpec, ...]
     base: ModelRef | None = None
     parameters: Parameters = field(default_factory=dict, hash=False, compare=False)
     where: str = ""
+    method: str | None = None
+
+
+@dataclass(frozen=True)
+class Module:
+    """A part of a model with its own slices, such as the vision tower; a recipe without ``modules:`` is one of them.
+
+    Attributes:
+        name:       as in the recipe.
+        filters:    its tensors are those that any of these matches; empty for all that no other module has.
+        slices:     at least one.
+        parameters: weaker than those of its slices, stronger than those of the recipe.
+    """
+
+    name: str
+    filters: tuple[NameFilter, ...]
+    slices: tuple[SliceSpec, ...]
+    parameters: Parameters = field(default_factory=dict, hash=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How some tensors are merged in another way; of several rules the first that matches counts.
+
+    Attributes:
+        filter:     matches the tensors of the rule by their names in the output; None for all.
+        method:     None keeps that of the slice.
+        sources:    the models that take part; empty for those of the slice.
+        missing:    replaces the recipe's own.
+        parameters: stronger than those of models, slices and the recipe.
+    """
+
+    filter: NameFilter | None
+    method: str | None = None
+    sources: tuple[SourceSpec, ...] = ()
+    missing: str | None = None
+    parameters: Parameters = field(default_factory=dict, hash=False, compare=False)
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class TokenSpec:
+    """Where the embedding of one token comes from.
+
+    Attributes:
+        token:    as the tokenizer of the output spells it.
+        source:   a model; ``zero`` for zeros; None for the rule that holds without an entry.
+        token_of: the token of ``source`` to take instead, by its text or its id.
+        force:    give the token this embedding in every model, also in those that know it.
+    """
+
+    token: str
+    source: ModelRef | str | None = None
+    token_of: str | int | None = None
+    force: bool = False
 
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """Where the tokenizer comes from: ``base`` or one model."""
+    """Where the tokenizer comes from.
+
+    Attributes:
+        source: ``base``, ``union`` of the vocabularies of all models, or one model.
+        tokens: sources of single tokens.
+        pad_to_multiple_of: pad the vocabulary to a multiple of this; None keeps its size.
+    """
 
     source: ModelRef | str
+    tokens: tuple[TokenSpec, ...] = ()
+    pad_to_multiple_of: int | None = None
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -86,34 +159,74 @@ class Recipe:
         path:       file it came from, for messages ("<recipe>" for text).
         text:       verbatim.
         method:     merge method.
-        slices:     at least one.
+        modules:    at least one.
         base:       ``base_model``.
         parameters: top level.
+        rules:      exceptions for single tensors, first match first.
+        missing:    what becomes of a tensor that some models lack, one of ``MISSING``.
         dtype:      name of the dtype of the output unless ``out_dtype`` is given; None keeps the inputs'.
         out_dtype:  overrides ``dtype`` for the output.
         tokenizer:  None copies the base's (or the first model's).
         chat_template: None, "auto", a name, or a Jinja template.
         semantics:  profile of the method; None takes its default.
         seed:       of the random methods.
+        card:       what the author says of the result, for its model card: ``description``, ``tags``, ``license``...
         notes:      what the author should know, one sentence each: keys that have no effect.
     """
 
     path: str
     text: str
     method: str
-    slices: tuple[SliceSpec, ...]
+    modules: tuple[Module, ...]
     base: ModelRef | None = None
     parameters: Parameters = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
+    missing: str = "base"
     dtype: str | None = None
     out_dtype: str | None = None
     tokenizer: TokenizerSpec | None = None
     chat_template: str | None = None
     semantics: str | None = None
     seed: int = 0
+    card: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def slices(self) -> tuple[SliceSpec, ...]:
+        """The slices of all modules."""
+        return tuple(slice_ for module in self.modules for slice_ in module.slices)
 
     @property
     def models(self) -> tuple[ModelRef, ...]:
         """Every model that the recipe names, base first, each once."""
         refs = [self.base, *(ref for s in self.slices for ref in (s.base, *(source.model for source in s.sources)))]
+        refs += [source.model for rule in self.rules for source in rule.sources]
         return tuple(dict.fromkeys(ref for ref in refs if ref is not None))
+
+    def with_models(self, change: Callable[[ModelRef], ModelRef]) -> Recipe:
+        """Return the recipe with every reference to a model changed."""
+
+        def base_of(ref: ModelRef | None) -> ModelRef | None:
+            return None if ref is None else change(ref)
+
+        def of(sources: tuple[SourceSpec, ...]) -> tuple[SourceSpec, ...]:
+            return tuple(replace(source, model=change(source.model)) for source in sources)
+
+        def slices_of(module: Module) -> tuple[SliceSpec, ...]:
+            return tuple(replace(s, base=base_of(s.base), sources=of(s.sources)) for s in module.slices)
+
+        spec = self.tokenizer
+        if spec is not None:
+            tokens = tuple(
+                replace(token, source=change(token.source)) if isinstance(token.source, ModelRef) else token
+                for token in spec.tokens
+            )
+            source = change(spec.source) if isinstance(spec.source, ModelRef) else spec.source
+            spec = replace(spec, source=source, tokens=tokens)
+        return replace(
+            self,
+            base=base_of(self.base),
+            modules=tuple(replace(module, slices=slices_of(module)) for module in self.modules),
+            rules=tuple(replace(rule, sources=of(rule.sources)) for rule in self.rules),
+            tokenizer=spec,
+        )

@@ -49,12 +49,14 @@ def single_files(family):
 
 def test_missing_tensor(family, plan_of):
     save_b(family, **{UP: None})
-    expect_one(problems(plan_of), "/b: 1 tensors of a are missing: " + UP, "merge models of one architecture")
+    found = problems(plan_of, LINEAR + "missing: error\n")
+    expect_one(found, "/b: 1 tensors of a are missing: " + UP, "merge models of one architecture")
 
 
 def test_extra_tensors(family, plan_of):
     save_b(family, **{f"value_head.{i}.weight": torch.ones(2) for i in range(9)})
-    expect_one(problems(plan_of), "/a: 9 tensors of b are missing: value_head.0.weight", ", ...")
+    found = problems(plan_of, LINEAR + "missing: error\n")
+    expect_one(found, "/a: 9 tensors of b are missing: value_head.0.weight", ", ...")
 
 
 def test_missing_head(family, plan_of):
@@ -138,7 +140,7 @@ def test_everything_at_once(family, plan_of):
         **{UP: None, "model.norm.weight": torch.ones(7), "extra": torch.ones(1), "lm_head.weight": torch.ones(300, 64)},
     )
     edit_config("b", model_type="mistral")
-    found = problems(plan_of, LINEAR + "chat_template: nobody\n")
+    found = problems(plan_of, LINEAR + "chat_template: nobody\nmissing: error\n")
     for part in (UP, "shape [7]", "extra", "300 rows", "'mistral'", "'nobody' is no template"):
         assert sum(part in text for text in found) == 1, (part, found)
 

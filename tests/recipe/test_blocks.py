@@ -69,7 +69,7 @@ def test_a_block_among_the_parameters_is_sent_to_the_top():
     with pytest.raises(InvalidInput) as caught:
         load(text)
     assert "parameters.boost: is not a parameter (write boost: at the top level of the recipe)" in str(caught.value)
-    assert "boost.beta: unknown parameter" in str(caught.value)
+    assert "boost.beta: is not a parameter (write boost: at the top" in str(caught.value)
 
 
 def test_layouts():

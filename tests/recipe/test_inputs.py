@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from fastmerge.methods import get_method
-from fastmerge.recipe import SourceSpec, inputs_of, load
+from fastmerge.recipe import SourceSpec, load, parts_of
 from fastmerge.steps.inputs import Inputs
 
 
 def inputs(text: str) -> tuple[str | None, list[str], Inputs[SourceSpec]]:
     recipe = load(text)
-    found = inputs_of(recipe.slices[-1], get_method(recipe.method), recipe)
+    found = parts_of(recipe, recipe.modules[0], recipe.slices[-1]).default.inputs
     return found.base and str(found.base.model), [str(source.model) for source in found.tensors], found
 
 
@@ -33,7 +32,7 @@ def test_a_method_without_base_takes_it_as_one_of_the_models() -> None:
 def test_a_method_without_base_appends_one_that_is_not_listed() -> None:
     text = f"{LINEAR}base_model: b\nmodels: [a, c]\n"
     assert inputs(text)[:2] == (None, ["a", "c", "b"])
-    assert load(text).notes == ("<recipe>: base_model b is one more input: linear has no base",)
+    assert load(text).notes == ("<recipe>:4: models: base_model b is one more input: linear has no base",)
 
 
 def test_slices_without_base_do_not_take_the_base_model() -> None:

@@ -8,7 +8,7 @@ from recipes import legal_value, minimal_recipe
 
 from fastmerge.errors import InvalidInput
 from fastmerge.methods import REQUIRED, Parameter, all_methods
-from fastmerge.recipe import Recipe, load, resolve
+from fastmerge.recipe import Recipe, load, parts_of, resolve
 from fastmerge.recipe.settings import coerce
 
 MLP, NORM = "model.layers.1.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight"
@@ -22,8 +22,8 @@ def ties(models: str, top: str = "{}") -> Recipe:
 
 def value(recipe: Recipe, name: str, tensor: str = MLP, t: float = 0.0) -> object:
     parameter = next(p for p in all_methods()[recipe.method].parameters if p.name == name)
-    slice_ = recipe.slices[0]
-    return resolve(recipe, slice_, slice_.sources[0] if parameter.per_model else None, parameter, tensor, t)
+    part = parts_of(recipe, recipe.modules[0], recipe.slices[0]).of(tensor)
+    return resolve(part, part.inputs.tensors[0] if parameter.per_model else None, parameter, tensor, t)
 
 
 def test_precedence_source_slice_recipe_default() -> None:
@@ -77,8 +77,8 @@ def test_gradients_of_booleans_take_an_element() -> None:
 
 def test_gradients_of_whole_numbers_are_cut() -> None:
     recipe = ties("{weight: 1}", "{lambda: [1, 2]}")
-    parameter = Parameter("lambda", int)
-    assert [resolve(recipe, recipe.slices[0], None, parameter, MLP, t) for t in (0, 0.9, 1)] == [1, 1, 2]
+    part = parts_of(recipe, recipe.modules[0], recipe.slices[0]).default
+    assert [resolve(part, None, Parameter("lambda", int), MLP, t) for t in (0, 0.9, 1)] == [1, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,9 @@ def test_gradients_of_whole_numbers_are_cut() -> None:
         (Parameter("p", bool), "1.0", True),
         (Parameter("p", bool), "0", False),
         (Parameter("p", bool), "off", False),
+        (Parameter("p", bool), "'true'", True),
+        (Parameter("p", bool), "' No '", False),
+        (Parameter("p", float), "'0.5'", 0.5),
         (Parameter("p", str, choices=("x", "y")), "y", "y"),
     ],
 )
@@ -153,11 +156,8 @@ class TestEveryParameter:
                 with pytest.raises(InvalidInput, match=rf"parameters\.{parameter.name}\.value: is .*, expected a"):
                     load(recipe)
 
-    def test_a_shared_parameter_of_one_model_is_refused(self, method, parameter) -> None:
+    def test_a_shared_parameter_of_one_model_has_no_effect(self, method, parameter) -> None:
         recipe = minimal_recipe(method)
         recipe["models"][0]["parameters"] = {parameter.name: legal_value(parameter)}
-        if parameter.per_model:
-            load(recipe)
-            return
-        with pytest.raises(InvalidInput, match=rf"{parameter.name}: is one value for all models"):
-            load(recipe)
+        notes = [note for note in load(recipe).notes if "is one value for all models; for one it has no effect" in note]
+        assert len(notes) == (0 if parameter.per_model else 1)

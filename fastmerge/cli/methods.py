@@ -32,7 +32,7 @@ COLUMNS = ("method", "formula", "base", "models", "parameters", "source")
 )
 @together(PLUGIN, JSON)
 def methods(name: str | None, update: tuple[Path, ...], as_json: bool) -> None:
-    """List the merge methods, or describe the one (or the block: lines, boost) called NAME."""
+    """List the merge methods, or describe the one (or the block: lines, svc, boost) called NAME."""
     from ..functional import find_method
     from ..methods import BLOCKS, all_methods
 

@@ -1,6 +1,7 @@
 """Blocks: what a recipe may add to any method that adds a merged delta to the base.
 
-``lines:`` scales the merged delta by the depth of its layer, ``boost:`` raises its small singular values. A method with
+``lines:`` scales the merged delta by the depth of its layer, ``svc:`` shrinks singular values that models share,
+``boost:`` raises small ones. A method with
 blocks is a method again, called for example ``ties+lines+boost``; its parameters are its own and those of the blocks,
 ``boost.beta``.
 """
@@ -16,6 +17,7 @@ from typing import ClassVar
 from ..steps.apply import Apply, DeltaMerge
 from ..steps.method import Group, Method, Parameter, Solve
 from ._boost import BOOST_PARAMETERS, Boost
+from ._svc import SVC_PARAMETERS, Svc
 
 
 class Block(ABC):
@@ -71,6 +73,29 @@ class LinesBlock(Block):
         return replace(step, scale=step.scale * factor)  # type: ignore[type-var]  # every one is a dataclass
 
 
+class SvcBlock(Block):
+    """Singular value calibration: singular values s_r of the merged delta M of a matrix become gamma_r s_r.
+
+        gamma_r = K / sum_i max(alpha, <a, a_i> / |a_i|^2),   a = u_r^T M,  a_i = u_r^T (theta_i - base)
+
+    u_r are M's left singular vectors, and i runs over the K models. Where several models push in one direction, M has
+    more of it than any of them, and gamma_r < 1; where they cancel, gamma_r > 1, up to 1 / alpha. ``alpha`` is 1/K by
+    default, so that no value grows by more than a factor K. M is the delta of the method, all its scales included. What
+    is no matrix of a layer the method merges alone. Equal singular values have no singular vectors of their own: there
+    the result depends on the decomposition.
+    """
+
+    name = "svc"
+    paper = "Li et al. 2026, arXiv 2602.05536"
+    parameters = _prefixed("svc", SVC_PARAMETERS)
+
+    def extend(self, group: Group, step: DeltaMerge) -> DeltaMerge:
+        return Svc.of(group).extend(group, step)
+
+    def scratch_bytes(self, group: Group, inner: int | None) -> int | None:
+        return Svc.of(group).scratch_bytes(group, inner)
+
+
 class BoostBlock(Block):
     """Subspace Boosting: small singular values s of the merged delta of a matrix, s falling, are raised.
 
@@ -97,7 +122,7 @@ class BoostBlock(Block):
         return Boost.of(group, self._prefix).scratch_bytes(group, inner)
 
 
-BLOCKS: dict[str, Block] = {block.name: block for block in (LinesBlock(), BoostBlock())}
+BLOCKS: dict[str, Block] = {block.name: block for block in (LinesBlock(), SvcBlock(), BoostBlock())}
 """Every block by name, in the order in which they are applied."""
 
 

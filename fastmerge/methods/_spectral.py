@@ -143,6 +143,7 @@ class SpectralMerge(DeltaMerge):
                 float32: one that was stored in less has other small singular values.
         change: see ``Change``.
         scale:  multiplies its result.
+        singles: True where the change also sees, last, the delta of every model by itself.
         infos:  what was done with each matrix, once it was applied.
     """
 
@@ -150,6 +151,7 @@ class SpectralMerge(DeltaMerge):
     steps: Sequence[DeltaMerge]
     change: Change
     scale: float = 1.0
+    singles: bool = False
     infos: list[Info] = field(default_factory=list, compare=False)
 
     @property
@@ -168,7 +170,10 @@ class SpectralMerge(DeltaMerge):
         if out.numel() != self.group.numel:
             raise ValueError(f"{self.group.name}: a spectral merge needs all {self.group.numel} elements at once")
         models = [chunk.tensors] if len(self.steps) == 1 else [(tensor,) for tensor in chunk.tensors]
-        deltas = [merged_delta(step, chunk.base, part) for step, part in zip(self.steps, models, strict=True)]
+        parts = list(zip(self.steps, models, strict=True))
+        if self.singles:
+            parts += [(SparseMerge([1.0], [keep_all()]), (tensor,)) for tensor in chunk.tensors]
+        deltas = [merged_delta(step, chunk.base, part) for step, part in parts]
         if not all(bool(delta.isfinite().all()) for delta in deltas):
             raise ValueError(
                 f"{self.group.name}: a delta holds NaN or infinity, and has no singular values. Repair the model"

@@ -87,6 +87,7 @@ class SliceItem(Keys):
     base_model: Reference | None = None
     parameters: ParameterTable = {}
     lines: BlockTable = None
+    svc: BlockTable = None
     boost: BlockTable = None
     merge_method: str | None = Field(None, description="its own method; mergekit takes the recipe's")
     residual_weight: Any = Field(None, description="accepted, without effect")
@@ -154,6 +155,7 @@ class RecipeFile(Keys):
     rules: list[RuleItem] | None = Field(None, description="exceptions for single tensors; the first match counts")
     missing: Missing = "base"
     lines: BlockTable = Field(None, description="LiNeS: scales merged deltas by the depth of their layer")
+    svc: BlockTable = Field(None, description="singular value calibration of merged deltas")
     boost: BlockTable = Field(None, description="Subspace Boosting of merged deltas")
     dtype: DType | None = None
     out_dtype: DType | None = None

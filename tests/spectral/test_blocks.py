@@ -234,7 +234,7 @@ def test_command_line_describes_blocks():
     assert [item["blocks"] for item in call_json("methods") if item["name"] in ("linear", "ties", "ties_sb")] == [
         [], ["lines", "boost"], ["lines"],
     ]  # fmt: skip
-    assert "lines, boost" in call("methods", "ties").output
+    assert "lines, svc, boost" in call("methods", "ties").output
 
 
 def test_mistakes_in_memory(generator):

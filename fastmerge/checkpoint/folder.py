@@ -84,8 +84,8 @@ def read_weights(path: str) -> tuple[InputFile, dict[str, TensorEntry]]:
     return read_header(path) if path.endswith(".safetensors") else read_torch_zip(path)
 
 
-def read_json(path: str, missing_ok: bool = False) -> dict[str, Any] | None:
-    """Return the object in a JSON file, or None where it does not exist and ``missing_ok``."""
+def read_json(path: str, missing_ok: bool = False, expected: type = dict) -> Any:
+    """Return the object (or a list, if ``expected``) in a JSON file, or None where it is missing and ``missing_ok``."""
     try:
         with open(path, encoding="utf-8") as file:
             value = json.load(file)
@@ -95,8 +95,8 @@ def read_json(path: str, missing_ok: bool = False) -> dict[str, Any] | None:
         raise CheckpointError(f"{path}: {placeholder(path) or 'does not exist'}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: {placeholder(path) or f'is not valid JSON: {error}'}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: is not a JSON object")
+    if not isinstance(value, expected):
+        raise CheckpointError(f"{path}: is not a JSON {'object' if expected is dict else 'list'}")
     return value
 
 

@@ -17,7 +17,7 @@ import xxhash
 
 from ..checkpoint import read_header
 from ..errors import CheckpointError
-from ..plan.files import MODEL_FILES, TOKENIZER_FILES
+from ..plan.copies import MODEL_FILES, TOKENIZER_FILES
 from .folders import place_below
 from .manifest import FILENAME, read_manifest
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import os
 from collections import Counter
@@ -13,17 +12,12 @@ from ..errors import CheckpointError
 from ..recipe.types import ModelRef, Recipe
 from .card import model_card
 from .config import output_config
+from .copies import copied_files
 from .findings import Findings
 from .models import OpenModel
 from .rows import Rows
 from .types import CopiedFile, OutputTensor, TextFile
 from .vocabularies import compare_vocabularies
-
-MODEL_FILES = ("generation_config.json", "*processor_config.json", "*.py")
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.*",
-    "*.model", "*.tiktoken", "vocab.*", "merges.txt",
-)  # fmt: skip
 
 TEMPLATES = {
     "chatml": "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
@@ -50,13 +44,12 @@ def small_files(
     else:
         config = output_config(donor.checkpoint.config, found, outputs)
         files["config.json"] = TextFile(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-    files |= _copies(donor.checkpoint.folder, MODEL_FILES)
     source = recipe.tokenizer.source if recipe.tokenizer else "base"
     tokenizer = models.get(source) if isinstance(source, ModelRef) else donor
     if tokenizer is None:
         findings.problem(f"{recipe.path}: tokenizer_source", f"{source} is no model of the recipe", "name one")
         return files
-    files |= _copies(tokenizer.checkpoint.folder, TOKENIZER_FILES)
+    files |= copied_files(donor, tokenizer, findings)
     compare_vocabularies(tokenizer, list(models.values()), recipe.tokenizer is not None, findings)
     try:
         _set_chat_template(recipe, tokenizer, list(models.values()), files, findings)
@@ -64,11 +57,6 @@ def small_files(
         findings.problem(recipe.path, str(error))
     files["README.md"] = TextFile(model_card(recipe, list(models.values())))
     return files
-
-
-def _copies(folder: str, patterns: Sequence[str]) -> dict[str, TextFile | CopiedFile]:
-    names = sorted(name for name in os.listdir(folder) if any(fnmatch.fnmatchcase(name, p) for p in patterns))
-    return {name: CopiedFile(os.path.join(folder, name)) for name in names}
 
 
 def _set_chat_template(
@@ -113,4 +101,8 @@ def _chat_template(folder: str) -> str | None:
             return file.read()
     config = read_json(os.path.join(folder, "tokenizer_config.json"), missing_ok=True) or {}
     template = config.get("chat_template")
+    if isinstance(template, list):
+        # Several templates by name, of which one is taken without a word.
+        named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
+        template = named.get("default")
     return template if isinstance(template, str) else None

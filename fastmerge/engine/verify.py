@@ -192,9 +192,11 @@ def _replan(manifest: dict[str, Any]) -> tuple[Plan, list[str]]:
 
 def _relocated(recipe: Recipe, folders: dict[str, str]) -> Recipe:
     """Point the references of a recipe to the folders that the merge read, wherever this process runs."""
+    # By reference, because a recipe may spell one folder in several ways.
+    known = {ref: folders[str(ref)] for ref in recipe.models if str(ref) in folders}
 
     def moved(ref: ModelRef) -> ModelRef:
-        return replace(ref, path=folders[str(ref)], revision=None) if str(ref) in folders else ref
+        return replace(ref, path=known[ref], revision=None) if ref in known else ref
 
     return recipe.with_models(moved)
 

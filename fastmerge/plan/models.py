@@ -119,6 +119,7 @@ def open_models(recipe: Recipe, findings: Findings) -> dict[ModelRef, OpenModel]
         try:
             if folder not in opened:
                 opened[folder] = open_checkpoint(locate(reference.path, reference.revision))
+                findings.problems.extend(_same_folder(where, folder, opened))
             model = _open(index, reference, opened[folder], split, findings)
         except CheckpointError as error:
             findings.problem(where, str(error))
@@ -128,6 +129,14 @@ def open_models(recipe: Recipe, findings: Findings) -> dict[ModelRef, OpenModel]
             for note in (*model.checkpoint.notes, *_revision(reference)):
                 findings.note(note)
     return models
+
+
+def _same_folder(where: str, reference: ModelRef, opened: Mapping[ModelRef, Checkpoint]) -> Iterator[Problem]:
+    """Yield a problem for a hub id and a folder that turn out to be one model, which counts as two otherwise."""
+    place = os.path.realpath(opened[reference].folder)
+    for other, checkpoint in opened.items():
+        if other != reference and os.path.realpath(checkpoint.folder) == place:
+            yield Problem(where, f"is the same folder as {other}: {place}", "write both in one way")
 
 
 def _revision(reference: ModelRef) -> Iterator[str]:

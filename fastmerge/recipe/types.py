@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -17,11 +18,27 @@ are merged; it is left out; the merge is refused."""
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model as a recipe names it: ``path[@revision][+lora[@revision]]``. Hashable; equal references are one model."""
+    """A model as a recipe names it: ``path[@revision][+lora[@revision]]``. Hashable; equal references are one model.
 
-    path: str
-    revision: str | None = None
+    Attributes:
+        path:     as written; spellings of one folder (``base/``, a link to it) are equal.
+        identity: what is compared in place of path and revision.
+    """
+
+    path: str = field(compare=False)
+    revision: str | None = field(default=None, compare=False)
     lora: ModelRef | None = None
+    identity: tuple[str, str | None] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        folder = os.path.expanduser(self.path)
+        if os.path.isdir(folder):
+            # A folder has no revisions, unless it is a repository in the hub's cache.
+            cached = os.path.isdir(os.path.join(folder, "snapshots"))
+            identity = os.path.realpath(folder), self.revision if cached else None
+        else:
+            identity = os.path.normpath(self.path), self.revision
+        object.__setattr__(self, "identity", identity)
 
     def __str__(self) -> str:
         text = self.path + (f"@{self.revision}" if self.revision else "")

@@ -43,7 +43,24 @@ def test_a_folder_that_exists_wins_over_punctuation(
     monkeypatch.chdir(tmp_path)
     for name in ("x+y", "p@q"):
         (tmp_path / name).mkdir()
-    assert parse_reference(text) == expected
+    found = parse_reference(text)
+    assert repr(found) == repr(expected)
+
+
+def test_spellings_of_one_folder_are_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link").symlink_to("base")
+    spellings = ["base", "base/", "./base", "other/../base", str(tmp_path / "base"), "link", "base@main"]
+    references = [parse_reference(text) for text in spellings]
+    assert len({*references}) == 1 and [ref.path for ref in references][:3] == ["base", "base/", "./base"]
+    assert references[0] not in (parse_reference("other"), parse_reference("base+other"))
+    assert parse_reference("link+other/") == parse_reference("base+./other")
+    # From elsewhere the folders are not there, and spellings still agree.
+    monkeypatch.chdir(tmp_path / "other")
+    assert parse_reference("base/") == parse_reference("./base") == ModelRef("base")
+    assert len({parse_reference(text) for text in ("org/a", "org/a@v1", "org/a@v2")}) == 3
 
 
 @pytest.mark.parametrize("value", ["", " ", "a+", "+l", "a+b+c", "a@", "@v", "a@b@c", 7, {"path": "a"}, {"model": 1}])

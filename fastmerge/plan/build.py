@@ -23,6 +23,7 @@ from .findings import Findings
 from .layout import Sized, lay_out
 from .models import OpenModel, open_models
 from .rows import Rows, pair_tensors
+from .ties import tied_rows
 from .types import Dropped, OutputTensor, Plan
 from .values import Values
 
@@ -101,13 +102,21 @@ def _decide(recipe: Recipe, found: Rows, config: Mapping[str, Any] | None, findi
     values = Values(findings)
     actions = {name: _Actions(method) for name, method in methods.items()}
     outputs = []
-    for row in check_dtypes(check_shapes(found.rows, findings), findings):
+    for row in check_dtypes(check_shapes(tied_rows(found.rows), findings), findings):
         settings = values.of(row)
         if settings is None:
             continue
         part, inputs, dtype = row.members.part, row.inputs, output_dtype(row, recipe)
         every, models, name = inputs.every, len(inputs.tensors), part.method.name
-        group = Group(row.name, every[0].shape, models, settings, recipe.seed, part.semantics, places.get(row.name))
+        group = Group(
+            row.key,
+            every[0].shape,
+            models,
+            settings,
+            recipe.seed,
+            part.semantics,
+            places.get(row.key),
+        )
         nbytes = group.numel * dtype.itemsize
         single = actions[name].copied(group) if dtype.is_floating_point else 0
         if single is not None and every[single].dtype == dtype and not every[single].adapters:

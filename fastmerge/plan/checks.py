@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..recipe.types import ModelRef, Recipe
+from .equality import equal_values
 from .findings import Findings
 from .models import MERGED, OpenModel, is_vocabulary
 from .rows import Row
@@ -102,7 +103,7 @@ def _check_integers(row: Row, findings: Findings) -> bool:
     if all(tensor.dtype in MERGED for tensor in row.inputs.every):
         return True
     dtypes = {tensor.dtype for tensor in row.inputs.every}
-    if len(dtypes) == 1 and _equal_bytes(row.inputs.every):
+    if equal_values(row.inputs.every):
         return True
     tensor, model = next((t, m) for t, m in _inputs(row) if t.dtype not in MERGED)
     what = f"a tensor of {_names(sorted(dtypes, key=str))} differs between the models"
@@ -113,17 +114,3 @@ def _check_integers(row: Row, findings: Findings) -> bool:
 
 def _names(dtypes) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-
-
-def _equal_bytes(tensors: Sequence[InputTensor], block: int = 1 << 20) -> bool:
-    """Compare the bytes of tensors that can only be copied."""
-    first, others = tensors[0], {(t.path, t.offset): t for t in tensors[1:]}.values()
-    for other in others:
-        with open(first.path, "rb") as left, open(other.path, "rb") as right:
-            left.seek(first.offset)
-            right.seek(other.offset)
-            for start in range(0, first.nbytes, block):
-                count = min(block, first.nbytes - start)
-                if left.read(count) != right.read(count):
-                    return False
-    return True

@@ -24,9 +24,9 @@ def output_config(config: Mapping[str, Any], found: Rows, outputs: Sequence[Outp
     keys = [(level, key) for level in levels for key in ("dtype", "torch_dtype") if key in level]
     for level, key in keys or [(result, "torch_dtype")]:
         level[key] = dtype
-    if found.untied:
+    if found.tied is not None:
         for level in [level for level in levels if "tie_word_embeddings" in level] or levels[:1]:
-            level["tie_word_embeddings"] = False
+            level["tie_word_embeddings"] = found.tied
     _set_layers(result, found)
     return result
 

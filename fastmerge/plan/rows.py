@@ -20,12 +20,26 @@ _REST = "the rest"
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor of the output: its name, its depth t in the slice (0 outside the layers), its inputs."""
+    """One tensor of the output.
+
+    Attributes:
+        name:    in the output.
+        t:       its depth in the slice, 0 outside the layers.
+        members: what it is merged from, and how.
+        inputs:  the tensors.
+        like:    name of the tensor that it is a copy of, whose parameters and random numbers it shares; mostly "".
+    """
 
     name: str
     t: float
     members: Members
     inputs: Inputs[InputTensor]
+    like: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name by which parameters are chosen and random numbers are drawn."""
+        return self.like or self.name
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,7 @@ class Rows:
         rows:     in the order of the output.
         stacked:  the modules whose layers are cut and put together anew.
         dropped:  reason by (model, name).
-        untied:   True when a head is written that is not tied to the embedding.
+        tied:     whether the output's head is tied to its embedding, where that is decided here; None elsewhere.
         findings: so far.
         missing:  what becomes of tensors that some models lack.
     """
@@ -53,7 +67,7 @@ class Rows:
     rows: list[Row] = field(default_factory=list)
     stacked: list[Stacked] = field(default_factory=list)
     dropped: dict[tuple[int, str], str] = field(default_factory=dict)
-    untied: bool = False
+    tied: bool | None = None
     missing: Missing = field(init=False)
 
     def __post_init__(self) -> None:
@@ -121,8 +135,7 @@ def _pair_whole(found: Rows, part: OpenSlice) -> None:
     """Pair models tensor by tensor, by name, in the order of the first one's files."""
     first = next(iter(part.models.values()))
     tables = {key: model.tensors for key, model in part.models.items()}
-    settled, untied = settle_heads(tables, part.models, list(part.models.values()), found.dropped)
-    found.untied = found.untied or untied
+    settled = _settle_heads(found, part, tables, list(part.models.values()))
     for name, members, inputs in _align(found, part, settled):
         parts = first.layer_names.get(name)
         layers = first.stacks.counts.get(parts.stack, 0) if parts else 0
@@ -145,13 +158,21 @@ def _pair_slices(found: Rows, slices: Sequence[OpenSlice]) -> None:
             position += 1
     every = list({model.index: model for part in slices for model in part.models.values()}.values())
     behind = _outside(tail, lambda name: not belongs_before_layers(name))
-    settled, untied = settle_heads(behind, tail.models, every, found.dropped)
-    found.untied = found.untied or untied
+    settled = _settle_heads(found, tail, behind, every)
     for name, members, inputs in _align(found, tail, settled):
         found.rows.append(Row(name, 0.0, members, inputs))
     firsts = [(part, *next(iter(part.models.items()))) for part in slices]
     origins = tuple((model, part.starts[key], part.length) for part, key, model in firsts)
     found.stacked.append(Stacked(stack or "", origins))
+
+
+def _settle_heads(
+    found: Rows, part: OpenSlice, tables: Mapping[Key, Table], every: Sequence[OpenModel]
+) -> dict[Key, Table]:
+    settled, tied = settle_heads(tables, part.models, every, found.dropped, found.findings)
+    if tied is not None and found.tied is not False:
+        found.tied = tied
+    return settled
 
 
 def _outside(part: OpenSlice, belongs: Callable[[str], bool]) -> dict[Key, Table]:

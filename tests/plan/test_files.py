@@ -50,16 +50,6 @@ def test_a_tied_model_takes_part_with_its_embedding(pair, plan_of, tied):
     assert config_of(plan)["tie_word_embeddings"] is False
 
 
-def test_redundant_head_of_a_tied_model(pair, plan_of):
-    pair(True, False, b={"tie_word_embeddings": True})
-    plan = plan_of(LINEAR)
-    assert "lm_head.weight" not in {output.name for output in plan.outputs}
-    assert [(d.model, d.name, d.reason) for d in plan.dropped] == [
-        (1, "lm_head.weight", "every model ties it to the embedding")
-    ]
-    assert config_of(plan)["tie_word_embeddings"] is True
-
-
 @pytest.mark.parametrize("tied", ["a", "b"])
 def test_heads_of_stacked_models(pair, plan_of, tied):
     pair(tied == "a", tied == "b")

@@ -110,8 +110,13 @@ def test_heads_of_the_config_are_part_of_the_digest(family):
     recipe += "boost: {splitting: heads}\n"
     before = fastmerge.check(recipe)
     config = json.loads((folder / "base" / "config.json").read_text())
-    (folder / "base" / "config.json").write_text(json.dumps(config | {"num_attention_heads": 8}))
+
+    def set_heads(heads):
+        for path in folder.glob("*/config.json"):
+            path.write_text(json.dumps(config | {"num_attention_heads": heads}))
+
+    set_heads(8)
     assert fastmerge.check(recipe).digest != before.digest
-    (folder / "base" / "config.json").write_text(json.dumps(config | {"num_attention_heads": 7}))
+    set_heads(7)
     with pytest.raises(fastmerge.InvalidInput, match="rows or columns are not divided by 7 heads"):
         fastmerge.check(recipe)

@@ -17,10 +17,10 @@ from torch import Tensor
 from fastmerge.engine.batches import units
 from fastmerge.engine.context import RunContext
 from fastmerge.engine.report import Meter
-from fastmerge.engine.running import default_threads, work
 from fastmerge.engine.scheduler import Unit
 from fastmerge.engine.sizing import divide
 from fastmerge.engine.targets import choose
+from fastmerge.engine.working import default_threads, work
 from fastmerge.plan.types import InputTensor, OutputTensor
 from fastmerge.steps.driver import merge_source
 from fastmerge.steps.inputs import split

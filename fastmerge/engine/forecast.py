@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from ..devices.names import DEFAULT
 from ..methods import get_method
 from ..plan.types import OutputTensor, Plan
-from .running import default_threads
 from .sizing import divide, whole_bytes
 from .targets import choose
+from .working import default_threads
 
 SAMPLE_BYTES = 256 * 2**20
 BLOCK = 8 * 2**20

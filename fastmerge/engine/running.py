@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from ..devices.names import DEFAULT, parse_devices
-from ..kernels import _native, use_backend
+from ..kernels import use_backend
 from ..plan.types import OutputTensor, Plan
-from .arena import Arena
 from .batches import units
 from .checksums import BLOCK
-from .context import RunContext, Sink
+from .context import RunContext
 from .files import InputFiles, OutputFiles
-from .inputs import Reader
 from .journal import Journal, read_journal
 from .manifest import write_manifest
 from .publish import StagingFolder
 from .rehash import Found, Rehash
 from .report import Meter, Report
-from .scheduler import Scheduler, Unit
+from .scheduler import Unit
 from .sizing import Sizes, divide
 from .stopping import accounted, other_partials
 from .targets import Host, Target, choose
+from .working import default_threads, limited_to, work
 
 Progress = Callable[[int, int], None]
 """Called several times a second on the calling thread with the output bytes that are written, and all of them."""
@@ -94,62 +89,75 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
         inputs.open()
         with staging.made(), accounted(staging, plan), OutputFiles(str(staging.out), plan.shards) as outputs:
             outputs.open()
-            finished = _confirmed(plan, staging, outputs, sizes, inputs)
-            journal = Journal(staging.journal, plan, outputs, finished)
-            todo = [output for output in plan.outputs if output.name not in finished]
-            done = sum(output.nbytes for output in plan.outputs if output.name in finished)
-            total = sum(output.nbytes for output in plan.outputs)
-
-            def tick() -> None:
-                journal.tick()
-                if progress is not None:
-                    progress(done + meter.bytes_written, total)
-
-            def make_units(context: RunContext) -> Iterator[Unit]:
-                return units(context, todo)
-
-            try:
-                work(make_units, target, sizes, inputs, FileSink(outputs, journal), meter, tick)
-                inputs.check()
-                journal.flush()
-            except BaseException:
-                # What was finished before the failure stays finished.
-                with contextlib.suppress(Exception):
-                    journal.flush()
-                raise
-            finally:
-                journal.close()
-            outputs.sync(range(len(plan.shards)))
-            staging.write_manifest(write_manifest(plan, journal.checksums, staging.write_small_files()))
-            staging.publish()
+            parts = _Run(plan, staging, inputs, outputs, sizes)
+            journal = parts.resume()
+            resumed = len(journal.checksums)
+            parts.merge(journal, target, meter, progress)
+            parts.publish(journal)
         others = other_partials(staging)
     if progress is not None:
+        total = sum(output.nbytes for output in plan.outputs)
         progress(total, total)
-    report = meter.report(
-        len(plan.outputs), len(finished), sizes.workers, target.names, target.why, target.peak_bytes()
-    )
+    report = meter.report(len(plan.outputs), resumed, sizes.workers, target.names, target.why, target.peak_bytes())
     return replace(report, notes=(*report.notes, *others))
 
 
-def default_threads() -> int:
-    """Return the number of workers: one per core, and two that wait for the disk while the others compute."""
-    return len(os.sched_getaffinity(0)) + 2
+@dataclass(frozen=True)
+class _Run:
+    """A run in three parts, each of which goes on where the one before stopped; files are open."""
 
+    plan: Plan
+    staging: StagingFolder
+    inputs: InputFiles
+    outputs: OutputFiles
+    sizes: Sizes
 
-def work(
-    make_units: Callable[[RunContext], Iterator[Unit]],
-    target: Target,
-    sizes: Sizes,
-    inputs: InputFiles,
-    sink: Sink,
-    meter: Meter,
-    tick: Callable[[], None],
-) -> None:
-    """Run units on ``sizes.workers`` threads in one arena."""
-    arena = Arena(sizes.arena)
-    context = RunContext(arena, sizes, Reader(arena, inputs, meter), sink, meter)
-    with _one_torch_thread(), _only_new_garbage(), torch.no_grad(), target.slots(arena, sizes, meter) as slots:
-        Scheduler(make_units(context), slots).run(tick)
+    def resume(self) -> Journal:
+        """Start the journal with the tensors of an earlier run whose bytes still have the checksum of its journal."""
+        promised = read_journal(self.staging.journal, self.plan)
+        found = Found()
+
+        def make_units(context: RunContext) -> Iterator[Unit]:
+            outputs = (output for output in self.plan.outputs if output.name in promised)
+            return (Rehash(context, output, self.outputs.read) for output in outputs)
+
+        if promised:
+            work(make_units, Host(), self.sizes, self.inputs, found, Meter(), lambda: None)
+        finished = {name: checksum for name, checksum in promised.items() if found.checksums.get(name) == checksum}
+        return Journal(self.staging.journal, self.plan, self.outputs, finished)
+
+    def merge(self, journal: Journal, target: Target, meter: Meter, progress: Progress | None) -> None:
+        """Merge the tensors that the journal does not have; what is finished when this fails is in the journal."""
+        todo = [output for output in self.plan.outputs if output.name not in journal.checksums]
+        total = sum(output.nbytes for output in self.plan.outputs)
+        done = total - sum(output.nbytes for output in todo)
+
+        def tick() -> None:
+            journal.tick()
+            if progress is not None:
+                progress(done + meter.bytes_written, total)
+
+        def make_units(context: RunContext) -> Iterator[Unit]:
+            return units(context, todo)
+
+        try:
+            sink = FileSink(self.outputs, journal)
+            work(make_units, target, self.sizes, self.inputs, sink, meter, tick)
+            self.inputs.check()
+            journal.flush()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                journal.flush()
+            raise
+        finally:
+            journal.close()
+
+    def publish(self, journal: Journal) -> None:
+        """Bring everything to the disk and give the checkpoint its name."""
+        self.outputs.sync(range(len(self.plan.shards)))
+        files = self.staging.write_small_files()
+        self.staging.write_manifest(write_manifest(self.plan, journal.checksums, files))
+        self.staging.publish()
 
 
 class FileSink:
@@ -163,61 +171,3 @@ class FileSink:
 
     def finish(self, output: OutputTensor, checksum: str) -> None:
         self._journal.finished(output, checksum)
-
-
-def _confirmed(
-    plan: Plan, staging: StagingFolder, outputs: OutputFiles, sizes: Sizes, inputs: InputFiles
-) -> dict[str, str]:
-    """Return the finished tensors of an earlier run whose bytes still have the checksum of its journal."""
-    promised = read_journal(staging.journal, plan)
-    if not promised:
-        return {}
-    found = Found()
-
-    def make_units(context: RunContext) -> Iterator[Unit]:
-        return (Rehash(context, output, outputs.read) for output in plan.outputs if output.name in promised)
-
-    work(make_units, Host(), sizes, inputs, found, Meter(), lambda: None)
-    return {name: checksum for name, checksum in promised.items() if found.checksums.get(name) == checksum}
-
-
-@contextlib.contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Let each worker compute alone: the units are what runs in parallel."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextlib.contextmanager
-def _only_new_garbage() -> Iterator[None]:
-    """Collect only garbage of what is made from here on.
-
-    A walk through all else, modules and the plan, takes 0.13 s at 4000 tensors, a quarter of the merge of tiny ones.
-    """
-    if gc.get_freeze_count():  # by the application, or by another run
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@contextlib.contextmanager
-def limited_to(threads: int | None) -> Iterator[None]:
-    """Let operations of the processor take no more threads each, in the whole process; None limits nothing."""
-    if threads is None or _native.why_no_cpu_extension() is not None:
-        yield
-        return
-    pool = _native.cpu_extension()
-    before = pool.get_threads()
-    pool.set_threads(min(threads, before))
-    try:
-        yield
-    finally:
-        pool.set_threads(before)

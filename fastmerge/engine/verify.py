@@ -24,10 +24,11 @@ from .files import InputFiles
 from .manifest import read_manifest
 from .rehash import Rehash
 from .report import Meter
-from .running import Progress, default_threads, limited_to, work
+from .running import Progress
 from .scheduler import Unit
 from .sizing import Budget, divide
 from .targets import Host
+from .working import default_threads, limited_to, work
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import torch
 from .. import __version__, kernels
 from ..devices import gpus
 from ..devices.names import DEFAULT
-from ..engine.running import default_threads
 from ..engine.targets import choose
+from ..engine.working import default_threads
 from ..kernels import _native
 
 REQUIRED = ("torch", "numpy", "safetensors", "pydantic", "PyYAML", "click", "rich")

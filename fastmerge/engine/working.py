@@ -1,0 +1,83 @@
+"""Work: units on worker threads in one arena, and what that changes in the process meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+from collections.abc import Callable, Iterator
+
+import torch
+
+from ..kernels import _native
+from .arena import Arena
+from .context import RunContext, Sink
+from .files import InputFiles
+from .inputs import Reader
+from .report import Meter
+from .scheduler import Scheduler, Unit
+from .sizing import Sizes
+from .targets import Target
+
+
+def default_threads() -> int:
+    """Return the number of workers: one per core, and two that wait for the disk while the others compute."""
+    return len(os.sched_getaffinity(0)) + 2
+
+
+def work(
+    make_units: Callable[[RunContext], Iterator[Unit]],
+    target: Target,
+    sizes: Sizes,
+    inputs: InputFiles,
+    sink: Sink,
+    meter: Meter,
+    tick: Callable[[], None],
+) -> None:
+    """Run units on ``sizes.workers`` threads in one arena."""
+    arena = Arena(sizes.arena)
+    context = RunContext(arena, sizes, Reader(arena, inputs, meter), sink, meter)
+    with _one_torch_thread(), _only_new_garbage(), torch.no_grad(), target.slots(arena, sizes, meter) as slots:
+        Scheduler(make_units(context), slots).run(tick)
+
+
+@contextlib.contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Let each worker compute alone: the units are what runs in parallel."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _only_new_garbage() -> Iterator[None]:
+    """Collect only garbage of what is made from here on.
+
+    A walk through all else, modules and the plan, takes 0.13 s at 4000 tensors, a quarter of the merge of tiny ones.
+    """
+    if gc.get_freeze_count():  # by the application, or by another run
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@contextlib.contextmanager
+def limited_to(threads: int | None) -> Iterator[None]:
+    """Let operations of the processor take no more threads each, in the whole process; None limits nothing."""
+    if threads is None or _native.why_no_cpu_extension() is not None:
+        yield
+        return
+    pool = _native.cpu_extension()
+    before = pool.get_threads()
+    pool.set_threads(min(threads, before))
+    try:
+        yield
+    finally:
+        pool.set_threads(before)

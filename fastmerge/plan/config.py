@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.layers import stack_layers
-from .models import OpenModel
+from ..checkpoint.layers import LAYER_COUNT_KEYS, is_tower, stack_layers
+from .layer_settings import LayerSettings, Origin
 from .rows import Rows
 from .types import OutputTensor
 
@@ -41,26 +41,34 @@ def _main_dtype(outputs: Sequence[OutputTensor]) -> torch.dtype:
 
 
 def _set_layers(config: dict[str, Any], found: Rows) -> None:
-    """Write the new number of layers, and rebuild lists that hold one entry per layer."""
+    """Write the new number of layers, and what the config says of single ones."""
     for stacked in found.stacked:
+        donor = stacked.slices[0][0]
         place = stack_layers(config, stacked.stack)
-        if place is None:
-            continue
-        keys, before = place
-        level = config
-        for key in keys[:-1]:
-            level = level[key]
-        level[keys[-1]] = sum(length for _, _, length in stacked.slices)
-        for key, value in level.items():
-            if isinstance(value, list) and len(value) == before and before > 1:
-                level[key] = [entry for origin in stacked.slices for entry in _entries(origin, keys[:-1], key, value)]
+        keys, before = place if place else ((), donor.stacks.layers)
+        origins = [
+            Origin(_level(model.checkpoint.config or {}, keys[:-1]), model.stacks.layers, start + i)
+            for model, start, length in stacked.slices
+            for i in range(length)
+        ]
+        level = _level(config, keys[:-1])
+        settings = LayerSettings(origins, before, donor.stacks.beyond, is_tower(stacked.stack))
+        settings.rewrite(level)
+        for outer in (level, config):
+            for key in LAYER_COUNT_KEYS if keys and keys[-1] in LAYER_COUNT_KEYS else keys[-1:]:
+                if outer.get(key) == before and (outer is level or not is_tower(stacked.stack)):
+                    outer[key] = len(origins)
+        if settings.unsaid:
+            said = ", ".join(f"{key} ({value!r:.60})" for key, value in settings.unsaid.items())
+            found.findings.note(
+                f"the config describes the layers of {donor} by {said}, which cannot describe them in their new order: "
+                "check that the output's config says what its layers are"
+            )
 
 
-def _entries(origin: tuple[OpenModel, int, int], outer: Sequence[str], key: str, fallback: list) -> list:
-    """Return the entries of a per-layer list for the layers that a slice takes from its first model."""
-    model, start, length = origin
-    level = model.checkpoint.config or {}
-    for name in outer:
-        level = level.get(name, {})
-    entries = level.get(key, fallback)
-    return entries[start : start + length]
+def _level(config: Mapping[str, Any], path: Sequence[str]) -> Any:
+    """Return the part of a config at ``path``; an empty one where there is none."""
+    level: Any = config
+    for key in path:
+        level = level.get(key, {}) if isinstance(level, Mapping) else {}
+    return level

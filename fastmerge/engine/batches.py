@@ -12,8 +12,8 @@ from .arena import LINE, PAGE, Memory, Slot
 from .checksums import Checksum
 from .context import RunContext, merge_outputs
 from .large import Large
+from .needs import scratch_bytes
 from .scheduler import Task, Unit
-from .sizing import scratch_bytes
 
 # A batch is the work of one thread: few enough tensors that the last ones still go to several threads.
 MOST = 256

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from ..devices.names import DEFAULT
 from ..methods import get_method
 from ..plan.types import OutputTensor, Plan
-from .sizing import divide, whole_bytes
+from .needs import whole_bytes
+from .sizing import divide
 from .targets import choose
 from .working import default_threads
 

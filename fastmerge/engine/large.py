@@ -17,8 +17,8 @@ from .arena import PAGE, Memory, Slot
 from .checksums import Checksum
 from .context import RunContext, apply_after_survey, apply_without_survey
 from .inputs import Folded, folded_bytes
+from .needs import adapter_bytes, input_bytes, scratch_bytes, whole_bytes
 from .scheduler import Task
-from .sizing import adapter_bytes, input_bytes, scratch_bytes, whole_bytes
 
 
 @dataclass(frozen=True)

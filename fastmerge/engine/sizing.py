@@ -1,31 +1,44 @@
-"""How memory budgets are divided: scratch for each worker, and regions for tensors that are held whole."""
+"""How memory budgets are divided.
+
+On the processor all lies in the host's memory. A device with a memory of its own has its regions there; a slot lies in
+both, at the same place::
+
+    host    | slot | slot | .. | regions ................ |    operations, beside
+
+    host    | slot | slot | .. |
+    device  | slot | slot | .. | regions ................ |    operations, beside
+
+A slot is the scratch of one worker: a chunk of every input and of the output, or a batch of tiny tensors. A region
+holds a tensor whole, or its adapters. What operations take beside them is reckoned in bytes per element.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .. import kernels
 from ..errors import BudgetError
-from ..methods import get_method
-from ..plan.types import InputTensor, OutputTensor
+from ..plan.types import OutputTensor
 from .arena import PAGE, round_up
 from .checksums import BLOCK
-from .inputs import folded_bytes, slot_bytes
+from .needs import (
+    adapter_bytes,
+    chunk_bytes,
+    kinds_of,
+    numel_of,
+    outside_bytes,
+    scratch_bytes,
+    spare_bytes,
+    whole_bytes,
+)
 
 # Elements per chunk, best first. On the processor 2 MiB of bfloat16 are few system calls and still fit the cache; a
 # device wants copies long enough that beginning them costs nothing.
 CHUNKS = (1 << 20, 1 << 19, 1 << 18, 1 << 17, BLOCK)
 DEVICE_CHUNKS = (1 << 23, 1 << 22, 1 << 21, *CHUNKS)
 
-# Bytes that a run may take beside its budget and the interpreter with torch: threads, modules, tables of the plan.
-BESIDE = 64 << 20
-
 # Regions that keep a worker of the processor busy where no tensor is larger: all share the chunks of one that is.
 BUSY_BYTES = 64 << 20
-
-# Operations whose memory is part of what methods ask for by ``scratch_bytes``.
-BOUNDED_BY_METHODS = {"rank_mask"}
 
 # Scratch of a worker where tensors are tiny: that many bytes are gathered into a batch.
 BATCH_BYTES = 4 << 20
@@ -48,6 +61,11 @@ class Budget:
     devices: int = 1
     kind: str = "cpu"
 
+    @property
+    def room(self) -> int:
+        """Bytes of the memory that is computed in."""
+        return self.ram if self.vram is None else self.vram
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -66,132 +84,132 @@ class Sizes:
     arena: int
 
 
+@dataclass(frozen=True)
+class _Demand:
+    """What a merge asks for however memory is divided.
+
+    Attributes:
+        kinds:    one output of each kind that matters here.
+        inputs:   inputs of an output, at most.
+        longest:  elements of a merged output, at most.
+        outside:  bytes per element that operations take beside their arguments.
+        share:    bytes of memory per byte of a region, with what operations on the tensors in it take beside it.
+        adapters: bytes of the adapters of one output, at most.
+        largest:  the largest output that must be held whole; None where there is none.
+    """
+
+    kinds: Sequence[OutputTensor]
+    inputs: int
+    longest: int
+    outside: float
+    share: float
+    adapters: int
+    largest: OutputTensor | None
+
+    @classmethod
+    def of(cls, outputs: Sequence[OutputTensor], kind: str) -> _Demand:
+        """Return what these outputs ask for on devices of a kind."""
+        kinds = kinds_of(outputs)
+        inputs = max((len(output.inputs.every) for output in kinds), default=1)
+        outside = outside_bytes(inputs, kind)
+        merged = [output for output in kinds if output.group is not None and output.nbytes]
+        # What the operations take beside a region grows with the tensors in it, so the region gets a fixed share.
+        beside = ((outside * numel_of(o) + (scratch_bytes(o) or 0)) / whole_bytes(o) for o in merged)
+        return cls(
+            kinds, inputs, max(map(numel_of, merged), default=0), outside, 1 + max(beside, default=0),
+            max(map(adapter_bytes, kinds), default=0),
+            max((output for output in merged if scratch_bytes(output) is not None), key=whole_bytes, default=None),
+        )  # fmt: skip
+
+    @property
+    def least(self) -> int:
+        """Bytes of memory that regions need at least, and what is taken beside them."""
+        return int(max(self.adapters, whole_bytes(self.largest) if self.largest else 0) * self.share)
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One way to divide a budget.
+
+    Attributes:
+        workers: on each device.
+        chunk:   elements.
+        slot:    bytes of scratch of one worker.
+        scratch: bytes of all slots of a device, with what operations take beside them.
+        staging: bytes of all slots in the host's memory, where devices have memories of their own.
+    """
+
+    workers: int
+    chunk: int
+    slot: int
+    scratch: int
+    staging: int
+
+    @classmethod
+    def of(cls, demand: _Demand, budget: Budget, workers: int, chunk: int) -> _Option:
+        slot = round_up(max((chunk_bytes(output, chunk) for output in demand.kinds), default=0)) + PAGE
+        beside = int(demand.outside * min(chunk, demand.longest))
+        spare = spare_bytes(workers, demand.inputs, demand.longest, budget.kind)
+        staging = 0 if budget.vram is None else budget.devices * workers * slot
+        return cls(workers, chunk, slot, workers * (slot + beside) + spare, staging)
+
+    def needed(self, regions: int) -> int:
+        """Return the bytes that this takes on each device with so many for regions."""
+        return self.scratch + regions + PAGE
+
+
 def divide(outputs: Iterable[OutputTensor], budget: Budget, workers: int, chunk: int | None = None) -> Sizes:
     """Return the best division of ``budget`` for up to ``workers`` threads, and at least one for each device.
 
-    ``chunk`` pins the elements per chunk. BudgetError says how much the least division needs.
+    Many workers go before large chunks. ``chunk`` pins the elements per chunk. BudgetError says how much the least
+    division needs.
     """
     outputs = list(outputs)
-    kinds = _kinds(outputs)
-    own = budget.vram is not None
-    room = budget.ram if budget.vram is None else budget.vram
-    inputs = max((len(o.inputs.every) for o in kinds), default=1)
-    longest = max((_numel(o) for o in kinds if o.group is not None), default=0)
-    outside = _outside_bytes(inputs, budget.kind)
-    # What the operations take beside a region grows with the tensors in it, so the region gets a fixed share.
-    merged = [o for o in kinds if o.group is not None and o.nbytes]
-    share = 1 + max(((outside * _numel(o) + (scratch_bytes(o) or 0)) / whole_bytes(o) for o in merged), default=0)
-    adapters = max((adapter_bytes(o) for o in kinds), default=0)
-    largest = max((o for o in merged if scratch_bytes(o) is not None), key=whole_bytes, default=None)
-    least = max(adapters, whole_bytes(largest) if largest else 0)
-    chunks = (DEVICE_CHUNKS if own else CHUNKS) if chunk is None else (chunk,)
+    demand = _Demand.of(outputs, budget.kind)
+    chunks = (CHUNKS if budget.vram is None else DEVICE_CHUNKS) if chunk is None else (chunk,)
     each = -(-workers // budget.devices)
-    options = [(count, elements) for count in dict.fromkeys((each, min(each, 2), 1)) for elements in chunks]
-    needed = staging = 0
-    for count, elements in options:
-        slot = round_up(max((_chunk_bytes(o, elements) for o in kinds), default=0)) + PAGE
-        beside = int(outside * min(elements, longest))
-        scratch = count * (slot + beside) + _spare_bytes(count, inputs, longest, budget.kind)
-        needed = scratch + int(least * share) + PAGE
-        # Where devices have memories of their own, every slot lies in the host's as well.
-        staging = budget.devices * count * slot if own else 0
+    counts = dict.fromkeys((each, min(each, 2), 1))
+    options = [_Option.of(demand, budget, count, elements) for count in counts for elements in chunks]
+    for option in options:
+        fits = option.needed(demand.least) <= budget.room and option.staging <= budget.ram
         # Half of the budget is kept for tensors that are held whole: reading twice costs more than small chunks.
-        roomy = scratch + int(adapters * share) + PAGE <= room // 2 or (count, elements) == options[-1]
-        if needed <= room and staging <= budget.ram and roomy:
-            # Tiny tensors are gathered into batches, which may take more than a chunk. What operations take beside
-            # them is no more than they take themselves.
-            extra = min((DEVICE_BATCH_BYTES if own else BATCH_BYTES) - slot, (room - needed) // (4 * count))
-            if own:
-                extra = min(extra // 2, (budget.ram - staging) // (budget.devices * count))
-            extra = max(0, extra) // PAGE * PAGE
-            regions = int((room - scratch - count * extra * (2 if own else 1)) / share)
-            slot += extra
-            # No more than is of use: a device's memory is taken at once, and the host's costs its first touch.
-            busy = max(3 * max(map(whole_bytes, merged), default=0) // 2, count * BUSY_BYTES)
-            regions = min(regions, sum(map(whole_bytes, outputs)) if own else busy)
-            arena = budget.devices * count * slot + (0 if own else regions)
-            return Sizes(budget.devices * count, elements, slot, regions, arena)
-    option, limit, where = ("--vram", room, "of each device ") if own else ("--ram", room, "")
-    if needed <= room:
-        option, limit, where, needed = "--ram", budget.ram, "", staging
+        roomy = option.needed(int(demand.adapters * demand.share)) <= budget.room // 2
+        if fits and (roomy or option is options[-1]):
+            return _sizes(option, outputs, demand, budget)
+    raise BudgetError(_too_small(options[-1], demand, budget))
+
+
+def _sizes(option: _Option, outputs: Sequence[OutputTensor], demand: _Demand, budget: Budget) -> Sizes:
+    """Return the sizes of an option that fits, with slots and regions as large as is of use."""
+    own, workers = budget.vram is not None, budget.devices * option.workers
+    # Tiny tensors are gathered into batches, which may take more than a chunk. What operations take beside them is no
+    # more than they take themselves.
+    unused = budget.room - option.needed(demand.least)
+    extra = min((DEVICE_BATCH_BYTES if own else BATCH_BYTES) - option.slot, unused // (4 * option.workers))
+    if own:
+        extra = min(extra // 2, (budget.ram - option.staging) // workers)
+    extra = max(0, extra) // PAGE * PAGE
+    slot = option.slot + extra
+    regions = int((budget.room - option.scratch - option.workers * extra * (2 if own else 1)) / demand.share)
+    if own:
+        # A device's memory is taken at once.
+        regions = min(regions, sum(map(whole_bytes, outputs)))
+        return Sizes(workers, option.chunk, slot, regions, workers * slot)
+    # The host's costs its first touch.
+    largest = max((whole_bytes(o) for o in demand.kinds if o.group is not None and o.nbytes), default=0)
+    regions = min(regions, max(3 * largest // 2, option.workers * BUSY_BYTES))
+    return Sizes(workers, option.chunk, slot, regions, workers * slot + regions)
+
+
+def _too_small(least: _Option, demand: _Demand, budget: Budget) -> str:
+    """Say how much the least option needs, of which memory."""
+    needed = least.needed(demand.least)
+    if needed > budget.room and budget.vram is not None:
+        option, limit, where = "--vram", budget.vram, "of each device "
+    else:
+        option, limit, where = "--ram", budget.ram, ""
+        needed = needed if needed > budget.room else least.staging
     what = f"the memory budget {where}of {limit} bytes is too small: this merge needs at least {needed} ({option})"
-    if largest is not None and needed > staging:
-        what += f"; {largest.method} needs {int(least * share)} for {largest.name}, which it takes whole"
-    raise BudgetError(what)
-
-
-def why_not_compiled(kind: str) -> str | None:
-    """Return which operation has no compiled backend on that kind of device, and why, or None.
-
-    BackendError for a pinned backend that cannot run.
-    """
-    for name, operation in kernels.OPERATIONS.items():
-        backend, reason = operation.choose(kind)
-        if backend == "reference" and name not in BOUNDED_BY_METHODS:
-            return f"{name} has no kernel there ({reason})"
-    return None
-
-
-def _outside_bytes(inputs: int, kind: str) -> float:
-    """Return a bound of the memory per element that an operation takes besides its arguments.
-
-    The compiled backends work in registers, except that a selection (``kernels.select``) takes up to 0.26 bytes for
-    each boundary; methods ask for up to two boundaries per input. The reference makes float32 and int64 temporaries,
-    one per input and about ten more, and malloc keeps as much again of those that were freed.
-    """
-    return 2 * inputs * 0.26 if why_not_compiled(kind) is None else 2 * (8 * inputs + 64)
-
-
-def _spare_bytes(workers: int, inputs: int, elements: int, kind: str) -> int:
-    """Return what operations may take beyond that share, in every worker at once.
-
-    A selection collects 2 MiB for each boundary; half of what a run may take beside its budget is there for it. On a
-    GPU torch takes memory in blocks of 2 and 20 MiB, and each worker has its own.
-    """
-    spare = workers * 2 * inputs * min(2 << 20, 4 * elements) if why_not_compiled(kind) is None else 0
-    return max(0, spare - BESIDE // 2) + (workers * (22 << 20) if kind == "cuda" else 0)
-
-
-def _numel(output: OutputTensor) -> int:
-    return output.nbytes // output.dtype.itemsize
-
-
-def adapter_bytes(output: OutputTensor) -> int:
-    """Return the bytes of the adapters of all inputs, as float32."""
-    return sum(folded_bytes(tensor) for tensor in output.inputs.every)
-
-
-def whole_bytes(output: OutputTensor) -> int:
-    """Return the bytes of a region that holds every input of a tensor, its adapters, and an output made at once."""
-    out = 0 if scratch_bytes(output) is None else round_up(output.nbytes) + PAGE
-    return sum(input_bytes(tensor) for tensor in output.inputs.every) + adapter_bytes(output) + out
-
-
-def scratch_bytes(output: OutputTensor) -> int | None:
-    """Return what the apply step takes beside a region, for a tensor that it must see whole; None for others."""
-    return None if output.group is None else get_method(output.method).scratch_bytes(output.group)
-
-
-def input_bytes(tensor: InputTensor) -> int:
-    """Return the bytes of one input in a region, with room to start at any place of a page."""
-    size = tensor.nbytes // tensor.dtype.itemsize * 4 if tensor.adapters else tensor.nbytes
-    return round_up(size) + PAGE
-
-
-def _chunk_bytes(output: OutputTensor, elements: int) -> int:
-    """Return the slot that one chunk of an output needs; copies read straight into the output's place."""
-    elements = min(elements, _numel(output))
-    out = elements * output.dtype.itemsize + PAGE
-    if output.group is None:
-        return out
-    return out + sum(slot_bytes(tensor, elements) for tensor in output.inputs.every)
-
-
-def _kinds(outputs: Iterable[OutputTensor]) -> list[OutputTensor]:
-    """Return one output of each kind that matters for memory, so that thousands of tensors are measured in no time."""
-    kinds: dict[tuple, OutputTensor] = {}
-    for output in outputs:
-        inputs = tuple((tensor.dtype, tensor.adapters) for tensor in output.inputs.every)
-        key = (output.shape, output.dtype, output.group is None, scratch_bytes(output), inputs)
-        kinds.setdefault(key, output)
-    return list(kinds.values())
+    if demand.largest is not None and needed > least.staging:
+        what += f"; {demand.largest.method} needs {demand.least} for {demand.largest.name}, which it takes whole"
+    return what

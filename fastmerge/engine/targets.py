@@ -14,8 +14,9 @@ from ..devices.names import parse_devices
 from ..errors import FastmergeError
 from .arena import Arena, Slot
 from .devices import DeviceMemory, DeviceSlot, Driver
+from .needs import why_not_compiled
 from .report import Meter
-from .sizing import Budget, Sizes, why_not_compiled
+from .sizing import Budget, Sizes
 
 # Share of a device's free memory that is taken where no budget is given.
 SHARE = 0.9

@@ -11,7 +11,7 @@ from mirrors import compute_on_mirrors
 from tiny_merges import assert_same_tensors, expected, make_merge, outputs_of, same_files
 
 from fastmerge.devices import gpus
-from fastmerge.engine import RunOptions, run, sizing, verify
+from fastmerge.engine import RunOptions, needs, run, verify
 from fastmerge.engine import targets as places
 from fastmerge.engine.checksums import BLOCK
 from fastmerge.engine.devices import DeviceMemory
@@ -231,4 +231,4 @@ def test_which_gpus_are_taken_and_why(monkeypatch):
     assert places.choose("auto", None).why == "no GPU is used: select has no kernel on cuda"
     monkeypatch.undo()
     with use_backend("reference"):
-        assert sizing.why_not_compiled("cpu").endswith("has no kernel there (pinned)")
+        assert needs.why_not_compiled("cpu").endswith("has no kernel there (pinned)")

@@ -15,7 +15,8 @@ from tiny_merges import assert_same_tensors, expected, make_merge, outputs_of, s
 from fastmerge.engine import RunOptions, run, verify
 from fastmerge.engine.checksums import BLOCK, Checksum
 from fastmerge.engine.files import OutputFiles
-from fastmerge.engine.sizing import BUSY_BYTES, Budget, divide, whole_bytes
+from fastmerge.engine.needs import whole_bytes
+from fastmerge.engine.sizing import BUSY_BYTES, Budget, divide
 from fastmerge.errors import BudgetError, CheckpointError
 from fastmerge.kernels import _native
 

@@ -1,0 +1,95 @@
+"""What one output tensor needs of a memory, and what the operations on it take beside that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .. import kernels
+from ..methods import get_method
+from ..plan.types import InputTensor, OutputTensor
+from .arena import PAGE, round_up
+from .inputs import folded_bytes, slot_bytes
+
+# Bytes that a run may take beside its budget and the interpreter with torch: threads, modules, tables of the plan.
+BESIDE = 64 << 20
+
+# Operations whose memory is part of what methods ask for by ``scratch_bytes``.
+BOUNDED_BY_METHODS = {"rank_mask"}
+
+
+def numel_of(output: OutputTensor) -> int:
+    """Return the elements of an output."""
+    return output.nbytes // output.dtype.itemsize
+
+
+def adapter_bytes(output: OutputTensor) -> int:
+    """Return the bytes of the adapters of all inputs, as float32."""
+    return sum(folded_bytes(tensor) for tensor in output.inputs.every)
+
+
+def whole_bytes(output: OutputTensor) -> int:
+    """Return the bytes of a region that holds every input of a tensor, its adapters, and an output made at once."""
+    out = 0 if scratch_bytes(output) is None else round_up(output.nbytes) + PAGE
+    return sum(input_bytes(tensor) for tensor in output.inputs.every) + adapter_bytes(output) + out
+
+
+def scratch_bytes(output: OutputTensor) -> int | None:
+    """Return what the apply step takes beside a region, for a tensor that it must see whole; None for others."""
+    return None if output.group is None else get_method(output.method).scratch_bytes(output.group)
+
+
+def input_bytes(tensor: InputTensor) -> int:
+    """Return the bytes of one input in a region, with room to start at any place of a page."""
+    size = tensor.nbytes // tensor.dtype.itemsize * 4 if tensor.adapters else tensor.nbytes
+    return round_up(size) + PAGE
+
+
+def chunk_bytes(output: OutputTensor, elements: int) -> int:
+    """Return the slot that one chunk of an output needs; copies read straight into the output's place."""
+    elements = min(elements, numel_of(output))
+    out = elements * output.dtype.itemsize + PAGE
+    if output.group is None:
+        return out
+    return out + sum(slot_bytes(tensor, elements) for tensor in output.inputs.every)
+
+
+def kinds_of(outputs: Iterable[OutputTensor]) -> list[OutputTensor]:
+    """Return one output of each kind that matters for memory, so that thousands of tensors are measured in no time."""
+    kinds: dict[tuple, OutputTensor] = {}
+    for output in outputs:
+        inputs = tuple((tensor.dtype, tensor.adapters) for tensor in output.inputs.every)
+        key = (output.shape, output.dtype, output.group is None, scratch_bytes(output), inputs)
+        kinds.setdefault(key, output)
+    return list(kinds.values())
+
+
+def why_not_compiled(kind: str) -> str | None:
+    """Return which operation has no compiled backend on that kind of device, and why, or None.
+
+    BackendError for a pinned backend that cannot run.
+    """
+    for name, operation in kernels.OPERATIONS.items():
+        backend, reason = operation.choose(kind)
+        if backend == "reference" and name not in BOUNDED_BY_METHODS:
+            return f"{name} has no kernel there ({reason})"
+    return None
+
+
+def outside_bytes(inputs: int, kind: str) -> float:
+    """Return a bound of the memory per element that an operation takes besides its arguments.
+
+    The compiled backends work in registers, except that a selection (``kernels.select``) takes up to 0.26 bytes for
+    each boundary; methods ask for up to two boundaries per input. The reference makes float32 and int64 temporaries,
+    one per input and about ten more, and malloc keeps as much again of those that were freed.
+    """
+    return 2 * inputs * 0.26 if why_not_compiled(kind) is None else 2 * (8 * inputs + 64)
+
+
+def spare_bytes(workers: int, inputs: int, elements: int, kind: str) -> int:
+    """Return what operations may take beyond that share, in every worker at once.
+
+    A selection collects 2 MiB for each boundary; half of what a run may take beside its budget is there for it. On a
+    GPU torch takes memory in blocks of 2 and 20 MiB, and each worker has its own.
+    """
+    spare = workers * 2 * inputs * min(2 << 20, 4 * elements) if why_not_compiled(kind) is None else 0
+    return max(0, spare - BESIDE // 2) + (workers * (22 << 20) if kind == "cuda" else 0)

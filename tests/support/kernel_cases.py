@@ -107,8 +107,8 @@ class Inputs:
         self.weights = [self.random.uniform(-1, 2) for _ in range(self.count)]
         self.offset = self.random.choice([0, GRID, 2**33 + GRID])
 
-    def randn(self) -> Tensor:
-        return torch.randn(self.numel, generator=self.generator)
+    def randn(self, *shape: int) -> Tensor:
+        return torch.randn(shape or (self.numel,), generator=self.generator)
 
     def add_specials(self) -> None:
         for tensor in [self.base, *self.tensors]:
@@ -242,8 +242,7 @@ def low_rank(inputs: Inputs) -> Run:
     columns = inputs.random.choice([1, 5, 64, 513, 700])
     rank, rows = inputs.random.randint(1, 9), min(inputs.numel // columns, 40)
     weight = inputs.tensors[0][: rows * columns].view(rows, columns)
-    up = torch.randn(rows, rank, generator=inputs.generator)
-    down = torch.randn(rank, columns, generator=inputs.generator)
+    up, down = inputs.randn(rows, rank), inputs.randn(rank, columns)
 
     def run():
         out = blank(rows, columns, dtype=inputs.out_dtype)

@@ -13,6 +13,7 @@ from .heads import Table, settle_heads
 from .missing import Missing
 from .models import OpenModel, is_computed
 from .slices import Key, Members, OpenSlice, key_of, open_slices, restrict
+from .stacking import check_stack
 from .types import InputTensor
 
 _REST = "the rest"
@@ -145,6 +146,7 @@ def _pair_whole(found: Rows, part: OpenSlice) -> None:
 
 def _pair_slices(found: Rows, slices: Sequence[OpenSlice]) -> None:
     """Stack the layers of the slices. Tensors before the layers come from the first slice, the others from the last."""
+    check_stack(slices, found.findings)
     head, tail = slices[0], slices[-1]
     stack, position = next(iter(head.models.values())).stacks.main, 0
     for name, members, inputs in _align(found, head, _outside(head, belongs_before_layers)):
@@ -156,6 +158,11 @@ def _pair_slices(found: Rows, slices: Sequence[OpenSlice]) -> None:
             for name, members, inputs in _align(found, part, layer, prefix):
                 found.rows.append(Row(name, _depth(i, part.length), members, inputs))
             position += 1
+    # Layers that predict further ahead stay behind the last one, whatever its number is now.
+    for i in range(max(model.stacks.beyond for model in tail.models.values())):
+        ahead = {key: _ahead(model, i) for key, model in tail.models.items()}
+        for name, members, inputs in _align(found, tail, ahead, f"{stack}.{position + i}."):
+            found.rows.append(Row(name, 1.0, members, inputs))
     every = list({model.index: model for part in slices for model in part.models.values()}.values())
     behind = _outside(tail, lambda name: not belongs_before_layers(name))
     settled = _settle_heads(found, tail, behind, every)
@@ -173,6 +180,11 @@ def _settle_heads(
     if tied is not None and found.tied is not False:
         found.tied = tied
     return settled
+
+
+def _ahead(model: OpenModel, index: int) -> Table:
+    """Return a layer beyond those that the config counts; an empty one where there is none."""
+    return model.layers[model.stacks.layers + index] if index < model.stacks.beyond else {}
 
 
 def _outside(part: OpenSlice, belongs: Callable[[str], bool]) -> dict[Key, Table]:

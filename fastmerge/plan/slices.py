@@ -91,7 +91,10 @@ def _length(
     first, last = ranges[key_of(sources[0])]
     for source in sources:
         model, (start, stop) = opened[key_of(source)], ranges[key_of(source)]
-        if stop > model.stacks.layers:
+        if halves := model.stacks.halves:
+            what = f"{model} has layers in {' and in '.join(halves)}, and layer_range does not say which it means"
+            findings.problem(source.where, what, "write models: for whole models, or modules: for one of the two")
+        elif stop > model.stacks.layers:
             what = f"layer_range [{start}, {stop}] exceeds the {model.stacks.layers} layers of {model}"
             findings.problem(source.where, what, f"end it at {model.stacks.layers} or less")
         elif stop - start != last - first:

@@ -15,13 +15,15 @@ from ..recipe.types import Recipe
 from ..steps.apply import Copy
 from ..steps.driver import solve_without_data
 from ..steps.inputs import Inputs
-from .checks import check_dtypes, check_models, check_shapes, output_dtype
+from .checks import check_dtypes, check_models, check_shapes
 from .configs import compare_configs
 from .digest import digest
 from .files import small_files
+from .filters import unmatched
 from .findings import Findings
 from .layout import Sized, lay_out
 from .models import OpenModel, open_models
+from .precision import Narrowed, output_dtype
 from .rows import Rows, pair_tensors
 from .ties import tied_rows
 from .types import Dropped, OutputTensor, Plan
@@ -102,11 +104,13 @@ def _decide(recipe: Recipe, found: Rows, config: Mapping[str, Any] | None, findi
     values = Values(findings)
     actions = {name: _Actions(method) for name, method in methods.items()}
     outputs = []
+    narrowed = Narrowed(recipe)
     for row in check_dtypes(check_shapes(tied_rows(found.rows), findings), findings):
         settings = values.of(row)
         if settings is None:
             continue
         part, inputs, dtype = row.members.part, row.inputs, output_dtype(row, recipe)
+        narrowed.look(row, dtype)
         every, models, name = inputs.every, len(inputs.tensors), part.method.name
         group = Group(
             row.key,
@@ -124,6 +128,9 @@ def _decide(recipe: Recipe, found: Rows, config: Mapping[str, Any] | None, findi
             outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, "copy", copied))
         else:
             outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, name, inputs, group))
+    narrowed.report(found.rows, findings)
+    for note in unmatched(recipe, (row.key for row in found.rows)):
+        findings.note(note)
     for action in actions.values():
         for message in action.refusals.values():
             findings.problem(recipe.path, message)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..recipe.types import ModelRef, Recipe
+from ..recipe.types import ModelRef
 from .equality import equal_values
 from .findings import Findings
 from .models import MERGED, OpenModel, is_vocabulary
@@ -79,15 +78,6 @@ def check_dtypes(rows: Sequence[Row], findings: Findings) -> list[Row]:
         what = f"{len(found)} tensors are {_names([dtype])}, which is not merged"
         findings.problem(f"{model.checkpoint.folder}: {tensor.name}", what, remedy)
     return [row for row in good if _check_integers(row, findings)]
-
-
-def output_dtype(row: Row, recipe: Recipe) -> torch.dtype:
-    """Return the dtype of the output: what the recipe says, else what holds every value of the inputs."""
-    dtypes = {tensor.dtype for tensor in row.inputs.every}
-    name = recipe.out_dtype or recipe.dtype
-    if name and row.inputs.every[0].dtype in MERGED:
-        return getattr(torch, name)
-    return functools.reduce(torch.promote_types, dtypes)
 
 
 def _inputs(row: Row):

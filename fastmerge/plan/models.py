@@ -81,6 +81,15 @@ class OpenModel:
         """The input embedding, to which an output head may be tied."""
         return next((tensor for name, tensor in self.outside.items() if _module(name) in _EMBEDDINGS), None)
 
+    @cached_property
+    def main_dtype(self) -> torch.dtype | None:
+        """The float dtype that holds most bytes of the weights; None for a model without any."""
+        sizes: dict[torch.dtype, int] = {}
+        for tensor in self.tensors.values():
+            if tensor.dtype in MERGED:
+                sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
+        return max(sizes, key=lambda dtype: sizes[dtype], default=None)
+
     @property
     def record(self) -> InputModel:
         """The model as the plan lists it."""

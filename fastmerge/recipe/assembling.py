@@ -46,12 +46,22 @@ class Assembly:
             missing=file.missing,
             dtype=file.dtype,
             out_dtype=file.out_dtype,
+            keep_float32=self._keep_float32(),
             tokenizer=self._tokenizer(),
             chat_template=file.chat_template,
             semantics=file.semantics,
             seed=file.seed or 0,
             card=card,
         )
+
+    def _keep_float32(self) -> tuple[NameFilter, ...]:
+        file, wanted = self._file, self._file.keep_float32
+        if not wanted:
+            return ()
+        if (file.out_dtype or file.dtype) in (None, "float32"):
+            self._findings.note(("keep_float32",), "has no effect without a dtype of 16 bits")
+        parts = [""] if wanted is True else wanted
+        return tuple(NameFilter("filter", "" if part == "*" else part) for part in parts)
 
     def _modules(self) -> tuple[Module, ...]:
         file, findings = self._file, self._findings

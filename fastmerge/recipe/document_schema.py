@@ -159,6 +159,9 @@ class RecipeFile(Keys):
     boost: BlockTable = Field(None, description="Subspace Boosting of merged deltas")
     dtype: DType | None = None
     out_dtype: DType | None = None
+    keep_float32: bool | list[str] = Field(
+        False, description="parts of names of tensors that stay float32 in spite of dtype; true for all that are"
+    )
     tokenizer_source: TokenizerSource | None = None
     tokenizer: TokenizerItem | None = None
     chat_template: str | None = None

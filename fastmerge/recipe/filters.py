@@ -29,7 +29,8 @@ class NameFilter:
     def matches(self, tensor_name: str) -> bool:
         if self.kind == "filter":
             return self.text in tensor_name
-        return self._expression.search(tensor_name) is not None
+        found = self._expression.match if self.kind == "glob" else self._expression.search
+        return found(tensor_name) is not None
 
     @cached_property
     def _expression(self) -> re.Pattern[str]:

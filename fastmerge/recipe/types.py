@@ -183,6 +183,7 @@ class Recipe:
         missing:    what becomes of a tensor that some models lack, one of ``MISSING``.
         dtype:      name of the dtype of the output unless ``out_dtype`` is given; None keeps the inputs'.
         out_dtype:  overrides ``dtype`` for the output.
+        keep_float32: parts of names of tensors that stay float32 where an input is, whatever ``dtype`` says.
         tokenizer:  None copies the base's (or the first model's).
         chat_template: None, "auto", a name, or a Jinja template.
         semantics:  profile of the method; None takes its default.
@@ -201,6 +202,7 @@ class Recipe:
     missing: str = "base"
     dtype: str | None = None
     out_dtype: str | None = None
+    keep_float32: tuple[NameFilter, ...] = ()
     tokenizer: TokenizerSpec | None = None
     chat_template: str | None = None
     semantics: str | None = None

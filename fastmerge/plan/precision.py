@@ -1,0 +1,62 @@
+"""Dtypes of the output, and tensors that models keep in float32 and a recipe's dtype would round."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+
+import torch
+
+from ..recipe.types import Recipe
+from .findings import Findings, listed
+from .models import MERGED, OpenModel
+from .rows import Row
+
+
+def output_dtype(row: Row, recipe: Recipe) -> torch.dtype:
+    """Return the dtype of the output: what the recipe says, else what holds every value of the inputs."""
+    dtypes = {tensor.dtype for tensor in row.inputs.every}
+    name = recipe.out_dtype or recipe.dtype
+    if name and row.inputs.every[0].dtype in MERGED:
+        kept = torch.float32 in dtypes and any(part.matches(row.name) for part in recipe.keep_float32)
+        return torch.float32 if kept else getattr(torch, name)
+    return functools.reduce(torch.promote_types, dtypes)
+
+
+@dataclass
+class Narrowed:
+    """Collects the float32 tensors of models of 16 bits that the recipe's dtype rounds, as routers and decays are."""
+
+    recipe: Recipe
+    _names: list[str] = field(default_factory=list)
+    _dtype: torch.dtype = torch.float32
+
+    def look(self, row: Row, dtype: torch.dtype) -> None:
+        if dtype == torch.float32 or not dtype.is_floating_point:
+            return
+        pairs = zip(row.inputs.every, row.members.models.every, strict=True)
+        if any(tensor.dtype == torch.float32 and _is_mostly_narrow(model) for tensor, model in pairs):
+            self._names.append(row.name)
+            self._dtype = dtype
+
+    def report(self, rows: list[Row], findings: Findings) -> None:
+        """Add a note on what is rounded, and one for parts of names in ``keep_float32`` that match nothing."""
+        if self._names:
+            parts = list(dict.fromkeys(_own_name(name) for name in self._names))
+            dtype = str(self._dtype).removeprefix("torch.")
+            findings.note(
+                f"{len(self._names)} tensors that are float32 in models of 16 bits are rounded to {dtype}: "
+                f"{listed(self._names, 3)} (keep_float32: [{listed(parts, 3)}] keeps them)"
+            )
+        for part in self.recipe.keep_float32:
+            if not any(part.matches(row.name) for row in rows):
+                findings.note(f"{self.recipe.path}: keep_float32: {part.text!r} is in no tensor's name")
+
+
+def _is_mostly_narrow(model: OpenModel) -> bool:
+    return model.main_dtype in (torch.bfloat16, torch.float16)
+
+
+def _own_name(name: str) -> str:
+    """Return the last part of a name that tells tensors apart: ``A_log``, ``norm``."""
+    return name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]

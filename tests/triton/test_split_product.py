@@ -66,7 +66,9 @@ def test_symmetric_products(device, scale, generator, shape, kernel):
     assert relative_error(gram.cpu(), exact) < 5e-7
     step = products.gram(products.operand(gram), 2.0, -3.0, gram)
     assert torch.equal(step, step.mT) or kernel is LIBRARY
-    assert relative_error(step.cpu(), 2 * exact @ exact - 3 * exact) < 2e-6
+    # The two parts may cancel, as may the sums of each: the bound is of their sizes.
+    given = gram.cpu().double()
+    assert within(step, 2 * given @ given - 3 * given, 5e-7 * (2 * given.abs() @ given.abs() + 3 * given.abs()))
 
 
 @KERNELS

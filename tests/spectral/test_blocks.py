@@ -226,13 +226,13 @@ def test_rounding_noise_is_that_of_rounding(dtype, generator):
 
 
 def test_command_line_describes_blocks():
-    for name in ("boost", "lines"):
+    for name in ("boost", "lines", "svc"):
         found = call_json("methods", name)
         text = call("methods", name).output
         assert found["name"] == name and "ties" in found["methods"] and "linear" not in found["methods"]
         assert all(p["name"] in text and p["doc"] in text and "." not in p["name"] for p in found["parameters"])
     assert [item["blocks"] for item in call_json("methods") if item["name"] in ("linear", "ties", "ties_sb")] == [
-        [], ["lines", "boost"], ["lines"],
+        [], ["lines", "svc", "boost"], ["lines", "svc"],
     ]  # fmt: skip
     assert "lines, svc, boost" in call("methods", "ties").output
 

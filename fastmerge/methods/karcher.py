@@ -9,8 +9,6 @@ from ..steps.apply import WeightedSum
 from ..steps.method import Group, Method, Parameter, Solve, method
 from ._spans import Row, dot, finite_gram, norm
 
-_CANCELLED = 1e-6
-
 
 @method
 class Karcher(Method):
@@ -24,7 +22,8 @@ class Karcher(Method):
     m stays in the span of the inputs: the iteration runs on the N coefficients, in float64, from one Gram matrix, and
     every step costs as much as the next, whatever the size of the tensor.
 
-    Directions that cancel, so that their mean is shorter than 1e-6, have no Karcher mean: then the mean of the theta_k.
+    Directions that cancel, so that their mean is shorter than ``tol``, start at the first of them. An input opposite to
+    m has no shortest way to it, and adds nothing to T.
 
     Raises ValueError when an input holds NaN or infinity.
     """
@@ -46,21 +45,16 @@ class Karcher(Method):
         if units:
             cosines = [[gram[i][j] / (norms[i] * norms[j]) for j in units] for i in units]
             size = math.fsum(norms) / group.models
-            mean = _mean(cosines, group["tol"], group["max_iter"])
-            if mean is None:
-                return WeightedSum([1 / group.models] * group.models)
-            for k, coefficient in zip(units, mean, strict=True):
+            for k, coefficient in zip(units, _mean(cosines, group["tol"], group["max_iter"]), strict=True):
                 weights[k] = coefficient * size / norms[k]
         return WeightedSum(weights)
 
 
-def _mean(cosines: Sequence[Row], tol: float, max_iter: int) -> Row | None:
-    """Return the coefficients of the Karcher mean of unit vectors that have these cosines; None where they cancel."""
+def _mean(cosines: Sequence[Row], tol: float, max_iter: int) -> Row:
+    """Return the coefficients of the Karcher mean of unit vectors that have these cosines."""
     count = len(cosines)
     length = norm([1 / count] * count, cosines)
-    if length < _CANCELLED:
-        return None
-    mean = [1 / count / length] * count
+    mean = [1.0] + [0.0] * (count - 1) if length <= tol else [1 / count / length] * count
     for _ in range(max_iter):
         to_inputs = [max(-1.0, min(1.0, dot(row, mean))) for row in cosines]
         ways = [_way(math.acos(cosine), tol) / count for cosine in to_inputs]
@@ -77,5 +71,5 @@ def _mean(cosines: Sequence[Row], tol: float, max_iter: int) -> Row | None:
 
 
 def _way(angle: float, tol: float) -> float:
-    """Return ``angle / sin(angle)``; 0 for an input that is reached, or opposite, with no shortest way to it."""
+    """Return ``angle / sin(angle)``; 0 for an input that is reached, or opposite."""
     return 0.0 if angle < tol or math.sin(angle) < 1e-12 else angle / math.sin(angle)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,22 +156,49 @@ class ElementwiseMerge(DeltaMerge):
         return [gain * self.scale for gain in (self.weights if self.step is None else self.step.gains)]
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
-        flat, inputs = out.view(-1), chunk.map(lambda tensor: tensor.view(-1))
-        scratch = torch.empty(len(chunk.tensors) + 1, min(len(flat), BLOCK), device=out.device)
-        for start in range(0, len(flat), BLOCK):
-            block = slice(start, start + BLOCK)
-            base, minus, plus = ([], [], []) if inputs.base is None else ([inputs.base[block]], [-1.0], [1.0])
-            *deltas, merged = scratch[:, : len(flat[block])]
-            for delta, tensor in zip(deltas, inputs.tensors, strict=True):
-                kernels.weighted_sum(delta, [*base, tensor[block]], [*minus, 1.0])
-            merged.zero_()
-            if self.step is not None:
-                self.step(merged, Chunk(merged, tuple(deltas), chunk.offset + start))
-            for delta, weight in zip(deltas, self.weights, strict=True):
-                if weight != 1:
-                    delta *= weight
-            result = self.change(deltas, merged)
-            kernels.weighted_sum(flat[block], [*base, result], [*plus, self.scale])
+        flat = out.view(-1)
+        for block in delta_blocks(chunk, self.weights, self.step):
+            result = self.change(block.deltas, block.merged)
+            base, plus = ([], []) if block.base is None else ([block.base], [1.0])
+            kernels.weighted_sum(flat[block.span], [*base, result], [*plus, self.scale])
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some elements of a chunk, flat.
+
+    Attributes:
+        span:   their place in the chunk.
+        base:   those of the base as they are, or None.
+        deltas: per model, float32, times its weight.
+        merged: what the step makes of the deltas without their weights, float32; zeros where there is none.
+    """
+
+    span: slice
+    base: Tensor | None
+    deltas: Sequence[Tensor]
+    merged: Tensor
+
+
+def delta_blocks(chunk: Chunk, weights: Sequence[float], step: SparseMerge | None = None) -> Iterator[Block]:
+    """Cut a chunk into blocks on the grid of the reductions. Each is valid until the next one is taken."""
+    inputs = chunk.map(lambda tensor: tensor.view(-1))
+    like = inputs.tensors[0]
+    numel = like.numel()
+    scratch = torch.empty(len(chunk.tensors) + 1, min(numel, BLOCK), dtype=torch.float32, device=like.device)
+    for start in range(0, max(1, numel), BLOCK):
+        span = slice(start, start + BLOCK)
+        base, minus = ([], []) if inputs.base is None else ([inputs.base[span]], [-1.0])
+        *deltas, merged = scratch[:, : min(BLOCK, numel - start)]
+        for delta, tensor in zip(deltas, inputs.tensors, strict=True):
+            kernels.weighted_sum(delta, [*base, tensor[span]], [*minus, 1.0])
+        merged.zero_()
+        if step is not None:
+            step(merged, Chunk(merged, tuple(deltas), chunk.offset + start))
+        for delta, weight in zip(deltas, weights, strict=True):
+            if weight != 1:
+                delta *= weight
+        yield Block(span, base[0] if base else None, deltas, merged)
 
 
 def _base(chunk: Chunk) -> Tensor:

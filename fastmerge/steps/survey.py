@@ -83,7 +83,7 @@ class Gram(TableSurvey):
 
     def partials(self, chunk: Chunk) -> Tensor:
         tensors = list(chunk.tensors) if self.deltas else chunk.every
-        part = _grid_table(tensors[0], len(kernels.pairs(len(tensors))))
+        part = grid_table(tensors[0], len(kernels.pairs(len(tensors))))
         kernels.gram_partials(part, tensors, chunk.base if self.deltas else None)
         return part
 
@@ -104,7 +104,7 @@ class Norms(TableSurvey):
     power: int = 1
 
     def partials(self, chunk: Chunk) -> Tensor:
-        part = _grid_table(chunk.tensors[0], 2 * len(chunk.tensors))
+        part = grid_table(chunk.tensors[0], 2 * len(chunk.tensors))
         kernels.norm_partials(part, chunk.tensors, chunk.base, self.keeps, power=self.power, offset=chunk.offset)
         return part
 
@@ -167,7 +167,7 @@ class RankMasks(Survey):
         return kernels.keep_masked(mask)
 
 
-def _grid_table(like: Tensor, columns: int) -> Tensor:
+def grid_table(like: Tensor, columns: int) -> Tensor:
     """Return an uninitialized float64 table with one row per chunk of the grid that ``like`` covers."""
     return torch.empty(-(-like.numel() // GRID), columns, dtype=torch.float64, device=like.device)
 

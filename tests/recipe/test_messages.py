@@ -199,7 +199,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 class TestEveryMethod:
     def test_a_misspelt_name_is_corrected(self, method) -> None:
-        recipe = minimal_recipe(method) | {"merge_method": method.name.replace("a", "", 1) + "_"}
+        misspelt = method.name.replace("a", "", len(method.name) > 3) + "_"
+        recipe = minimal_recipe(method) | {"merge_method": misspelt}
         assert f"did you mean '{method.name}'?" in refusal(recipe)
 
     def test_a_misspelt_parameter_is_corrected(self, method) -> None:

@@ -8,6 +8,7 @@ import errno
 import os
 import resource
 from collections.abc import Iterable
+from datetime import datetime
 
 from ..errors import CheckpointError, InputChanged, OutputError
 from ..plan.types import InputFile, Shard
@@ -44,10 +45,11 @@ class InputFiles:
             except OSError as error:
                 raise CheckpointError(f"{path}: disappeared during the merge: {error.strerror}") from error
             if (status.st_size, status.st_mtime_ns) != (file.nbytes, file.mtime_ns):
-                raise InputChanged(
-                    f"{path}: changed since the merge was planned "
-                    f"({file.nbytes} bytes then, {status.st_size} now); run the merge again"
-                )
+                how = f"{file.nbytes} bytes then, {status.st_size} now"
+                if status.st_size == file.nbytes:
+                    then, now = (datetime.fromtimestamp(ns / 1e9) for ns in (file.mtime_ns, status.st_mtime_ns))
+                    how = f"its size is the same, but it was written again: {now}, not {then}"
+                raise InputChanged(f"{path}: changed since the merge was planned ({how}); run the merge again")
 
     def read(self, path: str, offset: int, into: memoryview) -> None:
         """Fill ``into`` with the bytes from ``offset`` on."""

@@ -22,6 +22,7 @@ from .files import small_files
 from .filters import unmatched
 from .findings import Findings
 from .layout import Sized, lay_out
+from .metadata import kept_aliases
 from .models import OpenModel, open_models
 from .precision import Narrowed, output_dtype
 from .rows import Rows, pair_tensors
@@ -73,7 +74,9 @@ def make_plan(recipe: Recipe, *, shard_size: int = DEFAULT_SHARD_SIZE, allow_mix
     outputs = _decide(recipe, found, models[recipe.models[0]].checkpoint.config, findings)
     files = small_files(recipe, models, found, outputs, findings)
     findings.stop()
-    shards, positions, index = lay_out([Sized(o.name, o.dtype, o.shape, o.nbytes) for o in outputs], shard_size)
+    aliases = kept_aliases(models[recipe.models[0]], [output.name for output in outputs], findings)
+    sized = [Sized(o.name, o.dtype, o.shape, o.nbytes) for o in outputs]
+    shards, positions, index = lay_out(sized, shard_size, aliases)
     placed = [_placed(o, position.shard, position.offset) for o, position in zip(outputs, positions, strict=True)]
     placed.sort(key=lambda output: (output.shard, output.offset))
     opened = list(models.values())

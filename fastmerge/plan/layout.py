@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,11 +33,15 @@ class Position(NamedTuple):
     offset: int
 
 
-def lay_out(tensors: Sequence[Sized], shard_size: int) -> tuple[list[Shard], list[Position], str | None]:
+def lay_out(
+    tensors: Sequence[Sized], shard_size: int, aliases: Mapping[str, str] | None = None
+) -> tuple[list[Shard], list[Position], str | None]:
     """Fill shards with ``tensors`` in their order. A tensor larger than ``shard_size`` gets a shard of its own.
 
     Inside a shard, wider dtypes come first, so that every tensor is aligned to its elements.
 
+    Args:
+        aliases: further names of tensors, which the metadata of their shard keeps.
     Returns:
         The shards, the place of each tensor, and the text of the index (None for a single file).
     """
@@ -58,7 +62,9 @@ def lay_out(tensors: Sequence[Sized], shard_size: int) -> tuple[list[Shard], lis
             f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors" if len(groups) > 1 else "model.safetensors"
         )
         group.sort(key=lambda i: -tensors[i].dtype.itemsize)
-        entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        names = {tensors[i].name for i in group}
+        own = {alias: name for alias, name in (aliases or {}).items() if name in names}
+        entries: dict[str, object] = {"__metadata__": own | {"format": "pt"}}
         end = 0
         for i in group:
             tensor = tensors[i]

@@ -130,8 +130,14 @@ def test_progress_reaches_the_total(tmp_path):
 def test_input_that_changed_after_planning(tmp_path):
     merge = make_merge(tmp_path, "linear")
     plan = merge.plan()
-    os.utime(tmp_path / "model1" / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"model1/model.safetensors: changed since the merge was planned"):
+    path = tmp_path / "model1" / "model.safetensors"
+    os.utime(path)
+    again = r"changed since the merge was planned \(its size is the same, but it was written again: 20.* not 20"
+    with pytest.raises(CheckpointError, match=f"model1/model.safetensors: {again}"):
+        run(plan, merge.out)
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(CheckpointError, match=rf"planned \({size} bytes then, {size + 1} now\); run the merge again"):
         run(plan, merge.out)
     assert not merge.out.exists()
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from checkpoint_files import read_entry
 from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny_models import make_tensors, save_model
 
 from fastmerge.checkpoint import open_checkpoint
@@ -228,3 +229,17 @@ def test_bin_and_safetensors_make_the_same_plan(family, plan_of):
     for name, output in after.items():
         assert torch.equal(read_entry(output.inputs.tensors[0]), tensors[name])
         assert replace(output, inputs=None, offset=0) == replace(before[name], inputs=None, offset=0)
+
+
+def test_metadata_of_headers(family, plan_of):
+    tensors = {name: read_entry(entry) for name, entry in open_checkpoint("a").tensors.items()}
+    metadata = {"format": "pt", "lm_head.weight": "model.norm.weight", "tied": "lm_head.weight", "ss_epoch": "3"}
+    save_file(tensors, "a/model.safetensors", metadata)
+    plan = plan_of(LINEAR, shard_size=40_000)
+    kept = {}
+    for shard in plan.shards:
+        header = json.loads(shard.header[8:])
+        kept |= {key: shard.filename for key in header["__metadata__"] if key != "format"}
+        assert header["__metadata__"]["format"] == "pt"
+    assert kept == {"tied": json.loads(plan.index)["weight_map"]["lm_head.weight"]}
+    assert plan.notes == ("metadata in the headers of a is not taken over: ss_epoch",)

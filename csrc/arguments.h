@@ -64,8 +64,8 @@ inline SumJob job(const SumTuple& t) {
 
 inline MergeJob job(const MergeTuple& t) {
   const auto& [out, inputs, factors, weights, keeps, how, scalars, offset] = t;
-  MergeJob job{output(out), tensors(inputs), factors, weights, keep_rules(keeps), how.first,
-               how.second != kDivideNone, scalars.second, scalars.first, offset};
+  MergeJob job{output(out), tensors(inputs),           factors,        weights,       keep_rules(keeps),
+               how.first,   how.second != kDivideNone, scalars.second, scalars.first, offset};
   expect(factors.size(), job.inputs, "factors");
   expect(weights.size(), job.inputs, "weights");
   expect(keeps.size(), job.inputs, "keeps");

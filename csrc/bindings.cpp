@@ -121,7 +121,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("low_rank", [](const ArrayTuple& out, const ArrayTuple& weight, Address up, Address down, std::size_t rows,
                        std::size_t columns, std::size_t rank, float scale) {
     const Unlocked unlocked(rows * columns * rank);
-    low_rank(output(out), array(weight), reinterpret_cast<const float*>(up), reinterpret_cast<const float*>(down),
-             rows, columns, rank, scale);
+    low_rank(output(out), array(weight), reinterpret_cast<const float*>(up), reinterpret_cast<const float*>(down), rows,
+             columns, rank, scale);
   });
 }

@@ -255,7 +255,8 @@ FASTMERGE_HD void philox4x32(std::uint64_t (&counter)[4], std::uint64_t key) {
 }
 
 // The 16-bit number of a stream for the element of a model with that global index: kernels/philox.py.
-FASTMERGE_HD std::uint32_t half_word(std::uint64_t key, std::uint32_t model, std::uint32_t stream, std::uint64_t index) {
+FASTMERGE_HD std::uint32_t half_word(std::uint64_t key, std::uint32_t model, std::uint32_t stream,
+                                     std::uint64_t index) {
   const std::uint64_t block = index >> 3;
   std::uint64_t words[4] = {block, block >> 32, model, stream};
   philox4x32(words, key);

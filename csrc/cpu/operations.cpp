@@ -91,8 +91,9 @@ void equal_counts(std::int64_t* counts, const Tensors& inputs, const std::vector
       const std::int64_t threshold = thresholds[k];
       const bool possible = threshold >= 0 && threshold <= 0x7FFFFFFF;
       counts[k * chunks + begin / kGrid] =
-          possible ? loops().count_equal(inputs.tensors[k], inputs.base, static_cast<std::int32_t>(threshold), begin, end)
-                   : 0;
+          possible
+              ? loops().count_equal(inputs.tensors[k], inputs.base, static_cast<std::int32_t>(threshold), begin, end)
+              : 0;
     }
   });
 }

@@ -71,15 +71,22 @@ PYBIND11_MODULE(_cuda, m) {
     norms(reinterpret_cast<double*>(partials), inputs, keep_rules(keeps), power, offset, stream(where));
   });
 
-  m.def("rank_mask", [](Address mask, const TensorsTuple& tuple, const std::array<std::int64_t, 3>& shape,
-                        std::uint32_t first, std::uint64_t step, std::uint64_t key, std::uint32_t model,
-                        Address workspace, const StreamTuple& where) {
-    need_gpu();
-    const Tensors inputs = inputs_of(tuple);
-    const RankJob job{reinterpret_cast<std::uint32_t*>(mask), inputs.tensors[0], inputs.base, shape[1], shape[2],
-                      first, step, key, model};
-    rank_mask(job, shape[0], reinterpret_cast<void*>(workspace), stream(where));
-  });
+  m.def("rank_mask",
+        [](Address mask, const TensorsTuple& tuple, const std::array<std::int64_t, 3>& shape, std::uint32_t first,
+           std::uint64_t step, std::uint64_t key, std::uint32_t model, Address workspace, const StreamTuple& where) {
+          need_gpu();
+          const Tensors inputs = inputs_of(tuple);
+          const RankJob job{reinterpret_cast<std::uint32_t*>(mask),
+                            inputs.tensors[0],
+                            inputs.base,
+                            shape[1],
+                            shape[2],
+                            first,
+                            step,
+                            key,
+                            model};
+          rank_mask(job, shape[0], reinterpret_cast<void*>(workspace), stream(where));
+        });
   m.def("rank_workspace", [](std::int64_t rows, std::int64_t length, const StreamTuple& where) {
     need_gpu();
     return rank_workspace(rows, length, where.first);
@@ -88,8 +95,8 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("low_rank", [](const ArrayTuple& out, const ArrayTuple& weight, Address up, Address down, std::size_t rows,
                        std::size_t columns, std::size_t rank, float scale, const StreamTuple& where) {
     need_gpu();
-    low_rank(output(out), array(weight), reinterpret_cast<const float*>(up), reinterpret_cast<const float*>(down),
-             rows, columns, rank, scale, stream(where));
+    low_rank(output(out), array(weight), reinterpret_cast<const float*>(up), reinterpret_cast<const float*>(down), rows,
+             columns, rank, scale, stream(where));
   });
 
   using SettingsPair = std::pair<double, double>;
@@ -103,19 +110,19 @@ PYBIND11_MODULE(_cuda, m) {
            {settings.first, settings.second}, stream(where));
   });
 
-  m.def("magnitude_histogram", [](Address counts, const TensorsTuple& tuple, int level, const Ints& prefixes,
-                                  const StreamTuple& where) {
-    need_gpu();
-    const Tensors inputs = inputs_of(tuple);
-    if (level != 0) expect(prefixes.size(), inputs, "prefixes");
-    magnitude_histogram(reinterpret_cast<std::int64_t*>(counts), inputs, level, prefixes, stream(where));
-  });
+  m.def("magnitude_histogram",
+        [](Address counts, const TensorsTuple& tuple, int level, const Ints& prefixes, const StreamTuple& where) {
+          need_gpu();
+          const Tensors inputs = inputs_of(tuple);
+          if (level != 0) expect(prefixes.size(), inputs, "prefixes");
+          magnitude_histogram(reinterpret_cast<std::int64_t*>(counts), inputs, level, prefixes, stream(where));
+        });
 
-  m.def("equal_counts", [](Address counts, const TensorsTuple& tuple, const Ints& thresholds,
-                           const StreamTuple& where) {
-    need_gpu();
-    const Tensors inputs = inputs_of(tuple);
-    expect(thresholds.size(), inputs, "thresholds");
-    equal_counts(reinterpret_cast<std::int64_t*>(counts), inputs, thresholds, stream(where));
-  });
+  m.def("equal_counts",
+        [](Address counts, const TensorsTuple& tuple, const Ints& thresholds, const StreamTuple& where) {
+          need_gpu();
+          const Tensors inputs = inputs_of(tuple);
+          expect(thresholds.size(), inputs, "thresholds");
+          equal_counts(reinterpret_cast<std::int64_t*>(counts), inputs, thresholds, stream(where));
+        });
 }

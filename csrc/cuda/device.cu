@@ -1,8 +1,8 @@
-#include "device.h"
-
 #include <algorithm>
 #include <map>
 #include <mutex>
+
+#include "device.h"
 
 namespace fastmerge::cuda {
 namespace {
@@ -28,9 +28,7 @@ int read_capability(int device) {
          attribute(device, cudaDevAttrComputeCapabilityMinor);
 }
 
-std::string version(int number) {
-  return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
-}
+std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
 
 std::string capability_name(int number) { return std::to_string(number / 10) + "." + std::to_string(number % 10); }
 

@@ -83,7 +83,8 @@ void launch(const std::string& what, const Stream& stream, void (*kernel)(Expect
   const OnDevice current(stream.device);
   // More than 48 KB must be asked for. Callers hold Python's lock, so nobody asks for less before the launch.
   if (grid.shared > (48u << 10)) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared)), what);
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared)),
+          what);
   }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(grid.blocks);

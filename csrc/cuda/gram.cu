@@ -1,5 +1,5 @@
-// Gram matrices of deltas, in float64 over the reduction grid. A warp owns a chunk and a tile of the matrix: all of it for
-// up to four tensors, else three rows by three columns.
+// Gram matrices of deltas, in float64 over the reduction grid. A warp owns a chunk and a tile of the matrix: all of it
+// for up to four tensors, else three rows by three columns.
 #include "grid.h"
 
 namespace fastmerge::cuda {

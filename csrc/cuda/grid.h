@@ -1,6 +1,6 @@
 // The reduction grid on the device: 256 lanes take the elements of a chunk in turn and are added up in a binary tree.
-// Contract: kernels/_checks.py. The order of the additions of a lane is fixed, so a warp owns a chunk, and a thread eight
-// lanes side by side, whose elements it loads as one vector.
+// Contract: kernels/_checks.py. The order of the additions of a lane is fixed, so a warp owns a chunk, and a thread
+// eight lanes side by side, whose elements it loads as one vector.
 #pragma once
 
 #include "split.h"
@@ -12,8 +12,8 @@ static_assert(kLanes == kWarp * kVector, "a warp holds all lanes of a chunk");
 
 inline std::size_t chunks_of(std::size_t size) { return (size + kGrid - 1) / kGrid; }
 
-// Calls visit(element, range) for the vectors of this thread in a chunk, in order. What lies beyond the tensor would add
-// +0, which changes no lane.
+// Calls visit(element, range) for the vectors of this thread in a chunk, in order. What lies beyond the tensor would
+// add +0, which changes no lane.
 template <class Visit>
 __device__ inline void visit_chunk(std::int64_t chunk, std::int64_t size, Visit visit) {
   const std::int64_t begin = chunk * kGrid;

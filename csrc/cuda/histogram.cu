@@ -102,8 +102,8 @@ __global__ void __launch_bounds__(kHistogramThreads, 2)
 }
 
 // A block per chunk of the grid and tensor.
-__global__ void __launch_bounds__(kThreads) equal_counts_kernel(const __grid_constant__ Counted p, std::int64_t* counts,
-                                                                std::int64_t chunks) {
+__global__ void __launch_bounds__(kThreads)
+    equal_counts_kernel(const __grid_constant__ Counted p, std::int64_t* counts, std::int64_t chunks) {
   __shared__ unsigned found;
   for (std::int64_t i = blockIdx.x; i < chunks * p.count; i += gridDim.x) {
     const std::int64_t chunk = i / p.count;

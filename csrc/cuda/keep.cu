@@ -1,6 +1,6 @@
-#include "keep.h"
-
 #include <algorithm>
+
+#include "keep.h"
 
 namespace fastmerge::cuda {
 namespace {

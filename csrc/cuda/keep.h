@@ -99,7 +99,8 @@ __device__ inline void keep_band(const KeepRule& rule, const float (&delta)[kVec
 
 // The 16-bit numbers of a stream for eight elements from `index` on, two to a word.
 template <bool kAligned>
-__device__ inline void half_words(const KeepRule& rule, std::int64_t index, std::uint32_t stream, unsigned (&words)[4]) {
+__device__ inline void half_words(const KeepRule& rule, std::int64_t index, std::uint32_t stream,
+                                  unsigned (&words)[4]) {
   constexpr int kBlocks = kAligned ? 1 : 2;
   unsigned all[4 * kBlocks];
 #pragma unroll
@@ -174,11 +175,11 @@ __device__ inline unsigned mask_bits(const std::uint32_t* mask, std::int64_t ind
   }
 }
 
-// Calls use(j, kept) for each element of a vector of deltas. kAligned promises that the vector begins in the tensor, at a
-// global index that is a multiple of 8 where in_blocks(rule).
+// Calls use(j, kept) for each element of a vector of deltas. kAligned promises that the vector begins in the tensor, at
+// a global index that is a multiple of 8 where in_blocks(rule).
 template <bool kAligned, class Use>
-__device__ inline void keep_vector(const KeepRule& rule, const float (&delta)[kVector], std::int64_t vector, Range range,
-                                   Use use) {
+__device__ inline void keep_vector(const KeepRule& rule, const float (&delta)[kVector], std::int64_t vector,
+                                   Range range, Use use) {
   const std::int64_t index = rule.first + vector * kVector;
   if (rule.kind == kKeepTop) {
     keep_top(rule, delta, vector, use);

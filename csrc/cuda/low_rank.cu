@@ -73,8 +73,8 @@ void low_rank(Output out, Array weight, const float* up, const float* down, std:
   p.row_tiles = (p.rows + kRows - 1) / kRows;
   p.rank = static_cast<int>(rank);
   p.scale = scale;
-  const std::string what = "low_rank of " + std::to_string(rows) + " x " + std::to_string(columns) + ", rank " +
-                           std::to_string(rank);
+  const std::string what =
+      "low_rank of " + std::to_string(rows) + " x " + std::to_string(columns) + ", rank " + std::to_string(rank);
   const auto blocks = static_cast<unsigned>(p.row_tiles * tiles_of(p.columns, 0, kThreads));
   launch(what, stream, low_rank_kernel, {blocks, kThreads}, p);
 }

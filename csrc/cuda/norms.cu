@@ -1,5 +1,5 @@
-// Norms of deltas, whole and over what a keep rule keeps, in float64 over the reduction grid. A warp owns a chunk of one
-// delta.
+// Norms of deltas, whole and over what a keep rule keeps, in float64 over the reduction grid. A warp owns a chunk of
+// one delta.
 #include "grid.h"
 #include "keep.h"
 

@@ -165,8 +165,8 @@ struct Launch {
 };
 
 Launch launch_of(std::int64_t rows, std::int64_t length, int device) {
-  const auto warps = static_cast<unsigned>(
-      std::min<std::int64_t>(kMostWarps, std::max<std::int64_t>(1, length / kElementsPerWarp)));
+  const auto warps =
+      static_cast<unsigned>(std::min<std::int64_t>(kMostWarps, std::max<std::int64_t>(1, length / kElementsPerWarp)));
   const std::size_t counts = warps * kDigits * sizeof(unsigned), pairs = 2 * length * sizeof(Pair);
   const bool fits = counts + pairs <= kMostShared;
   const std::size_t room = fits ? SIZE_MAX : std::max<std::size_t>(1, kMostWorkspace / pairs);

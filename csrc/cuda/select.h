@@ -5,14 +5,14 @@
 
 namespace fastmerge::cuda {
 
-constexpr int kSample = 16384;  // elements that are sampled, and the most that one block selects from directly
-constexpr int kSampleRun = 8;   // neighbours that are sampled together: 16 bytes of bfloat16
-constexpr int kWarpTile = 1024;    // elements that a warp reads together: 32 for each lane
+constexpr int kSample = 16384;   // elements that are sampled, and the most that one block selects from directly
+constexpr int kSampleRun = 8;    // neighbours that are sampled together: 16 bytes of bfloat16
+constexpr int kWarpTile = 1024;  // elements that a warp reads together: 32 for each lane
 constexpr int kLane = kWarpTile / 32;
-constexpr int kPools = 8;       // parts of a buffer, so that warps share a counter with few others
+constexpr int kPools = 8;  // parts of a buffer, so that warps share a counter with few others
 constexpr int kDigitBits = 11;
-constexpr int kLevels = 3;      // digits of 11 bits that cover any bracket
-constexpr int kMaxSpans = 64;   // groups of chunks that the break index is looked for in
+constexpr int kLevels = 3;     // digits of 11 bits that cover any bracket
+constexpr int kMaxSpans = 64;  // groups of chunks that the break index is looked for in
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 constexpr std::int64_t kAllEqual = INT64_MAX;
 
@@ -48,8 +48,8 @@ struct Item {
   std::uint64_t size, rank;
   int sample_high, sample_low;  // ranks of the ends of the bracket in the sample; 0, and more than kSample, for none
   State* state;
-  Record* records;              // one per chunk
-  unsigned* gathered;           // kPools times `capacity` float32 bits
+  Record* records;     // one per chunk
+  unsigned* gathered;  // kPools times `capacity` float32 bits
   std::uint64_t capacity;
   Found* found;
 };

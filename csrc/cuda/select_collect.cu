@@ -24,7 +24,7 @@ __device__ void load_lane(float (&x)[kLane], const T* data, std::uint64_t begin,
 #pragma unroll
     for (int v = 0; v < kLane / kVector; ++v) raw[v] = load(data + v * 32 * kVector + lane * kVector);
 #pragma unroll
-    for (int v = 0; v < kLane / kVector; ++v) widen(raw[v], reinterpret_cast<float(&)[kVector]>(x[v * kVector]));
+    for (int v = 0; v < kLane / kVector; ++v) widen(raw[v], reinterpret_cast<float (&)[kVector]>(x[v * kVector]));
     return;
   }
   const Array array{data, sizeof(T) == 4 ? kFloat32 : std::is_same_v<T, BFloat16> ? kBFloat16 : kFloat16};

@@ -16,8 +16,8 @@ __device__ inline int digit_shift(unsigned span, int level) {
 }
 
 // Finds one digit of the threshold. `blocks` blocks per item.
-__global__ void __launch_bounds__(kRefineThreads) refine_kernel(const __grid_constant__ Items p, unsigned blocks,
-                                                                 int level) {
+__global__ void __launch_bounds__(kRefineThreads)
+    refine_kernel(const __grid_constant__ Items p, unsigned blocks, int level) {
   __shared__ unsigned digits[1 << kDigitBits];
   const Item& item = p.items[blockIdx.x / blocks];
   State& state = *item.state;
@@ -145,7 +145,8 @@ void launch_finish(const Items& table, const std::string& what, const Stream& st
   for (int level = 0; level < kLevels; ++level) {
     launch(what, stream, refine_kernel, {count * refining, kRefineThreads}, table, refining, level);
   }
-  const unsigned locating = blocks_per_item(table, kLocateThreads, [](const Item& item) { return item.size / kWarpTile; });
+  const unsigned locating =
+      blocks_per_item(table, kLocateThreads, [](const Item& item) { return item.size / kWarpTile; });
   launch(what, stream, locate_kernel, {count * locating, kLocateThreads}, table, locating);
 }
 

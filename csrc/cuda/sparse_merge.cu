@@ -62,8 +62,8 @@ __global__ void __launch_bounds__(kThreads) sparse_merge_kernel(const __grid_con
     }
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
-      base[j] = sparse_merge_element<kVote>(base[j], kCount, scalars,
-                                            [&](int k) { return Prepared<kVote>{values[k][j]}; });
+      base[j] =
+          sparse_merge_element<kVote>(base[j], kCount, scalars, [&](int k) { return Prepared<kVote>{values[k][j]}; });
     }
     store(p.out + element, narrow<T>(base));
   }
@@ -122,9 +122,8 @@ __global__ void __launch_bounds__(128) sparse_merge_table_kernel(const __grid_co
       if (k + 1 < count) next = load_any(models[k + 1].tensor, element, range);
 #pragma unroll
       for (int j = 0; j < kVector; ++j) delta[j] = delta[j] - base[j];
-      keep_vector<false>(models[k].rule, delta, vector, range, [&](int j, bool kept) {
-        value(k, j) = Prepared<kVote>::prepare(delta[j], kept, factors[k]);
-      });
+      keep_vector<false>(models[k].rule, delta, vector, range,
+                         [&](int j, bool kept) { value(k, j) = Prepared<kVote>::prepare(delta[j], kept, factors[k]); });
     }
 #pragma unroll
     for (int j = 0; j < kVector; ++j) value(count, j) = base[j];
@@ -209,7 +208,8 @@ class Pending {
     row.divides = job.divides;
     for (int k = 0; k < count; ++k) {
       const Array tensor = job.inputs.tensors[k];
-      table_.models[table_.inputs] = {part(tensor.data, tensor.dtype), make_rule(job.keeps[k], job.offset + begin, row.shift)};
+      table_.models[table_.inputs] = {part(tensor.data, tensor.dtype),
+                                      make_rule(job.keeps[k], job.offset + begin, row.shift)};
       table_.factors[table_.inputs] = job.factors[k];
       table_.weights[table_.inputs++] = job.weights[k];
     }

@@ -12,8 +12,8 @@ constexpr int kVector = 8;
 
 // ---- two 16-bit numbers in a word ----
 
-// The conversion instructions round and widen as fastmerge_math.h does, except that a NaN has another payload. They cost
-// one instruction for two numbers instead of five for one.
+// The conversion instructions round and widen as fastmerge_math.h does, except that a NaN has another payload. They
+// cost one instruction for two numbers instead of five for one.
 template <class T>
 __device__ inline unsigned narrow_pair(float low, float high);
 

@@ -1,5 +1,5 @@
-// The weighted sum. Large tensors of one dtype are summed in whole vectors by a kernel of their own; small tensors, mixed
-// dtypes and the edges of large tensors share the kernel of the tables.
+// The weighted sum. Large tensors of one dtype are summed in whole vectors by a kernel of their own; small tensors,
+// mixed dtypes and the edges of large tensors share the kernel of the tables.
 #include "split.h"
 
 namespace fastmerge::cuda {

@@ -41,9 +41,7 @@ __global__ void last_block(unsigned* out, bool right) {
 }
 
 // Not at fault: the order in which blocks and threads begin.
-__global__ void begin(unsigned* out, bool) {
-  out[1 + atomicAdd(&out[0], 1u)] = blockIdx.x * kThreads + threadIdx.x;
-}
+__global__ void begin(unsigned* out, bool) { out[1 + atomicAdd(&out[0], 1u)] = blockIdx.x * kThreads + threadIdx.x; }
 
 }  // namespace
 

@@ -111,12 +111,8 @@ Page& page_of(std::uintptr_t number) {
 void access(const volatile void* address, std::size_t size, Kind kind) {
   if (!emulator::in_kernel() || emulator::on_stack(const_cast<const void*>(address))) return;
   const auto thread = static_cast<std::uint16_t>(emulator::thread());
-  const Access next{kind,
-                    thread,
-                    static_cast<std::uint16_t>(all_releases[block].size()),
-                    barriers,
-                    block,
-                    static_cast<unsigned>(meetings[thread / 32].size())};
+  const Access next{kind,     thread, static_cast<std::uint16_t>(all_releases[block].size()),
+                    barriers, block,  static_cast<unsigned>(meetings[thread / 32].size())};
   const auto begin = reinterpret_cast<std::uintptr_t>(address);
   for (std::uintptr_t at = begin / kGrain; at <= (begin + size - 1) / kGrain; ++at) {
     Memory& known = page_of(at / kPage)[at % kPage];
@@ -180,10 +176,10 @@ void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 
-#define FASTMERGE_ACCESSES(bytes)                                                 \
-  void __tsan_read##bytes(void* a) { races::access(a, bytes, races::kRead); }     \
-  void __tsan_write##bytes(void* a) { races::access(a, bytes, races::kWrite); }   \
-  void __tsan_unaligned_read##bytes(void* a) { __tsan_read##bytes(a); }           \
+#define FASTMERGE_ACCESSES(bytes)                                               \
+  void __tsan_read##bytes(void* a) { races::access(a, bytes, races::kRead); }   \
+  void __tsan_write##bytes(void* a) { races::access(a, bytes, races::kWrite); } \
+  void __tsan_unaligned_read##bytes(void* a) { __tsan_read##bytes(a); }         \
   void __tsan_unaligned_write##bytes(void* a) { __tsan_write##bytes(a); }
 FASTMERGE_ACCESSES(1)
 FASTMERGE_ACCESSES(2)
@@ -197,11 +193,11 @@ void __tsan_vptr_read(void**) {}
 // Of the host: whether a static variable has its first value.
 char __tsan_atomic8_load(const volatile char* a, int) { return __atomic_load_n(a, __ATOMIC_ACQUIRE); }
 
-#define FASTMERGE_ATOMIC(bits, operation)                                                                           \
+#define FASTMERGE_ATOMIC(bits, operation)                                                                             \
   std::uint##bits##_t __tsan_atomic##bits##_fetch_##operation(volatile std::uint##bits##_t* a, std::uint##bits##_t x, \
-                                                              int) {                                                \
-    races::atomic(a);                                                                                               \
-    return __atomic_fetch_##operation(a, x, __ATOMIC_RELAXED);                                                      \
+                                                              int) {                                                  \
+    races::atomic(a);                                                                                                 \
+    return __atomic_fetch_##operation(a, x, __ATOMIC_RELAXED);                                                        \
   }
 FASTMERGE_ATOMIC(32, add)
 FASTMERGE_ATOMIC(32, or)

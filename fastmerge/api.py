@@ -12,7 +12,7 @@ from .engine import verify as verify_output
 from .plan import DEFAULT_SHARD_SIZE, make_plan
 from .plan.types import Plan
 from .recipe import load
-from .sizes import parse_size
+from .sizes import DEFAULT_RAM, parse_size
 
 __all__ = ["check", "merge", "verify"]
 
@@ -24,7 +24,7 @@ def merge(
     recipe: RecipeLike,
     out: str | os.PathLike[str],
     *,
-    ram: int | str = "4GiB",
+    ram: int | str = DEFAULT_RAM,
     threads: int | None = None,
     device: str = DEFAULT,
     vram: int | str | None = None,
@@ -87,7 +87,7 @@ def verify(
     sample: int | None = None,
     backend: str | None = None,
     seed: int = 0,
-    ram: int | str = "4GiB",
+    ram: int | str = DEFAULT_RAM,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import difflib
+import errno
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class FastmergeError(Exception):
@@ -60,3 +66,25 @@ class OutputError(FastmergeError):
 
 class BudgetError(FastmergeError):
     """A tensor cannot be processed within the memory budget; the message says how much is needed."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """Return the choice that ``name`` was probably meant to be, or None: what "did you mean" asks."""
+    close = difflib.get_close_matches(name.replace("-", "_").lower(), list(choices), n=1, cutoff=0.75)
+    return close[0] if close else None
+
+
+@contextlib.contextmanager
+def explained(path: str, doing: str) -> Iterator[None]:
+    """Raise OutputError in place of OSError, with the path, what was done, and what to do where the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            disk = os.statvfs(os.path.dirname(path) or ".")
+            free = disk.f_bavail * disk.f_frsize
+            raise OutputError(
+                f"{path}: no space left on the disk ({doing}, {free} bytes are free); "
+                "free some and run the same command again: finished tensors are kept"
+            ) from error
+        raise OutputError(f"{path}: {doing}: {error.strerror}") from error

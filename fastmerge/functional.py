@@ -20,7 +20,6 @@ recipes (``lambda`` as ``lambda_``); per-model ones are one value for all or a s
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -30,10 +29,8 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .errors import InvalidInput, Problem
-from .kernels._checks import check_group
-from .methods import REQUIRED, Method, all_methods
-from .methods._configure import configure
+from .errors import InvalidInput, Problem, nearest
+from .methods import REQUIRED, Method, all_methods, configure
 from .steps.driver import merge_source
 from .steps.source import Resident
 
@@ -84,7 +81,7 @@ def merge_tensors(
         out = torch.empty_like(tensors[0], dtype=dtype or promoted(every))
     elif dtype not in (None, out.dtype):
         raise ValueError(f"dtype is {dtype}, but out has dtype {out.dtype}; leave one of them out")
-    check_group(tensors, base, out)
+    kernels.check_group(tensors, base, out)
     with kernels.use_backend(backend):
         merge_source(configured.method, configured.group(name, out.shape), source, out)
     return out
@@ -94,8 +91,8 @@ def find_method(name: str) -> Method:
     """Return the merge method that recipes call ``name``; InvalidInput suggests one where there is none."""
     methods = all_methods()
     if name not in methods:
-        close = difflib.get_close_matches(name, methods, n=1)
-        remedy = f"did you mean {close[0]}?" if close else f"available: {', '.join(methods)}"
+        close = nearest(name, methods)
+        remedy = f"did you mean {close}?" if close else f"available: {', '.join(methods)}"
         raise InvalidInput([Problem("method", f"{name!r} is unknown", remedy)])
     return methods[name]
 

@@ -9,6 +9,10 @@ for _power, _letter in enumerate("kmgt", start=1):
     _UNITS |= {_letter: 1000**_power, f"{_letter}b": 1000**_power, f"{_letter}ib": 1024**_power}
 
 
+DEFAULT_RAM = "4GiB"
+"""Memory that a command takes beyond the interpreter with torch, unless it is told."""
+
+
 def parse_size(size: int | str) -> int:
     """Return bytes: 4GiB is 4 * 2**30, 500MB and 500M are 500 * 10**6, a plain number is bytes.
 

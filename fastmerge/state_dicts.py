@@ -10,9 +10,8 @@ from torch import Tensor
 
 from .errors import InvalidInput, Problem
 from .functional import find_method, promoted
-from .kernels import use_backend
-from .kernels._checks import FLOATS
-from .methods._configure import Configured, configure
+from .kernels import FLOATS, use_backend
+from .methods import Configured, configure
 from .steps.driver import Job, merge_sources, solve_without_data
 from .steps.source import Resident
 

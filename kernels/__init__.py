@@ -4,7 +4,9 @@ Operations write into buffers of the caller, know nothing of merge methods, and 
 bits on every backend.
 """
 
-from ._checks import GRID
+from ._checks import FLOATS, GRID, check_group
+from ._download import download
+from ._native import cpu_extension, limited_threads, why_no_cpu_extension
 from ._registry import BACKENDS, OPERATIONS, BackendError, use_backend
 from ._sums import total
 from .gram import gram_matrix, gram_partials, pairs
@@ -34,6 +36,7 @@ __all__ = [
     "ALL_EQUAL",
     "BACKENDS",
     "EVERYTHING",
+    "FLOATS",
     "GRID",
     "HISTOGRAM_BINS",
     "NOTHING",
@@ -45,6 +48,9 @@ __all__ = [
     "SelectJob",
     "Selection",
     "SumJob",
+    "check_group",
+    "cpu_extension",
+    "download",
     "drop_threshold",
     "equal_counts",
     "gram_matrix",
@@ -55,6 +61,7 @@ __all__ = [
     "keep_masked",
     "keep_random",
     "keep_top",
+    "limited_threads",
     "low_rank_update",
     "magnitude_histogram",
     "mask_words",
@@ -71,4 +78,5 @@ __all__ = [
     "use_backend",
     "weighted_sum",
     "weighted_sum_many",
+    "why_no_cpu_extension",
 ]

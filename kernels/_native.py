@@ -5,8 +5,9 @@ Below it stands how both compiled backends take arguments: as addresses, numbers
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 import torch
@@ -57,6 +58,21 @@ def cpu_extension() -> ModuleType:
 def why_no_cpu_extension() -> str | None:
     """Return the reason why the CPU extension cannot be used, or None."""
     return _load()[1]
+
+
+@contextlib.contextmanager
+def limited_threads(threads: int | None) -> Iterator[None]:
+    """Let operations of the processor take no more threads each, in the whole process; None limits nothing."""
+    if threads is None or why_no_cpu_extension() is not None:
+        yield
+        return
+    pool = cpu_extension()
+    before = pool.get_threads()
+    pool.set_threads(min(threads, before))
+    try:
+        yield
+    finally:
+        pool.set_threads(before)
 
 
 def array(tensor: Tensor) -> ArrayTuple:

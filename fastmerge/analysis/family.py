@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ..checkpoint import InputFile
 from ..checkpoint.layers import find_stacks, split_layer
 from ..errors import InvalidInput, Problem
-from ..methods._spectral import PROJECTIONS
+from ..methods import PROJECTIONS
 from ..plan import make_plan
 from ..plan.types import InputTensor, OutputTensor
 from ..recipe import load

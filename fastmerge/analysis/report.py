@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..engine.files import explained
+from ..errors import explained
 from .family import Family
 from .sections import Section, percent, sections
 from .summary import summarize

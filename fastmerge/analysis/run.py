@@ -9,7 +9,7 @@ from pathlib import Path
 from ..engine.folders import appearing
 from ..engine.reading import DeltaReader, reading_bytes
 from ..errors import BudgetError, InvalidInput, Problem
-from ..sizes import parse_size
+from ..sizes import DEFAULT_RAM, parse_size
 from .experts import choose, mean_alignment
 from .family import Family, Matched, open_family
 from .matrices import (
@@ -40,7 +40,7 @@ def analyze(
     ho_gsvd: bool = False,
     choose_models: int | None = None,
     theorem: bool = False,
-    ram: int | str = "4GiB",
+    ram: int | str = DEFAULT_RAM,
     progress: Callable[[int, int], None] | None = None,
 ) -> AnalysisReport:
     """Compare fine-tuned models with their base and with each other, and write a report into the folder ``out``.

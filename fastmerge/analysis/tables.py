@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..engine.files import explained
+from ..errors import explained
 from .experts import mean_alignment, mean_overlap
 from .family import Family
 from .measures import add_up, cosines, opposed_shares

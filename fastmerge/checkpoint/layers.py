@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..methods import Layout
+from ..steps.method import Layout
 
 _NUMBERED = re.compile(r"(?:(.*?)\.)??(\d+)\.(.+)")
 _STACK_NAMES = ("layers", "layer", "h", "blocks", "block")

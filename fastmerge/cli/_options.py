@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..devices.names import DEFAULT, parse_devices
-from ..sizes import parse_size
+from ..sizes import DEFAULT_RAM, parse_size
 
 
 class Size(click.ParamType):
@@ -71,7 +71,11 @@ SEED = click.option("--seed", type=int, help="Seed of random methods; replaces t
 SEMANTICS = click.option("--semantics", help="Whose definition of the method; replaces the recipe's own.")
 SHARD_SIZE = click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Bytes per output file.")
 RAM = click.option(
-    "--ram", type=Size(), default="4GiB", show_default=True, help="Memory budget, beyond the interpreter with torch."
+    "--ram",
+    type=Size(),
+    default=DEFAULT_RAM,
+    show_default=True,
+    help="Memory budget, beyond the interpreter with torch.",
 )
 DEVICE = click.option(
     "--device",

@@ -72,10 +72,10 @@ def merge(recipe: str, out: str, overwrite: bool, dry_run: bool, backend: str, *
 def _why_slow(device: str, backend: str) -> str | None:
     """Return what is missing for a merge at full speed on the processor, or None."""
     from ..engine.targets import choose
-    from ..kernels import _native
+    from ..kernels import why_no_cpu_extension
 
     on_cpu = backend == "auto" and device in ("cpu", "auto") and choose(device, None).names == ("cpu",)
-    return _native.why_no_cpu_extension() if on_cpu else None
+    return why_no_cpu_extension() if on_cpu else None
 
 
 @click.command(cls=Command)

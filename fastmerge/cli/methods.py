@@ -15,8 +15,7 @@ from ._options import JSON, PLUGIN, together
 from ._output import print_json, print_table
 
 if TYPE_CHECKING:
-    from ..methods import Method, Parameter
-    from ..methods._blocks import Block
+    from ..methods import Block, Method, Parameter
 
 PARAMETER_COLUMNS = ("parameter", "type", "default", "range", "one per", "meaning")
 COLUMNS = ("method", "formula", "base", "models", "parameters", "source")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
@@ -10,11 +9,10 @@ import resource
 from collections.abc import Iterable
 from datetime import datetime
 
-from ..errors import CheckpointError, InputChanged, OutputError
+from ..errors import CheckpointError, InputChanged, OutputError, explained
 from ..plan.types import InputFile, Shard
 from .arena import PAGE
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # Of fallocate(2).
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -145,20 +143,6 @@ class OutputFiles:
             if fd is not None:
                 os.close(fd)
         self._buffered, self._direct = [], []
-
-
-@contextlib.contextmanager
-def explained(path: str, doing: str):
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_SPACE:
-            free = os.statvfs(os.path.dirname(path)).f_bavail * os.statvfs(os.path.dirname(path)).f_frsize
-            raise OutputError(
-                f"{path}: no space left on the disk ({doing}, {free} bytes are free); "
-                "free some and run the same command again: finished tensors are kept"
-            ) from error
-        raise OutputError(f"{path}: {doing}: {error.strerror}") from error
 
 
 def _open_direct(path: str) -> int | None:

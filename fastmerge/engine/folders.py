@@ -15,8 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import OutputError
-from .files import explained
+from ..errors import OutputError, explained
 
 __all__ = ["appearing", "lock_folder", "partial_prefix", "place_below", "real_target", "sync"]
 

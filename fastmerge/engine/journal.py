@@ -12,8 +12,9 @@ import threading
 import time
 from typing import Any
 
+from ..errors import explained
 from ..plan.types import OutputTensor, Plan
-from .files import OutputFiles, explained
+from .files import OutputFiles
 
 FLUSH_SECONDS = 2.0
 FLUSH_BYTES = 4 << 30

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import OutputError
-from .files import explained
+from ..errors import OutputError, explained
 from .folders import lock_folder
 from .publish import LOCKED, hold, is_held, settle
 

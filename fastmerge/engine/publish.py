@@ -20,9 +20,9 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-from ..errors import CheckpointError, OutputError
+from ..errors import CheckpointError, OutputError, explained
 from ..plan.types import CopiedFile, Plan, TextFile
-from .files import explained, libc
+from .files import libc
 from .folders import lock_folder, partial_prefix, real_target, sync
 from .manifest import FILENAME, read_manifest
 from .replacing import OwnFiles

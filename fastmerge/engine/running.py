@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..devices.names import DEFAULT, parse_devices
-from ..kernels import use_backend
+from ..kernels import limited_threads, use_backend
 from ..plan.types import OutputTensor, Plan
+from ..sizes import DEFAULT_RAM, parse_size
 from .batches import units
 from .checksums import BLOCK
 from .context import RunContext
@@ -23,7 +24,7 @@ from .scheduler import Unit
 from .sizing import Sizes, divide
 from .stopping import accounted, other_partials
 from .targets import Host, Target, choose
-from .working import default_threads, limited_to, work
+from .working import default_threads, work
 
 Progress = Callable[[int, int], None]
 """Called several times a second on the calling thread with the output bytes that are written, and all of them."""
@@ -45,7 +46,7 @@ class RunOptions:
         chunk:     elements per chunk of a large tensor, a multiple of 65536; None chooses.
     """
 
-    ram: int = 4 << 30
+    ram: int = parse_size(DEFAULT_RAM)
     threads: int | None = None
     device: str = DEFAULT
     vram: int | None = None
@@ -79,7 +80,7 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
     staging = StagingFolder(Path(out), plan, options.overwrite)
     with (
         use_backend(options.backend),
-        limited_to(options.threads),
+        limited_threads(options.threads),
         staging.locked(),
         InputFiles(f for m in plan.models for f in m.files) as inputs,
     ):

@@ -14,10 +14,11 @@ import numpy as np
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import CheckpointError, Problem
-from ..kernels import use_backend
+from ..kernels import limited_threads, use_backend
 from ..plan import make_plan
 from ..plan.types import OutputTensor, Plan
 from ..recipe import ModelRef, Recipe, load
+from ..sizes import DEFAULT_RAM, parse_size
 from .batches import units
 from .context import RunContext
 from .files import InputFiles
@@ -28,7 +29,7 @@ from .running import Progress
 from .scheduler import Unit
 from .sizing import Budget, divide
 from .targets import Host
-from .working import default_threads, limited_to, work
+from .working import default_threads, work
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def verify(
     checksums: bool = True,
     backend: str | None = None,
     seed: int = 0,
-    ram: int = 4 << 30,
+    ram: int = parse_size(DEFAULT_RAM),
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
@@ -93,7 +94,7 @@ def verify(
     meter = Meter()
     paths = [file.path for file in checkpoint.files]
     files = {file.path: file for model in plan.models for file in model.files}
-    with use_backend(backend), limited_to(threads), InputFiles([*files.values(), *checkpoint.files]) as inputs:
+    with use_backend(backend), limited_threads(threads), InputFiles([*files.values(), *checkpoint.files]) as inputs:
         inputs.open()
         sink = _Comparison(paths, outputs, inputs, manifest["tensors"])
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ..kernels import _native
 from .arena import Arena
 from .context import RunContext, Sink
 from .files import InputFiles
@@ -66,18 +65,3 @@ def _only_new_garbage() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-@contextlib.contextmanager
-def limited_to(threads: int | None) -> Iterator[None]:
-    """Let operations of the processor take no more threads each, in the whole process; None limits nothing."""
-    if threads is None or _native.why_no_cpu_extension() is not None:
-        yield
-        return
-    pool = _native.cpu_extension()
-    before = pool.get_threads()
-    pool.set_threads(min(threads, before))
-    try:
-        yield
-    finally:
-        pool.set_threads(before)

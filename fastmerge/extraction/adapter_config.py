@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..engine.files import explained
+from ..errors import explained
 from ..plan.models import OpenModel
 
 __all__ = ["write_config"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import DTYPES
-from ..engine.files import explained
+from ..errors import explained
 
 __all__ = ["FactorsFile"]
 

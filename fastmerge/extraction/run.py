@@ -23,7 +23,7 @@ from ..engine.reading import DeltaReader, reading_bytes
 from ..errors import BudgetError, FastmergeError, InvalidInput, Problem
 from ..kernels.spectral import top_singular
 from ..plan.types import InputTensor
-from ..sizes import parse_size
+from ..sizes import DEFAULT_RAM, parse_size
 from .adapter_config import write_config
 from .factors_file import FactorsFile
 from .selection import Other, Pair, Selection, module_path, open_pair, savable, select
@@ -103,7 +103,7 @@ def extract(
     matrices: str = "attn_mlp",
     dtype: str = "float32",
     save_others: bool = False,
-    ram: int | str = "4GiB",
+    ram: int | str = DEFAULT_RAM,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExtractionReport:
     """Write a PEFT LoRA adapter into the folder ``out`` that turns ``base`` into ``tuned``, as well as a rank allows.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..checkpoint.layers import belongs_before_layers, split_layer
 from ..errors import InvalidInput, Problem
-from ..methods._spectral import PROJECTIONS
+from ..methods import PROJECTIONS
 from ..plan.findings import Findings
 from ..plan.models import MERGED, OpenModel, is_computed, is_head, is_vocabulary, open_models
 from ..plan.types import InputTensor

@@ -12,17 +12,23 @@ import pkgutil
 
 from ..steps.method import METHODS, REQUIRED, Group, Layout, Method, Parameter, Solve, method
 from . import _plugins
-from ._blocks import BLOCKS, why_not, with_blocks
+from ._blocks import BLOCKS, Block, why_not, with_blocks
+from ._configure import Configured, configure
+from ._spectral import PROJECTIONS
 
 __all__ = [
     "BLOCKS",
+    "PROJECTIONS",
     "REQUIRED",
+    "Block",
+    "Configured",
     "Group",
     "Layout",
     "Method",
     "Parameter",
     "Solve",
     "all_methods",
+    "configure",
     "get_method",
     "load_plugin",
     "method",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import InvalidInput, Problem
+from ..errors import InvalidInput, Problem, nearest
 from ..steps.method import REQUIRED, Group, Layout, Method, Parameter
 from ._blocks import BLOCKS, why_not, with_blocks
 
@@ -65,8 +64,8 @@ def configure(
         raise InvalidInput(problems)
     known = {p.name: p for p in method.parameters_of(semantics)}
     for name in [name for name in parameters if name not in known]:
-        close = difflib.get_close_matches(name, known, n=1)
-        remedy = f"did you mean {close[0]}?" if close else f"it has {', '.join(known) or 'none'}"
+        close = nearest(name, known)
+        remedy = f"did you mean {close}?" if close else f"it has {', '.join(known) or 'none'}"
         problems.append(Problem(name, f"is no parameter of {method.name} with semantics {semantics}", remedy))
     values = {}
     for name, parameter in known.items():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from itertools import pairwise
 
+from ..errors import nearest
 from ..methods import BLOCKS, Method, Parameter, all_methods, why_not, with_blocks
 from . import mergekit_names
 from .document import Findings, KeyPath
@@ -135,8 +135,8 @@ def unknown_key(findings: Findings, path: KeyPath, method_name: str) -> None:
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return a question that names the choice that ``name`` nearly is; empty when there is none."""
     name = mergekit_names.RENAMED.get(name, name)
-    close = get_close_matches(name.replace("-", "_").lower(), list(choices), n=1, cutoff=0.8)
-    return f"did you mean {close[0]!r}?" if close else ""
+    close = nearest(name, choices)
+    return f"did you mean {close!r}?" if close else ""
 
 
 def _belongs_to_model(path: KeyPath) -> bool:

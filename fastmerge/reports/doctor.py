@@ -15,7 +15,6 @@ from ..devices import gpus
 from ..devices.names import DEFAULT
 from ..engine.targets import choose
 from ..engine.working import default_threads
-from ..kernels import _native
 
 REQUIRED = ("torch", "numpy", "safetensors", "pydantic", "PyYAML", "click", "rich")
 OPTIONAL = {
@@ -97,10 +96,10 @@ def _devices() -> dict[str, str]:
 
 
 def _extension() -> dict[str, str]:
-    why = _native.why_no_cpu_extension()
+    why = kernels.why_no_cpu_extension()
     if why is not None:
         return {"fastmerge._C": f"missing: {why}"}
-    module = _native.cpu_extension()
+    module = kernels.cpu_extension()
     return {
         "fastmerge._C": str(module.__file__),
         "instruction set": f"{module.isa()} (runs here: {', '.join(module.available_isas())})",

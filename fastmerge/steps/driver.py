@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..devices import gpus
-from ..methods import Group, Method, Solve
 from .apply import Apply
+from .method import Group, Method, Solve
 from .source import Chunk, Resident, Source
 from .survey import Survey
 

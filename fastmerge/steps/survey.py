@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..kernels import GRID, Boundary, Keep
-from ..kernels._download import download
+from ..kernels import GRID, Boundary, Keep, download
 from ..kernels.histogram import descend, nth_equal
 from .source import Chunk, Resident, Source
 

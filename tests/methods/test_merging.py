@@ -10,8 +10,7 @@ import torch
 from parameter_values import example
 
 from fastmerge.kernels import GRID
-from fastmerge.methods import all_methods, get_method
-from fastmerge.methods._configure import configure
+from fastmerge.methods import all_methods, configure, get_method
 from fastmerge.steps import driver as merging
 from fastmerge.steps import survey
 from fastmerge.steps.driver import Job, merge_on_device, merge_source, merge_sources

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidInput, Problem
-from .functional import find_method, merge_tensors
+from .methods import find_method
+from .tensors import merge_tensors
 
 __all__ = ["merge_adapters"]
 

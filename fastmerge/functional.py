@@ -1,5 +1,7 @@
 """Merge methods as functions on tensors: ``fastmerge.functional.<method>``, one for every method there is.
 
+An editor completes their names and parameters from ``functional.pyi``.
+
 A method on a base and fine-tunes is called ``f(base, tensors, ...)``, one that takes no base
 ``f(tensors, ...)``; ``tensors`` is a sequence, or one tensor. Parameters are keywords, named as in
 recipes (``lambda`` as ``lambda_``); per-model ones are one value for all or a sequence.
@@ -22,84 +24,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from . import kernels
-from .errors import InvalidInput, Problem, nearest
-from .methods import REQUIRED, Method, all_methods, configure
-from .steps.driver import merge_source
-from .steps.source import Resident
+from .methods import BLOCKS, REQUIRED, Method, Parameter, all_methods, why_not
+from .tensors import merge_tensors
 
-__all__ = ["find_method", "merge_tensors"]
-
-
-@torch.no_grad()
-def merge_tensors(
-    base: Tensor | None,
-    tensors: Sequence[Tensor] | Tensor,
-    *,
-    method: str,
-    semantics: str | None = None,
-    seed: int = 0,
-    name: str = "tensor",
-    dtype: torch.dtype | None = None,
-    backend: str | None = None,
-    out: Tensor | None = None,
-    **parameters: Any,
-) -> Tensor:
-    """Return the merge of ``tensors`` (float32, bfloat16, float16) by any method.
-
-    Args:
-        base:       [...] the base, or None for methods that take none.
-        tensors:    N tensors shaped like ``base``, contiguous, on its device; dtypes may differ.
-        method:     as in recipes, e.g. ``"ties"``.
-        semantics:  whose definition of the method, e.g. ``"peft"``; None takes the method's default.
-        seed, name: key of the random numbers of a random method. The same pair draws the same mask. Spectral methods
-                    and ``boost`` know a projection by its name in checkpoints; ``matrices="all"`` takes any matrix.
-        dtype:      of the result; by default the inputs' (where they differ, what torch promotes them to).
-        backend:    pin a backend; by default the fastest available.
-        out:        [...] written into and returned; may be one of the inputs.
-        parameters: of the method; ``lambda`` is spelt ``lambda_``. ``boost={"beta": 0.2}`` boosts the merged delta of
-                    any method on deltas: see ``fastmerge methods boost``.
-    Raises:
-        InvalidInput: names, values or counts of arguments are wrong; all of them are named.
-        ValueError:   tensors do not fit together, or the method cannot merge their values.
-        BackendError: a pinned backend cannot run.
-    """
-    tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-    configured = configure(
-        find_method(method), base=base is not None, models=len(tensors),
-        semantics=semantics, seed=seed, parameters=parameters,
-    )  # fmt: skip
-    source = Resident(base, tuple(tensors))
-    if out is None:
-        every = tensors if base is None else [base, *tensors]
-        out = torch.empty_like(tensors[0], dtype=dtype or promoted(every))
-    elif dtype not in (None, out.dtype):
-        raise ValueError(f"dtype is {dtype}, but out has dtype {out.dtype}; leave one of them out")
-    kernels.check_group(tensors, base, out)
-    with kernels.use_backend(backend):
-        merge_source(configured.method, configured.group(name, out.shape), source, out)
-    return out
-
-
-def find_method(name: str) -> Method:
-    """Return the merge method that recipes call ``name``; InvalidInput suggests one where there is none."""
-    methods = all_methods()
-    if name not in methods:
-        close = nearest(name, methods)
-        remedy = f"did you mean {close}?" if close else f"available: {', '.join(methods)}"
-        raise InvalidInput([Problem("method", f"{name!r} is unknown", remedy)])
-    return methods[name]
-
-
-def promoted(tensors: Sequence[Tensor]) -> torch.dtype:
-    """Return the dtype that holds every value of ``tensors``: of bfloat16 and float16 it is float32."""
-    return functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+__all__ = ["merge_tensors"]
 
 
 def __getattr__(name: str) -> Callable[..., Tensor]:
@@ -133,12 +67,18 @@ def _function(name: str) -> Callable[..., Tensor]:
 def _signature(function: Callable, method: Method) -> inspect.Signature:
     keyword = inspect.Parameter.KEYWORD_ONLY
     own = [p for p in inspect.signature(function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if method.base == "optional":
+        own[0] = own[0].replace(annotation="Tensor | None")
     parameters = [
         inspect.Parameter(
-            "lambda_" if p.name == "lambda" else p.name, keyword, annotation=_annotation(p.kind, p.per_model),
+            "lambda_" if p.name == "lambda" else p.name, keyword, annotation=_annotation(p),
             default=inspect.Parameter.empty if p.default is REQUIRED else p.default,
         )
         for p in method.parameters
+    ]  # fmt: skip
+    parameters += [
+        inspect.Parameter(block, keyword, annotation="Mapping[str, Any] | None", default=None)
+        for block in BLOCKS if why_not(method, block) is None
     ]  # fmt: skip
     common = [
         p for p in inspect.signature(merge_tensors).parameters.values() if p.kind is keyword and p.name != "method"
@@ -146,5 +86,6 @@ def _signature(function: Callable, method: Method) -> inspect.Signature:
     return inspect.Signature([*own, *parameters, *common], return_annotation="Tensor")
 
 
-def _annotation(kind: type, per_model: bool) -> str:
-    return f"{kind.__name__} | Sequence[{kind.__name__}]" if per_model else kind.__name__
+def _annotation(parameter: Parameter) -> str:
+    one = f"Literal{json.dumps(parameter.choices)}" if parameter.choices else parameter.kind.__name__
+    return f"{one} | Sequence[{one}]" if parameter.per_model else one

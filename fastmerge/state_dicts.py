@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidInput, Problem
-from .functional import find_method, promoted
 from .kernels import FLOATS, use_backend
-from .methods import Configured, configure
+from .methods import Configured, configure, find_method
 from .steps.driver import Job, merge_sources, solve_without_data
 from .steps.source import Resident
+from .tensors import promoted
 
 __all__ = ["merge_", "merge_state_dicts"]
 

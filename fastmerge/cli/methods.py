@@ -27,13 +27,12 @@ COLUMNS = ("method", "formula", "base", "models", "parameters", "source")
     "--update",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Write the tables between the markers of a Markdown file; may be given several times.",
+    help="Write the tables between the markers of a Markdown file, or functional.pyi; may be given several times.",
 )
 @together(PLUGIN, JSON)
 def methods(name: str | None, update: tuple[Path, ...], as_json: bool) -> None:
     """List the merge methods, or describe the one (or the block: lines, svc, boost) called NAME."""
-    from ..functional import find_method
-    from ..methods import BLOCKS, all_methods
+    from ..methods import BLOCKS, all_methods, find_method
 
     if name in BLOCKS:
         _describe_block(BLOCKS[name], as_json)
@@ -45,11 +44,20 @@ def methods(name: str | None, update: tuple[Path, ...], as_json: bool) -> None:
         _describe(chosen[name])
     elif update:
         for path in update:
-            path.write_text(with_tables(path.read_text()))
+            path.write_text(_updated(path))
     else:
         print_table(COLUMNS, [_row(method) for method in chosen.values()])
         for block in BLOCKS:
             click.echo(f"{block}: can be added to {', '.join(_takers(block))}; see fastmerge methods {block}")
+
+
+def _updated(path: Path) -> str:
+    """Return what a file that lists the methods should hold."""
+    if path.name == "functional.pyi":
+        from ..reports.stub import functional_stub
+
+        return functional_stub()
+    return with_tables(path.read_text())
 
 
 def with_tables(text: str) -> str:

@@ -10,6 +10,7 @@ import importlib
 import os
 import pkgutil
 
+from ..errors import InvalidInput, Problem, nearest
 from ..steps.method import METHODS, REQUIRED, Group, Layout, Method, Parameter, Solve, method
 from . import _plugins
 from ._blocks import BLOCKS, Block, why_not, with_blocks
@@ -29,6 +30,7 @@ __all__ = [
     "Solve",
     "all_methods",
     "configure",
+    "find_method",
     "get_method",
     "load_plugin",
     "method",
@@ -49,6 +51,16 @@ def all_methods() -> dict[str, Method]:
     """Return every merge method by name, in alphabetical order."""
     _load_all()
     return dict(sorted(METHODS.items()))
+
+
+def find_method(name: str) -> Method:
+    """Return the merge method that recipes call ``name``; InvalidInput suggests one where there is none."""
+    methods = all_methods()
+    if name not in methods:
+        close = nearest(name, methods)
+        remedy = f"did you mean {close}?" if close else f"available: {', '.join(methods)}"
+        raise InvalidInput([Problem("method", f"{name!r} is unknown", remedy)])
+    return methods[name]
 
 
 def load_plugin(path: str | os.PathLike[str]) -> tuple[str, ...]:

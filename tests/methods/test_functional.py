@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ import torch
 from fastmerge import functional, state_dicts
 from fastmerge.errors import InvalidInput
 from fastmerge.kernels import BackendError
-from fastmerge.methods import all_methods
+from fastmerge.methods import all_methods, why_not
+from fastmerge.reports.stub import functional_stub
 from fastmerge.state_dicts import merge_, merge_state_dicts
 
 BASE = torch.zeros(3)
@@ -33,6 +36,17 @@ def test_every_method_is_a_function(name):
     assert next(iter(signature.parameters)) == ("tensors" if method.base == "ignored" else "base")
     assert {"lambda_" if p.name == "lambda" else p.name for p in method.parameters} <= set(signature.parameters)
     assert {"out", "seed", "backend", "dtype", "semantics"} <= set(signature.parameters)
+
+
+def test_editors_know_every_function():
+    stub = Path(functional.__file__).with_suffix(".pyi")
+    assert stub.read_text() == functional_stub(), f"run: fastmerge methods --update {stub}"
+    functions = {node.name: node for node in ast.parse(stub.read_text()).body if isinstance(node, ast.FunctionDef)}
+    for name, method in all_methods().items():
+        arguments = functions[name].args
+        named = [argument.arg for argument in arguments.args + arguments.kwonlyargs]
+        assert {"lambda_" if p.name == "lambda" else p.name for p in method.parameters} < set(named)
+        assert ("boost" in named) == (why_not(method, "boost") is None)
 
 
 def test_unknown_names_are_no_attributes():

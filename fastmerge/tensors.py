@@ -1,0 +1,70 @@
+"""Merging tensors in memory, by any method."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import kernels
+from .methods import configure, find_method
+from .steps.driver import merge_source
+from .steps.source import Resident
+
+
+@torch.no_grad()
+def merge_tensors(
+    base: Tensor | None,
+    tensors: Sequence[Tensor] | Tensor,
+    *,
+    method: str,
+    semantics: str | None = None,
+    seed: int = 0,
+    name: str = "tensor",
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+    out: Tensor | None = None,
+    **parameters: Any,
+) -> Tensor:
+    """Return the merge of ``tensors`` (float32, bfloat16, float16) by any method.
+
+    Args:
+        base:       [...] the base, or None for methods that take none.
+        tensors:    N tensors shaped like ``base``, contiguous, on its device; dtypes may differ.
+        method:     as in recipes, e.g. ``"ties"``.
+        semantics:  whose definition of the method, e.g. ``"peft"``; None takes the method's default.
+        seed, name: key of the random numbers of a random method. The same pair draws the same mask. Spectral methods
+                    and ``boost`` know a projection by its name in checkpoints; ``matrices="all"`` takes any matrix.
+        dtype:      of the result; by default the inputs' (where they differ, what torch promotes them to).
+        backend:    pin a backend; by default the fastest available.
+        out:        [...] written into and returned; may be one of the inputs.
+        parameters: of the method; ``lambda`` is spelt ``lambda_``. ``boost={"beta": 0.2}`` boosts the merged delta of
+                    any method on deltas: see ``fastmerge methods boost``.
+    Raises:
+        InvalidInput: names, values or counts of arguments are wrong; all of them are named.
+        ValueError:   tensors do not fit together, or the method cannot merge their values.
+        BackendError: a pinned backend cannot run.
+    """
+    tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    configured = configure(
+        find_method(method), base=base is not None, models=len(tensors),
+        semantics=semantics, seed=seed, parameters=parameters,
+    )  # fmt: skip
+    source = Resident(base, tuple(tensors))
+    if out is None:
+        every = tensors if base is None else [base, *tensors]
+        out = torch.empty_like(tensors[0], dtype=dtype or promoted(every))
+    elif dtype not in (None, out.dtype):
+        raise ValueError(f"dtype is {dtype}, but out has dtype {out.dtype}; leave one of them out")
+    kernels.check_group(tensors, base, out)
+    with kernels.use_backend(backend):
+        merge_source(configured.method, configured.group(name, out.shape), source, out)
+    return out
+
+
+def promoted(tensors: Sequence[Tensor]) -> torch.dtype:
+    """Return the dtype that holds every value of ``tensors``: of bfloat16 and float16 it is float32."""
+    return functools.reduce(torch.promote_types, (t.dtype for t in tensors))

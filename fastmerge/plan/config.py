@@ -10,7 +10,8 @@ import torch
 
 from ..checkpoint.layers import LAYER_COUNT_KEYS, is_tower, stack_layers
 from .layer_settings import LayerSettings, Origin
-from .rows import Rows
+from .rows import Rows, Stacked
+from .stacking import misplaced_layers
 from .types import OutputTensor
 
 
@@ -52,18 +53,33 @@ def _set_layers(config: dict[str, Any], found: Rows) -> None:
             for i in range(length)
         ]
         level = _level(config, keys[:-1])
+        before_level = copy.deepcopy(level)
         settings = LayerSettings(origins, before, donor.stacks.beyond, is_tower(stacked.stack))
         settings.rewrite(level)
+        rewritten = level != before_level
         for outer in (level, config):
             for key in LAYER_COUNT_KEYS if keys and keys[-1] in LAYER_COUNT_KEYS else keys[-1:]:
                 if outer.get(key) == before and (outer is level or not is_tower(stacked.stack)):
                     outer[key] = len(origins)
-        if settings.unsaid:
-            said = ", ".join(f"{key} ({value!r:.60})" for key, value in settings.unsaid.items())
-            found.findings.note(
-                f"the config describes the layers of {donor} by {said}, which cannot describe them in their new order: "
-                "check that the output's config says what its layers are"
-            )
+        _report(found, stacked, settings, rewritten)
+
+
+def _report(found: Rows, stacked: Stacked, settings: LayerSettings, rewritten: bool) -> None:
+    """Say what the config cannot say of the layers in their new order: a problem where their tensors show it."""
+    donor = stacked.slices[0][0]
+    misplaced = next(misplaced_layers(stacked.slices), None)
+    said = ", ".join(f"{key} ({value!r:.60})" for key, value in settings.unsaid.items())
+    what = f"the config describes the layers of {donor} by {said}, which cannot describe them in their new order"
+    if misplaced is not None and said:
+        what += f": layer {misplaced} has other tensors than layer {misplaced} of {donor}"
+        found.findings.problem(f"{donor.checkpoint.folder}/config.json", what, "keep each kind of layer in its places")
+    elif said:
+        found.findings.note(f"{what}: check that the output's config says what its layers are")
+    elif misplaced is not None and not rewritten and donor.checkpoint.config is not None:
+        found.findings.note(
+            f"layer {misplaced} of the output has other tensors than layer {misplaced} of {donor}, and nothing in the "
+            "config says which layers have which: check that loaders can tell"
+        )
 
 
 def _level(config: Mapping[str, Any], path: Sequence[str]) -> Any:

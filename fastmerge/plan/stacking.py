@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ..checkpoint.layers import belongs_before_layers
 from .findings import Findings, listed
@@ -20,6 +20,9 @@ def check_stack(slices: Sequence[OpenSlice], findings: Findings) -> None:
     donor = next(iter(slices[0].models.values()))
     if _rearranged(slices) and (donor.checkpoint.config or {}).get("hidden_size_per_layer_input"):
         what = "has an embedding with columns for each layer (hidden_size_per_layer_input)"
+        findings.problem(donor.checkpoint.folder, what, "slices cannot cut it: merge whole models")
+    if _rearranged(slices) and any("shared_transf" in rest for layer in donor.layers for rest in layer):
+        what = "shares a block between its layers, with parts for each place that uses it"
         findings.problem(donor.checkpoint.folder, what, "slices cannot cut it: merge whole models")
     stacked = donor.layers[: donor.stacks.layers]
     shapes: dict[str, set[tuple[int, ...]]] = {}
@@ -46,6 +49,18 @@ def check_stack(slices: Sequence[OpenSlice], findings: Findings) -> None:
             what = f"{len(strange)} of its layers hold other tensors than any layer of {donor}: {listed(names, 3)}"
             findings.problem(model.checkpoint.folder, what, "stack layers of models of one architecture")
     _check_end(slices, donor, findings)
+
+
+def misplaced_layers(slices: Sequence[tuple[OpenModel, int, int]]) -> Iterator[int]:
+    """Yield the numbers of layers of the output whose tensors are not those that the first model has in that place.
+
+    ``slices`` are models with their first layer and the number of layers.
+    """
+    donor = slices[0][0]
+    origins = [(model, start + i) for model, start, length in slices for i in range(length)]
+    for i, (model, source) in enumerate(origins[: donor.stacks.layers]):
+        if _kind(model.layers[source]) != _kind(donor.layers[i]):
+            yield i
 
 
 def _rearranged(slices: Sequence[OpenSlice]) -> bool:

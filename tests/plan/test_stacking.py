@@ -108,3 +108,31 @@ def test_columns_for_each_layer(stack):
         stack(hidden_size_per_layer_input=4)
     same = STACK.replace("model: b, layer_range: [1, 3]", "model: b, layer_range: [2, 3]")
     assert stack(text=same, hidden_size_per_layer_input=4).outputs
+
+
+def test_kinds_of_layers_that_the_config_cannot_name(stack):
+    """DeepSeek's first layers are dense: the config counts them, and cannot say that a later one is."""
+
+    def dense_first(tensors):
+        return tensors | {"model.layers.0.mlp.dense.weight": torch.ones(2)}
+
+    rotated = "merge_method: passthrough\nslices:\n" + "".join(
+        f"  - sources: [{{model: b, layer_range: {layers}}}]\n" for layers in ("[1, 3]", "[0, 1]")
+    )
+    message = (
+        r"first_k_dense_replace \(1\), which cannot .*: layer 0 has other tensors than layer 0 of b .*keep each kind"
+    )
+    with pytest.raises(InvalidInput, match=message):
+        stack(change=dense_first, text=rotated, first_k_dense_replace=1)
+    (note,) = stack(change=dense_first, text=rotated).notes
+    assert "layer 0 of the output has other tensors than layer 0 of b, and nothing in the config says" in note
+    assert stack(change=dense_first, text=rotated, mlp_layer_types=["dense", "sparse", "sparse"]).notes == ()
+
+
+def test_blocks_that_layers_share(stack):
+    def shared(tensors):
+        return tensors | {"model.layers.1.shared_transformer.list.0.weight": torch.ones(2)}
+
+    doubled = STACK.replace("{model: a", "{model: b")
+    with pytest.raises(InvalidInput, match=r"b: shares a block between its layers.*merge whole models"):
+        stack(change=shared, text=doubled)

@@ -2,21 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 
 class TensorEntry(NamedTuple):
-    """Where a tensor lies: ``nbytes`` bytes of the file ``path`` from ``offset``, contiguous, row-major."""
+    """Where a tensor lies: ``nbytes`` bytes of the file ``path`` from ``offset``, contiguous, row-major.
+
+    A quantized tensor has the shape and dtype of its decoded values; the range is then that of its codes, and ``coded``
+    says how the values follow.
+    """
 
     path: str
     offset: int
     nbytes: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+    coded: Coded | None = None
+
+
+class Part(NamedTuple):
+    """One stored tensor of a quantized one, and whether row i of the values needs only row i of it."""
+
+    entry: TensorEntry
+    by_row: bool = True
+
+
+class Decoder(Protocol):
+    """Turns stored tensors into values. Frozen: its ``repr`` is part of what identifies a merge."""
+
+    def decode(self, out: Tensor, parts: Sequence[Tensor], first: int) -> None:
+        """Write the rows ``first ..`` of the values into ``out`` [n, columns].
+
+        ``parts`` are the stored tensors: those ``by_row`` as [n, ...] of these rows, the others whole.
+        """
+
+
+# Elements that are decoded at once: what decoders allocate stays in the cache, whatever the tensor's size.
+DECODED_AT_ONCE = 1 << 17
+
+
+@dataclass(frozen=True)
+class Coded:
+    """How the values of a quantized tensor follow from stored tensors.
+
+    Attributes:
+        format:  what people call it, e.g. ``nvfp4``.
+        parts:   the stored tensors, codes first.
+        decoder: the arithmetic.
+        step:    rows that are decoded together where possible, as layouts across rows want it.
+    """
+
+    format: str
+    parts: tuple[Part, ...]
+    decoder: Decoder
+    step: int = 1
+
+    def decode(self, out: Tensor, parts: Sequence[Tensor], first: int) -> None:
+        """Write the rows ``first ..`` of the values into ``out`` [n, columns], a few at a time (see ``Decoder``)."""
+        rows, columns = out.shape
+        step = max(1, DECODED_AT_ONCE // max(columns, 1) // self.step) * self.step
+        start = 0
+        while start < rows:
+            # Steps end at multiples of ``step`` of the whole tensor.
+            stop = min((first + start) // step * step + step - first, rows)
+            cut = [t[start:stop] if part.by_row else t for part, t in zip(self.parts, parts, strict=True)]
+            self.decoder.decode(out[start:stop], cut, first + start)
+            start = stop
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Return rows and columns of a tensor as decoders see it: all dimensions but the last are rows."""
+    columns = shape[-1] if shape else 1
+    return (math.prod(shape) // columns if columns else 0), columns
 
 
 @dataclass(frozen=True)
@@ -44,6 +107,8 @@ class Checkpoint:
         tensors: every tensor by name, in the order of file and offset.
         config:  ``config.json``, or None where the folder has none.
         notes:   what its user should know, one sentence each.
+        quantized: names of the formats in which ``tensors`` are coded, none where they are not (or not read so).
+        left_out: stored tensors that are no part of the model's weights, with the reason.
     """
 
     folder: str
@@ -51,3 +116,5 @@ class Checkpoint:
     tensors: dict[str, TensorEntry]
     config: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    quantized: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)

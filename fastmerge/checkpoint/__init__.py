@@ -4,11 +4,12 @@ from .folder import open_checkpoint, read_json, read_weights
 from .locate import locate, looks_like_hub_id
 from .lora import LowRank, read_adapter
 from .safetensors_header import DTYPES, read_header
-from .types import Checkpoint, InputFile, TensorEntry
+from .types import Checkpoint, Coded, InputFile, TensorEntry
 
 __all__ = [
     "DTYPES",
     "Checkpoint",
+    "Coded",
     "InputFile",
     "LowRank",
     "TensorEntry",

@@ -46,6 +46,9 @@ class Decoder(Protocol):
 # Elements that are decoded at once: what decoders allocate stays in the cache, whatever the tensor's size.
 DECODED_AT_ONCE = 1 << 17
 
+# Bytes per element that a decoder allocates, at most.
+DECODING_BYTES = 40
+
 
 @dataclass(frozen=True)
 class Coded:

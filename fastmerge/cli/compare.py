@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 def diff(a: str, b: str, changed: bool, as_json: bool) -> None:
     """Compare the checkpoints A and B, tensor by tensor: L2 norm of B - A, cosine, share of changed elements."""
     from ..checkpoint import locate, open_checkpoint
+    from ..checkpoint.quantized import decoded
     from ..reports.comparing import compare
 
-    left, right = (open_checkpoint(locate(path)) for path in (a, b))
+    left, right = (decoded(open_checkpoint(locate(path))) for path in (a, b))
     found = [item for item in compare(left, right) if not changed or item.changed != 0]
     if as_json:
         print_json([_finite(item) for item in found])

@@ -14,7 +14,7 @@ from ._options import JSON
 from ._output import print_facts, print_json, print_table
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from ..checkpoint import Checkpoint, TensorEntry
 
 
 @click.command(cls=Command)
@@ -25,7 +25,7 @@ def inspect(model: str, tensors: bool, as_json: bool) -> None:
     """Show what MODEL (a folder or hub id) holds, and how it was merged if fastmerge did it."""
     from ..checkpoint import locate, open_checkpoint
 
-    checkpoint = open_checkpoint(locate(model))
+    checkpoint, unread = _decoded(open_checkpoint(locate(model)))
     manifest = _manifest(checkpoint.folder)
     if as_json:
         print_json(_values(checkpoint, manifest))
@@ -33,7 +33,7 @@ def inspect(model: str, tensors: bool, as_json: bool) -> None:
     config = checkpoint.config or {}
     by_dtype = Counter[str]()
     for entry in checkpoint.tensors.values():
-        by_dtype[_dtype(entry.dtype)] += entry.nbytes
+        by_dtype[_dtype(entry)] += _nbytes(entry)
     facts = [
         ("folder", checkpoint.folder),
         ("type", str(config.get("model_type", "no config.json"))),
@@ -46,13 +46,15 @@ def inspect(model: str, tensors: bool, as_json: bool) -> None:
             ("merged by", f"{manifest['method']} (semantics: {manifest['semantics']}, seed: {manifest['seed']})"),
             ("inputs", ", ".join(item["reference"] for item in manifest["inputs"])),
         ]
+    if unread:
+        facts.append(("not merged", unread))
     print_facts(facts)
     if manifest is not None:
         click.echo("recipe")
         click.echo("".join(f"  {line}\n" for line in manifest["recipe"].splitlines()), nl=False)
     if tensors:
         rows = [
-            (name, _dtype(entry.dtype), str(list(entry.shape)), os.path.basename(entry.path))
+            (name, _dtype(entry), str(list(entry.shape)), os.path.basename(entry.path))
             for name, entry in checkpoint.tensors.items()
         ]
         print_table(("tensor", "dtype", "shape", "file"), rows)
@@ -64,7 +66,13 @@ def _values(checkpoint: Checkpoint, manifest: dict | None) -> dict:
         "files": {file.path: file.nbytes for file in checkpoint.files},
         "config": checkpoint.config,
         "tensors": {
-            name: {"dtype": _dtype(entry.dtype), "shape": entry.shape, "bytes": entry.nbytes, "file": entry.path}
+            name: {
+                "dtype": str(entry.dtype).removeprefix("torch."),
+                "shape": entry.shape,
+                "bytes": _nbytes(entry),
+                "file": entry.path,
+                **({"format": entry.coded.format} if entry.coded else {}),
+            }
             for name, entry in checkpoint.tensors.items()
         },
         "manifest": manifest,
@@ -79,5 +87,22 @@ def _manifest(folder: str) -> dict | None:
     return read_manifest(Path(folder)) if os.path.exists(os.path.join(folder, FILENAME)) else None
 
 
-def _dtype(dtype: object) -> str:
-    return str(dtype).removeprefix("torch.")
+def _dtype(entry: TensorEntry) -> str:
+    """Return the dtype as it is stored: of a quantized tensor the name of its format."""
+    return entry.coded.format if entry.coded else str(entry.dtype).removeprefix("torch.")
+
+
+def _decoded(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
+    """Return the checkpoint with its weights as they are merged; where they cannot be read, as stored, and why."""
+    from ..checkpoint.quantized import decoded
+    from ..errors import CheckpointError
+
+    try:
+        return decoded(checkpoint), ""
+    except CheckpointError as error:
+        return checkpoint, str(error)
+
+
+def _nbytes(entry: TensorEntry) -> int:
+    """Return the bytes of all that a tensor is stored as."""
+    return sum(part.nbytes for part, _ in entry.coded.parts) if entry.coded else entry.nbytes

@@ -56,8 +56,7 @@ def forecast(plan: Plan, ram: int, device: str = DEFAULT, vram: int | None = Non
 
 
 def _input_bytes(output: OutputTensor) -> int:
-    factors = [factor for tensor in output.inputs.every for a in tensor.adapters for factor in (a.up, a.down)]
-    return sum(tensor.nbytes for tensor in (*output.inputs.every, *factors))
+    return sum(part.nbytes for tensor in output.inputs.every for part in tensor.stored)
 
 
 def _read_rate(plan: Plan) -> float:

@@ -1,13 +1,19 @@
-"""Input tensors in the arena: read as they are, or folded with their adapters."""
+"""Input tensors in the arena: read as they are, or made of several ranges: decoded, adapters folded in."""
 
 from __future__ import annotations
+
+import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .. import kernels
+from ..checkpoint import TensorEntry
+from ..checkpoint.types import matrix_shape
+from ..errors import CheckpointError
 from ..plan.types import Adapter, InputTensor
-from .arena import PAGE, Arena, Memory, Slot, round_up
+from .arena import LINE, PAGE, Arena, Memory, Slot, round_up
 from .files import InputFiles
 from .report import Meter
 
@@ -23,80 +29,118 @@ class Reader:
         with self._meter.stage("read", nbytes):
             self._inputs.read(path, offset, self.arena.bytes[at : at + nbytes])
 
-    def elements(self, tensor: InputTensor, start: int, stop: int, folded: Folded | None, slot: Slot) -> Tensor:
+    def elements(self, tensor: InputTensor, start: int, stop: int, beside: Beside | None, slot: Slot) -> Tensor:
         """Return the elements ``start .. stop - 1``, flat, where ``slot`` computes."""
-        if folded is None:
-            return self._view(tensor, start, stop, slot)
-        columns = tensor.shape[1]
+        if beside is None:
+            return self._view(tensor, tensor.dtype, start, stop, slot)
+        columns = matrix_shape(tensor.shape)[1]
         first, last = start // columns, -(-stop // columns)
-        rows = slot.tensor(slot.take(4 * (last - first) * columns), torch.float32, (last - first, columns))
-        self.fold(tensor, first, last, folded, rows, slot)
+        rows = self._scratch(tensor.value_dtype, last - first, columns, slot)
+        self.rows(tensor, first, last, beside, rows, slot)
         return rows.view(-1)[start - first * columns : stop - first * columns]
 
-    def fold(self, tensor: InputTensor, first: int, last: int, folded: Folded, out: Tensor, slot: Slot) -> None:
-        """Write the rows ``first .. last - 1``, with every adapter added, into ``out`` (float32)."""
-        columns = tensor.shape[1]
-        weight = self._view(tensor, first * columns, last * columns, slot).view(last - first, columns)
+    def rows(self, tensor: InputTensor, first: int, last: int, beside: Beside, out: Tensor, slot: Slot) -> None:
+        """Write the rows ``first .. last - 1`` of the values, with every adapter added, into ``out``."""
+        columns = out.shape[1]
+        if tensor.coded is None:
+            weight = self._view(tensor, tensor.dtype, first * columns, last * columns, slot).view(out.shape)
+        else:
+            weight = self._scratch(tensor.dtype, last - first, columns, slot) if tensor.adapters else out
+            self._decode(tensor, first, last, beside, weight, slot)
         with self._meter.stage("compute"):
-            for up, down, scale in folded.matrices:
+            for up, down, scale in beside.matrices:
                 kernels.low_rank_update(out, weight, up[first:last], down, scale)
                 weight = out
 
-    def _view(self, tensor: InputTensor, start: int, stop: int, slot: Slot) -> Tensor:
-        size = tensor.dtype.itemsize
-        offset, nbytes = tensor.offset + start * size, (stop - start) * size
+    def _decode(self, tensor: InputTensor, first: int, last: int, beside: Beside, out: Tensor, slot: Slot) -> None:
+        assert tensor.coded is not None
+        rows = matrix_shape(tensor.shape)[0]
+        parts = []
+        for (entry, _), held in zip(tensor.coded.parts, beside.parts, strict=True):
+            if held is None:
+                width = math.prod(entry.shape) // rows
+                held = self._view(entry, entry.dtype, first * width, last * width, slot).view(last - first, width)
+            parts.append(held)
+        with self._meter.stage("compute"):
+            try:
+                tensor.coded.decode(out, parts, first)
+            except ValueError as error:
+                raise CheckpointError(f"{tensor.path}: {tensor.name}: {error} (the file is damaged)") from error
+
+    def _view(self, entry: InputTensor | TensorEntry, dtype: torch.dtype, start: int, stop: int, slot: Slot) -> Tensor:
+        offset, nbytes = entry.offset + start * dtype.itemsize, (stop - start) * dtype.itemsize
         at = slot.take(nbytes, phase=offset)
-        self.raw(tensor.path, offset, nbytes, at)
+        self.raw(entry.path, offset, nbytes, at)
         slot.upload(at, nbytes)
-        return slot.tensor(at, tensor.dtype, (stop - start,))
+        return slot.tensor(at, dtype, (stop - start,))
+
+    @staticmethod
+    def _scratch(dtype: torch.dtype, rows: int, columns: int, slot: Slot) -> Tensor:
+        return slot.tensor(slot.take(dtype.itemsize * rows * columns), dtype, (rows, columns))
 
 
-class Folded:
-    """The adapter matrices of one input, resident in ``memory`` as float32 from ``at`` on."""
+class Beside:
+    """What the values of one input need beside the rows that are read for them, resident in ``memory`` from ``at`` on.
+
+    Attributes:
+        matrices: up, down and scale of every adapter, as float32.
+        parts:    of the codes those that are needed whole, as stored; None in the place of the others.
+    """
 
     def __init__(self, tensor: InputTensor, memory: Memory, at: int):
-        self._parts: list[tuple[InputTensor, Tensor]] = []
         self.matrices: list[tuple[Tensor, Tensor, float]] = []
+        self.parts: list[Tensor | None] = []
+        self._factors: list[tuple[InputTensor, Tensor]] = []
+        self._places: list[tuple[TensorEntry, int]] = []
         for adapter in tensor.adapters:
             pair = []
-            for part in (adapter.up, adapter.down):
-                view = memory.tensor(at, torch.float32, part.shape)
+            for factor in _matrices(adapter):
+                view = memory.tensor(at, torch.float32, factor.shape)
                 at += round_up(4 * view.numel())
                 pair.append(view)
-                self._parts.append((part, view))
+                self._factors.append((factor, view))
             self.matrices.append((pair[0], pair[1], adapter.scale))
+        for entry, by_row in tensor.coded.parts if tensor.coded else ():
+            self.parts.append(None if by_row else memory.tensor(at, entry.dtype, entry.shape))
+            if not by_row:
+                self._places.append((entry, at))
+                at += round_up(entry.nbytes)
 
     def load(self, reader: Reader, slot: Slot, step: int) -> None:
-        """Read the matrices, ``step`` elements at a time."""
-        for part, view in self._parts:
+        """Read what is resident, ``step`` elements at a time."""
+        for factor, view in self._factors:
             flat = view.view(-1)
             for start in range(0, len(flat), step):
                 stop = min(start + step, len(flat))
                 slot.reset()
-                flat[start:stop].copy_(reader.elements(part, start, stop, None, slot))
+                flat[start:stop].copy_(reader.elements(factor, start, stop, None, slot))
+        for entry, at in self._places:
+            for start in range(0, entry.nbytes, step):
+                nbytes, offset = min(step, entry.nbytes - start), entry.offset + start
+                slot.reset()
+                slot.fill(at + start, nbytes, offset, partial(reader.raw, entry.path, offset, nbytes))
 
 
-def folded_bytes(tensor: InputTensor) -> int:
-    """Return the memory that ``Folded`` needs."""
-    parts: list[InputTensor] = [p for a in tensor.adapters for p in _matrices(a)]
-    return sum(round_up(4 * _numel(part.shape)) for part in parts)
+def beside_bytes(tensor: InputTensor) -> int:
+    """Return the memory that ``Beside`` needs."""
+    factors = sum(round_up(4 * factor.numel) for adapter in tensor.adapters for factor in _matrices(adapter))
+    if tensor.coded is None:
+        return factors
+    return factors + sum(round_up(entry.nbytes) for entry, by_row in tensor.coded.parts if not by_row)
 
 
 def slot_bytes(tensor: InputTensor, elements: int) -> int:
     """Return the most that ``Reader.elements`` takes of a slot for so many elements."""
-    if not tensor.adapters:
+    if tensor.plain:
         return elements * tensor.dtype.itemsize + PAGE
-    rows, columns = tensor.shape
-    covered = min(rows, elements // columns + 2) * columns
-    return covered * (4 + tensor.dtype.itemsize) + 2 * PAGE
+    rows, columns = matrix_shape(tensor.shape)
+    covered = min(rows, elements // max(columns, 1) + 2)
+    if tensor.coded is None:
+        return covered * columns * (4 + tensor.dtype.itemsize) + 2 * PAGE
+    made = tensor.value_dtype.itemsize + (tensor.dtype.itemsize if tensor.adapters else 0)
+    read = sum(covered * (entry.nbytes // max(rows, 1)) + 2 * LINE for entry, by_row in tensor.coded.parts if by_row)
+    return covered * columns * made + read + 2 * PAGE
 
 
 def _matrices(adapter: Adapter) -> tuple[InputTensor, InputTensor]:
     return adapter.up, adapter.down
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

@@ -6,9 +6,9 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
+from ..checkpoint.types import matrix_shape
 from ..errors import Refused
 from ..plan.types import InputTensor, OutputTensor
 from ..steps.inputs import Inputs
@@ -16,17 +16,17 @@ from ..steps.source import Chunk, Resident
 from .arena import PAGE, Memory, Slot
 from .checksums import Checksum
 from .context import RunContext, apply_after_survey, apply_without_survey
-from .inputs import Folded, folded_bytes
-from .needs import adapter_bytes, input_bytes, scratch_bytes, whole_bytes
+from .inputs import Beside, beside_bytes
+from .needs import input_bytes, resident_bytes, scratch_bytes, whole_bytes
 from .scheduler import Task
 
 
 @dataclass(frozen=True)
 class _Placed:
-    """One input, its adapters if it has any, and the values where it is held whole, from ``at`` of the memory on."""
+    """One input, what it needs beside its rows, and the values where it is held whole, from ``at`` of the memory on."""
 
     tensor: InputTensor
-    folded: Folded | None
+    beside: Beside | None
     at: int = 0
     values: Tensor | None = None
 
@@ -52,7 +52,7 @@ class Large:
         surveyed = output.group is not None and self._apply is None
         self._at_once = scratch_bytes(output) is not None
         self._whole = self._at_once or (surveyed and whole_bytes(output) <= context.sizes.regions)
-        self._need = whole_bytes(output) if self._whole else adapter_bytes(output)
+        self._need = whole_bytes(output) if self._whole else resident_bytes(output)
         self._memory: Memory = context.arena
         self._region: int | None = None
         self._placed: Inputs[_Placed] = Inputs(None, ())
@@ -79,8 +79,8 @@ class Large:
             yield [partial(self._copy, *span) for span in spans]
         else:
             self._placed = self._place()
-            if any(placed.folded for placed in self._placed.every):
-                yield [self._load_adapters]
+            if any(placed.beside for placed in self._placed.every):
+                yield [self._load_beside]
             if self._whole:
                 yield [task for placed in self._placed.every for task in self._loads(placed)]
             if self._apply is None:
@@ -92,18 +92,17 @@ class Large:
         self._context.sink.finish(output, self._checksum.hex())
 
     def _place(self) -> Inputs[_Placed]:
-        """Lay the region out: adapters first, then the inputs."""
-        adapters = self._region or 0
-        at = adapters + adapter_bytes(self._output)
+        """Lay the region out: first what inputs need beside their rows, then the inputs."""
+        resident = self._region or 0
+        at = resident + resident_bytes(self._output)
 
         def place(tensor: InputTensor) -> _Placed:
-            nonlocal adapters, at
-            folded = Folded(tensor, self._memory, adapters) if tensor.adapters else None
-            adapters += folded_bytes(tensor)
-            placed = _Placed(tensor, folded, at)
+            nonlocal resident, at
+            beside = None if tensor.plain else Beside(tensor, self._memory, resident)
+            resident += beside_bytes(tensor)
+            placed = _Placed(tensor, beside, at)
             if self._whole:
-                dtype = tensor.dtype if folded is None else torch.float32
-                placed = _Placed(tensor, folded, at, self._memory.tensor(at, dtype, tensor.shape))
+                placed = _Placed(tensor, beside, at, self._memory.tensor(at, tensor.value_dtype, tensor.shape))
                 at += input_bytes(tensor)
             return placed
 
@@ -111,32 +110,33 @@ class Large:
         self._out = at + (self._output.offset - at) % PAGE
         return placed
 
-    def _load_adapters(self, slot: Slot) -> None:
+    def _load_beside(self, slot: Slot) -> None:
         for placed in self._placed.every:
-            if placed.folded is not None:
-                placed.folded.load(self._context.reader, slot, self._context.sizes.chunk)
+            if placed.beside is not None:
+                placed.beside.load(self._context.reader, slot, self._context.sizes.chunk)
 
     def _loads(self, placed: _Placed) -> Iterator[Task]:
         tensor, chunk = placed.tensor, self._context.sizes.chunk
-        if placed.folded is None:
+        if placed.beside is None:
             step = chunk * tensor.dtype.itemsize
             for start in range(0, tensor.nbytes, step):
                 nbytes = min(step, tensor.nbytes - start)
                 yield partial(self._read, tensor.path, tensor.offset + start, nbytes, placed.at + start)
         else:
-            rows, columns = tensor.shape
-            step = max(1, chunk // columns)
+            rows, columns = matrix_shape(tensor.shape)
+            step = max(1, chunk // max(columns, 1))
+            held = placed.held.view(rows, columns)
             for first in range(0, rows, step):
                 last = min(first + step, rows)
-                yield partial(self._fold, tensor, first, last, placed.folded, placed.held[first:last])
+                yield partial(self._make_rows, tensor, first, last, placed.beside, held[first:last])
 
     def _read(self, path, offset, nbytes, at, slot: Slot) -> None:
         slot.reset()
         slot.fill(at, nbytes, offset, partial(self._context.reader.raw, path, offset, nbytes))
 
-    def _fold(self, tensor, first, last, folded, out, slot: Slot) -> None:
+    def _make_rows(self, tensor, first, last, beside, out, slot: Slot) -> None:
         slot.reset()
-        self._context.reader.fold(tensor, first, last, folded, out, slot)
+        self._context.reader.rows(tensor, first, last, beside, out, slot)
 
     def _solve(self, slot: Slot) -> None:
         if not self._whole:
@@ -194,7 +194,7 @@ class Large:
         def elements(placed: _Placed) -> Tensor:
             if placed.values is not None:
                 return placed.values.view(-1)[start:stop]
-            return self._context.reader.elements(placed.tensor, start, stop, placed.folded, slot)
+            return self._context.reader.elements(placed.tensor, start, stop, placed.beside, slot)
 
         return Chunk.of(self._placed.map(elements), start)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .. import kernels
+from ..checkpoint.types import DECODED_AT_ONCE, DECODING_BYTES, matrix_shape
 from ..methods import get_method
 from ..plan.types import InputTensor, OutputTensor
 from .arena import PAGE, round_up
-from .inputs import folded_bytes, slot_bytes
+from .inputs import beside_bytes, slot_bytes
 
 # Bytes that a run may take beside its budget and the interpreter with torch: threads, modules, tables of the plan.
 BESIDE = 64 << 20
@@ -22,15 +23,15 @@ def numel_of(output: OutputTensor) -> int:
     return output.nbytes // output.dtype.itemsize
 
 
-def adapter_bytes(output: OutputTensor) -> int:
-    """Return the bytes of the adapters of all inputs, as float32."""
-    return sum(folded_bytes(tensor) for tensor in output.inputs.every)
+def resident_bytes(output: OutputTensor) -> int:
+    """Return the bytes that all inputs need beside their rows: adapters as float32, parts of codes."""
+    return sum(beside_bytes(tensor) for tensor in output.inputs.every)
 
 
 def whole_bytes(output: OutputTensor) -> int:
     """Return the bytes of a region that holds every input of a tensor, its adapters, and an output made at once."""
     out = 0 if scratch_bytes(output) is None else round_up(output.nbytes) + PAGE
-    return sum(input_bytes(tensor) for tensor in output.inputs.every) + adapter_bytes(output) + out
+    return sum(input_bytes(tensor) for tensor in output.inputs.every) + resident_bytes(output) + out
 
 
 def scratch_bytes(output: OutputTensor) -> int | None:
@@ -40,8 +41,7 @@ def scratch_bytes(output: OutputTensor) -> int | None:
 
 def input_bytes(tensor: InputTensor) -> int:
     """Return the bytes of one input in a region, with room to start at any place of a page."""
-    size = tensor.nbytes // tensor.dtype.itemsize * 4 if tensor.adapters else tensor.nbytes
-    return round_up(size) + PAGE
+    return round_up(tensor.numel * tensor.value_dtype.itemsize) + PAGE
 
 
 def chunk_bytes(output: OutputTensor, elements: int) -> int:
@@ -57,10 +57,27 @@ def kinds_of(outputs: Iterable[OutputTensor]) -> list[OutputTensor]:
     """Return one output of each kind that matters for memory, so that thousands of tensors are measured in no time."""
     kinds: dict[tuple, OutputTensor] = {}
     for output in outputs:
-        inputs = tuple((tensor.dtype, tensor.adapters) for tensor in output.inputs.every)
+        inputs = tuple((t.dtype, t.adapters, _coding(t)) for t in output.inputs.every)
         key = (output.shape, output.dtype, output.group is None, scratch_bytes(output), inputs)
         kinds.setdefault(key, output)
     return list(kinds.values())
+
+
+def _coding(tensor: InputTensor) -> tuple | None:
+    """Return what decides how much memory the decoding of a tensor takes."""
+    if tensor.coded is None:
+        return None
+    return tuple((part.nbytes, by_row) for part, by_row in tensor.coded.parts)
+
+
+def decoding_bytes(kinds: Iterable[OutputTensor]) -> int:
+    """Return a bound of what one worker's decoding takes beside its arguments (``Coded.decode``)."""
+    most = 0
+    for tensor in (tensor for output in kinds for tensor in output.inputs.every):
+        if tensor.coded is not None:
+            once = max(DECODED_AT_ONCE, tensor.coded.step * matrix_shape(tensor.shape)[1])
+            most = max(most, DECODING_BYTES * min(once, tensor.numel))
+    return most
 
 
 def why_not_compiled(kind: str) -> str | None:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..checkpoint import InputFile
+from ..checkpoint import InputFile, TensorEntry
+from ..checkpoint.types import DECODED_AT_ONCE, DECODING_BYTES, matrix_shape
+from ..errors import CheckpointError
 from ..plan.types import InputTensor
 from .files import InputFiles
 
-__all__ = ["CHUNK", "DeltaReader", "reading_bytes"]
+__all__ = ["CHUNK", "DeltaReader", "Values", "reading_bytes"]
 
 # Elements that are read at once: few system calls, and a group of models still fits the cache.
 CHUNK = 8 * kernels.GRID
@@ -28,12 +30,14 @@ def reading_bytes(groups: Iterable[Sequence[InputTensor]]) -> int:
 
 
 def _bytes_of(tensor: InputTensor) -> int:
-    numel = math.prod(tensor.shape)
-    if not tensor.adapters:
-        return min(CHUNK, numel) * tensor.dtype.itemsize
-    rows = min(CHUNK // tensor.shape[1] + 2, tensor.shape[0])
-    factors = sum(math.prod(part.shape) for adapter in tensor.adapters for part in (adapter.up, adapter.down))
-    return rows * tensor.shape[1] * (4 + tensor.dtype.itemsize) + 8 * factors
+    if tensor.plain:
+        return min(CHUNK, tensor.numel) * tensor.dtype.itemsize
+    rows, columns = matrix_shape(tensor.shape)
+    read = min(CHUNK // max(columns, 1) + 2, rows) * columns * (4 + tensor.dtype.itemsize)
+    factors = sum(factor.numel for adapter in tensor.adapters for factor in (adapter.up, adapter.down))
+    # Parts are read whole or by row; what decoding takes is little (``Coded.decode``).
+    codes = sum(part.nbytes for part, _ in tensor.coded.parts) + DECODING_BYTES * DECODED_AT_ONCE if tensor.coded else 0
+    return read + 8 * factors + codes
 
 
 class DeltaReader:
@@ -58,12 +62,12 @@ class DeltaReader:
 
     def chunks(self, group: Sequence[InputTensor]) -> Iterator[list[Tensor]]:
         """Yield the tensors of ``group`` chunk by chunk, flat; with an adapter they are float32."""
-        factors = [self._factors(tensor) for tensor in group]
+        values = [(Values(tensor, self._inputs), self._factors(tensor)) for tensor in group]
         numel = math.prod(group[0].shape)
         for start in range(0, numel, CHUNK):
             stop = min(start + CHUNK, numel)
-            yield [self._elements(tensor, start, stop, own) for tensor, own in zip(group, factors, strict=True)]
-            self._done += sum((stop - start) * tensor.dtype.itemsize for tensor in group)
+            yield [self._elements(own, start, stop, factors) for own, factors in values]
+            self._done += sum(tensor.nbytes * stop // numel - tensor.nbytes * start // numel for tensor in group)
             if self._progress is not None:
                 self._progress(self._done)
 
@@ -82,12 +86,13 @@ class DeltaReader:
             for adapter in tensor.adapters
         ]
 
-    def _elements(self, tensor: InputTensor, start: int, stop: int, factors: Factors) -> Tensor:
+    @staticmethod
+    def _elements(values: Values, start: int, stop: int, factors: Factors) -> Tensor:
         if not factors:
-            return self._read(tensor, start, stop)
-        columns = tensor.shape[1]
+            return values.elements(start, stop)
+        columns = values.columns
         first, last = start // columns, -(-stop // columns)
-        weight = self._read(tensor, first * columns, last * columns).view(-1, columns)
+        weight = values.elements(first * columns, last * columns).view(-1, columns)
         folded = torch.empty(weight.shape, dtype=torch.float32)
         for up, down, scale in factors:
             kernels.low_rank_update(folded, weight, up[first:last], down, scale)
@@ -95,10 +100,41 @@ class DeltaReader:
         return folded.view(-1)[start - first * columns : stop - first * columns]
 
     def _whole(self, tensor: InputTensor) -> Tensor:
-        return self._read(tensor, 0, math.prod(tensor.shape)).view(tensor.shape)
+        return Values(tensor, self._inputs).elements(0, tensor.numel).view(tensor.shape)
 
-    def _read(self, tensor: InputTensor, start: int, stop: int) -> Tensor:
-        values = torch.empty(stop - start, dtype=tensor.dtype)
+
+class Values:
+    """The values of one stored tensor: read, and decoded where it is quantized. Adapters are the caller's."""
+
+    def __init__(self, tensor: InputTensor | TensorEntry, inputs: InputFiles):
+        self._tensor, self._inputs = tensor, inputs
+        self._rows, self.columns = matrix_shape(tensor.shape)
+        self._held: list[Tensor | None] = []
+        for entry, by_row in tensor.coded.parts if tensor.coded else ():
+            whole = None if by_row else self._read(entry, entry.dtype, 0, math.prod(entry.shape)).view(entry.shape)
+            self._held.append(whole)
+
+    def elements(self, start: int, stop: int) -> Tensor:
+        """Return the elements ``start .. stop - 1``, flat."""
+        tensor, coded = self._tensor, self._tensor.coded
+        if coded is None:
+            return self._read(tensor, tensor.dtype, start, stop)
+        first, last = start // self.columns, -(-stop // self.columns)
+        parts = []
+        for (entry, _), held in zip(coded.parts, self._held, strict=True):
+            if held is None:
+                width = math.prod(entry.shape) // self._rows
+                held = self._read(entry, entry.dtype, first * width, last * width).view(last - first, width)
+            parts.append(held)
+        rows = torch.empty(last - first, self.columns, dtype=tensor.dtype)
+        try:
+            coded.decode(rows, parts, first)
+        except ValueError as error:
+            raise CheckpointError(f"{tensor.path}: {error} (the file is damaged)") from error
+        return rows.view(-1)[start - first * self.columns : stop - first * self.columns]
+
+    def _read(self, entry: InputTensor | TensorEntry, dtype: torch.dtype, start: int, stop: int) -> Tensor:
+        values = torch.empty(stop - start, dtype=dtype)
         into = values.view(torch.uint8).numpy().data
-        self._inputs.read(tensor.path, tensor.offset + start * values.itemsize, into)
+        self._inputs.read(entry.path, entry.offset + start * values.itemsize, into)
         return values

@@ -22,11 +22,12 @@ from ..plan.types import OutputTensor
 from .arena import PAGE, round_up
 from .checksums import BLOCK
 from .needs import (
-    adapter_bytes,
     chunk_bytes,
+    decoding_bytes,
     kinds_of,
     numel_of,
     outside_bytes,
+    resident_bytes,
     scratch_bytes,
     spare_bytes,
     whole_bytes,
@@ -94,7 +95,8 @@ class _Demand:
         longest:  elements of a merged output, at most.
         outside:  bytes per element that operations take beside their arguments.
         share:    bytes of memory per byte of a region, with what operations on the tensors in it take beside it.
-        adapters: bytes of the adapters of one output, at most.
+        decoding: bytes that the decoding of quantized inputs takes in each worker.
+        resident: bytes of what one output's inputs need beside their rows, at most: adapters, parts of codes.
         largest:  the largest output that must be held whole; None where there is none.
     """
 
@@ -103,7 +105,8 @@ class _Demand:
     longest: int
     outside: float
     share: float
-    adapters: int
+    decoding: int
+    resident: int
     largest: OutputTensor | None
 
     @classmethod
@@ -117,14 +120,14 @@ class _Demand:
         beside = ((outside * numel_of(o) + (scratch_bytes(o) or 0)) / whole_bytes(o) for o in merged)
         return cls(
             kinds, inputs, max(map(numel_of, merged), default=0), outside, 1 + max(beside, default=0),
-            max(map(adapter_bytes, kinds), default=0),
+            decoding_bytes(kinds), max(map(resident_bytes, kinds), default=0),
             max((output for output in merged if scratch_bytes(output) is not None), key=whole_bytes, default=None),
         )  # fmt: skip
 
     @property
     def least(self) -> int:
         """Bytes of memory that regions need at least, and what is taken beside them."""
-        return int(max(self.adapters, whole_bytes(self.largest) if self.largest else 0) * self.share)
+        return int(max(self.resident, whole_bytes(self.largest) if self.largest else 0) * self.share)
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class _Option:
         beside = int(demand.outside * min(chunk, demand.longest))
         spare = spare_bytes(workers, demand.inputs, demand.longest, budget.kind)
         staging = 0 if budget.vram is None else budget.devices * workers * slot
-        return cls(workers, chunk, slot, workers * (slot + beside) + spare, staging)
+        return cls(workers, chunk, slot, workers * (slot + beside + demand.decoding) + spare, staging)
 
     def needed(self, regions: int) -> int:
         """Return the bytes that this takes on each device with so many for regions."""
@@ -173,7 +176,7 @@ def divide(outputs: Iterable[OutputTensor], budget: Budget, workers: int, chunk:
     for option in options:
         fits = option.needed(demand.least) <= budget.room and option.staging <= budget.ram
         # Half of the budget is kept for tensors that are held whole: reading twice costs more than small chunks.
-        roomy = option.needed(int(demand.adapters * demand.share)) <= budget.room // 2
+        roomy = option.needed(int(demand.resident * demand.share)) <= budget.room // 2
         if fits and (roomy or option is options[-1]):
             return _sizes(option, outputs, demand, budget)
     raise BudgetError(_too_small(options[-1], demand, budget))
@@ -212,4 +215,7 @@ def _too_small(least: _Option, demand: _Demand, budget: Budget) -> str:
     what = f"the memory budget {where}of {limit} bytes is too small: this merge needs at least {needed} ({option})"
     if demand.largest is not None and needed > least.staging:
         what += f"; {demand.largest.method} needs {demand.least} for {demand.largest.name}, which it takes whole"
+    elif demand.resident > needed // 2 and needed > least.staging:
+        held = max(demand.kinds, key=resident_bytes)
+        what += f"; {demand.resident} of them hold what {held.name} is decoded from"
     return what

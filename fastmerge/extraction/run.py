@@ -249,7 +249,7 @@ class _Work:
 
 def _stored(tensor: InputTensor) -> torch.dtype:
     """Return the dtype in which the reader gives a tensor: with an adapter folded in, it is float32."""
-    return torch.float32 if tensor.adapters else tensor.dtype
+    return tensor.value_dtype
 
 
 def _keys(name: str) -> tuple[str, str]:

@@ -126,7 +126,7 @@ def _decide(recipe: Recipe, found: Rows, config: Mapping[str, Any] | None, findi
         )
         nbytes = group.numel * dtype.itemsize
         single = actions[name].copied(group) if dtype.is_floating_point else 0
-        if single is not None and every[single].dtype == dtype and not every[single].adapters:
+        if single is not None and every[single].dtype == dtype and every[single].plain:
             copied = Inputs(None, (every[single],))
             outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, "copy", copied))
         else:
@@ -190,4 +190,5 @@ def _dropped(models: Sequence[OpenModel], found: Rows, outputs: Sequence[OutputT
                 else:
                     reason = "no slice uses this layer"
                 dropped.append(Dropped(model.index, name, reason))
+        dropped += [Dropped(model.index, name, reason) for name, reason in model.checkpoint.left_out.items()]
     return dropped

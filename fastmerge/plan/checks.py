@@ -73,8 +73,6 @@ def check_dtypes(rows: Sequence[Row], findings: Findings) -> list[Row]:
     for (_, dtype), found in wrong.items():
         tensor, model = found[0]
         remedy = "convert the model to bfloat16 or float32 first"
-        if dtype.itemsize == 1:
-            remedy = "float8 weights need their scales: dequantize the model to bfloat16 first"
         what = f"{len(found)} tensors are {_names([dtype])}, which is not merged"
         findings.problem(f"{model.checkpoint.folder}: {tensor.name}", what, remedy)
     return [row for row in good if _check_integers(row, findings)]

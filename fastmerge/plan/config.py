@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from ..checkpoint.layers import LAYER_COUNT_KEYS, is_tower, stack_layers
+from ..checkpoint.quantized import CONFIG_KEYS
+from ..checkpoint.quantized import levels as quantized_levels
 from .layer_settings import LayerSettings, Origin
 from .rows import Rows, Stacked
 from .stacking import misplaced_layers
@@ -21,6 +23,7 @@ def output_config(config: Mapping[str, Any], found: Rows, outputs: Sequence[Outp
     # transformers writes here where the model was loaded from.
     result.pop("_name_or_path", None)
     levels = [level for level in (result, result.get("text_config")) if isinstance(level, dict)]
+    _remove_quantization(result)
     dtype = str(_main_dtype(outputs)).removeprefix("torch.")
     keys = [(level, key) for level in levels for key in ("dtype", "torch_dtype") if key in level]
     for level, key in keys or [(result, "torch_dtype")]:
@@ -30,6 +33,13 @@ def output_config(config: Mapping[str, Any], found: Rows, outputs: Sequence[Outp
             level["tie_word_embeddings"] = found.tied
     _set_layers(result, found)
     return result
+
+
+def _remove_quantization(config: dict[str, Any]) -> None:
+    """Remove what says that the weights are quantized: those of the output never are."""
+    for level in quantized_levels(config):
+        for key in CONFIG_KEYS:
+            level.pop(key, None)
 
 
 def _main_dtype(outputs: Sequence[OutputTensor]) -> torch.dtype:

@@ -22,6 +22,9 @@ def digest(
     def source(tensor: InputTensor) -> str:
         # Dtype and shape follow from the file's header.
         text = f"{numbers[tensor.path]}:{tensor.offset}"
+        if tensor.coded is not None:
+            parts = ",".join(f"{numbers[part.path]}:{part.offset}" for part, _ in tensor.coded.parts)
+            text += f"~{tensor.coded.decoder!r}({parts})"
         return text + "".join(f"+{a.scale!r}*{source(a.up)}@{source(a.down)}" for a in tensor.adapters)
 
     def values(output: OutputTensor) -> str:

@@ -12,6 +12,7 @@ import torch
 from ..checkpoint import Checkpoint, LowRank, locate, open_checkpoint, read_adapter
 from ..checkpoint.layers import LayerName, Stacks, config_layers, find_stacks, is_named, split_layer
 from ..checkpoint.locate import is_cached_repository
+from ..checkpoint.quantized import decoded
 from ..errors import CheckpointError, Problem
 from ..recipe.types import ModelRef, Recipe
 from .findings import Findings
@@ -127,7 +128,7 @@ def open_models(recipe: Recipe, findings: Findings) -> dict[ModelRef, OpenModel]
         where = f"{recipe.path}: model {reference}"
         try:
             if folder not in opened:
-                opened[folder] = open_checkpoint(locate(reference.path, reference.revision))
+                opened[folder] = decoded(open_checkpoint(locate(reference.path, reference.revision)))
                 findings.problems.extend(_same_folder(where, folder, opened))
             model = _open(index, reference, opened[folder], split, findings)
         except CheckpointError as error:
@@ -135,7 +136,7 @@ def open_models(recipe: Recipe, findings: Findings) -> dict[ModelRef, OpenModel]
         else:
             findings.problems.extend(_check(model))
             models[reference] = model
-            for note in (*model.checkpoint.notes, *_revision(reference)):
+            for note in (*model.checkpoint.notes, *_revision(reference), *_quantized(model)):
                 findings.note(note)
     return models
 
@@ -152,6 +153,15 @@ def _revision(reference: ModelRef) -> Iterator[str]:
     local = os.path.isdir(os.path.expanduser(reference.path)) and not is_cached_repository(reference.path)
     if reference.revision and local:
         yield f"{reference}: a local folder has no revisions, so @{reference.revision} has no effect"
+
+
+def _quantized(model: OpenModel) -> Iterator[str]:
+    if model.checkpoint.quantized:
+        formats = ", ".join(model.checkpoint.quantized)
+        yield (
+            f"{model} is quantized ({formats}): it is decoded while it is read, and the output is not quantized; "
+            "its 16-bit tensors are bfloat16 unless the recipe's dtype says otherwise"
+        )
 
 
 def _open(
@@ -196,11 +206,6 @@ def _check(model: OpenModel) -> Iterator[Problem]:
     """Check a model's config against its tensors."""
     config = model.checkpoint.config or {}
     where = f"{model.checkpoint.folder}/config.json"
-    quantization = config.get("quantization_config")
-    if quantization:
-        kind = quantization.get("quant_method", "unknown method") if isinstance(quantization, dict) else quantization
-        remedy = "use the original checkpoint, or dequantize it to bfloat16 first"
-        yield Problem(f"{where}: quantization_config", f"the weights are quantized ({kind})", remedy)
     stated, main = config_layers(config), model.stacks.main
     if stated and main is not None and is_named(main) and model.stacks.layers < stated[1]:
         what = f"is {stated[1]}, but the weights hold {model.stacks.layers} layers of {main}"

@@ -11,6 +11,7 @@ from ..recipe.types import Recipe
 from .findings import Findings, listed
 from .models import MERGED, OpenModel
 from .rows import Row
+from .types import InputTensor
 
 
 def output_dtype(row: Row, recipe: Recipe) -> torch.dtype:
@@ -20,6 +21,10 @@ def output_dtype(row: Row, recipe: Recipe) -> torch.dtype:
     if name and row.inputs.every[0].dtype in MERGED:
         kept = torch.float32 in dtypes and any(part.matches(row.name) for part in recipe.keep_float32)
         return torch.float32 if kept else getattr(torch, name)
+    if any(model.checkpoint.quantized for model in row.members.models.every) and dtypes <= set(MERGED):
+        # Decoded values, and what a model keeps beside them in the float16 of its kernels.
+        coded = any(tensor.coded for tensor in row.inputs.every)
+        return torch.float32 if torch.float32 in dtypes and not coded else torch.bfloat16
     return functools.reduce(torch.promote_types, dtypes)
 
 
@@ -35,7 +40,7 @@ class Narrowed:
         if dtype == torch.float32 or not dtype.is_floating_point:
             return
         pairs = zip(row.inputs.every, row.members.models.every, strict=True)
-        if any(tensor.dtype == torch.float32 and _is_mostly_narrow(model) for tensor, model in pairs):
+        if any(_is_kept_wide(tensor) and _is_mostly_narrow(model) for tensor, model in pairs):
             self._names.append(row.name)
             self._dtype = dtype
 
@@ -51,6 +56,11 @@ class Narrowed:
         for part in self.recipe.keep_float32:
             if not any(part.matches(row.name) for row in rows):
                 findings.note(f"{self.recipe.path}: keep_float32: {part.text!r} is in no tensor's name")
+
+
+def _is_kept_wide(tensor: InputTensor) -> bool:
+    """True for a tensor that is stored in float32; the decoded values of codes never were."""
+    return tensor.dtype == torch.float32 and tensor.coded is None
 
 
 def _is_mostly_narrow(model: OpenModel) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 
-from ..checkpoint import InputFile
+from ..checkpoint import Coded, InputFile, TensorEntry
 from ..methods import Group
 from ..steps.inputs import Inputs
 
@@ -32,6 +33,8 @@ class InputTensor:
         nbytes: length in bytes.
         dtype:  how the bytes are read.
         shape:  of the tensor.
+        coded:  how the values follow from stored tensors, for a quantized one: dtype and shape are then those of the
+                values, and the range that of its codes.
         adapters: low-rank terms that are added, in order; the sum is kept in float32.
     """
 
@@ -42,7 +45,28 @@ class InputTensor:
     nbytes: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+    coded: Coded | None = None
     adapters: tuple[Adapter, ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        """True where the bytes in the file are the values."""
+        return self.coded is None and not self.adapters
+
+    @property
+    def value_dtype(self) -> torch.dtype:
+        """Dtype of the values that a merge sees: with an adapter, the sum is kept in float32."""
+        return torch.float32 if self.adapters else self.dtype
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def stored(self) -> tuple[InputTensor | TensorEntry, ...]:
+        """Every range of a file that is read for this tensor."""
+        own = (self,) if self.coded is None else tuple(part.entry for part in self.coded.parts)
+        return (*own, *(leaf for adapter in self.adapters for leaf in (adapter.up, adapter.down)))
 
 
 @dataclass(frozen=True)
@@ -139,7 +163,7 @@ class Plan:
             (part.path, part.offset, part.nbytes)
             for output in self.outputs
             for tensor in output.inputs.every
-            for part in (tensor, *(leaf for a in tensor.adapters for leaf in (a.up, a.down)))
+            for part in tensor.stored
         }
         return sum(nbytes for _, _, nbytes in ranges)
 

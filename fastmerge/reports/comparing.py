@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import kernels
 from ..checkpoint import Checkpoint, TensorEntry
 from ..engine.files import InputFiles
+from ..engine.reading import Values
 
 CHUNK = 256 * kernels.GRID
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -58,9 +59,9 @@ def _compare(name: str, a: TensorEntry, b: TensorEntry, inputs: InputFiles) -> T
     numel = math.prod(a.shape)
     measurable = a.dtype in FLOATS and b.dtype in FLOATS
     changed, products, squares = 0, [], []
+    values = [Values(entry, inputs) for entry in (a, b)]
     for start in range(0, numel, CHUNK):
-        count = min(CHUNK, numel - start)
-        left, right = (_read(entry, start, count, inputs) for entry in (a, b))
+        left, right = (own.elements(start, min(start + CHUNK, numel)) for own in values)
         changed += int(torch.count_nonzero(left != right))
         if measurable:
             products.append(_gram([left, right], None))
@@ -81,10 +82,3 @@ def _gram(tensors: list[Tensor], base: Tensor | None) -> Tensor:
     partials = torch.empty(-(-tensors[0].numel() // kernels.GRID), pairs, dtype=torch.float64)
     kernels.gram_partials(partials, tensors, base)
     return partials
-
-
-def _read(entry: TensorEntry, start: int, count: int, inputs: InputFiles) -> Tensor:
-    buffer = torch.empty(count, dtype=entry.dtype)
-    view = memoryview(buffer.view(torch.uint8).numpy())
-    inputs.read(entry.path, entry.offset + start * entry.dtype.itemsize, view)
-    return buffer

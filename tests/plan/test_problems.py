@@ -75,17 +75,16 @@ def test_vocabulary(family, plan_of):
     expect_one(problems(plan_of), "the vocabulary has 300 rows, that of a has 256", "resize the embeddings to 256 rows")
 
 
-def test_float8(family, plan_of):
-    save_b(family, **{UP: family[UP].to(torch.float8_e4m3fn), "model.norm.weight": torch.ones(64, dtype=torch.float64)})
-    found = problems(plan_of)
-    assert len(found) == 2
-    assert any("1 tensors are float8_e4m3fn" in text and "dequantize" in text for text in found)
-    assert any("1 tensors are float64" in text and "convert the model" in text for text in found)
+def test_float8_and_float64(family, plan_of):
+    save_b(family, **{UP: family[UP].to(torch.float8_e4m3fn)})
+    expect_one(problems(plan_of), "1 tensors are float8_e4m3fn: codes without the scales", UP, "dequantize")
+    save_b(family, **{"model.norm.weight": torch.ones(64, dtype=torch.float64)})
+    expect_one(problems(plan_of), "1 tensors are float64", "convert the model")
 
 
-def test_quantized(family, plan_of):
+def test_config_that_says_quantized(family, plan_of):
     edit_config("b", quantization_config={"quant_method": "gptq"})
-    expect_one(problems(plan_of), "b/config.json: quantization_config", "(gptq)", "dequantize")
+    expect_one(problems(plan_of), "b/config.json: says that the weights are quantized (gptq), but no tensor is")
 
 
 def test_integers(family, plan_of):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 import yaml
+from checkpoint_files import read_entry
+from quantized_files import decode
 from safetensors.torch import load_file
 from tiny_models import make_tensors, save_model
 
@@ -94,12 +96,7 @@ def _expected(output: OutputTensor) -> torch.Tensor:
 
 
 def _load(tensor: InputTensor) -> torch.Tensor:
-    with open(tensor.path, "rb") as file:
-        file.seek(tensor.offset)
-        data = bytearray(file.read(tensor.nbytes))
-    if not data:
-        return torch.empty(tensor.shape, dtype=tensor.dtype)
-    value = torch.frombuffer(data, dtype=tensor.dtype).view(tensor.shape)
+    value = decode(tensor).view(tensor.shape) if tensor.coded else read_entry(tensor)
     for adapter in tensor.adapters:
         folded = torch.empty(tensor.shape, dtype=torch.float32)
         low_rank_update(folded, value, _load(adapter.up).float(), _load(adapter.down).float(), adapter.scale)

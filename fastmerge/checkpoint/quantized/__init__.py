@@ -12,10 +12,10 @@ from dataclasses import replace
 from ...errors import CheckpointError
 from ..types import Checkpoint, TensorEntry
 from . import awq, bitsandbytes, fp4, gpt_oss, gptq, mlx, packed_int, scaled
-from ._stored import CONFIG_KEYS, Found, Stored, sections
+from ._stored import CONFIG_KEYS, Found, Stored, levels, sections
 from .refused import leftover_codes, refuse_method
 
-__all__ = ["CONFIG_KEYS", "FORMATS", "decoded", "sections"]
+__all__ = ["CONFIG_KEYS", "FORMATS", "decoded", "levels"]
 
 # In this order: the first that knows a tensor takes it.
 FORMATS: tuple[Callable[[Stored, str], Found | None], ...] = (

@@ -17,7 +17,7 @@ from ..types import Checkpoint, Coded, Part, TensorEntry
 MOST_BYTES = 1 << 16
 
 CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")
-_INNER = ("text_config", "llm_config", "language_config", "thinker_config")
+_INNER = ("text_config", "llm_config", "language_config", "thinker_config", "vision_config", "audio_config")
 _BESIDE = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 
 
@@ -122,9 +122,15 @@ class Stored:
         return CheckpointError(f"{entry.path}: {name} {what} (the quantized model is damaged, or of another format)")
 
 
-def sections(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def levels(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a config, and the configs in it that may say that the weights are quantized."""
+    yield config
+    yield from (config[key] for key in _INNER if isinstance(config.get(key), dict))
+
+
+def sections(config: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Yield the quantization sections of a config and of the config of its language model."""
-    for level in (config, *(config[key] for key in _INNER if isinstance(config.get(key), dict))):
+    for level in levels(config):
         for key in CONFIG_KEYS:
             section = level.get(key)
             if section:

@@ -84,11 +84,12 @@ class OpenModel:
 
     @cached_property
     def main_dtype(self) -> torch.dtype | None:
-        """The float dtype that holds most bytes of the weights; None for a model without any."""
+        """The float dtype that holds most bytes of the weights, codes as bfloat16; None for a model without any."""
         sizes: dict[torch.dtype, int] = {}
         for tensor in self.tensors.values():
             if tensor.dtype in MERGED:
-                sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
+                dtype = torch.bfloat16 if tensor.coded else tensor.dtype
+                sizes[dtype] = sizes.get(dtype, 0) + tensor.nbytes
         return max(sizes, key=lambda dtype: sizes[dtype], default=None)
 
     @property

@@ -32,6 +32,11 @@ def merge(
     semantics: str | None = None,
     seed: int | None = None,
     shard_size: int | str = DEFAULT_SHARD_SIZE,
+    allow_mixed_types: bool = False,
+    truncate_embeddings: bool = False,
+    copy_tokenizer: bool = True,
+    model_card: bool = True,
+    strict: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -50,13 +55,17 @@ def merge(
         semantics:  replaces the recipe's own: whose definition of the method.
         seed:       replaces the recipe's own.
         shard_size: bytes of tensor data per output file, or text such as "5GB".
+        allow_mixed_types, truncate_embeddings, copy_tokenizer, model_card, strict: as in ``check``.
         overwrite:  replace an existing checkpoint.
         progress:   called several times a second with the output bytes that are written, and all of them.
     Raises:
         InvalidInput:   the recipe or its models cannot be merged; all problems are in ``problems``.
         FastmergeError: a file is corrupt, the disk is full, the budget is too small, ``out`` exists.
     """
-    plan = check(recipe, semantics=semantics, seed=seed, shard_size=shard_size)
+    plan = check(
+        recipe, semantics=semantics, seed=seed, shard_size=shard_size, allow_mixed_types=allow_mixed_types,
+        truncate_embeddings=truncate_embeddings, copy_tokenizer=copy_tokenizer, model_card=model_card, strict=strict,
+    )  # fmt: skip
     options = RunOptions(
         ram=parse_size(ram), threads=threads, device=device, vram=None if vram is None else parse_size(vram),
         backend=backend, overwrite=overwrite,
@@ -71,14 +80,33 @@ def check(
     seed: int | None = None,
     shard_size: int | str = DEFAULT_SHARD_SIZE,
     allow_mixed_types: bool = False,
+    truncate_embeddings: bool = False,
+    copy_tokenizer: bool = True,
+    model_card: bool = True,
+    strict: bool = False,
 ) -> Plan:
     """Check a recipe and its models from headers and configs alone, and return the plan of the merge.
 
+    Args:
+        recipe, semantics, seed, shard_size: as in ``merge``.
+        allow_mixed_types: merge models of different types if their tensors agree.
+        truncate_embeddings: cut vocabularies of different sizes to the smallest; token ids are not compared.
+        copy_tokenizer: take the files of a tokenizer along.
+        model_card: write a ``README.md``.
+        strict: make every note a problem.
     Raises:
         InvalidInput: with every problem that was found, each with its place and remedy.
     """
     loaded = load(recipe, semantics=semantics, seed=seed)
-    return make_plan(loaded, shard_size=parse_size(shard_size), allow_mixed_types=allow_mixed_types)
+    return make_plan(
+        loaded,
+        shard_size=parse_size(shard_size),
+        allow_mixed_types=allow_mixed_types,
+        truncate_embeddings=truncate_embeddings,
+        copy_tokenizer=copy_tokenizer,
+        model_card=model_card,
+        strict=strict,
+    )
 
 
 def verify(

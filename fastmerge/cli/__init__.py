@@ -19,6 +19,8 @@ from .extract import extract
 from .inspect import inspect
 from .merge import check, merge, plan
 from .methods import methods
+from .others import OTHERS
+from .schema import schema
 from .verify import verify
 
 __all__ = ["main"]
@@ -30,5 +32,21 @@ def main() -> None:
     """Merge the weights of fine-tuned language models: exact, streamed, resumable and verifiable."""
 
 
-for command in (merge, plan, check, verify, inspect, diff, analyze, extract, methods, clean, doctor, bench, demo):
+for command in (
+    merge,
+    plan,
+    check,
+    verify,
+    inspect,
+    diff,
+    analyze,
+    extract,
+    methods,
+    clean,
+    doctor,
+    bench,
+    demo,
+    schema,
+    *OTHERS,
+):
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""mergekit's command line flags: the ones with a meaning here are mapped, the others are accepted with a note."""
+"""mergekit's options: those with a meaning here are obeyed, the others accepted with a note in their own spelling."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ import click
 from ..devices.names import DEFAULT
 from ._options import ShardSize, together
 
-# flag (as click declares it): type of its value or None for a switch, what is said when it is given
-IGNORED: dict[str, tuple[Any, str]] = {
-    "--read-to-gpu/--no-read-to-gpu": (None, "--device says where tensors are merged"),
-    "--low-cpu-memory/--no-low-cpu-memory": (None, "memory is bounded by --ram"),
-    "--lazy-unpickle/--no-lazy-unpickle": (None, "every input is read in ranges, .bin files too"),
-    "--async-write/--no-async-write": (None, "reading, computing and writing always overlap"),
-    "--write-threads": (int, "--threads sets the workers"),
-    "--clone-tensors/--no-clone-tensors": (None, "repeated layers are written as often as the recipe says"),
-    "--trust-remote-code/--no-trust-remote-code": (None, "no code of a model is ever run"),
-    "--lora-merge-cache": (str, "adapters are folded in while streaming, nothing is cached"),
-    "--lora-merge-dtype": (str, "adapters are folded in float32"),
-    "--copy-tokenizer/--no-copy-tokenizer": (None, "tokenizer files are always copied"),
-    "--write-model-card/--no-write-model-card": (None, "a model card is always written"),
-    "--safe-serialization/--no-safe-serialization": (None, "the output is always safetensors"),
-    "-v": (None, "plan prints the details"),
+_ALWAYS = "it is always so"
+
+# flag (as click declares it): type of its value or None for a switch, and by its value what is said when it is given;
+# a value that is not there says nothing, because it asks for what is done anyway.
+IGNORED: dict[str, tuple[Any, dict[Any, str]]] = {
+    "--read-to-gpu/--no-read-to-gpu": (None, {True: "--device says where tensors are merged"}),
+    "--low-cpu-memory/--no-low-cpu-memory": (None, {True: "memory is bounded by --ram and --vram"}),
+    "--lazy-unpickle/--no-lazy-unpickle": (None, {False: "every input is read in ranges, .bin files too"}),
+    "--async-write/--no-async-write": (None, {False: "reading, computing and writing always overlap"}),
+    "--write-threads": (int, {...: "--threads sets the workers"}),
+    "--clone-tensors/--no-clone-tensors": (None, {}),
+    "--trust-remote-code/--no-trust-remote-code": (None, {True: "no code of a model is ever run"}),
+    "--lora-merge-cache": (str, {...: "adapters are folded in while streaming, nothing is cached"}),
+    "--lora-merge-dtype": (str, {...: "adapters are folded in float32, and rounded once with the merge"}),
+    "--safe-serialization/--no-safe-serialization": (None, {False: "the output is always safetensors"}),
 }
 MAPPED = {
     "allow_crimes": "allow_mixed_types",
+    "unsafe_truncate_embeddings": "truncate_embeddings",
+    "copy_tokenizer": "copy_tokenizer",
+    "write_model_card": "model_card",
     "random_seed": "seed",
     "out_shard_size": "shard_size",
     "num_threads": "threads",
@@ -36,9 +39,16 @@ MAPPED = {
 
 
 def mergekit_flags(function: Callable) -> Callable:
-    """Add mergekit's flags to a command (decorator). ``translate`` reads what they were set to."""
+    """Add mergekit's options to a command (decorator). ``translate`` reads what they were set to."""
     options = [
         click.option("--allow-crimes/--no-allow-crimes", default=None, help="Allow models of different types."),
+        click.option(
+            "--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings",
+            default=None,
+            help="Cut vocabularies of different sizes to the smallest; ids must mean the same tokens.",
+        ),
+        click.option("--copy-tokenizer/--no-copy-tokenizer", default=None, help="Copy a tokenizer.  [default: yes]"),
+        click.option("--write-model-card/--no-write-model-card", default=None, help="Write README.md.  [default: yes]"),
         click.option("--random-seed", type=int, help="Same as --seed."),
         click.option("--out-shard-size", type=ShardSize(), help="As --shard-size; 5B is 5e9 bytes."),
         click.option("--num-threads", type=click.IntRange(min=1), help="Same as --threads."),
@@ -46,18 +56,25 @@ def mergekit_flags(function: Callable) -> Callable:
         click.option("--multi-gpu/--no-multi-gpu", default=None, hidden=True, help="Same as --device auto."),
         click.option("--gpu-rich", is_flag=True, default=None, hidden=True, help="Same as --device auto."),
         click.option("--transformers-cache", type=str, help="Folder of models that are downloaded from the hub."),
+        click.option("-v", "verbosity", count=True, hidden=True, help="Nothing: plan prints the details."),
     ]
-    for flag, (kind, note) in IGNORED.items():
+    for flag, (kind, notes) in IGNORED.items():
         value = {"is_flag": True, "default": None} if kind is None else {"type": kind}
-        options.append(click.option(flag, _name(flag), **value, hidden=True, help=note))
+        options.append(click.option(flag, _name(flag), **value, hidden=True, help=next(iter(notes.values()), _ALWAYS)))
     return together(*options)(function)
 
 
 def translate(given: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
-    """Return the options that mergekit's flags stand for, and say which ones mean nothing here."""
-    for flag, (_, note) in IGNORED.items():
-        if given[_name(flag)] is not None:
-            say(f"{flag.split('/')[0]} means nothing here: {note}")
+    """Return the options that mergekit's stand for, and say which ones mean nothing here."""
+    for flag, (_, notes) in IGNORED.items():
+        value = given[_name(flag)]
+        if value is None:
+            continue
+        reason = notes.get(value) if isinstance(value, bool) else notes.get(...)
+        if reason:
+            say(f"{_spelling(flag, value)} means nothing here: {reason}")
+    if given["verbosity"]:
+        say("-v means nothing here: plan prints the details")
     if given["transformers_cache"] is not None:
         # huggingface_hub reads it when it is imported, which only a download does.
         os.environ["HF_HUB_CACHE"] = given["transformers_cache"]
@@ -71,3 +88,8 @@ def translate(given: dict[str, Any], say: Callable[[str], None]) -> dict[str, An
 
 def _name(flag: str) -> str:
     return flag.split("/")[0].lstrip("-").replace("-", "_")
+
+
+def _spelling(flag: str, value: Any) -> str:
+    """Return a flag as it was given."""
+    return flag.split("/")[-1 if value is False else 0]

@@ -64,9 +64,10 @@ def together(*options: Callable) -> Callable:
     return decorate
 
 
-RECIPE = click.argument("recipe", type=click.Path(exists=True, dir_okay=False))
+RECIPE = click.argument("recipe", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-QUIET = click.option("--quiet", is_flag=True, help="No progress, no notes.")
+QUIET = click.option("--quiet/--no-quiet", help="No progress, no notes.")
+STRICT = click.option("--strict", is_flag=True, help="Make every note an error: keys and options without effect.")
 SEED = click.option("--seed", type=int, help="Seed of random methods; replaces the recipe's own.")
 SEMANTICS = click.option("--semantics", help="Whose definition of the method; replaces the recipe's own.")
 SHARD_SIZE = click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Bytes per output file.")

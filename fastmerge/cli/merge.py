@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import InvalidInput, Problem
 from ..sizes import show_size
 from ._errors import Command
 from ._mergekit import mergekit_flags, translate
@@ -21,6 +23,7 @@ from ._options import (
     SEED,
     SEMANTICS,
     SHARD_SIZE,
+    STRICT,
     THREADS,
     VRAM,
     together,
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from ..engine import Report
     from ..plan.types import Plan
 
-PLANNING = together(SEED, SEMANTICS, PLUGIN, SHARD_SIZE, RAM, DEVICE, VRAM, JSON, QUIET, mergekit_flags)
+PLANNING = together(SEED, SEMANTICS, PLUGIN, SHARD_SIZE, RAM, DEVICE, VRAM, STRICT, JSON, QUIET, mergekit_flags)
 
 
 @click.command(cls=Command)
@@ -43,7 +46,7 @@ PLANNING = together(SEED, SEMANTICS, PLUGIN, SHARD_SIZE, RAM, DEVICE, VRAM, JSON
 @together(THREADS, BACKEND)
 @PLANNING
 def merge(recipe: str, out: str, overwrite: bool, dry_run: bool, backend: str, **given: Any) -> None:
-    """Merge the models of RECIPE into the folder OUT.
+    """Merge the models of RECIPE (a file, or - for standard input) into the folder OUT.
 
     An interrupted merge goes on where it stopped when the same command is run again.
     """
@@ -103,13 +106,23 @@ def _planned(recipe: str, given: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
     from ..api import check as check_recipe
 
     silent = given["quiet"] or given["as_json"]
-    options = given | translate(given, lambda text: note(text, silent))
+    said: list[str] = []
+    mapped = translate(given, said.append)
+    options = given | mapped
+    if given["strict"] and said:
+        raise InvalidInput([Problem("options", text) for text in said])
+    for text in said:
+        note(text, silent)
+    # A line of its own makes text of a recipe that came in one line.
+    source = sys.stdin.read() + "\n" if recipe == "-" else recipe
+    names = ("allow_mixed_types", "truncate_embeddings", "copy_tokenizer", "model_card")
     plan = check_recipe(
-        recipe,
+        source,
         semantics=options["semantics"],
         seed=options["seed"],
         shard_size=options["shard_size"],
-        allow_mixed_types=options.get("allow_mixed_types", False),
+        strict=options["strict"],
+        **{name: mapped[name] for name in names if name in mapped},
     )
     for text in plan.notes:
         note(text, silent)

@@ -38,6 +38,7 @@ def write_manifest(plan: Plan, checksums: Mapping[str, str], small_files: Sequen
         "seed": plan.seed,
         "recipe": plan.recipe,
         "plan": plan.digest,
+        "truncated": plan.truncated,
         "inputs": [
             {
                 "reference": model.reference,

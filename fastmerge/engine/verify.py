@@ -176,7 +176,9 @@ def _replan(manifest: dict[str, Any]) -> tuple[Plan, list[str]]:
             raise CheckpointError(
                 f"{folder}: an input of the merge is missing; its output cannot be verified without it"
             )
-    plan = make_plan(_relocated(recipe, folders), allow_mixed_types=True)
+    plan = make_plan(
+        _relocated(recipe, folders), allow_mixed_types=True, truncate_embeddings=manifest.get("truncated", False)
+    )
     recorded = [file for item in manifest["inputs"] for file in item["files"]]
     present = [file for model in plan.models for file in model.files]
     if len(recorded) != len(present):

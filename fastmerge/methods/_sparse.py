@@ -29,7 +29,7 @@ _TINY_NORM = 1e-7
 
 def density_parameter(kept: str) -> Parameter:
     """Return the parameter ``density``; ``kept`` says which elements of a delta are kept."""
-    return Parameter("density", float, 1.0, per_model=True, minimum=0.0, maximum=1.0, doc=kept)
+    return Parameter("density", float, 1.0, per_model=True, minimum=0.0, maximum=1.0, saturates=True, doc=kept)
 
 
 DARE_PARAMETERS = (

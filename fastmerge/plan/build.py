@@ -18,7 +18,7 @@ from ..steps.inputs import Inputs
 from .checks import check_dtypes, check_models, check_shapes
 from .configs import compare_configs
 from .digest import digest
-from .files import small_files
+from .files import Wanted, small_files
 from .filters import unmatched
 from .findings import Findings
 from .layout import Sized, lay_out
@@ -27,6 +27,7 @@ from .models import OpenModel, open_models
 from .precision import Narrowed, output_dtype
 from .rows import Rows, pair_tensors
 from .ties import tied_rows
+from .truncation import truncate_vocabularies
 from .types import Dropped, OutputTensor, Plan
 from .values import Values
 
@@ -49,7 +50,16 @@ def _without_gc() -> Iterator[None]:
 
 
 @_without_gc()
-def make_plan(recipe: Recipe, *, shard_size: int = DEFAULT_SHARD_SIZE, allow_mixed_types: bool = False) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    *,
+    shard_size: int = DEFAULT_SHARD_SIZE,
+    allow_mixed_types: bool = False,
+    truncate_embeddings: bool = False,
+    copy_tokenizer: bool = True,
+    model_card: bool = True,
+    strict: bool = False,
+) -> Plan:
     """Plan the merge that ``recipe`` describes, from headers and configs alone.
 
     The bytes of integer and bool tensors are the exception: they are compared, because they can only be copied.
@@ -57,6 +67,10 @@ def make_plan(recipe: Recipe, *, shard_size: int = DEFAULT_SHARD_SIZE, allow_mix
     Args:
         shard_size: bytes of tensor data per output file; a larger tensor gets a file of its own.
         allow_mixed_types: merge models whose configs name different ``model_type`` if their tensors agree.
+        truncate_embeddings: cut vocabularies of different sizes to the smallest; token ids are not compared.
+        copy_tokenizer: take the files of a tokenizer along.
+        model_card: write a ``README.md``.
+        strict:     make every note a problem.
     Raises:
         InvalidInput: with every problem that was found, each with its place and remedy.
     """
@@ -71,10 +85,16 @@ def make_plan(recipe: Recipe, *, shard_size: int = DEFAULT_SHARD_SIZE, allow_mix
     if len(models) < len(recipe.models):
         findings.stop()
     found = pair_tensors(recipe, models, findings)
+    if truncate_embeddings:
+        found.rows = truncate_vocabularies(found.rows, findings)
     outputs = _decide(recipe, found, models[recipe.models[0]].checkpoint.config, findings)
-    files = small_files(recipe, models, found, outputs, findings)
-    findings.stop()
+    files = small_files(
+        recipe, models, found, outputs, findings, Wanted(copy_tokenizer, model_card, truncate_embeddings)
+    )
     aliases = kept_aliases(models[recipe.models[0]], [output.name for output in outputs], findings)
+    if strict:
+        findings.forbid_notes()
+    findings.stop()
     sized = [Sized(o.name, o.dtype, o.shape, o.nbytes) for o in outputs]
     shards, positions, index = lay_out(sized, shard_size, aliases)
     placed = [_placed(o, position.shard, position.offset) for o, position in zip(outputs, positions, strict=True)]
@@ -94,6 +114,7 @@ def make_plan(recipe: Recipe, *, shard_size: int = DEFAULT_SHARD_SIZE, allow_mix
         files=files,
         notes=tuple(findings.notes),
         digest=digest(placed, shards, [file for model in opened for file in model.files], semantics, recipe.seed),
+        truncated=truncate_embeddings,
         recipe_file=os.path.abspath(recipe.path) if os.path.isfile(recipe.path) else None,
     )
 

@@ -13,6 +13,9 @@ from ..methods import get_method
 from ..recipe.types import Recipe
 from .models import OpenModel
 
+# Keys of recipes that the metadata of the hub has, too.
+_METADATA = ("license", "language", "datasets", "pipeline_tag")
+
 
 def model_card(recipe: Recipe, models: Sequence[OpenModel]) -> str:
     """Return the text of ``README.md``: metadata of the hub, recipe, method, inputs and how to reproduce."""
@@ -22,18 +25,26 @@ def model_card(recipe: Recipe, models: Sequence[OpenModel]) -> str:
     if published:
         metadata["base_model"] = list(dict.fromkeys(name for name in published if looks_like_hub_id(name)))
         metadata["base_model_relation"] = "merge"
+    card = recipe.card
     licences = {_licence(model.checkpoint.folder) for model in models}
     if len(licences) == 1 and (licence := licences.pop()):
         metadata["license"] = licence
-    metadata |= {"library_name": "transformers", "tags": ["merge", "fastmerge"]}
+    metadata |= {key: card[key] for key in _METADATA if key in card}
+    if "licence" in card:
+        metadata.setdefault("license", card["licence"])
+    own = card.get("tags", [])
+    tags = ["merge", "fastmerge", *(own if isinstance(own, list) else [own])]
+    metadata |= {"library_name": "transformers", "tags": list(dict.fromkeys(tags))}
+    title = next((str(card[key]) for key in ("title", "model_name", "name") if card.get(key)), "Merged model")
+    about = "".join(f"{card[key]}\n\n" for key in ("description", "notes") if isinstance(card.get(key), str))
     inputs = "\n".join(f"- {model}" for model in models)
     fence = "`" * max(3, 1 + max((len(run) for run in recipe.text.split() if set(run) == {"`"}), default=0))
     return f"""---
 {yaml.safe_dump(metadata, sort_keys=False).strip()}
 ---
-# Merged model
+# {title}
 
-Made with fastmerge by the method `{recipe.method}` ({method.paper}).
+{about}Made with fastmerge by the method `{recipe.method}` ({method.paper}).
 
 Inputs:
 

@@ -12,13 +12,19 @@ from ..checkpoint.layers import LAYER_COUNT_KEYS, is_tower, stack_layers
 from ..checkpoint.quantized import CONFIG_KEYS
 from ..checkpoint.quantized import levels as quantized_levels
 from .layer_settings import LayerSettings, Origin
+from .models import is_vocabulary
 from .rows import Rows, Stacked
 from .stacking import misplaced_layers
 from .types import OutputTensor
 
 
-def output_config(config: Mapping[str, Any], found: Rows, outputs: Sequence[OutputTensor]) -> dict[str, Any]:
-    """Return the donor's ``config`` with the output's dtype, number of layers and tie of the head."""
+def output_config(
+    config: Mapping[str, Any], found: Rows, outputs: Sequence[OutputTensor], truncated: bool = False
+) -> dict[str, Any]:
+    """Return the donor's ``config`` with the output's dtype, number of layers and tie of the head.
+
+    ``truncated``: the vocabulary was cut, so that its size follows the embeddings.
+    """
     result = copy.deepcopy(dict(config))
     # transformers writes here where the model was loaded from.
     result.pop("_name_or_path", None)
@@ -32,6 +38,9 @@ def output_config(config: Mapping[str, Any], found: Rows, outputs: Sequence[Outp
         for level in [level for level in levels if "tie_word_embeddings" in level] or levels[:1]:
             level["tie_word_embeddings"] = found.tied
     _set_layers(result, found)
+    sizes = {output.shape[0] for output in outputs if truncated and is_vocabulary(output.name)}
+    for level in [level for level in levels if "vocab_size" in level]:
+        level["vocab_size"] = min(sizes, default=level["vocab_size"])
     return result
 
 

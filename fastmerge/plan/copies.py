@@ -64,6 +64,11 @@ def copied_files(donor: OpenModel, tokenizer: OpenModel, findings: Findings) -> 
     return files
 
 
+def is_tokenizer_file(name: str) -> bool:
+    """True for files that only a tokenizer needs."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in TOKENIZER_FILES)
+
+
 def _modules(folder: str, findings: Findings) -> Iterator[str]:
     """Yield patterns for the folders that sentence-transformers puts behind the model: pooling, dense layers."""
     path = os.path.join(folder, "modules.json")

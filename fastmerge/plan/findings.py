@@ -21,6 +21,14 @@ class Findings:
         if text not in self.notes:
             self.notes.append(text)
 
+    def forbid_notes(self) -> None:
+        """Make every note a problem."""
+        for note in self.notes:
+            # A note begins with its place, if it has one.
+            where, colon, what = note.partition(": ")
+            self.problem(where if colon else "note", what if colon else note)
+        self.notes.clear()
+
     def stop(self) -> None:
         """Raise InvalidInput with everything that was found, if there are problems."""
         if self.problems:

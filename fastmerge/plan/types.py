@@ -138,6 +138,7 @@ class Plan:
         dropped:  every input tensor that is not used.
         files:    small files of the output by name: their text (config.json, ...) or the path that is copied.
         notes:    what the user should know, one sentence each.
+        truncated: True where vocabularies of different sizes were cut to the smallest.
         digest:   hash of everything that decides the output's bytes.
         recipe_file: absolute path of the recipe; None for text.
     """
@@ -153,6 +154,7 @@ class Plan:
     dropped: tuple[Dropped, ...]
     files: dict[str, TextFile | CopiedFile] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    truncated: bool = False
     digest: str = ""
     recipe_file: str | None = None
 

@@ -191,9 +191,9 @@ class Assembly:
                 return None
             return TokenizerSpec(file.tokenizer_source, where=where(("tokenizer_source",)))
         tokens: list[TokenSpec] = []
-        for token, item in (file.tokenizer.tokens or {}).items():
+        for token, entry in (file.tokenizer.tokens or {}).items():
             try:
-                tokens.append(parse_token(token, item.source, item.force))
+                tokens.append(parse_token(token, entry.source, entry.force))
             except ValueError as error:
                 self._findings.problem(("tokenizer", "tokens", token, "source"), str(error))
         item = file.tokenizer

@@ -47,6 +47,19 @@ def notes(recipe: Recipe) -> Iterator[str]:
         for model, count in Counter(source.model for source in part.inputs.tensors).items():
             if count > 1:
                 yield f"{part.where}: {model} is listed {count} times; every entry counts"
+        yield from _saturated(part)
+
+
+def _saturated(part: Part) -> Iterator[str]:
+    for parameter in part.parameters:
+        if not parameter.saturates or parameter.maximum is None:
+            continue
+        for source in part.inputs.tensors:
+            for table in part.levels(source, parameter):
+                for branch in table[parameter.name].branches if parameter.name in table else ():
+                    values = branch.value if isinstance(branch.value, tuple) else (branch.value,)
+                    if any(float(value) > parameter.maximum for value in values):
+                        yield f"{branch.where}: what is above {parameter.maximum:g} counts as {parameter.maximum:g}"
 
 
 def _models(recipe: Recipe, slice_: SliceSpec, part: Part) -> Iterator[Problem]:

@@ -26,6 +26,13 @@ def schema(*, strict: bool = False) -> dict[str, Any]:
         if level.get("type") == "object":
             level["additionalProperties"] = not strict
             level["patternProperties"] = {"^x-": True}
+    for name in ("ModelItem", "SourceItem"):
+        item = {"$ref": f"#/$defs/{name}"}
+        _replace_items(result, item, {"anyOf": [{"type": "string"}, item]})
+    whole = {"type": ["integer", "number", "string"]}
+    layers = definitions["SourceItem"]["properties"]["layer_range"]
+    layers.pop("anyOf", None)
+    layers |= {"type": ["array", "null"], "items": whole, "minItems": 2, "maxItems": 2}
     definitions["Value"] = _value()
     definitions["Parameters"] = _parameters(strict)
     for level in (result, *(definitions[name] for name in _LEVELS)):
@@ -37,8 +44,21 @@ def schema(*, strict: bool = False) -> dict[str, Any]:
     for level in (result, definitions["SliceItem"], definitions["RuleItem"]):
         level["properties"]["merge_method"] = {"enum": list(all_methods())}
     names = {"enum": [*DTYPES, *(f"torch.{name}" for name in DTYPES), None]}
-    result["properties"] |= {"dtype": names, "out_dtype": names} | dict.fromkeys(CARD_KEYS, True)
-    return {"$schema": _DIALECT, "title": "fastmerge recipe", **result}
+    seed = {"type": ["integer", "string", "null"], "description": "seed of the random methods"}
+    result["properties"] |= {"dtype": names, "out_dtype": names, "seed": seed} | dict.fromkeys(CARD_KEYS, True)
+    return {"$schema": _DIALECT, **result, "title": "fastmerge recipe"}
+
+
+def _replace_items(level: Any, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Replace what the items of lists must be: models may be given by their names alone."""
+    if isinstance(level, dict):
+        if level.get("items") == old:
+            level["items"] = new
+        for inner in level.values():
+            _replace_items(inner, old, new)
+    elif isinstance(level, list):
+        for inner in level:
+            _replace_items(inner, old, new)
 
 
 def _parameters(strict: bool) -> dict[str, Any]:

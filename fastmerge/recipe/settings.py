@@ -76,6 +76,8 @@ def coerce(parameter: Parameter, value: Scalar) -> Scalar:
         result = number
     elif parameter.kind is int and number is not None and number.is_integer():
         result = int(number)
+    if parameter.saturates and parameter.maximum is not None and isinstance(result, float):
+        result = min(result, parameter.maximum)
     if not parameter.accepts(result):
         raise ValueError(f"is {value!r}, expected {parameter.expected}")
     return result

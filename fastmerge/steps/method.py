@@ -34,6 +34,7 @@ class Parameter:
         default:   value when the recipe gives none; REQUIRED makes it an error.
         per_model: True for one value per input (``weight``), False for one per tensor (``lambda``).
         minimum, maximum: inclusive range; None is unbounded.
+        saturates: in recipes, a value above ``maximum`` counts as ``maximum``.
         choices:   the values of a str.
         semantics: profiles that know the parameter; empty stands for all of the method's.
         doc:       one sentence, with the unit or meaning.
@@ -48,6 +49,7 @@ class Parameter:
     per_model: bool = False
     minimum: float | None = None
     maximum: float | None = None
+    saturates: bool = False
     choices: tuple[str, ...] = ()
     semantics: tuple[str, ...] = ()
     doc: str = ""

@@ -151,15 +151,6 @@ def test_the_report_says_where_the_merge_ran_and_why(ties, tmp_path):
     assert call_json("doctor")["devices"]["with --device auto"].startswith("cpu: no GPU is used: ")
 
 
-@pytest.mark.parametrize("flag", list(_mergekit.IGNORED))
-def test_every_flag_without_a_meaning_has_a_note(flag, ties):
-    kind, why = _mergekit.IGNORED[flag]
-    name = flag.split("/")[0]
-    result = call("check", ties, name, *([] if kind is None else ["1"]))
-    assert result.exit_code == 0, result.output
-    assert f"note: {name} means nothing here: {why}\n" in result.stderr
-
-
 @pytest.mark.parametrize(("text", "nbytes"), [("5B", 5 * 10**9), ("500M", 5 * 10**8), ("2k", 2000), ("7", 7)])
 def test_sizes_of_mergekit(text, nbytes):
     assert _mergekit.ShardSize().convert(text, None, None) == nbytes

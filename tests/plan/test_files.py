@@ -121,7 +121,9 @@ def test_side_files(family, plan_of, tmp_path):
         "tokenizer.model": "b", "merges.txt": "b", "tokenizer_config.json": "b",
         "preprocessor_config.json": "a", "modeling_x.py": "a", "generation_config.json": "a",
     }  # fmt: skip
-    assert {name for name, file in plan.files.items() if isinstance(file, TextFile)} == {"config.json", "README.md"}
+    assert {name for name, file in plan.files.items() if isinstance(file, TextFile)} == {
+        "config.json", "README.md", "mergekit_config.yml",
+    }  # fmt: skip
 
 
 def tokenizer(folder, tokens):
@@ -141,29 +143,6 @@ def test_token_ids_must_agree_with_the_tokenizer_source(family, plan_of, tmp_pat
         plan_of(LINEAR + "tokenizer_source: a")
 
 
-def template_of(plan):
-    return json.loads(plan.files["tokenizer_config.json"].text)["chat_template"]
-
-
-def test_chat_templates(family, plan_of, tmp_path):
-    (tmp_path / "a" / "chat_template.jinja").write_text("{{ from_a }}")
-    for name in ("b", "c"):
-        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ common }}"}))
-    three = LINEAR.replace("{model: b}", "{model: b}, {model: c}")
-    assert "chat_template.jinja" in plan_of(three).files
-    plan = plan_of(three + "chat_template: auto")
-    assert template_of(plan) == "{{ common }}" and "chat_template.jinja" not in plan.files
-    assert template_of(plan_of(LINEAR + "chat_template: '{{ mine }}'")) == "{{ mine }}"
-    assert "<|im_start|>" in template_of(plan_of(LINEAR + "chat_template: chatml"))
-
-
-def test_named_template_renders(family, plan_of):
-    jinja2 = pytest.importorskip("jinja2")
-    template = jinja2.Template(template_of(plan_of(LINEAR + "chat_template: chatml")))
-    text = template.render(messages=[{"role": "user", "content": "hi"}], add_generation_prompt=True)
-    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-
-
 def test_model_card(family, plan_of, tmp_path):
     for name in "ab":
         (tmp_path / name / "README.md").write_text("---\nlicense: apache-2.0\n---\ntext")
@@ -174,3 +153,47 @@ def test_model_card(family, plan_of, tmp_path):
     assert LINEAR.strip() in body and "`linear`" in body and "2203.05482" in body and "seed 0" in body
     (tmp_path / "b" / "README.md").write_text("---\nlicense: mit\n---\ntext")
     assert "license" not in plan_of(LINEAR).files["README.md"].text
+
+
+def test_what_the_recipe_says_of_its_result(family, plan_of):
+    about = "name: First\ndescription: A merge.\nlicense: mit\nlanguage: [en]\ntags: [blend, merge]\n"
+    text = plan_of(LINEAR + about).files["README.md"].text
+    _, front, body = text.split("---\n", 2)
+    metadata = yaml.safe_load(front)
+    assert (metadata["license"], metadata["language"], metadata["tags"]) == (
+        "mit",
+        ["en"],
+        ["merge", "fastmerge", "blend"],
+    )
+    assert body.startswith("# First\n\nA merge.\n\nMade with fastmerge")
+
+
+def test_what_is_not_wanted_is_left_out(family, plan_of):
+    plan = plan_of(LINEAR + "chat_template: chatml\n", copy_tokenizer=False, model_card=False)
+    assert set(plan.files) == {"config.json", "generation_config.json", "mergekit_config.yml"}
+    assert any("chat_template: has no effect without a tokenizer" in note for note in plan.notes)
+    assert plan.files["mergekit_config.yml"].text == plan.recipe
+
+
+def test_truncated_embeddings(family, plan_of):
+    wide = {
+        name: torch.cat([family[name], torch.ones(3, 64)]) for name in ("model.embed_tokens.weight", "lm_head.weight")
+    }
+    save_model("b", family | wide, vocab_size=len(wide["lm_head.weight"]))
+    with pytest.raises(InvalidInput, match="the vocabulary has"):
+        plan_of(LINEAR)
+    for text in (LINEAR, LINEAR.replace("{model: a}, {model: b}", "{model: b}, {model: a}")):
+        plan = plan_of(text, truncate_embeddings=True)
+        head = next(output for output in plan.outputs if output.name == "lm_head.weight")
+        assert head.shape == family["lm_head.weight"].shape
+        assert {tensor.shape for tensor in head.inputs.every} == {head.shape}
+        assert config_of(plan)["vocab_size"] == len(family["lm_head.weight"]) and plan.truncated
+        assert any("lm_head.weight: only the first" in note for note in plan.notes)
+
+
+def test_strict_makes_problems_of_notes(family, plan_of):
+    with pytest.raises(InvalidInput) as caught:
+        plan_of(LINEAR + "smooth: true\n", strict=True)
+    assert [str(problem) for problem in caught.value.problems] == [
+        "<recipe>:4: smooth: is a key of mergekit-evolve; it has no effect"
+    ]

@@ -167,7 +167,7 @@ models:
   - model: a
     parameters: {weight: 1, densty: 0.5}
   - model: c
-    parameters: {weight: [1, high], density: [0.5, 1.5]}
+    parameters: {weight: [1, high], density: [0.5, -1.5]}
   - model: c
     weights: 1
 dtype: bf16

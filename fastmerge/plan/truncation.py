@@ -1,0 +1,35 @@
+"""Cuts embeddings and heads to the smallest vocabulary: what mergekit calls unsafe, and what it once did unasked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from .findings import Findings
+from .models import is_vocabulary
+from .rows import Row
+from .types import Adapter, InputTensor
+
+
+def truncate_vocabularies(rows: Sequence[Row], findings: Findings) -> list[Row]:
+    """Return the rows with every tensor of the vocabulary cut to the rows that all models have.
+
+    It is right only where equal token ids mean equal tokens; a note says what was cut.
+    """
+    cut = []
+    for row in rows:
+        shapes = {tensor.shape for tensor in row.inputs.every}
+        if len(shapes) == 1 or not is_vocabulary(row.name) or len({shape[1:] for shape in shapes}) > 1:
+            cut.append(row)
+            continue
+        least, most = min(shape[0] for shape in shapes), max(shape[0] for shape in shapes)
+        findings.note(f"{row.name}: only the first {least} of up to {most} rows are merged; token ids must agree")
+        tensors = [_first_rows(tensor, least) for tensor in row.inputs.every]
+        cut.append(replace(row, inputs=row.inputs.like(tensors)))
+    return cut
+
+
+def _first_rows(tensor: InputTensor, count: int) -> InputTensor:
+    adapters = tuple(Adapter(_first_rows(a.up, count), a.down, a.scale) for a in tensor.adapters)
+    nbytes = tensor.nbytes // tensor.shape[0] * count
+    return replace(tensor, nbytes=nbytes, shape=(count, *tensor.shape[1:]), adapters=adapters)

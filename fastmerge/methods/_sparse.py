@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..kernels import Keep, drop_threshold, keep_all, keep_random, keep_top, tensor_key
@@ -12,7 +13,9 @@ from ..steps.method import Group, Parameter
 from ..steps.survey import Boundaries, Norms, Survey
 
 WEIGHT = Parameter("weight", float, per_model=True, doc="coefficient of the model's delta", neutral=1.0)
-LAMBDA = Parameter("lambda", float, 1.0, semantics=("mergekit",), doc="scale of the merged delta")
+SCALE = Parameter("lambda", float, 1.0, doc="scale of the merged delta")
+# For methods with a profile that has none.
+LAMBDA = replace(SCALE, semantics=("mergekit",))
 # mergekit recipes carry it; there it bounds the memory of masks, which do not exist here.
 INT8_MASK = Parameter("int8_mask", bool, False, semantics=("mergekit",), doc="accepted; has no effect on the result")
 

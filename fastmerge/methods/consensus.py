@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..kernels import keep_all
-from ..steps.apply import ElementwiseMerge, SparseMerge
+from ..steps.apply import ElementwiseMerge
 from ..steps.method import Group, Method, Parameter, Solve, method
-from ._sparse import LAMBDA, density_parameter, keep_largest
+from ._sparse import SCALE
+from ._tasks import MASK_LAMBDA, MERGE, TASK_DENSITY, TASK_WEIGHT, merged_tasks, needed
 
 
 @method
@@ -31,34 +31,25 @@ class Consensus(Method):
     name = "consensus"
     base = "required"
     parameters = (
-        Parameter("weight", float, 1.0, per_model=True, doc="coefficient of the model's delta"),
-        Parameter(
-            "mask_lambda", float, 0.6, per_model=True, minimum=0.0,
-            doc="how large a model's delta must be beside the rest of the merged one to count as needed",
-        ),
+        TASK_WEIGHT,
+        MASK_LAMBDA,
         Parameter("threshold", int, 2, minimum=0, doc="number of models that must need an element", neutral=1),
-        Parameter("merge", str, "sum", choices=("sum", "ties"), doc="how the merged delta is made"),
-        density_parameter("share of each delta that takes part with merge: ties"),
-        LAMBDA,
-    )  # fmt: skip
+        MERGE,
+        TASK_DENSITY,
+        SCALE,
+    )
     paper = "Wang et al. 2024, arXiv 2405.07813"
 
     def merge(self, group: Group) -> Solve:
-        weights = group["weight"]
-        if group["merge"] == "ties":
-            keeps = yield from keep_largest(group, least=1)
-            step = SparseMerge(weights, keeps, vote="weighted")
-        else:
-            step = SparseMerge(weights, [keep_all()] * group.models)
+        step = yield from merged_tasks(group)
         change = partial(_needed, mask_lambdas=group["mask_lambda"], threshold=group["threshold"])
         return ElementwiseMerge(step.factors, change, step, group["lambda"])
 
 
 def _needed(deltas: Sequence[Tensor], merged: Tensor, mask_lambdas: Sequence[float], threshold: int) -> Tensor:
     """Return the elements of ``merged`` that at least ``threshold`` models need, and 0 for the others."""
-    votes, rest = torch.zeros(merged.shape, dtype=torch.int16, device=merged.device), torch.empty_like(merged)
+    votes = torch.zeros(merged.shape, dtype=torch.int16, device=merged.device)
     for delta, mask_lambda in zip(deltas, mask_lambdas, strict=True):
-        torch.sub(merged, delta, out=rest).abs_().mul_(mask_lambda)
-        votes += delta.abs_() > rest
+        votes += needed(delta, merged, mask_lambda)
     # A product, so that NaN and infinity stay.
     return merged.mul_(votes >= threshold)

@@ -30,10 +30,7 @@ def method_of(findings: Findings, path: KeyPath, name: str) -> Method | None:
     methods = all_methods()
     if name in methods:
         return methods[name]
-    if name in mergekit_names.METHODS:
-        findings.problem(path, f"the method {name!r} of mergekit is not available yet", f"available: {_list(methods)}")
-        return None
-    close = did_you_mean(name, [*methods, *mergekit_names.METHODS])
+    close = did_you_mean(name, [*methods])
     findings.problem(path, f"unknown merge method {name!r}", f"{close} available: {_list(methods)}".lstrip())
     return None
 

@@ -144,12 +144,14 @@ class ElementwiseMerge(DeltaMerge):
         change:  see ``Change``. NaN and infinity must stay, so what drops an element multiplies it by 0.
         step:    makes ``merged`` from the deltas without their weights; None: ``merged`` is zeros.
         scale:   multiplies the result of ``change``.
+        selection: the elements that take part: the deltas of the others are 0 before anything is made of them.
     """
 
     weights: Sequence[float]
     change: Change
     step: SparseMerge | None = None
     scale: float = 1.0
+    selection: Selection | None = None
 
     @property
     def gains(self) -> Sequence[float]:
@@ -157,10 +159,30 @@ class ElementwiseMerge(DeltaMerge):
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
         flat = out.view(-1)
-        for block in delta_blocks(chunk, self.weights, self.step):
+        for block in delta_blocks(chunk, self.weights, self.step, self.selection):
             result = self.change(block.deltas, block.merged)
             base, plus = ([], []) if block.base is None else ([block.base], [1.0])
             kernels.weighted_sum(flat[block.span], [*base, result], [*plus, self.scale])
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Elements that take part in a merge: those that ``keep`` keeps by a score of theirs.
+
+    Attributes:
+        score: makes the scores of a block from its deltas, float32, not below 0; must leave the deltas as they are. An
+               element with the score 0 is never kept.
+        keep:  keep rule over the scores of the whole tensor.
+    """
+
+    score: Callable[[Sequence[Tensor]], Tensor]
+    keep: Keep
+
+    def mask(self, deltas: Sequence[Tensor], zeros: Tensor, offset: int) -> Tensor:
+        """Return where the elements from ``offset`` on are kept (bool); NaN is."""
+        scores = self.score(deltas)
+        kernels.sparse_merge(scores, zeros, [scores], factors=[1.0], keeps=[self.keep], offset=offset)
+        return scores != 0
 
 
 @dataclass(frozen=True)
@@ -180,7 +202,9 @@ class Block:
     merged: Tensor
 
 
-def delta_blocks(chunk: Chunk, weights: Sequence[float], step: SparseMerge | None = None) -> Iterator[Block]:
+def delta_blocks(
+    chunk: Chunk, weights: Sequence[float], step: SparseMerge | None = None, selection: Selection | None = None
+) -> Iterator[Block]:
     """Cut a chunk into blocks on the grid of the reductions. Each is valid until the next one is taken."""
     inputs = chunk.map(lambda tensor: tensor.view(-1))
     like = inputs.tensors[0]
@@ -193,6 +217,10 @@ def delta_blocks(chunk: Chunk, weights: Sequence[float], step: SparseMerge | Non
         for delta, tensor in zip(deltas, inputs.tensors, strict=True):
             kernels.weighted_sum(delta, [*base, tensor[span]], [*minus, 1.0])
         merged.zero_()
+        if selection is not None:
+            mask = selection.mask(deltas, merged, chunk.offset + start)
+            for delta in deltas:
+                delta *= mask
         if step is not None:
             step(merged, Chunk(merged, tuple(deltas), chunk.offset + start))
         for delta, weight in zip(deltas, weights, strict=True):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..kernels import keep_all
-from .apply import SparseMerge, delta_blocks
+from .apply import Selection, SparseMerge, delta_blocks
 from .source import Chunk, Resident, Source
 from .survey import Survey, TableSurvey, grid_table
 
@@ -24,22 +24,24 @@ WHOLE = 1 << 20
 
 @dataclass(frozen=True)
 class ElementSums(TableSurvey):
-    """The sums of the magnitudes of ``count`` functions of the deltas, over all elements of a tensor.
+    """The sums of the magnitudes of ``count`` functions of the deltas, or their squares (``power`` 2), over a tensor.
 
     One read. Relative error bound: ``72 * 2**-53`` of what the functions return (see ``kernels.norms``). As in
-    ``ElementwiseMerge``, delta k is ``weights[k] * (theta_k - base)`` and ``step`` makes a merged one of them.
+    ``ElementwiseMerge``, delta k is ``weights[k] * (theta_k - base)``, ``step`` makes a merged one of them, and
+    ``selection`` says which elements take part.
     """
 
     weights: Sequence[float]
     change: Map
     count: int
     step: SparseMerge | None = None
+    selection: Selection | None = None
     power: int = 1
 
     def partials(self, chunk: Chunk) -> Tensor:
         table = grid_table(chunk.tensors[0], 2 * self.count)
         row = 0
-        for block in delta_blocks(chunk, self.weights, self.step):
+        for block in delta_blocks(chunk, self.weights, self.step, self.selection):
             images = self.change(block.deltas, block.merged)
             part = grid_table(images[0], 2 * self.count)
             kernels.norm_partials(part, images, None, [keep_all()] * self.count, power=self.power)

@@ -93,7 +93,6 @@ MESSAGES = {
     LINEAR.replace("[a, b]", "[7, b]"): "<recipe>:2: models[0]: is 7, expected names and values",
     LINEAR.replace("[a, b]", "[{model: 7}, b]"): "<recipe>:2: models[0].model: 7 is not a model; expected the path",
     LINEAR.replace("linear", "linaer"): "unknown merge method 'linaer' (did you mean 'linear'? available: ",
-    LINEAR.replace("linear", "sce"): "the method 'sce' of mergekit is not available yet",
     SLICE + "  merge_method: slrp\n": "<recipe>:4: slices[0].merge_method: unknown merge method 'slrp' (did you mean",
     SLICE + "  merge_method: slerp\n": "<recipe>: slerp needs a base model",
     "models: [a]\n": "<recipe>:1: merge_method is missing (add merge_method:)",

@@ -48,7 +48,7 @@ def bound_sparse(golden: Golden) -> Bound:
     group, deltas = golden.group, golden.deltas
     compared = torch.ones_like(golden.out, dtype=torch.bool)
     masks = golden.masks
-    if golden.method.name in ("breadcrumbs", "breadcrumbs_ties", "ties"):
+    if golden.method.name in ("breadcrumbs", "breadcrumbs_ties", "magnitude_prune", "ties"):
         masks, compared = _trimmed(golden)
     masks = masks or [compared] * group.models
     peft = group.semantics == "peft"
@@ -202,6 +202,7 @@ BOUNDS: dict[str, Callable[[Golden], Bound]] = {
     "della_linear": bound_sparse,
     "karcher": bound_directions,
     "linear": bound_linear,
+    "magnitude_prune": bound_sparse,
     "model_stock": bound_model_stock,
     "multislerp": bound_directions,
     "nuslerp": bound_nuslerp,

@@ -10,6 +10,22 @@ from .tensors import merge_tensors as merge_tensors
 
 __all__: list[str]
 
+def arcee_fusion(
+    base: Tensor,
+    tensors: Sequence[Tensor] | Tensor,
+    *,
+    lines: Mapping[str, Any] | None = None,
+    svc: Mapping[str, Any] | None = None,
+    boost: Mapping[str, Any] | None = None,
+    semantics: str | None = None,
+    seed: int = 0,
+    name: str = "tensor",
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """theta = base + d * [s >= median(s) + 1.5 (q3(s) - q1(s))],   s = |d| * KL(row)"""
+
 def breadcrumbs(
     base: Tensor,
     tensors: Sequence[Tensor] | Tensor,
@@ -169,6 +185,23 @@ def della_linear(
 ) -> Tensor:
     """theta = base + lambda * sum_k w_k r_k drop(theta_k - base)"""
 
+def expo(
+    base: Tensor,
+    tensors: Sequence[Tensor] | Tensor,
+    *,
+    alpha: float,
+    lines: Mapping[str, Any] | None = None,
+    svc: Mapping[str, Any] | None = None,
+    boost: Mapping[str, Any] | None = None,
+    semantics: str | None = None,
+    seed: int = 0,
+    name: str = "tensor",
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """theta = theta_0 + alpha (theta_0 - base)"""
+
 def iso_c(
     base: Tensor,
     tensors: Sequence[Tensor] | Tensor,
@@ -258,6 +291,43 @@ def linear(
     out: Tensor | None = None,
 ) -> Tensor:
     """theta = sum_k w_k theta_k / sum_k w_k"""
+
+def magmax(
+    base: Tensor,
+    tensors: Sequence[Tensor] | Tensor,
+    *,
+    weight: float | Sequence[float] = 1.0,
+    lambda_: float = 1.0,
+    lines: Mapping[str, Any] | None = None,
+    svc: Mapping[str, Any] | None = None,
+    boost: Mapping[str, Any] | None = None,
+    semantics: str | None = None,
+    seed: int = 0,
+    name: str = "tensor",
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """theta = base + lambda * d_k with the largest |d_k|,   d_k = w_k (theta_k - base)"""
+
+def magnitude_prune(
+    base: Tensor,
+    tensors: Sequence[Tensor] | Tensor,
+    *,
+    weight: float | Sequence[float],
+    density: float | Sequence[float] = 1.0,
+    lambda_: float = 1.0,
+    lines: Mapping[str, Any] | None = None,
+    svc: Mapping[str, Any] | None = None,
+    boost: Mapping[str, Any] | None = None,
+    semantics: str | None = None,
+    seed: int = 0,
+    name: str = "tensor",
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """theta = base + lambda * sum_k w_k prune(theta_k - base)"""
 
 def model_stock(
     base: Tensor,
@@ -374,6 +444,24 @@ def ramplus_tl(
 ) -> Tensor:
     """theta = base + f_k d_k where only model k changed an element, elsewhere as ``ram``"""
 
+def sce(
+    base: Tensor,
+    tensors: Sequence[Tensor] | Tensor,
+    *,
+    select_topk: float = 1.0,
+    int8_mask: bool = False,
+    lines: Mapping[str, Any] | None = None,
+    svc: Mapping[str, Any] | None = None,
+    boost: Mapping[str, Any] | None = None,
+    semantics: str | None = None,
+    seed: int = 0,
+    name: str = "tensor",
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """theta = base + sum_k w_k M_k d_k / max(sum_k w_k M_k, 1e-6)"""
+
 def slerp(
     base: Tensor,
     tensors: Sequence[Tensor] | Tensor,
@@ -387,6 +475,28 @@ def slerp(
     out: Tensor | None = None,
 ) -> Tensor:
     """theta = sin((1-t) a) / sin(a) * base + sin(t a) / sin(a) * theta_0"""
+
+def tall_mask(
+    base: Tensor,
+    tensors: Sequence[Tensor] | Tensor,
+    *,
+    task: int,
+    weight: float | Sequence[float] = 1.0,
+    mask_lambda: float | Sequence[float] = 0.6,
+    merge: Literal["sum", "ties"] = "sum",
+    density: float | Sequence[float] = 1.0,
+    lambda_: float = 1.0,
+    lines: Mapping[str, Any] | None = None,
+    svc: Mapping[str, Any] | None = None,
+    boost: Mapping[str, Any] | None = None,
+    semantics: str | None = None,
+    seed: int = 0,
+    name: str = "tensor",
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """theta = base + lambda * t where |d_j| > mask_lambda_j |t - d_j|, j = task"""
 
 def task_arithmetic(
     base: Tensor,

@@ -61,8 +61,6 @@ def parameter_of(
     elif name in elsewhere:
         what = f"is a parameter of {called} only with semantics {' or '.join(elsewhere[name].semantics)}"
         findings.problem(path, what, "delete it or change semantics:")
-    elif any(name in mergekit_names.METHODS.get(method.name, ()) for method in known):
-        findings.problem(path, f"this parameter of {called} is not supported yet", "delete it")
     elif close := did_you_mean(name, own) if name not in _known_parameters() else "":
         findings.problem(path, "unknown parameter", close)
     elif len(known) == len(methods):

@@ -10,7 +10,7 @@ from recipes import minimal_recipe
 
 from fastmerge.errors import InvalidInput
 from fastmerge.methods import all_methods
-from fastmerge.recipe import load
+from fastmerge.recipe import load, mergekit_names
 
 METHODS = list(all_methods().values())
 
@@ -186,6 +186,11 @@ tokenizer_source: union
 def test_a_parameter_of_another_profile_is_refused() -> None:
     text = "merge_method: ties\nbase_model: b\nmodels: [a]\nparameters: {weight: 1, normalize: true}\nsemantics: peft\n"
     assert "parameters.normalize: is a parameter of ties only with semantics mergekit" in refusal(text)
+
+
+def test_every_method_and_parameter_of_mergekit_is_known() -> None:
+    for name, parameters in mergekit_names.METHODS.items():
+        assert parameters <= {parameter.name for parameter in all_methods()[name].parameters_of("mergekit")}
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

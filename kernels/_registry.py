@@ -89,7 +89,7 @@ class Operation:
         order = self._order(torch.device(device).type, many)
         pinned = _pin(backend)
         if pinned == "auto":
-            missing = []
+            missing: list[str] = []
             for name in order.backends:
                 why = self._unavailable(name)
                 if why is None:

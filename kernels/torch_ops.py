@@ -41,7 +41,8 @@ def _define(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
 
 
 def _keeps(flat: Sequence[int], masks: Sequence[Tensor | None]) -> list[Keep]:
-    return [Keep(*flat[5 * k : 5 * k + 5], mask) for k, mask in enumerate(masks)]
+    columns = (flat[i::5] for i in range(5))
+    return [Keep(rule, a, b, c, d, mask) for rule, a, b, c, d, mask in zip(*columns, masks, strict=True)]
 
 
 def _check_out(out: Tensor, tensors: Sequence[Tensor], *_) -> None:

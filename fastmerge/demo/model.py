@@ -29,6 +29,11 @@ class Size:
 class Attention(nn.Module):
     """Causal self-attention with rotary positions."""
 
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
+
     def __init__(self, size: Size):
         super().__init__()
         self.heads = size.heads
@@ -98,8 +103,9 @@ class Decoder(nn.Module):
         self.lm_head = nn.Linear(size.hidden, size.vocab, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.model["embed_tokens"](tokens)
-        for layer in self.model["layers"]:
+        x, layers = self.model["embed_tokens"](tokens), self.model["layers"]
+        assert isinstance(layers, nn.ModuleList)
+        for layer in layers:
             x = layer(x)
         return self.lm_head(self.model["norm"](x))
 

@@ -20,13 +20,14 @@ def is_copy_of_embedding(model: OpenModel, tensor: InputTensor) -> bool:
 
 
 def equal_values(tensors: Sequence[InputTensor]) -> bool:
-    """True for tensors of one shape, dtype and value; with an adapter only one tensor is equal to itself."""
+    """True for tensors of one shape, dtype and value; decoded ones and sums with an adapter only if they are one."""
     first, *others = tensors
     if any((other.shape, other.dtype) != (first.shape, first.dtype) for other in others):
         return False
     places = {(tensor.path, tensor.offset, tensor.nbytes) for tensor in tensors}
-    if any(tensor.adapters for tensor in tensors):
-        return len(places) == 1 and all(tensor.adapters == first.adapters for tensor in tensors)
+    if not all(tensor.plain for tensor in tensors):
+        made_of = [(tensor.coded, tensor.adapters) for tensor in tensors]
+        return len(places) == 1 and all(parts == made_of[0] for parts in made_of)
     return all(_equal_ranges(min(places), place) for place in places if place != min(places))
 
 

@@ -6,9 +6,11 @@ import itertools
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 Contender = Callable[[], float]
+Name = TypeVar("Name", bound=Hashable)
 
 
 def timed(run: Callable[[], object]) -> Contender:
@@ -22,19 +24,20 @@ def timed(run: Callable[[], object]) -> Contender:
     return measure
 
 
-def take_turns(contenders: Mapping[str, Contender], runs: int, budget: float) -> dict[str, list[float]]:
+def take_turns(
+    contenders: Mapping[Name, Contender], runs: int, budget: float, long: float = 0.0
+) -> dict[Name, list[float]]:
     """Return the seconds of up to ``runs`` runs of each contender, interleaved.
 
     The first run of each is a warm-up and not counted. A contender stops once its counted runs took ``budget`` seconds;
-    when the warm-up alone took longer, it is the only run and it counts.
+    when the warm-up alone took longer, it is the only run and it counts, unless it took less than ``long`` seconds:
+    then two runs follow.
     """
-    samples: dict[str, list[float]] = {}
-    for name, run in contenders.items():
-        first = run()
-        samples[name] = [first] if first > budget else []
+    first = {name: run() for name, run in contenders.items()}
+    samples = {name: [s] if s > max(budget, long) else [] for name, s in first.items()}
     for _ in range(runs):
         for name, run in contenders.items():
-            if sum(samples[name]) < budget:
+            if sum(samples[name]) < budget or (len(samples[name]) < 2 and first[name] < long):
                 samples[name].append(run())
     return samples
 

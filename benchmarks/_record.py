@@ -17,16 +17,12 @@ DATA = Path(__file__).resolve().parent / "data"
 
 RUN_COLUMNS = ("date", "commit", "device", "threads", "fastmerge", "torch", "mergekit")
 TIME_COLUMNS = ("runs", "ms", "ms_q20", "ms_q80")
-KERNEL_COLUMNS = (
-    *RUN_COLUMNS, "op", "tool", "backend", "shape", "dtype", "models", *TIME_COLUMNS,
-    "bytes", "gbps", "fraction", "bytes_once", "gbps_once", "fraction_once", "copy_gbps", "ratio",
-)  # fmt: skip
 MERGE_COLUMNS = (
     *RUN_COLUMNS, "op", "tool", "backend", "shape", "dtype", "models", "tensors", "cache", "output",
     *TIME_COLUMNS, "cpu_ms", "peak_rss_mb", "bytes_read", "bytes_written", "startup_ms",
     "bare_ms", "times_bare", "times_bare_net", "ratio",
 )  # fmt: skip
-GPU_COLUMNS = (
+KERNEL_COLUMNS = (
     *RUN_COLUMNS, "op", "tool", "backend", "shape", "dtype", "models", *TIME_COLUMNS,
     "bytes", "gbps", "fraction", "bytes_once", "bound", "bound_gbps", "times_bound", "ratio",
 )  # fmt: skip

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -15,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from . import _record
-
-Row = dict[str, str]
+from ._rows import Row, read
+from .inventory import BY_NAME
 
 COLORS = {"fastmerge": "#1f6feb", "torch": "#9aa4b2", "torch.compile": "#5c6773", "mergekit": "#d9822b"}
 LABELS = {"fastmerge": "fastmerge", "torch": "plain PyTorch", "torch.compile": "compiled", "mergekit": "mergekit"}
@@ -25,14 +24,6 @@ SHAPES = {"llama-0.5b": "0.55B parameters", "llama-1b": "1.2B parameters", "llam
 OPS = ("linear", "slerp", "ties", "dare_ties", "della")
 BAR = 0.8
 GPU_ELEMENTS = 64 << 20
-
-
-def read(path: Path, keys: Sequence[str]) -> list[Row]:
-    """Return the rows of the CSV file; of those that agree in ``keys``, the last, and only those of the last device."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    latest = {tuple(row[key] for key in keys): row for row in rows if row["device"] == rows[-1]["device"]}
-    return list(latest.values())
 
 
 def draw_kernels(rows: list[Row]) -> Figure:
@@ -57,7 +48,11 @@ def draw_gpu(rows: list[Row]) -> Figure:
     """Draw the share of a copy's speed that each kernel reaches, and the time of each method beside other tools."""
     rows = [row for row in rows if row["dtype"] == "bfloat16" and row["shape"] == str(GPU_ELEMENTS)]
     kernels = [
-        row for row in rows if row["op"] not in OPS and row["backend"] in BACKENDS and row["models"] in ("3", "4")
+        row
+        for row in rows
+        if row["op"] in BY_NAME
+        and row["backend"] in BACKENDS
+        and row["models"] == ("4" if BY_NAME[row["op"]].based else "3")
     ]
     methods: dict[tuple[str, str], Row] = {}
     for row in rows:
@@ -67,26 +62,33 @@ def draw_gpu(rows: list[Row]) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.2), layout="constrained")
     names = list(dict.fromkeys(row["op"] for row in kernels))
     for row in kernels:
+        share = float(row["fraction"])
         y = names.index(row["op"]) + (list(BACKENDS).index(row["backend"]) - 0.5) * BAR / 2
-        left.barh(y, float(row["fraction"]), BAR / 2 * 0.9, color=BACKENDS[row["backend"]])
+        left.barh(y, share, BAR / 2 * 0.9, color=BACKENDS[row["backend"]])
+        # Inside of bars that end near the line of the copy.
+        side, ink = ("right", "white") if share > 0.8 else ("left", "black")
+        offset = -4 if side == "right" else 4
+        left.annotate(
+            f"{share:.2f}", (share, y), (offset, 0), textcoords="offset points", va="center", ha=side, color=ink,
+            fontsize=8,
+        )  # fmt: skip
     left.axvline(1, color="black", linewidth=1, linestyle="--")
-    left.set_xlim(0, 1.3)
+    left.text(1, -0.62, "memory copy", ha="center", va="bottom", fontsize=9)
+    left.set_xlim(0, 1.15)
     left.set_yticks(range(len(names)), names)
-    left.invert_yaxis()
+    left.set_ylim(len(names) - 0.5, -0.5)
+    left.tick_params(axis="y", length=0)
     left.spines[["top", "right"]].set_visible(False)
     left.set_xlabel("bytes moved per second, as a fraction of a copy on the device")
-    left.set_title("Kernels", loc="left", fontsize=11)
-    left.legend(
-        [plt.Rectangle((0, 0), 1, 1, color=color) for color in BACKENDS.values()],
-        BACKENDS,
-        frameon=False,
-        loc="lower right",
-    )
+    left.set_title("Kernels", loc="left", fontsize=11, pad=22)
+    bars = [plt.Rectangle((0, 0), 1, 1, color=color) for color in BACKENDS.values()]
+    # Where the bars are short.
+    left.legend(bars, ("CUDA", "Triton"), frameon=False, loc="center right", bbox_to_anchor=(0.8, 0.28))
     _bars(right, list(methods.values()), "ms")
     right.set_xscale("log")
     right.xaxis.set_major_formatter(lambda value, _: _duration(1e3 * value))
     right.set_xlabel(f"time of one merge, logarithmic\n{rows[-1]['device']}, {rows[-1]['date'][:10]}")
-    right.set_title("Methods, the faster backend", loc="left", fontsize=11)
+    right.set_title("Methods, with the faster backend", loc="left", fontsize=11, pad=22)
     figure.suptitle(
         f"A base and three experts on a GPU, {GPU_ELEMENTS >> 20}M elements each, bfloat16", x=0.01, ha="left"
     )
@@ -128,9 +130,13 @@ def _bars(axes: Axes, rows: list[Row], column: str) -> None:
     for row in rows:
         if row["tool"] not in tools or row["op"] not in ops:
             continue
-        value = float(row[column]) / (1e3 if column == "ms" else 1)
+        unit = 1e3 if column == "ms" else 1
+        value = float(row[column]) / unit
         y = ops.index(row["op"]) - BAR / 2 + (tools.index(row["tool"]) + 0.5) * height
         axes.barh(y, value, height * 0.9, color=COLORS[row["tool"]])
+        if int(row["commands"]) > 1:
+            low, high = (float(row[f"{column}_{end}"]) / unit for end in ("low", "high"))
+            axes.plot([low, high], [y, y], color="black", linewidth=1)
         axes.annotate(
             _duration(float(row["ms"])), (value, y), (4, 0), textcoords="offset points", va="center", fontsize=9
         )
@@ -171,17 +177,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=__doc__)
     parser.add_argument("--data", type=Path, default=_record.DATA, help="folder of kernels.csv, merge.csv and gpu.csv")
     parser.add_argument("--out", type=Path, default=_record.ROOT / "docs")
+    parser.add_argument("--device", help="part of the name of a device; by default that of the last row")
     options = parser.parse_args()
     options.out.mkdir(exist_ok=True)
-    charts = {
-        "kernels.csv": (draw_kernels, ("op", "tool", "shape", "threads")),
-        "merge.csv": (draw_merges, ("op", "tool", "shape", "cache", "output")),
-        "gpu.csv": (draw_gpu, ("op", "tool", "backend", "shape", "dtype", "models")),
-    }
-    for name, (draw, keys) in charts.items():
-        if (options.data / name).exists():
-            path = options.out / name.replace(".csv", ".png")
-            draw(read(options.data / name, keys)).savefig(path, dpi=160)
+    for name, draw in {"kernels": draw_kernels, "merge": draw_merges, "gpu": draw_gpu}.items():
+        if rows := read(options.data / f"{name}.csv", options.device):
+            path = options.out / f"{name}.png"
+            draw(rows).savefig(path, dpi=160)
             print(path)
 
 

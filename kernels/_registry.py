@@ -105,6 +105,10 @@ class Operation:
             raise BackendError(f"{self.name}: backend {pinned!r} was asked for but cannot run: {why}")
         return pinned, "pinned"
 
+    def can_run(self, device: torch.device | str, backend: str) -> bool:
+        """Return whether a backend has this operation for tensors on ``device``, here."""
+        return backend in self._order(torch.device(device).type, False).backends and self._unavailable(backend) is None
+
     def _order(self, kind: str, many: bool) -> Order:
         """Return what can run on a kind of device, fastest first; the reference runs everywhere."""
         if kind in PREFERENCE:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+# For the benchmarks, whose inventory of operations the tests share. At the end: what is installed comes first.
+sys.path.append(str(ROOT))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,10 +1,16 @@
-"""Proves and times the GPU backends in one go: ``python -m benchmarks.gpu --out FOLDER``, in less than ten minutes.
+"""Proves and times the GPU backends: ``python -m benchmarks.gpu --out FOLDER [PHASE ...]``, by default all phases.
 
-Builds fastmerge in the interpreter that runs this, without a network; runs the GPU tests, compute-sanitizer
-and the reports on compiled kernels, side by side; then times, the most valuable first. FOLDER then holds
-``log.txt`` (all that the steps printed), ``gpu.csv`` and ``gpu_spectral.csv`` (rows) and ``summary.txt`` (steps, and
-goals beside what was measured). A step that fails or runs out of time does not stop the others; the exit status is then
-1. ``--check`` is a dry run of the timings on the CPU.
+A phase takes four minutes at most, and each can be run alone, in any order:
+
+tests     the tests for GPUs, compute-sanitizer, and the reports on compiled kernels, side by side
+kernels   copies, methods and operations on tensors in the GPU's memory
+pipeline  a 70B model in memory, its tensors streamed from the host, and merges of files
+spectral  Subspace Boosting of large matrices
+
+Each begins by building fastmerge in the interpreter that runs this, without a network: seconds where nothing changed.
+FOLDER gathers ``log.txt`` (all that the steps printed), ``gpu.csv`` and ``gpu_spectral.csv`` (rows) and ``summary.txt``
+(a line per step; then the goals, met or missed, by all rows so far). A step that fails or runs out of time does not
+stop the others; the exit status is then 1. ``--check`` is a dry run of the timings on the CPU.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +33,7 @@ from pathlib import Path
 from .._record import ROOT
 from .goals import report
 
+PHASES = ("tests", "kernels", "pipeline", "spectral")
 # Around blocks and chunks of the grid of reductions, small enough for compute-sanitizer.
 SANITIZED_ELEMENTS = ("1", "1023", "20001", "49157")
 CHECK_SECONDS = 300
@@ -47,7 +54,7 @@ class Step:
     """One command.
 
     Attributes:
-        name:        as ``--only`` and the log name it.
+        name:        as the log names it.
         command:     what is run, at the root of the repository; SECONDS stands for the time that it has.
         environment: added to that of all.
         says:        part of the last line of its output, without which it has failed.
@@ -67,66 +74,62 @@ class Stage:
     steps: list[Step]
 
 
-def stages(csv: Path, mergekit_python: str | None, commit: str | None, path: str) -> list[Stage]:
-    """Return what is run, in this order; tools are looked for on ``path``."""
+def phases(csv: Path, mergekit_python: str | None, commit: str | None, path: str) -> dict[str, list[Stage]]:
+    """Return what each phase runs, in this order; tools are looked for on ``path``."""
     python = sys.executable
-
-    def step(name: str, *command: str, **environment: str) -> Step:
-        return Step(name, list(command), environment)
-
-    def module(name: str, *arguments: str, **environment: str) -> Step:
-        return step(name, python, "-m", *arguments, **environment)
-
-    def timing(name: str, *arguments: str) -> Step:
-        return module(name, "benchmarks.gpu.measure", name, "--csv", str(csv), "--seconds", SECONDS, *known, *arguments)
-
     known = ["--commit", commit] if commit else []
+    peer = ["--mergekit-python", mergekit_python] if mergekit_python else []
+
+    def timing(seconds: int, name: str, *arguments: str) -> Stage:
+        measure = ("benchmarks.gpu.measure", name, "--csv", str(csv), "--seconds", SECONDS, *known, *arguments)
+        return Stage(seconds, [Step(name, [python, "-m", *measure])])
+
     insist = "1" if shutil.which("nvcc", path=path) else "auto"
     nvcc = {"FASTMERGE_CUDA": os.environ.get("FASTMERGE_CUDA", insist)}
     install = ("pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "-e", ".")
+    build = [Step("device", ["nvidia-smi"]), Step("build", [python, "-m", *install], nvcc)]
+    return {
+        "tests": [Stage(60, build), Stage(175, _checks(python))],
+        "kernels": [
+            Stage(40, build), timing(10, "transfers"), timing(60, "methods", *peer), timing(125, "operations"),
+        ],
+        "pipeline": [Stage(40, build), timing(45, "model"), timing(90, "streamed"), timing(60, "files")],
+        "spectral": [Stage(40, build), timing(195, "spectral")],
+    }  # fmt: skip
+
+
+def _checks(python: str) -> list[Step]:
+    """Return what proves the kernels, all of it side by side."""
+
+    def module(name: str, *arguments: str, **environment: str) -> Step:
+        return Step(name, [python, "-m", *arguments], environment)
+
     tests = ["pytest", "-q", "-rs", "-m", "gpu", "-p", "no:cacheprovider", "--continue-on-collection-errors", "tests"]
     if importlib.util.find_spec("xdist"):
         tests += ["-n", str(min(8, os.cpu_count() or 1))]
     few = {"OMP_NUM_THREADS": "2"}
-    # Tests skip what they cannot run; a run that only skips proves nothing.
-    checks = [
+    steps = [
+        # Tests skip what they cannot run; a run that only skips proves nothing.
         Step("tests", [python, "-m", *tests], few, says=" passed"),
         module("verify", "benchmarks.gpu.verify", "--every", **few),
         module("doctor", "fastmerge", "doctor"),
+        module("compiled", "benchmarks.gpu.compiled", "--brief"),
+        module("compiled_cuda", "benchmarks.gpu.compiled_cuda"),
     ]
     for tool in ("memcheck", "racecheck"):
         # PyTorch asks the driver for what it may not have; our own calls have their errors checked.
         options = ["--error-exitcode", "1", *(["--report-api-errors", "no"] if tool == "memcheck" else [])]
-        checks.append(
-            step(
-                tool, "compute-sanitizer", "--tool", tool, *options, python, "-m", "benchmarks.gpu.verify",
-                *SANITIZED_ELEMENTS,
-                # Every tensor is an allocation of its own, so that its end is guarded.
-                PYTORCH_NO_CUDA_MEMORY_CACHING="1",
-            )
-        )  # fmt: skip
-    checks += [
-        module("compiled", "benchmarks.gpu.compiled", "--brief"),
-        module("compiled_cuda", "benchmarks.gpu.compiled_cuda"),
-    ]
-    peer = ["--mergekit-python", mergekit_python] if mergekit_python else []
-    return [
-        Stage(80, [step("device", "nvidia-smi"), module("build", *install, **nvcc)]),
-        Stage(100, checks),
-        Stage(15, [timing("transfers")]),
-        Stage(80, [timing("methods", *peer)]),
-        Stage(40, [timing("model")]),
-        Stage(80, [timing("operations")]),
-        Stage(50, [timing("streamed")]),
-        Stage(40, [timing("files")]),
-        Stage(85, [timing("spectral")]),
-    ]
+        verify = [python, "-m", "benchmarks.gpu.verify", *SANITIZED_ELEMENTS]
+        # Every tensor is an allocation of its own, so that its end is guarded.
+        environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        steps.append(Step(tool, ["compute-sanitizer", "--tool", tool, *options, *verify], environment))
+    return steps
 
 
-def dry_run(csv: Path) -> list[Stage]:
+def dry_run(csv: Path) -> dict[str, list[Stage]]:
     """Return the timings on the CPU, all in one process. The tests have dry runs of their own."""
     command = [sys.executable, "-m", "benchmarks.gpu.measure", "all", "--check", "--csv", str(csv)]
-    return [Stage(CHECK_SECONDS, [Step("check", command)])]
+    return {"check": [Stage(CHECK_SECONDS, [Step("check", command)])]}
 
 
 def run(step: Step, limit: float, environment: Mapping[str, str], log: Path) -> tuple[str, bool]:
@@ -157,12 +160,27 @@ def run(step: Step, limit: float, environment: Mapping[str, str], log: Path) -> 
     return f"{step.name:13} {seconds:6.1f} s  exit {code}  {last[:150]}", code == 0 and step.says in last
 
 
+def run_phase(stages: Sequence[Stage], environment: Mapping[str, str], log: Path, say: Callable[[str], None]) -> bool:
+    """Run the stages of a phase and return whether every step succeeded."""
+    start, end, passed = time.monotonic(), 0.0, True
+    for stage in stages:
+        end += stage.seconds
+        with ThreadPoolExecutor(len(stage.steps)) as pool:
+            limit = end - (time.monotonic() - start)
+            for line, succeeded in pool.map(lambda step, limit=limit: run(step, limit, environment, log), stage.steps):
+                say(line)
+                passed &= succeeded
+    return passed
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("phases", nargs="*", metavar="PHASE", help=f"by default all: {', '.join(PHASES)}")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="made if missing")
     parser.add_argument("--mergekit-python", metavar="PATH", help="interpreter that has mergekit, with CUDA")
     parser.add_argument("--commit", help="in the rows, where the checkout came without its repository")
-    parser.add_argument("--only", nargs="+", metavar="STEP", help="run these steps alone, in the time of all")
     parser.add_argument("--check", action="store_true", help="dry run of the timings on the CPU")
     options = parser.parse_args()
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
@@ -173,29 +191,21 @@ def main() -> int:
     toolkit = Path(environment.get("CUDA_HOME", "/usr/local/cuda")) / "bin"
     environment["PATH"] = f"{environment.get('PATH', os.defpath)}{os.pathsep}{toolkit}"
     csv, log, summary = out / ("check.csv" if options.check else "gpu.csv"), out / "log.txt", out / "summary.txt"
-    plan = dry_run(csv) if options.check else stages(csv, options.mergekit_python, options.commit, environment["PATH"])
-    names = [step.name for stage in plan for step in stage.steps]
-    if unknown := set(options.only or names) - set(names):
-        parser.error(f"--only names no step: {', '.join(sorted(unknown))}; steps are {', '.join(names)}")
-    for path in (log, summary, csv, csv.with_stem(f"{csv.stem}_spectral")):
-        path.unlink(missing_ok=True)
-    start, passed = time.monotonic(), True
-    end = sum(stage.seconds for stage in plan) if options.only else 0
+    path = environment["PATH"]
+    plan = dry_run(csv) if options.check else phases(csv, options.mergekit_python, options.commit, path)
+    if unknown := set(options.phases) - set(plan):
+        parser.error(f"there is no phase {', '.join(sorted(unknown))}; phases are {', '.join(plan)}")
 
     def say(text: str) -> None:
         print(text, flush=True)
         with summary.open("a") as file:
             file.write(text + "\n")
 
-    for stage in plan:
-        end += 0 if options.only else stage.seconds
-        steps = [step for step in stage.steps if step.name in (options.only or names)]
-        with ThreadPoolExecutor(len(stage.steps)) as pool:
-            limit = end - (time.monotonic() - start)
-            for line, succeeded in pool.map(lambda step, limit=limit: run(step, limit, environment, log), steps):
-                say(line)
-                passed &= succeeded
-    say(f"\n{report(csv)}")
+    passed = True
+    for phase in options.phases or plan:
+        say(f"== {phase}")
+        passed &= run_phase(plan[phase], environment, log, say)
+        say(f"\n{report(csv)}\n")
     return 0 if passed else 1
 
 

@@ -7,24 +7,27 @@ width of loads, and fails on a spill, on a narrow load of tensor data, and on a 
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
 from fastmerge import kernels
-from fastmerge.kernels import Boundary, Keep, _registry
+from fastmerge.kernels import _registry
 from fastmerge.kernels._triton import _launch, split_product
 
+from ..inventory import CALLS, Inputs
 from ._sass import Instructions, Report, show
 
 ARCHITECTURES = (80, 90, 100)
@@ -52,92 +55,61 @@ class _Target:
         return 0
 
 
+def _inputs(count: int, dtype: torch.dtype, based: bool = True, numel: int = NUMEL) -> Inputs:
+    out, base, *tensors = (torch.empty(numel, dtype=dtype) for _ in range(count + 2))
+    return Inputs(out, tensors, base if based else None)
+
+
+B, F = torch.bfloat16, torch.float32
+# Operation, models, dtype, variant. ``brief`` takes the first ones of each operation: see ``FEW``.
+VARIANTS: tuple[tuple[str, int, torch.dtype, dict[str, Any]], ...] = (
+    *(("weighted_sum", *shape, {}) for shape in ((3, B), (0, B), (15, B), (3, F))),
+    ("sparse_merge", 3, B, {"keeps": "top", "vote": "weighted", "divide": "weights"}),
+    ("sparse_merge", 3, B, {"keeps": "random", "vote": "weighted", "divide": "none"}),
+    ("sparse_merge", 3, B, {"keeps": "masked", "vote": "weighted", "divide": "weights"}),
+    ("sparse_merge", 3, B, {"keeps": "all", "vote": "none", "divide": "none"}),
+    ("sparse_merge", 3, F, {"keeps": "top", "vote": "weighted", "divide": "weights"}),
+    ("sparse_merge", 3, B, {"keeps": "random", "vote": "none", "divide": "none"}),
+    ("sparse_merge", 3, B, {"keeps": "band", "vote": "sum", "divide": "count"}),
+    ("sparse_merge", 16, B, {"keeps": "band", "vote": "count", "divide": "weights"}),
+    *(("gram", *shape, {}) for shape in ((4, B), (2, B), (8, B), (4, F))),
+    *(("norms", 3, B, {"keeps": keeps}) for keeps in ("random", "top", "masked")),
+    *(("magnitude_histogram", 3, B, {"level": level, "prefixes": [0] * 3 * level}) for level in (0, 1)),
+    ("equal_counts", 3, B, {}),
+    ("low_rank", 1, B, {}),
+)
+FEW = {"sparse_merge": 3}
+
+
 def cases(brief: bool) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield named calls of operations that together launch every kernel; ``brief`` leaves out variants."""
-    bfloat16, float32 = torch.bfloat16, torch.float32
-    inside, outside = Boundary(0x3A000000, 100), Boundary(0x3B000000, 10)
-    rules = {
-        "all": kernels.keep_all(),
-        "top": kernels.keep_top(inside),
-        "band": kernels.keep_band(inside, outside),
-        "random": kernels.keep_random(1, 0, 0x12345678),
-        "masked": kernels.keep_masked(torch.empty(kernels.mask_words(NUMEL), dtype=torch.int32)),
-    }
-
-    def tensors(count: int, dtype: torch.dtype) -> list[Tensor]:
-        return [torch.empty(NUMEL, dtype=dtype) for _ in range(count)]
-
-    def merge(count: int, dtype: torch.dtype, rule: Keep, vote: str, divide: str) -> None:
-        base, *others = tensors(count + 1, dtype)
-        scalars = [0.5] * count
-        kernels.sparse_merge(base, base, others, factors=scalars, keeps=[rule] * count, vote=vote, divide=divide)
-
-    def gram(count: int, dtype: torch.dtype) -> None:
-        partials = torch.empty(NUMEL // kernels.GRID, len(kernels.pairs(count)), dtype=torch.float64)
-        kernels.gram_partials(partials, tensors(count, dtype), tensors(1, dtype)[0])
-
-    def mixed_gram() -> None:
-        mixed = [*tensors(3, bfloat16), *tensors(2, float32)]
-        partials = torch.empty(NUMEL // kernels.GRID, len(kernels.pairs(5)), dtype=torch.float64)
-        kernels.gram_partials(partials, mixed, tensors(1, bfloat16)[0])
-
-    def norms(rule: Keep) -> None:
-        partials = torch.empty(NUMEL // kernels.GRID, 6, dtype=torch.float64)
-        kernels.norm_partials(partials, tensors(3, bfloat16), tensors(1, bfloat16)[0], [rule] * 3)
-
-    def histogram(level: int) -> None:
-        counts = torch.empty(3, kernels.HISTOGRAM_BINS[level], dtype=torch.int64)
-        prefixes = [0, 0, 0] if level else []
-        kernels.magnitude_histogram(counts, tensors(3, bfloat16), tensors(1, bfloat16)[0], level, prefixes)
-
-    def low_rank() -> None:
-        weight, up, down = torch.empty(64, 1024, dtype=bfloat16), torch.empty(64, 8), torch.empty(8, 1024)
-        kernels.low_rank_update(weight, weight, up, down, 0.5)
-
-    def split_products(kind: str, pieces: int) -> None:
-        x, scale = torch.empty(2, 256, 256), torch.empty(2, 1, 1)
-        b = split_product.split(x, scale)[:pieces]
-        a = tuple(part.mT for part in b) if kind == "gram" else b
-        plus = None if kind == "gram" else x
-        split_product.product(a, b, (256, 256), scale, chunk=256, symmetric=kind != "multiply", plus=plus)
-
-    def some(variants: tuple, few: int = 1) -> tuple:
-        return variants[:few] if brief else variants
-
-    for count, dtype in some(((4, bfloat16), (1, bfloat16), (16, bfloat16), (4, float32))):
-        inputs = tensors(count, dtype)
-        yield f"{count} {dtype}", lambda i=inputs: kernels.weighted_sum(i[0], i, [0.5] * len(i))
-    merges = (
-        ("top", 3, bfloat16, "weighted", "weights"),
-        ("random", 3, bfloat16, "weighted", "none"),
-        ("masked", 3, bfloat16, "weighted", "weights"),
-        ("all", 3, bfloat16, "none", "none"),
-        ("top", 3, float32, "weighted", "weights"),
-        ("random", 3, bfloat16, "none", "none"),
-        ("band", 3, bfloat16, "sum", "count"),
-        ("band", 16, bfloat16, "count", "weights"),
-    )
-    for name, count, dtype, vote, divide in some(merges, 3):
-        call = lambda c=count, d=dtype, r=rules[name], v=vote, w=divide: merge(c, d, r, v, w)  # noqa: E731
-        yield f"{count} {dtype} {name} vote {vote} divide {divide}", call
-    for count, dtype in some(((4, bfloat16), (2, bfloat16), (8, bfloat16), (4, float32))):
-        yield f"{count} {dtype}", lambda c=count, d=dtype: gram(c, d)
+    seen: Counter[str] = Counter()
+    for name, count, dtype, how in VARIANTS:
+        seen[name] += 1
+        if not brief or seen[name] <= FEW.get(name, 1):
+            words = " ".join(f"{key} {value}" for key, value in how.items())
+            yield f"{count} {dtype} {words}", functools.partial(CALLS[name], _inputs(count, dtype), **how)
     if not brief:
-        yield "5 mixed", mixed_gram
-    for name in some(("random", "top", "masked")):
-        yield f"3 {bfloat16} {name}", lambda r=rules[name]: norms(r)
-    for level in some((0, 1)):
-        yield f"3 {bfloat16} level {level}", lambda level=level: histogram(level)
-    for dtype in some((bfloat16, float32)):
-        inputs = tensors(4, dtype)
+        mixed = _inputs(5, B)
+        mixed.tensors = [*mixed.tensors[:3], *_inputs(2, F).tensors]
+        yield "5 mixed", lambda: CALLS["gram"](mixed)
+    for dtype in (B,) if brief else (B, F):
         # Nothing is computed, so there is no result to ask for.
         for size in (NUMEL, NUMEL // 4):
-            job = kernels.SelectJob([t[:size] for t in inputs[1:]], inputs[0][:size], [[5]] * 3)
+            x = _inputs(3, dtype, numel=size)
+            job = kernels.SelectJob(x.tensors, x.base, [[5]] * 3)
             yield f"3 {dtype} of {size}", lambda job=job: kernels.start_selection([job])
-    yield f"{bfloat16}", low_rank
-    for pieces in some((2, 1)):
+    for pieces in (2,) if brief else (2, 1):
         for kind in ("gram", "square", "multiply"):
-            yield f"{kind} of {pieces} pieces", lambda k=kind, p=pieces: split_products(k, p)
+            yield f"{kind} of {pieces} pieces", functools.partial(_split_products, kind, pieces)
+
+
+def _split_products(kind: str, pieces: int) -> None:
+    x, scale = torch.empty(2, 256, 256), torch.empty(2, 1, 1)
+    b = split_product.split(x, scale)[:pieces]
+    a = tuple(part.mT for part in b) if kind == "gram" else b
+    plus = None if kind == "gram" else x
+    split_product.product(a, b, (256, 256), scale, chunk=256, symmetric=kind != "multiply", plus=plus)
 
 
 def compile_all(arch: int, brief: bool) -> list[Report]:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
+from .._bench import Bench, Bound, Contender
 from ..merge import processes
 from ..merge.checkpoints import SHAPES, make_checkpoints, model_names
 from ..merge.recipes import RECIPES
-from .timing import Bench, Bound, Contender
 
 METHODS = ("ties", "linear")
 # What one of them may take.
@@ -71,7 +71,7 @@ def _merge(bench: Bench, method: str, folder: Path, name: str) -> None:
         (f"{method}, files, without start", {key: lambda key=key: inner[key] for key in ("bare", *devices)}),
     ):
         contenders = [Contender("fastmerge", backend=device, measure=clock[device]) for device in devices]
-        bench.measure(op, contenders, bound=Bound("bare", clock["bare"], nbytes), **facts)
+        bench.measure(op, contenders, bound=Bound("bare", nbytes, [clock["bare"]]), **facts)
     names = sorted(path.name for path in (folder / devices[0]).glob("*.safetensors"))
     outs = [folder / device for device in devices]
     _, different, missing = filecmp.cmpfiles(*outs, names, shallow=False)

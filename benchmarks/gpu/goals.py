@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import _rows
 from .._record import DATA
+from ..inventory import CALLS
 
 LARGE = 64 << 20
-OPERATIONS = (
-    "weighted_sum",
-    "sparse_merge",
-    "gram",
-    "norms",
-    "select",
-    "rank_mask",
-    "magnitude_histogram",
-    "equal_counts",
-)
 # How many times as long mergekit's function must take.
 MERGEKIT = {"ties": 50, "dare_ties": 50, "della": 50, "linear": 5, "slerp": 5}
 STREAMED = ("ties", "linear", "dare_ties")
@@ -43,17 +34,6 @@ class Goal:
     def line(self) -> str:
         verdict = "not measured" if self.met is None else "met" if self.met else "missed"
         return f"{verdict:12}  {self.wanted:62}  {self.measured}"
-
-
-def read(path: Path) -> list[Row]:
-    """Return the rows of a CSV file, none where there is no file; of those that measured the same, the last."""
-    if not path.exists():
-        return []
-    keys = ("device", "op", "tool", "backend", "shape", "dtype", "models")
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    last = {tuple(row.get(key) for key in keys): row for row in rows if row["device"] == rows[-1]["device"]}
-    return list(last.values())
 
 
 def best(rows: Iterable[Row]) -> dict[tuple[str, ...], Row]:
@@ -90,7 +70,7 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
 
 def _kernels(rows: Sequence[Row]) -> Goal:
     wanted = "every kernel, 64M elements and more: share of a copy >= 0.9"
-    rows = [row for row in rows if row["op"].split(",")[0] in OPERATIONS]
+    rows = [row for row in rows if row["op"].split(",")[0] in CALLS]
     if not rows:
         return Goal(wanted, "", None)
     slow = sorted((row for row in rows if float(row["fraction"]) < 0.9), key=lambda row: float(row["fraction"]))
@@ -160,7 +140,7 @@ def report(path: Path) -> str:
 
     Those of spectral operations follow from the file beside ``path`` that is called ``..._spectral``.
     """
-    rows, spectral = read(path), read(path.with_stem(f"{path.stem}_spectral"))
+    rows, spectral = _rows.read(path), _rows.read(path.with_stem(f"{path.stem}_spectral"))
     lines = [f"{rows[-1]['device']}, commit {rows[-1]['commit']}, {rows[-1]['date']}"] if rows else ["no rows"]
     return "\n".join([*lines, *(goal.line().rstrip() for goal in (*goals(rows), *spectral_goals(spectral)))])
 

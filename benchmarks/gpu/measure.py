@@ -11,7 +11,7 @@ import math
 import sys
 from pathlib import Path
 
-from .timing import Bench
+from .._bench import Bench
 
 STEPS = ("transfers", "methods", "model", "operations", "streamed", "files", "spectral")
 
@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--commit", help="in the rows, where there is no repository to ask")
     parser.add_argument("--check", action="store_true", help="dry run on the CPU")
     options = parser.parse_args()
-    bench = Bench(options.csv, options.mergekit_python, options.check, options.seconds, options.commit)
+    bench = Bench(options.csv, "cuda", options.mergekit_python, options.check, options.seconds, options.commit)
     if not bench.backends:
         parser.error("no backend runs on this GPU; the reasons are above")
     for step in STEPS if "all" in options.steps else options.steps:

@@ -15,9 +15,10 @@ from torch.autograd import DeviceType
 
 from fastmerge.steps.driver import Job, merge_sources
 
+from .._bench import Bench, Contender
+from ..inventory import make_inputs
 from ..kernels.cases import CASES, EXPERTS, Case
-from .cases import BASED, SMALL, TINY, Llama, make_inputs
-from .timing import Bench, Contender
+from .cases import SMALL, TINY, Llama
 
 METHODS = ("ties", "linear", "dare_ties")
 # Elements; separate tensors start as evenly.
@@ -28,7 +29,7 @@ BUDGET = 3.0
 def run(bench: Bench) -> None:
     """Time every method by three clocks: the wall, the device's, and the sum of what its kernels take."""
     shapes = list((TINY if bench.check else Llama()).shapes())
-    buffers = make_inputs(BASED, max(map(math.prod, shapes)), EXPERTS, torch.bfloat16, bench.device, 0)
+    buffers = make_inputs(True, max(map(math.prod, shapes)), EXPERTS, torch.bfloat16, bench.device, 0)
     buffers.append(torch.empty_like(buffers[0]))
     for method in METHODS:
         case = next(case for case in CASES if case.method == method)
@@ -41,7 +42,7 @@ def verify(bench: Bench, case: Case) -> None:
     """Raise AssertionError unless a small model, merged on the device, has the bits that the processor gives it."""
     shapes = list((TINY if bench.check else SMALL).shapes())
     elements = sum(-(-math.prod(shape) // ALIGNMENT) * ALIGNMENT for shape in shapes)
-    inputs = make_inputs(BASED, elements, EXPERTS, torch.bfloat16, torch.device("cpu"), 1)
+    inputs = make_inputs(True, elements, EXPERTS, torch.bfloat16, torch.device("cpu"), 1)
     outs = []
     for device in (torch.device("cpu"), bench.device):
         outs.append(torch.zeros_like(inputs[0], device=device))

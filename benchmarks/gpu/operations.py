@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -11,48 +10,33 @@ from torch import Tensor
 from fastmerge import kernels
 
 from .. import _measure
-from .cases import BASED, OPERATIONS, SELECT, Case, make_inputs
-from .timing import Bench, Contender, Run, rotating, sets_of
-from .verify import VERIFY_ELEMENTS, verified
+from .._bench import Bench, Contender, Run, rotating
+from ..inventory import BY_NAME, CASES, Case, make_inputs
+from .cases import MODELS, VERIFY_ELEMENTS, Point, sweep, verified
 
-MAIN, MODELS = 64 << 20, 3
-SIZES = (1 << 20, 16 << 20, 256 << 20)
-COUNTS = (1, 2, 4, 8, 16)
-DTYPES = (torch.float16, torch.float32)
-CHECK_ELEMENTS = 301
 # Standard deviations of bfloat16 deltas: of 64M, about 2, 15 and 78 % have the median magnitude; with 0 all are equal.
 TUNED = (2e-3, 1e-4, 2e-5, 0.0)
 LAUNCHES = 100
 # Like the norms of a large model.
 SMALL, SMALL_ELEMENTS = 300, 8192
 
-Point = tuple[int, int, torch.dtype]
-
-
-def points(check: bool) -> Iterator[Point]:
-    """Yield elements, models and dtype: one main point, and from there along each axis."""
-    main = CHECK_ELEMENTS if check else MAIN
-    yield main, MODELS, torch.bfloat16
-    if check:
-        return
-    yield from ((elements, MODELS, torch.bfloat16) for elements in SIZES)
-    yield from ((main, count, torch.bfloat16) for count in COUNTS)
-    yield from ((main, MODELS, dtype) for dtype in DTYPES)
+BASED, SELECT = BY_NAME["sparse_merge, all"], BY_NAME["select"]
 
 
 def run(bench: Bench) -> None:
-    """Time every operation at every point."""
-    for i, point in enumerate(points(bench.check)):
-        for case in OPERATIONS:
-            with bench.attempt(f"{case.name} {point}"):
-                _operation(bench, case, point, compared=case.compared and i == 0)
+    """Time every operation at every point; first at the main ones, which are the most valuable."""
+    points = sorted(((i, case, point) for case in CASES for i, point in enumerate(sweep(case, bench.check))),
+                    key=lambda item: item[0])  # fmt: skip
+    for i, case, point in points:
+        with bench.attempt(f"{case.name} {point}"):
+            _operation(bench, case, point, compared=case.compared and i == 0)
     for tuned in TUNED[-1:] if bench.check else TUNED:
         with bench.attempt(f"select {tuned}"):
-            _operation(bench, SELECT, next(points(bench.check)), tuned=tuned)
+            _operation(bench, SELECT, next(sweep(SELECT, bench.check)), tuned=tuned)
     for many in ("weighted_sum", "sparse_merge", "select_boundaries"):
         with bench.attempt(f"{many}_many"):
             _many(bench, many)
-    for case in OPERATIONS[:1] if bench.check else OPERATIONS:
+    for case in CASES[:1] if bench.check else CASES:
         with bench.attempt(f"{case.name}, host"):
             _launches(bench, case)
 
@@ -60,13 +44,14 @@ def run(bench: Bench) -> None:
 def _operation(bench: Bench, case: Case, point: Point, compared: bool = False, tuned: float | None = None) -> None:
     elements, models, dtype = point
     width = {} if tuned is None else {"tuned": tuned}
-    backends = verified(bench.device, case, elements if bench.check else VERIFY_ELEMENTS[0], models, dtype, **width)
+    some = elements if bench.check else VERIFY_ELEMENTS[0]
+    backends = verified(bench.device, case, (some, models, dtype), bench.check, **width)
     if not backends:
         return
     nbytes = elements * dtype.itemsize * (models + 2)
     sets = []
-    for seed in range(1 if bench.check else sets_of(nbytes)):
-        inputs = make_inputs(case, elements, models, dtype, bench.device, seed, **width)
+    for seed in range(bench.sets(nbytes)):
+        inputs = make_inputs(case.based, *point, bench.device, seed, **width)
         sets.append((torch.empty_like(inputs[0]), inputs))
 
     def call(backend: str) -> Run:
@@ -89,7 +74,7 @@ def _operation(bench: Bench, case: Case, point: Point, compared: bool = False, t
 def _many(bench: Bench, operation: str) -> None:
     """Time many small tensors in one call, and in a loop of single calls, until the host knows that all is done."""
     count, elements = (3, 301) if bench.check else (SMALL, SMALL_ELEMENTS)
-    inputs = [make_inputs(BASED, elements, MODELS, torch.bfloat16, bench.device, seed) for seed in range(count)]
+    inputs = [make_inputs(True, elements, MODELS, torch.bfloat16, bench.device, seed) for seed in range(count)]
     outs, alone = ([torch.full_like(tensors[0], torch.nan) for tensors in inputs] for _ in range(2))
 
     def jobs(targets: list[Tensor]) -> list:
@@ -114,7 +99,7 @@ def _many(bench: Bench, operation: str) -> None:
 
         return lambda: [single(**arguments, backend=backend) for arguments in fields]
 
-    backends = [backend for backend in bench.backends if BASED.can_run(bench.device, backend)]
+    backends = BASED.backends(bench.device, bench.backends)
     for backend in backends:
         # What is not written is returned, and what is written leaves nothing to return.
         results, expected = together(backend)() or [None] * count, one_by_one(backend)()
@@ -131,7 +116,7 @@ def _many(bench: Bench, operation: str) -> None:
 def _launches(bench: Bench, case: Case) -> None:
     """Time what the host spends on one call: many calls on tensors that cost the device next to nothing."""
     launches, elements = (1, 64) if bench.check else (LAUNCHES, 4096)
-    inputs = make_inputs(case, elements, MODELS, torch.bfloat16, bench.device, 0)
+    inputs = make_inputs(case.based, elements, case.models or MODELS, torch.bfloat16, bench.device)
     out = torch.empty_like(inputs[0])
 
     def host(call: Run) -> _measure.Contender:
@@ -147,7 +132,7 @@ def _launches(bench: Bench, case: Case) -> None:
     def call(backend: str) -> Run:
         return lambda: case.run(out, inputs, backend)
 
-    backends = [backend for backend in bench.backends if case.can_run(bench.device, backend)]
+    backends = case.backends(bench.device, bench.backends)
     bench.measure(
         f"{case.name}, host", [Contender("fastmerge", call(backend), backend) for backend in backends],
         shape=elements, dtype=torch.bfloat16, models=len(inputs), once=case.bytes_once(inputs), clock=host,

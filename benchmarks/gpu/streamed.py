@@ -25,9 +25,10 @@ from fastmerge.plan.types import InputTensor, OutputTensor
 from fastmerge.steps.driver import merge_source
 from fastmerge.steps.inputs import split
 
+from .._bench import Bench, Bound, Contender, Run
+from ..inventory import make_inputs
 from ..kernels.cases import CASES, EXPERTS, Case
-from .cases import BASED, SMALL, TINY, Llama, make_inputs
-from .timing import Bench, Bound, Contender, Run
+from .cases import SMALL, TINY, Llama
 
 METHODS = ("ties", "linear", "dare_ties")
 # Four of 80 layers, the embeddings and the head: 5.5 billion parameters.
@@ -98,7 +99,7 @@ def outputs(case: Case, model: Llama) -> list[OutputTensor]:
 def run(bench: Bench) -> None:
     """Time every method on a part of the model, then TIES on all of it."""
     elements = 2**20 if bench.check else BLOCK_ELEMENTS
-    blocks = [block.cpu() for block in make_inputs(BASED, elements, EXPERTS, torch.bfloat16, bench.device, 0)]
+    blocks = [block.cpu() for block in make_inputs(True, elements, EXPERTS, torch.bfloat16, bench.device, 0)]
     models = HostModels(blocks, torch.empty_like(blocks[0]))
     cases = {case.method: case for case in CASES}
     for method in METHODS:
@@ -165,4 +166,4 @@ def _transfers(bench: Bench, nbytes: int, inputs: int) -> Bound:
             with torch.cuda.stream(streams[1]):
                 host[0].copy_(there[0], non_blocking=True)
 
-    return Bound("pcie", bench.on_wall(move), (inputs + 1) * nbytes)
+    return Bound("pcie", (inputs + 1) * nbytes, [bench.on_wall(move)])

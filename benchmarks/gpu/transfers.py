@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .timing import Bench, Bound, Contender
+from .._bench import Bench, Bound, Contender
 
 NBYTES = 2**30
 
@@ -16,7 +16,7 @@ def run(bench: Bench) -> None:
     there, source = (torch.empty(nbytes, dtype=torch.uint8, device=bench.device).random_() for _ in range(2))
     facts = {"shape": nbytes, "dtype": torch.uint8, "models": 1}
     bench.measure("copy", [Contender("torch", lambda: there.copy_(source))], once=2 * nbytes, **facts)
-    up = Bound("upload", bench.on_device(lambda: there.copy_(host, non_blocking=True)), nbytes)
+    up = Bound("upload", nbytes, [bench.on_device(lambda: there.copy_(host, non_blocking=True))])
     ways = {
         "copy host to device": lambda: there.copy_(host, non_blocking=True),
         "copy device to host": lambda: results.copy_(source, non_blocking=True),

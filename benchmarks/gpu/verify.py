@@ -16,51 +16,34 @@ from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
-from fastmerge import kernels
-
-from ..kernels.cases import CASES
+from .._bench import backends_on
+from ..inventory import CASES as OPERATIONS
+from ..kernels.cases import CASES as METHODS
+from ..kernels.methods import make_tensors
 from ..kernels.plain_torch import MERGES
-from .cases import OPERATIONS, Case, make_inputs, verify
-from .timing import backends_on
-
-# Several chunks of the reduction grid, with and without an odd end.
-VERIFY_ELEMENTS = (8 * kernels.GRID + 12345, 8 * kernels.GRID)
+from .cases import MODELS, SIZES, VERIFY_ELEMENTS, sweep, verified
 
 
-def verified(
-    device: torch.device, case: Case, elements: int, models: int, dtype: torch.dtype, **width: float
-) -> list[str]:
-    """Return the backends that have this operation; AssertionError if one has other bits than the reference."""
-    backends = [backend for backend in backends_on(device) if case.can_run(device, backend)]
-    verify(case, make_inputs(case, elements, models, dtype, torch.device("cpu"), 1, **width), device, backends)
-    return backends
-
-
-def every(case: Case, device: torch.device) -> str:
+def _every(index: int, device: torch.device) -> str:
     """Verify an operation at every point that is timed."""
-    from .operations import points
-
-    for _, models, dtype in dict.fromkeys((0, *point[1:]) for point in points(check=False)):
+    case = OPERATIONS[index]
+    for _, models, dtype in dict.fromkeys((0, *point[1:]) for point in sweep(case)):
         for elements in VERIFY_ELEMENTS:
-            backends = verified(device, case, elements, models, dtype)
+            backends = verified(device, case, (elements, models, dtype))
     return f"{case.name}: {', '.join(backends)}"
 
 
-def compiled(method: str, device: torch.device) -> str:
+def _compiled(index: int, device: torch.device) -> str:
     """Compile plain PyTorch for the tensors that are timed."""
-    from .methods import SIZES, make_tensors
-
-    case = next(case for case in CASES if case.method == method)
+    case = METHODS[index]
     tensors = case.shaped(make_tensors(SIZES[0], device, 0))[: case.inputs]
-    torch.compile(MERGES[method])(tensors, **case.values)
-    return f"torch.compile of {method}"
+    torch.compile(MERGES[case.method])(tensors, **case.values)
+    return f"torch.compile of {case.method}"
 
 
 def _task(kind: str, index: int, device: str) -> tuple[str, bool]:
     try:
-        if kind == "operation":
-            return every(OPERATIONS[index], torch.device(device)), True
-        return compiled(CASES[index].method, torch.device(device)), True
+        return (_every if kind == "operation" else _compiled)(index, torch.device(device)), True
     except Exception:
         return f"{kind} {index} FAILED\n{traceback.format_exc()}", False
 
@@ -78,13 +61,13 @@ def main() -> int:
         parser.error(f"no backend runs on {device}; the reasons are above")
     for elements in options.elements:
         for case in OPERATIONS:
-            backends = verified(device, case, elements, 3, torch.bfloat16)
+            backends = verified(device, case, (elements, case.models or MODELS, torch.bfloat16))
             print(f"{case.name} of {elements} elements: {', '.join(backends)}", flush=True)
     return 0
 
 
 def _in_processes(device: str) -> int:
-    tasks: Sequence[tuple[str, int]] = [("method", i) for i in range(len(CASES))]
+    tasks: Sequence[tuple[str, int]] = [("method", i) for i in range(len(METHODS))]
     tasks = [*tasks, *(("operation", i) for i in range(len(OPERATIONS)))]
     failures = 0
     # A process that uses a GPU cannot be forked.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fastmerge.methods import Group, get_method
@@ -78,14 +77,3 @@ CASES = (
     Case("dare_ties", EXPERTS + 1, {"weight": (0.5, 0.3, 0.2), "density": (0.5,) * EXPERTS}, surveys=1),
     Case("della", EXPERTS + 1, {"weight": (0.5, 0.3, 0.2), "density": (0.5,) * EXPERTS}, surveys=2, columns=4096),
 )
-
-
-def make_tensors(elements: int, seed: int = 0) -> list[Tensor]:
-    """Return a base and experts in bfloat16: weights N(0, 0.02), fine-tuned by N(0, 5e-4)."""
-    generator = torch.Generator().manual_seed(seed)
-    base = (0.02 * torch.randn(elements, generator=generator)).bfloat16()
-    experts = []
-    for _ in range(EXPERTS):
-        noise = torch.randn(elements, generator=generator)
-        experts.append(noise.mul_(5e-4).add_(base).bfloat16())
-    return [base, *experts]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,10 +14,11 @@ from mirrors import compute_on_mirrors
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from benchmarks import _rows, inventory
+from benchmarks._bench import Bench
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import goals, operations, streamed, verify
 from benchmarks.gpu.measure import STEPS
-from benchmarks.gpu.timing import Bench
 from benchmarks.kernels.cases import CASES
 from benchmarks.kernels.plain_torch import MERGES
 from fastmerge.engine import running
@@ -42,25 +41,32 @@ def test_dry_run(tmp_path):
     assert "missed        ties streamed from pinned memory" in (tmp_path / "summary.txt").read_text()
 
 
-def test_every_timing_has_a_step_and_all_end_in_ten_minutes(tmp_path):
-    stages = command.stages(tmp_path / "gpu.csv", "mergekit's python", "abc123", "")
-    assert sum(stage.seconds for stage in stages) <= 570
-    commands = {step.name: step.command for stage in stages for step in stage.steps}
+def test_every_timing_has_a_phase_of_four_minutes(tmp_path):
+    phases = command.phases(tmp_path / "gpu.csv", "mergekit's python", "abc123", "")
+    assert tuple(phases) == command.PHASES
+    assert max(sum(stage.seconds for stage in stages) for stages in phases.values()) <= 240
+    commands = {step.name: step.command for stages in phases.values() for stage in stages for step in stage.steps}
     assert set(STEPS) <= set(commands)
     assert commands["methods"][-4:] == ["--commit", "abc123", "--mergekit-python", "mergekit's python"]
 
 
-def _steps(monkeypatch, *stages: tuple[int, dict[str, str]], **says: str) -> None:
+def _steps(monkeypatch, *stages: tuple[int, dict[str, str]], phase: str = "check", **says: str) -> None:
     """Let the command run these shell scripts, by name, in stages of so many seconds."""
 
-    def plan(csv: Path) -> list[command.Stage]:
-        return [
-            command.Stage(
-                seconds,
-                [command.Step(name, ["sh", "-c", script], says=says.get(name, "")) for name, script in steps.items()],
-            )
-            for seconds, steps in stages
-        ]
+    def plan(csv: Path) -> dict[str, list[command.Stage]]:
+        return {
+            phase: [
+                command.Stage(
+                    seconds,
+                    [
+                        command.Step(name, ["sh", "-c", script], says=says.get(name, ""))
+                        for name, script in steps.items()
+                    ],
+                )
+                for seconds, steps in stages
+            ],
+            "other": [command.Stage(60, [command.Step("other", ["true"])])],
+        }
 
     monkeypatch.setattr(command, "dry_run", plan)
 
@@ -82,7 +88,7 @@ def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path, monkeypatch):
     )
     assert _main(monkeypatch, tmp_path) == 1
     summary, log = (tmp_path / "summary.txt").read_text(), (tmp_path / "log.txt").read_text()
-    assert [line.split()[0] for line in summary.splitlines()[:4]] == ["hangs", "bad", "absent", "good"]
+    assert [line.split()[0] for line in summary.splitlines()[:5]] == ["==", "hangs", "bad", "absent", "good"]
     assert "exit 3  why" in summary and "stopped after 1 s" in summary and "exit 0  fine" in summary
     assert "==== bad: sh -c echo why; exit 3\nwhy\n" in log
     os.set_blocking(reader, True)
@@ -97,13 +103,20 @@ def test_a_step_must_say_what_it_should(tmp_path, monkeypatch):
 
 
 def test_steps_use_the_time_that_earlier_ones_left(tmp_path, monkeypatch):
-    _steps(monkeypatch, (60, {"short": "true"}), (0, {"long": "sleep 1.1; echo done"}), (60, {"other": "false"}))
+    _steps(monkeypatch, (60, {"short": "true"}), (0, {"long": "sleep 1.1; echo done"}), (60, {"bad": "false"}))
     assert _main(monkeypatch, tmp_path) == 1
     assert "exit 0  done" in (tmp_path / "summary.txt").read_text()
-    assert _main(monkeypatch, tmp_path, "--only", "long") == 0
-    assert "other" not in (tmp_path / "summary.txt").read_text()
+
+
+def test_phases_run_alone_and_gather_their_rows(tmp_path, monkeypatch):
+    _steps(monkeypatch, (60, {"bad": "false"}))
+    assert _main(monkeypatch, tmp_path, "check") == 1
+    assert _main(monkeypatch, tmp_path, "other") == 0
+    summary = (tmp_path / "summary.txt").read_text()
+    assert summary.index("== check") < summary.index("bad ") < summary.index("== other")
+    assert summary.count("every kernel, 64M elements and more") == 2
     with pytest.raises(SystemExit):
-        _main(monkeypatch, tmp_path, "--only", "no such step")
+        _main(monkeypatch, tmp_path, "no such phase")
 
 
 def _row(op: str, tool: str = "fastmerge", backend: str = "cuda", **values) -> dict[str, str]:
@@ -120,7 +133,7 @@ def _verdicts(tmp_path: Path, *rows: dict[str, str]) -> dict[str, bool | None]:
         writer = csv.DictWriter(file, _row(""))
         writer.writeheader()
         writer.writerows(rows)
-    return {goal.wanted: goal.met for goal in goals.goals(goals.read(path))}
+    return {goal.wanted: goal.met for goal in goals.goals(_rows.read(path))}
 
 
 @pytest.mark.parametrize(
@@ -132,8 +145,10 @@ def _verdicts(tmp_path: Path, *rows: dict[str, str]) -> dict[str, bool | None]:
         ("every kernel", [_row("gram"), _row("gram", backend="triton", ms=9, fraction=0.1)], True),
         ("every kernel", [_row("gram"), _row("gram", shape=1 << 20, fraction=0.1)], True),
         ("every kernel", [_row("gram, host", shape=4096, fraction=0.1)], None),
-        # A later row of the same measurement replaces an earlier one.
-        ("every kernel", [_row("gram", fraction=0.1), _row("gram")], True),
+        # Rows of another commit replace earlier ones; of one commit the median counts.
+        ("every kernel", [_row("gram", fraction=0.1, commit="older"), _row("gram")], True),
+        ("every kernel", [_row("gram", fraction=f) for f in (0.1, 0.95, 0.93)], True),
+        ("every kernel", [_row("gram", fraction=f) for f in (0.1, 0.95, 0.1)], False),
         ("ties, 64M", [_row("ties", times_bound=2.2), _row("ties", shape=256 << 20, times_bound=2.4)], False),
         ("ties of a 70B", [_row("ties, 70B, kernels", ms=499.0)], True),
         ("ties of a 70B", [_row("ties, 70B", ms=499.0)], None),
@@ -203,9 +218,10 @@ def test_what_the_sanitizer_runs(capsys, monkeypatch):
 
 
 def test_a_wrong_result_is_not_timed(tmp_path, monkeypatch, capsys):
-    case = operations.OPERATIONS[0]
+    case = operations.CASES[0]
     assert case.name == "weighted_sum"
-    monkeypatch.setattr(operations, "OPERATIONS", (dataclasses.replace(case, run=_wrong),))
+    monkeypatch.setitem(inventory.CALLS, "weighted_sum", _wrong)
+    monkeypatch.setattr(operations, "CASES", (case,))
     bench = Bench(tmp_path / "rows.csv", check=True)
     operations.run(bench)
     assert "weighted_sum: cpu differs from the reference; 3 inputs of 301 torch.bfloat16" in capsys.readouterr().out
@@ -213,8 +229,8 @@ def test_a_wrong_result_is_not_timed(tmp_path, monkeypatch, capsys):
     assert bench.failures > 0
 
 
-def _wrong(out: Tensor, tensors: Sequence[Tensor], backend: str) -> None:
-    out.copy_(tensors[0] if backend == "cpu" else tensors[1])
+def _wrong(x: inventory.Inputs, backend: str) -> Tensor:
+    return x.out.copy_(x.tensors[0] if backend == "cpu" else x.tensors[1])
 
 
 @pytest.mark.parametrize("method", ["ties", "linear", "dare_ties"])

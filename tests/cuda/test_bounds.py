@@ -13,9 +13,9 @@ import pytest
 SCRIPT = """
 import random, sys
 import torch
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 import cuda_emulation
-from kernel_cases import CASES, Inputs
+from kernel_cases import CASES, Draw
 from fastmerge import kernels
 from fastmerge.kernels import _cuda
 
@@ -27,7 +27,7 @@ for name, case in CASES.items():
     if "cuda" in kernels.OPERATIONS[name].implementations:
         for numel in (1, 7, 129, 904, 4096, 16389):
             for count in (1, 3, 6):
-                run = case(Inputs(rng, generator, numel, count))
+                run = case(Draw(rng, generator, numel, count))
                 with kernels.use_backend("cuda"):
                     run()
 print("within bounds", flush=True)
@@ -47,7 +47,7 @@ def test_within_bounds(tmp_path):
     if not all(Path(runtime).is_absolute() for runtime in runtimes):
         pytest.skip("needs the runtime of AddressSanitizer")
     environment = {"LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SCRIPT, library, Path(cuda_emulation.__file__).parent]
+    command = [sys.executable, "-c", SCRIPT, library, Path(cuda_emulation.__file__).parent, Path(__file__).parents[2]]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     print(result.stdout, result.stderr[-4000:])
     assert result.stdout.strip() == "within bounds"

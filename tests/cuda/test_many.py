@@ -6,22 +6,22 @@ import random
 
 import pytest
 import torch
-from kernel_cases import Inputs, blank, same_bits
+from kernel_cases import Draw, blank, same_bits
 
 from fastmerge import kernels
 from fastmerge.kernels import MergeJob, SumJob, _cuda
 
 
-def _inputs(generator, count: int) -> tuple[random.Random, list[Inputs]]:
+def _inputs(generator, count: int) -> tuple[random.Random, list[Draw]]:
     rng = random.Random(generator.initial_seed())
     sizes = [0, 1, 7, 70_000, 2**16 + 8]
     return rng, [
-        Inputs(rng, generator, rng.choice(sizes) if k % 50 == 0 else rng.randint(0, 900), rng.randint(1, 6))
+        Draw(rng, generator, rng.choice(sizes) if k % 50 == 0 else rng.randint(0, 900), rng.randint(1, 6))
         for k in range(count)
     ]
 
 
-def _sums(inputs: list[Inputs], device) -> list[SumJob]:
+def _sums(inputs: list[Draw], device) -> list[SumJob]:
     return [
         SumJob(blank(i.numel, dtype=i.out_dtype).to(device), [t.to(device) for t in i.tensors], i.weights)
         for i in inputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from kernel_cases import CASES, SIZES, Inputs, same_bits
+from kernel_cases import CASES, SIZES, Draw, same_bits
 from torch import Tensor
 
 from fastmerge.kernels import OPERATIONS, use_backend
@@ -17,7 +17,7 @@ def test_agrees_with_the_reference(device, name, numel, generator):
     rng = random.Random(generator.initial_seed())
     counts = range(1, 7) if numel < 2000 else rng.sample(range(1, 6), 1)
     for count in counts:
-        inputs = Inputs(rng, generator, numel, count)
+        inputs = Draw(rng, generator, numel, count)
         run = CASES[name](inputs)
         with use_backend("reference"):
             expected = run()

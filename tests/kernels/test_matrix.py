@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from kernel_cases import CASES, SIZES, Inputs, same_bits, variants
+from kernel_cases import CASES, SIZES, Draw, same_bits, variants
 
 from fastmerge.kernels import OPERATIONS, use_backend
 
@@ -25,7 +25,7 @@ def test_backends_agree(name, numel, generator):
     # The large sizes are slow in the reference; the counts of models are sampled there.
     counts = range(1, 9) if numel < 2000 else rng.sample(range(1, 5), 2)
     for count in counts:
-        run = CASES[name](Inputs(rng, generator, numel, count))
+        run = CASES[name](Draw(rng, generator, numel, count))
         with use_backend("reference"):
             expected = run()
         for variant in variants():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import Inputs, Variant, blank, random_words, same_bits, variants
+from kernel_cases import Draw, Variant, blank, random_words, same_bits, variants
 
 from fastmerge import kernels
 from fastmerge.kernels import GRID, keep_all, keep_random, sparse_merge
@@ -71,7 +71,7 @@ def test_a_dropped_element_of_a_negative_factor_adds_positive_zero(variant):
 def test_chunks_make_the_whole(seed, numel, cut, offset):
     """Any cut gives the bits of the whole, for every keep rule; out may be one of the inputs."""
     rng, cut = random.Random(seed), min(cut, numel)
-    inputs = Inputs(rng, torch.Generator().manual_seed(seed), numel, rng.randint(1, 5))
+    inputs = Draw(rng, torch.Generator().manual_seed(seed), numel, rng.randint(1, 5))
     inputs.offset = offset
     keeps = inputs.keeps()
     vote, divide = rng.choice(["none", "weighted", "sum", "count"]), rng.choice(["none", "weights", "count"])

@@ -1,4 +1,4 @@
-"""Prints a checksum of what every operation of the CPU backend returns: ``python tests/support/digests.py``.
+"""Prints checksums of what the operations of the CPU backend return: ``PYTHONPATH=. python tests/support/digests.py``.
 
 The inputs are the same on every processor (torch's normal numbers are not), so that two machines can be compared.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from random import Random
 
 import torch
-from kernel_cases import CASES, SIZES, Inputs, Variant
+from kernel_cases import CASES, SIZES, Draw, Variant
 from torch import Tensor
 
 from fastmerge.kernels import _native
@@ -20,7 +20,7 @@ from fastmerge.kernels import _native
 ROUNDS = 4
 
 
-class SameInputs(Inputs):
+class SameDraw(Draw):
     """Inputs made by exact arithmetic from integers."""
 
     def randn(self, *shape: int) -> Tensor:
@@ -43,8 +43,8 @@ def main() -> None:
     for name, case in CASES.items():
         digest = hashlib.sha256()
         for number, numel in enumerate(ROUNDS * SIZES):
-            inputs = SameInputs(Random(number), torch.Generator().manual_seed(number), numel, 1 + number % 4)
-            run = case(inputs)
+            draw = SameDraw(Random(number), torch.Generator().manual_seed(number), numel, 1 + number % 4)
+            run = case(draw)
             with Variant("cpu").active():
                 for part in flattened(run()):
                     digest.update(part)

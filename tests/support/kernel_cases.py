@@ -1,4 +1,5 @@
-"""Inputs for every operation of the registry, and the variants (backend, instruction set, threads) that must agree."""
+"""Random inputs for every operation of the inventory, and the variants (backend, instruction set, threads) that must
+agree."""
 
 from __future__ import annotations
 
@@ -6,10 +7,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.inventory import CALLS, Inputs
 from fastmerge import kernels
 from fastmerge.kernels import ALL_EQUAL, GRID, OPERATIONS, Boundary, _native
 
@@ -74,9 +77,9 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.view(BITS[a.element_size()]), b.view(BITS[b.element_size()]))
 
 
-def blank(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def blank(*shape: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
     """An output buffer full of NaN (or of -7), so that an element that is not written shows."""
-    return torch.full(shape, float("nan") if dtype.is_floating_point else -7, dtype=dtype)
+    return torch.full(shape, float("nan") if dtype.is_floating_point else -7, dtype=dtype, device=device)
 
 
 def random_words(count: int, generator: torch.Generator) -> Tensor:
@@ -85,7 +88,7 @@ def random_words(count: int, generator: torch.Generator) -> Tensor:
 
 
 @dataclass
-class Inputs:
+class Draw:
     """A base and N fine-tuned tensors of mixed dtypes, with everything that an operation may want of them."""
 
     random: Random
@@ -143,123 +146,84 @@ class Inputs:
         drop = self.random.choice([0, 2**32, 2**31, 0xFFFF0001, self.random.getrandbits(32)])
         return kernels.keep_random(self.random.getrandbits(64), k, drop)
 
+    def call(self, name: str, based: bool | None = None, **how: Any) -> Run:
+        """Return a call of an operation into new buffers, with its base, without, or by chance."""
+        base = self.base if (self.random.random() < 0.5 if based is None else based) else None
+
+        def run() -> object:
+            out = blank(self.numel, dtype=self.out_dtype)
+            return CALLS[name](Inputs(out, self.tensors, base, self.offset, blank), **how)
+
+        return run
+
 
 Run = Callable[[], object]
 
 
-def weighted_sum(inputs: Inputs) -> Run:
-    def run():
-        out = blank(inputs.numel, dtype=inputs.out_dtype)
-        kernels.weighted_sum(out, inputs.tensors, inputs.weights)
-        return out
+def weighted_sum(draw: Draw) -> Run:
+    return draw.call("weighted_sum", based=False, weights=draw.weights)
+
+
+def sparse_merge(draw: Draw) -> Run:
+    how = {
+        "vote": draw.random.choice(["none", "weighted", "weighted", "sum", "count"]),
+        "divide": draw.random.choice(["none", "weights", "count"]), "scale": draw.random.choice([1.0, 0.7]),
+    }  # fmt: skip
+    return draw.call("sparse_merge", based=True, keeps=draw.keeps(), factors=draw.weights, **how)
+
+
+def gram(draw: Draw) -> Run:
+    return draw.call("gram")
+
+
+def norms(draw: Draw) -> Run:
+    return draw.call("norms", keeps=draw.keeps(), power=draw.random.choice([1, 2]))
+
+
+def select(draw: Draw) -> Run:
+    return draw.call("select", ranks=[[draw.random.randint(0, draw.numel) for _ in range(2)] for _ in draw.tensors])
+
+
+def magnitude_histogram(draw: Draw) -> Run:
+    based = draw.random.random() < 0.5
+    high = draw.call("magnitude_histogram", based, before=1)
+
+    def run() -> Tensor:
+        counts = high()
+        assert isinstance(counts, Tensor)
+        low = draw.call("magnitude_histogram", based, level=1, prefixes=counts.argmax(1).tolist(), before=2)()
+        return torch.cat([counts, low], 1)
 
     return run
 
 
-def sparse_merge(inputs: Inputs) -> Run:
-    keeps, vote = inputs.keeps(), inputs.random.choice(["none", "weighted", "weighted", "sum", "count"])
-    divide, scale = inputs.random.choice(["none", "weights", "count"]), inputs.random.choice([1.0, 0.7])
-
-    def run():
-        out = blank(inputs.numel, dtype=inputs.out_dtype)
-        kernels.sparse_merge(
-            out, inputs.base, inputs.tensors, factors=inputs.weights, keeps=keeps, vote=vote, divide=divide,
-            scale=scale, offset=inputs.offset,
-        )  # fmt: skip
-        return out
-
-    return run
+def equal_counts(draw: Draw) -> Run:
+    return draw.call("equal_counts", based=True, thresholds=[draw.boundary(k).threshold for k in range(draw.count)])
 
 
-def gram(inputs: Inputs) -> Run:
-    base = inputs.random.choice([inputs.base, None])
-
-    def run():
-        partials = blank(-(-inputs.numel // GRID), len(kernels.pairs(inputs.count)), dtype=torch.float64)
-        kernels.gram_partials(partials, inputs.tensors, base)
-        return partials
-
-    return run
-
-
-def norms(inputs: Inputs) -> Run:
-    base, keeps, power = inputs.random.choice([inputs.base, None]), inputs.keeps(), inputs.random.choice([1, 2])
-
-    def run():
-        partials = blank(-(-inputs.numel // GRID), 2 * inputs.count, dtype=torch.float64)
-        kernels.norm_partials(partials, inputs.tensors, base, keeps, power=power, offset=inputs.offset)
-        return partials
-
-    return run
+def rank_mask(draw: Draw) -> Run:
+    numel, draw.tensors = draw.numel, draw.tensors[:1]
+    outer = draw.random.choice([d for d in (1, 3, 7, 31) if numel % d == 0])
+    inner = draw.random.choice([d for d in (1, 1, 2, 43) if numel // outer % d == 0])
+    density, epsilon = draw.random.choice([(0.5, 0.15), (0.3, 0.0), (0.5, 0.4999), (0.9, 0.05)])
+    return draw.call(
+        "rank_mask", rows=(outer, numel // outer // inner, inner), density=density, epsilon=epsilon,
+        key=draw.random.getrandbits(64), first_model=draw.random.choice([0, 2**32 - 1]),
+    )  # fmt: skip
 
 
-def select(inputs: Inputs) -> Run:
-    base = inputs.random.choice([inputs.base, None])
-    ranks = [[inputs.random.randint(0, inputs.numel) for _ in range(2)] for _ in range(inputs.count)]
-    return lambda: kernels.select_boundaries(inputs.tensors, base, ranks)
+def low_rank(draw: Draw) -> Run:
+    columns = draw.random.choice([1, 5, 64, 513, 700])
+    draw.numel = min(draw.numel // columns, 40) * columns
+    draw.tensors = [draw.tensors[0][: draw.numel]]
+    rank = draw.random.randint(1, 9)
+    factors = draw.randn(draw.numel // columns, rank), draw.randn(rank, columns)
+    return draw.call("low_rank", based=False, columns=columns, factors=factors, scale=0.37)
 
 
-def magnitude_histogram(inputs: Inputs) -> Run:
-    base = inputs.random.choice([inputs.base, None])
-
-    def run():
-        counts = [torch.ones(inputs.count, bins, dtype=torch.int64) for bins in kernels.HISTOGRAM_BINS]
-        kernels.magnitude_histogram(counts[0], inputs.tensors, base, 0)
-        kernels.magnitude_histogram(counts[1], inputs.tensors, base, 1, counts[0].argmax(1).tolist())
-        return torch.cat(counts, 1)
-
-    return run
-
-
-def equal_counts(inputs: Inputs) -> Run:
-    thresholds = [inputs.boundary(k).threshold for k in range(inputs.count)]
-
-    def run():
-        counts = blank(inputs.count, -(-inputs.numel // GRID), dtype=torch.int64)
-        kernels.equal_counts(counts, inputs.tensors, inputs.base, thresholds)
-        return counts
-
-    return run
-
-
-def rank_mask(inputs: Inputs) -> Run:
-    base, tensor, numel = inputs.random.choice([inputs.base, None]), inputs.tensors[0], inputs.numel
-    outer = inputs.random.choice([d for d in (1, 3, 7, 31) if numel % d == 0])
-    inner = inputs.random.choice([d for d in (1, 1, 2, 43) if numel // outer % d == 0])
-    density, epsilon = inputs.random.choice([(0.5, 0.15), (0.3, 0.0), (0.5, 0.4999), (0.9, 0.05)])
-    key, model = inputs.random.getrandbits(64), inputs.random.choice([0, 2**32 - 1])
-
-    def run():
-        mask = blank(kernels.mask_words(numel), dtype=torch.int32)
-        rows = (outer, numel // outer // inner, inner)
-        kernels.rank_mask(mask, tensor, base, rows=rows, density=density, epsilon=epsilon, key=key, model=model)
-        return mask
-
-    return run
-
-
-def low_rank(inputs: Inputs) -> Run:
-    columns = inputs.random.choice([1, 5, 64, 513, 700])
-    rank, rows = inputs.random.randint(1, 9), min(inputs.numel // columns, 40)
-    weight = inputs.tensors[0][: rows * columns].view(rows, columns)
-    up, down = inputs.randn(rows, rank), inputs.randn(rank, columns)
-
-    def run():
-        out = blank(rows, columns, dtype=inputs.out_dtype)
-        kernels.low_rank_update(out, weight, up, down, 0.37)
-        return out
-
-    return run
-
-
-CASES: dict[str, Callable[[Inputs], Run]] = {
-    "equal_counts": equal_counts,
-    "gram": gram,
-    "low_rank": low_rank,
-    "magnitude_histogram": magnitude_histogram,
-    "norms": norms,
-    "rank_mask": rank_mask,
-    "select": select,
-    "sparse_merge": sparse_merge,
-    "weighted_sum": weighted_sum,
-}
+CASES: dict[str, Callable[[Draw], Run]] = {
+    function.__name__: function
+    for function in (
+        equal_counts, gram, low_rank, magnitude_histogram, norms, rank_mask, select, sparse_merge, weighted_sum,
+    )
+}  # fmt: skip

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import functional
     from .adapters import merge_adapters
-    from .api import check, merge, verify
+    from .api import check, merge, verify, verify_recipe
     from .errors import FastmergeError, InvalidInput
     from .methods import load_plugin
     from .state_dicts import merge_, merge_state_dicts
@@ -29,6 +29,7 @@ __all__ = [
     "merge_adapters",
     "merge_state_dicts",
     "verify",
+    "verify_recipe",
 ]
 
 _HOMES = {
@@ -41,6 +42,7 @@ _HOMES = {
     "merge_adapters": "adapters",
     "merge_state_dicts": "state_dicts",
     "verify": "api",
+    "verify_recipe": "api",
 }
 
 

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from .devices.names import DEFAULT
-from .engine import Report, RunOptions, VerifyReport, run
+from .engine import RecipeReport, Report, RunOptions, VerifyReport, run
 from .engine import verify as verify_output
+from .engine import verify_recipe as verify_output_of_recipe
 from .plan import DEFAULT_SHARD_SIZE, make_plan
 from .plan.types import Plan
 from .recipe import load
 from .sizes import DEFAULT_RAM, parse_size
 
-__all__ = ["check", "merge", "verify"]
+__all__ = ["check", "merge", "verify", "verify_recipe"]
 
 RecipeLike = str | os.PathLike[str] | dict[str, Any]
 Progress = Callable[[int, int], None]
@@ -129,4 +130,29 @@ def verify(
     return verify_output(
         os.fspath(out), sample=sample, backend=backend, seed=seed, ram=parse_size(ram), threads=threads,
         progress=progress,
+    )  # fmt: skip
+
+
+def verify_recipe(
+    recipe: RecipeLike,
+    out: str | os.PathLike[str],
+    *,
+    backend: str | None = None,
+    semantics: str | None = None,
+    seed: int | None = None,
+    ram: int | str = DEFAULT_RAM,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> RecipeReport:
+    """Judge the folder ``out``, whichever tool wrote it, by what ``recipe`` gives: equal, within rounding, different.
+
+    Args:
+        recipe, semantics, seed: as in ``merge``.
+    Raises:
+        InvalidInput:    the recipe or its models cannot be merged.
+        CheckpointError: the output cannot be read.
+    """
+    return verify_output_of_recipe(
+        load(recipe, semantics=semantics, seed=seed), os.fspath(out), backend=backend, ram=parse_size(ram),
+        threads=threads, progress=progress,
     )  # fmt: skip

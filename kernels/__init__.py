@@ -4,7 +4,7 @@ Operations write into buffers of the caller, know nothing of merge methods, and 
 bits on every backend.
 """
 
-from ._checks import FLOATS, GRID, check_group
+from ._checks import FLOATS, GRID, check_group, float32
 from ._download import download
 from ._native import cpu_extension, limited_threads, why_no_cpu_extension
 from ._registry import BACKENDS, OPERATIONS, BackendError, use_backend
@@ -53,6 +53,7 @@ __all__ = [
     "download",
     "drop_threshold",
     "equal_counts",
+    "float32",
     "gram_matrix",
     "gram_partials",
     "keep_all",

@@ -30,11 +30,12 @@ def open_checkpoint(folder: str) -> Checkpoint:
     for single, index in zip(SINGLE, INDEX, strict=True):
         if os.path.lexists(os.path.join(folder, single)):
             file, tensors = read_weights(os.path.join(folder, single))
-            notes = tuple(_stale(folder, single, index, tensors))
+            notes = (*_stale(folder, single, index, tensors), *_second_format(folder, single))
             return _checked(Checkpoint(folder, (file,), tensors, config, notes))
         if os.path.lexists(os.path.join(folder, index)):
             files, tensors = _read_sharded(folder, index)
-            return _checked(Checkpoint(folder, files, tensors, config, tuple(_unlisted(folder, files))))
+            notes = (*_unlisted(folder, files), *_second_format(folder, index))
+            return _checked(Checkpoint(folder, files, tensors, config, notes))
     if os.path.exists(os.path.join(folder, "adapter_config.json")):
         raise CheckpointError(f"{folder}: is a LoRA adapter, not a model (write it in the recipe as model+adapter)")
     found = "".join(f"; found {text}" for text in describe(folder))
@@ -61,6 +62,13 @@ def _unlisted(folder: str, files: Sequence[InputFile]) -> Iterator[str]:
     others = sorted(set(fnmatch.filter(os.listdir(folder), "model-?????-of-?????.safetensors")) - read)
     if others:
         yield f"{folder}: {others[0]}{', ...' if len(others) > 1 else ''} is not in the index and is not read"
+
+
+def _second_format(folder: str, read: str) -> Iterator[str]:
+    """Yield a note on weights in PyTorch's format beside those that are read, which may be older or newer."""
+    others = [name for name in (SINGLE[1], INDEX[1]) if os.path.lexists(os.path.join(folder, name))]
+    if read in (SINGLE[0], INDEX[0]) and others:
+        yield f"{folder}: {read} is read, and not {others[0]}, which is there as well"
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:

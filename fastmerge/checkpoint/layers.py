@@ -76,7 +76,7 @@ def find_stacks(names: Iterable[LayerName], config: Mapping[str, Any] | None = N
     """Return the stacks among the names. What is not called layers, h or block is a stack only if nothing else is.
 
     The main stack is the one that is no tower's and has as many layers as the config says; among several, the one that
-    is called a text model's, then the one with most tensors.
+    is called a text model's, then one that is no encoder's, then the one with most tensors.
     """
     indices: dict[str, set[int]] = {}
     tensors: dict[str, int] = {}
@@ -92,8 +92,8 @@ def find_stacks(names: Iterable[LayerName], config: Mapping[str, Any] | None = N
     layers = max(stated[1], 0) if stated else 0
 
     def likelihood(stack: str) -> tuple:
-        enough = (counts[stack] == layers) + (counts[stack] >= layers)
-        return not is_tower(stack), enough, bool(_words(stack) & _TEXT), tensors[stack]
+        enough, words = (counts[stack] == layers) + (counts[stack] >= layers), _words(stack)
+        return not is_tower(stack), enough, bool(words & _TEXT), "encoder" not in words, tensors[stack]
 
     main = max(candidates, key=likelihood, default=None)
     kept = {stack: counts[stack] for stack in counts if stack in named or stack == main}

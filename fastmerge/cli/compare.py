@@ -10,7 +10,7 @@ import click
 
 from ._errors import Command
 from ._options import JSON
-from ._output import print_json, print_table
+from ._output import note, print_json, print_table
 
 if TYPE_CHECKING:
     from ..reports.comparing import TensorDifference
@@ -28,6 +28,8 @@ def diff(a: str, b: str, changed: bool, as_json: bool) -> None:
     from ..reports.comparing import compare
 
     left, right = (decoded(open_checkpoint(locate(path))) for path in (a, b))
+    for text in (*left.notes, *right.notes):
+        note(text, as_json)
     found = [item for item in compare(left, right) if not changed or item.changed != 0]
     if as_json:
         print_json([_finite(item) for item in found])

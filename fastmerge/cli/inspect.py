@@ -11,7 +11,7 @@ import click
 from ..sizes import show_size
 from ._errors import Command
 from ._options import JSON
-from ._output import print_facts, print_json, print_table
+from ._output import note, print_facts, print_json, print_table
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint, TensorEntry
@@ -27,6 +27,8 @@ def inspect(model: str, tensors: bool, as_json: bool) -> None:
 
     checkpoint, unread = _decoded(open_checkpoint(locate(model)))
     manifest = _manifest(checkpoint.folder)
+    for text in checkpoint.notes:
+        note(text, as_json)
     if as_json:
         print_json(_values(checkpoint, manifest))
         return
@@ -40,6 +42,7 @@ def inspect(model: str, tensors: bool, as_json: bool) -> None:
         ("files", f"{len(checkpoint.files)}, {show_size(sum(file.nbytes for file in checkpoint.files))}"),
         ("tensors", str(len(checkpoint.tensors))),
         ("dtypes", ", ".join(f"{dtype} {show_size(nbytes)}" for dtype, nbytes in by_dtype.most_common())),
+        ("layers", ", ".join(f"{count} {stack or 'at the top'}" for stack, count in _layers(checkpoint).items())),
     ]
     if manifest is not None:
         facts += [
@@ -60,10 +63,20 @@ def inspect(model: str, tensors: bool, as_json: bool) -> None:
         print_table(("tensor", "dtype", "shape", "file"), rows)
 
 
+def _layers(checkpoint: Checkpoint) -> dict[str, int]:
+    """Return the number of layers by stack, those that slices cut first."""
+    from ..checkpoint.layers import find_stacks, split_layer
+
+    stacks = find_stacks([parts for name in checkpoint.tensors if (parts := split_layer(name))], checkpoint.config)
+    return dict(sorted(stacks.counts.items(), key=lambda item: item[0] != stacks.main))
+
+
 def _values(checkpoint: Checkpoint, manifest: dict | None) -> dict:
     return {
         "folder": checkpoint.folder,
         "files": {file.path: file.nbytes for file in checkpoint.files},
+        "notes": checkpoint.notes,
+        "layers": _layers(checkpoint),
         "config": checkpoint.config,
         "tensors": {
             name: {

@@ -15,13 +15,10 @@ from ..errors import CheckpointError
 from ..plan.types import InputTensor
 from .files import InputFiles
 
-__all__ = ["CHUNK", "DeltaReader", "Values", "reading_bytes"]
+__all__ = ["CHUNK", "DeltaReader", "Folded", "Values", "reading_bytes"]
 
 # Elements that are read at once: few system calls, and a group of models still fits the cache.
 CHUNK = 8 * kernels.GRID
-
-# Matrices of an adapter as float32: up, down, scale.
-Factors = list[tuple[Tensor, Tensor, float]]
 
 
 def reading_bytes(groups: Iterable[Sequence[InputTensor]]) -> int:
@@ -62,11 +59,11 @@ class DeltaReader:
 
     def chunks(self, group: Sequence[InputTensor]) -> Iterator[list[Tensor]]:
         """Yield the tensors of ``group`` chunk by chunk, flat; with an adapter they are float32."""
-        values = [(Values(tensor, self._inputs), self._factors(tensor)) for tensor in group]
+        inputs = [Folded(tensor, self._inputs) for tensor in group]
         numel = math.prod(group[0].shape)
         for start in range(0, numel, CHUNK):
             stop = min(start + CHUNK, numel)
-            yield [self._elements(own, start, stop, factors) for own, factors in values]
+            yield [own.elements(start, stop) for own in inputs]
             self._done += sum(tensor.nbytes * stop // numel - tensor.nbytes * start // numel for tensor in group)
             if self._progress is not None:
                 self._progress(self._done)
@@ -80,27 +77,34 @@ class DeltaReader:
             rest = rest[len(origin) :]
         return delta
 
-    def _factors(self, tensor: InputTensor) -> Factors:
-        return [
-            (self._whole(adapter.up).float(), self._whole(adapter.down).float(), adapter.scale)
+
+class Folded:
+    """The values of one input with its adapters folded in: float32 then, else of the tensor's dtype."""
+
+    def __init__(self, tensor: InputTensor, inputs: InputFiles):
+        self._values = Values(tensor, inputs)
+        self._columns = matrix_shape(tensor.shape)[1]
+        self._factors = [
+            (_whole(adapter.up, inputs).float(), _whole(adapter.down, inputs).float(), adapter.scale)
             for adapter in tensor.adapters
         ]
 
-    @staticmethod
-    def _elements(values: Values, start: int, stop: int, factors: Factors) -> Tensor:
-        if not factors:
-            return values.elements(start, stop)
-        columns = values.columns
+    def elements(self, start: int, stop: int) -> Tensor:
+        """Return the elements ``start .. stop - 1``, flat."""
+        if not self._factors:
+            return self._values.elements(start, stop)
+        columns = self._columns
         first, last = start // columns, -(-stop // columns)
-        weight = values.elements(first * columns, last * columns).view(-1, columns)
+        weight = self._values.elements(first * columns, last * columns).view(-1, columns)
         folded = torch.empty(weight.shape, dtype=torch.float32)
-        for up, down, scale in factors:
+        for up, down, scale in self._factors:
             kernels.low_rank_update(folded, weight, up[first:last], down, scale)
             weight = folded
         return folded.view(-1)[start - first * columns : stop - first * columns]
 
-    def _whole(self, tensor: InputTensor) -> Tensor:
-        return Values(tensor, self._inputs).elements(0, tensor.numel).view(tensor.shape)
+
+def _whole(tensor: InputTensor, inputs: InputFiles) -> Tensor:
+    return Values(tensor, inputs).elements(0, tensor.numel).view(tensor.shape)
 
 
 class Values:
@@ -108,7 +112,7 @@ class Values:
 
     def __init__(self, tensor: InputTensor | TensorEntry, inputs: InputFiles):
         self._tensor, self._inputs = tensor, inputs
-        self._rows, self.columns = matrix_shape(tensor.shape)
+        self._rows, self._columns = matrix_shape(tensor.shape)
         self._held: list[Tensor | None] = []
         for entry, by_row in tensor.coded.parts if tensor.coded else ():
             whole = None if by_row else self._read(entry, entry.dtype, 0, math.prod(entry.shape)).view(entry.shape)
@@ -119,19 +123,19 @@ class Values:
         tensor, coded = self._tensor, self._tensor.coded
         if coded is None:
             return self._read(tensor, tensor.dtype, start, stop)
-        first, last = start // self.columns, -(-stop // self.columns)
+        first, last = start // self._columns, -(-stop // self._columns)
         parts = []
         for (entry, _), held in zip(coded.parts, self._held, strict=True):
             if held is None:
                 width = math.prod(entry.shape) // self._rows
                 held = self._read(entry, entry.dtype, first * width, last * width).view(last - first, width)
             parts.append(held)
-        rows = torch.empty(last - first, self.columns, dtype=tensor.dtype)
+        rows = torch.empty(last - first, self._columns, dtype=tensor.dtype)
         try:
             coded.decode(rows, parts, first)
         except ValueError as error:
             raise CheckpointError(f"{tensor.path}: {error} (the file is damaged)") from error
-        return rows.view(-1)[start - first * self.columns : stop - first * self.columns]
+        return rows.view(-1)[start - first * self._columns : stop - first * self._columns]
 
     def _read(self, entry: InputTensor | TensorEntry, dtype: torch.dtype, start: int, stop: int) -> Tensor:
         values = torch.empty(stop - start, dtype=dtype)

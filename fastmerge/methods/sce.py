@@ -9,8 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..kernels import keep_top
-from ..kernels._checks import float32
+from ..kernels import float32, keep_top
 from ..steps.apply import ElementwiseMerge, Selection
 from ..steps.elements import ElementSums, OfElements
 from ..steps.method import Group, Method, Parameter, Solve, method

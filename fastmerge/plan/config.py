@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from ..checkpoint.layers import LAYER_COUNT_KEYS, is_tower, stack_layers
+from ..checkpoint.layers import LAYER_COUNT_KEYS, TEXT_CONFIGS, is_tower, stack_layers
 from ..checkpoint.quantized import CONFIG_KEYS
 from ..checkpoint.quantized import levels as quantized_levels
 from .layer_settings import LayerSettings, Origin
@@ -28,12 +28,9 @@ def output_config(
     result = copy.deepcopy(dict(config))
     # transformers writes here where the model was loaded from.
     result.pop("_name_or_path", None)
-    levels = [level for level in (result, result.get("text_config")) if isinstance(level, dict)]
+    levels = [level for level in (result, *(result.get(key) for key in TEXT_CONFIGS)) if isinstance(level, dict)]
     _remove_quantization(result)
-    dtype = str(_main_dtype(outputs)).removeprefix("torch.")
-    keys = [(level, key) for level in levels for key in ("dtype", "torch_dtype") if key in level]
-    for level, key in keys or [(result, "torch_dtype")]:
-        level[key] = dtype
+    _set_dtype(result, levels, outputs)
     if found.tied is not None:
         for level in [level for level in levels if "tie_word_embeddings" in level] or levels[:1]:
             level["tie_word_embeddings"] = found.tied
@@ -42,6 +39,23 @@ def output_config(
     for level in [level for level in levels if "vocab_size" in level]:
         level["vocab_size"] = min(sizes, default=level["vocab_size"])
     return result
+
+
+def _set_dtype(config: dict[str, Any], levels: Sequence[dict[str, Any]], outputs: Sequence[OutputTensor]) -> None:
+    """Write the output's dtype; into the configs of towers, too, where all tensors have it."""
+    main = _main_dtype(outputs)
+    if {output.dtype for output in outputs if output.dtype.is_floating_point} == {main}:
+        levels = list(_every_level(config))
+    keys = [(level, key) for level in levels for key in ("dtype", "torch_dtype") if key in level]
+    for level, key in keys or [(config, "torch_dtype")]:
+        level[key] = str(main).removeprefix("torch.")
+
+
+def _every_level(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield config
+    for value in config.values():
+        if isinstance(value, dict):
+            yield from _every_level(value)
 
 
 def _remove_quantization(config: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 
 from ..checkpoint import Checkpoint, LowRank, locate, open_checkpoint, read_adapter
-from ..checkpoint.layers import LayerName, Stacks, config_layers, find_stacks, is_named, split_layer
+from ..checkpoint.layers import TEXT_CONFIGS, LayerName, Stacks, config_layers, find_stacks, is_named, split_layer
 from ..checkpoint.locate import is_cached_repository
 from ..checkpoint.quantized import decoded
 from ..errors import CheckpointError, Problem
@@ -70,12 +70,11 @@ class OpenModel:
 
     @property
     def says_tied(self) -> bool | None:
-        """``tie_word_embeddings`` of the config; None where it does not say."""
+        """``tie_word_embeddings`` of the config, or of the language model's in it; None where neither says."""
         config = self.checkpoint.config or {}
-        for level in (config, config.get("text_config")):
-            if isinstance(level, dict) and isinstance(level.get("tie_word_embeddings"), bool):
-                return level["tie_word_embeddings"]
-        return None
+        levels = [level for level in (config, *(config.get(key) for key in TEXT_CONFIGS)) if isinstance(level, dict)]
+        said = [value for level in levels if isinstance(value := level.get("tie_word_embeddings"), bool)]
+        return any(said) if said else None
 
     @cached_property
     def embedding(self) -> InputTensor | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from ..checkpoint.layers import belongs_before_layers
+from ..checkpoint.layers import belongs_before_layers, stack_layers
 from .findings import Findings, listed
 from .models import OpenModel, is_computed, is_head
 from .slices import OpenSlice
@@ -49,6 +50,36 @@ def check_stack(slices: Sequence[OpenSlice], findings: Findings) -> None:
             what = f"{len(strange)} of its layers hold other tensors than any layer of {donor}: {listed(names, 3)}"
             findings.problem(model.checkpoint.folder, what, "stack layers of models of one architecture")
     _check_end(slices, donor, findings)
+    for part in slices:
+        for note in _other_kinds(part):
+            findings.note(note)
+
+
+def _other_kinds(part: OpenSlice) -> Iterator[str]:
+    """Yield a note for each setting by which the configs tell kinds of layers, where a slice merges two of them."""
+    (key, first), *others = part.models.items()
+    for setting, kinds in _kinds_of_layers(first):
+        for other, model in others:
+            theirs = dict(_kinds_of_layers(model)).get(setting, [])
+            for i in range(part.length if theirs else 0):
+                here, there = part.starts[key] + i, part.starts[other] + i
+                if kinds[here] != theirs[there]:
+                    yield (
+                        f"layers of different {setting} are merged: layer {here} of {first} is {kinds[here]!r}, "
+                        f"layer {there} of {model} is {theirs[there]!r}"
+                    )
+                    break
+
+
+def _kinds_of_layers(model: OpenModel) -> Iterator[tuple[str, list[str]]]:
+    """Yield the lists of a config that name the kind of every layer."""
+    config: Any = model.checkpoint.config or {}
+    place = stack_layers(config, model.stacks.main or "")
+    for key in place[0][:-1] if place else ():
+        config = config[key]
+    for key, value in config.items():
+        if isinstance(value, list) and len(value) == model.stacks.layers and all(isinstance(v, str) for v in value):
+            yield key, value
 
 
 def misplaced_layers(slices: Sequence[tuple[OpenModel, int, int]]) -> Iterator[int]:

@@ -123,6 +123,13 @@ def test_single_file_beside_an_index(tmp_path):
     assert len(open_checkpoint(str(folder)).tensors) == 2
 
 
+def test_weights_in_two_formats(tmp_path):
+    folder = save_model(tmp_path / "m", make_tensors())
+    torch.save({}, folder / "pytorch_model.bin")
+    (note,) = open_checkpoint(str(folder)).notes
+    assert note == f"{folder}: model.safetensors is read, and not pytorch_model.bin, which is there as well"
+
+
 def test_shards_that_the_index_does_not_name(tmp_path):
     folder, _, _ = sharded(tmp_path)
     assert open_checkpoint(str(folder)).notes == ()

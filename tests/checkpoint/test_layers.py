@@ -51,6 +51,7 @@ def stacks(config, **counts):
         # A name that is not known: the number of layers decides, then what is called a text model.
         ({"text_config": TEXT}, "model__layers", 4, {"model__patches__blocks": (6, 16)}),
         ({"text_config": TEXT}, "text_model__layers", 4, {"patch_model__layers": (4, 16)}),
+        (TEXT, "model__layers", 4, {"encoder__blocks": (4, 16)}),
         # Layers that predict further ahead.
         (TEXT, "model__layers", 4, {"mtp__layers": (1, 12), "model__mtp_layers": (2, 12)}),
         # No config, and models of one kind.

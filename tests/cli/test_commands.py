@@ -57,9 +57,20 @@ def test_inspect(merged, models):
     for word in ("ties", "merge_method: ties", "model.norm.weight", "bfloat16", "[256, 64]"):
         assert word in text
     assert "merged by" not in call("inspect", models / "base").stdout
+    assert "layers     2 model.layers" in text
     values = call_json("inspect", merged)
+    assert values["layers"] == {"model.layers": 2} and values["notes"] == []
     assert values["tensors"]["model.norm.weight"]["shape"] == [64]
     assert values["manifest"]["method"] == "ties"
+
+
+def test_notes_on_what_lies_beside_the_weights(merged, tmp_path):
+    shutil.copytree(merged, tmp_path / "copy")
+    (tmp_path / "copy" / "pytorch_model.bin").touch()
+    for command in (("inspect", tmp_path / "copy"), ("diff", merged, tmp_path / "copy")):
+        said = call(*command).stderr
+        assert said.startswith("note: ") and "pytorch_model.bin, which is there as well" in said
+    assert len(call_json("inspect", tmp_path / "copy")["notes"]) == 1
 
 
 def test_inspect_names_what_is_missing(tmp_path):

@@ -104,6 +104,16 @@ def test_dtype_key_of_new_configs(family, plan_of):
     assert written["dtype"] == written["text_config"]["dtype"] == "float32" and "torch_dtype" not in written
 
 
+@pytest.mark.parametrize(("dtype", "inner"), [("dtype: float16\n", "float16"), ("", "float32")])
+def test_dtype_of_towers(family, plan_of, dtype, inner):
+    for name in "ab":
+        tensors = make_tensors(layers=4) | {"vision.norm.weight": torch.ones(4)}
+        save_model(name, tensors, vision_config={"torch_dtype": "float32", "rope": {"theta": 1}})
+    written = config_of(plan_of(LINEAR + dtype))
+    assert written["torch_dtype"] == ("float16" if dtype else "bfloat16")
+    assert written["vision_config"] == {"torch_dtype": inner, "rope": {"theta": 1}}
+
+
 def test_side_files(family, plan_of, tmp_path):
     for name in (
         "tokenizer.model",

@@ -136,3 +136,19 @@ def test_blocks_that_layers_share(stack):
     doubled = STACK.replace("{model: a", "{model: b")
     with pytest.raises(InvalidInput, match=r"b: shares a block between its layers.*merge whole models"):
         stack(change=shared, text=doubled)
+
+
+@pytest.mark.parametrize(("start", "notes"), [(0, 0), (1, 1), (2, 0)])
+def test_layers_of_different_kinds_in_one_slice(stack, start, notes):
+    text = f"""
+merge_method: linear
+parameters: {{weight: 1}}
+slices:
+  - sources: [{{model: a, layer_range: [0, 1]}}, {{model: b, layer_range: [{start}, {start + 1}]}}]
+"""
+    found = stack(text=text, layer_types=["full", "sliding", "full"]).notes
+    assert len(found) == notes
+    if notes:
+        assert found[0] == (
+            "layers of different layer_types are merged: layer 0 of a is 'full', layer 1 of b is 'sliding'"
+        )

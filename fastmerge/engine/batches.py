@@ -26,7 +26,8 @@ def units(context: RunContext, outputs: Sequence[OutputTensor]) -> Iterator[Unit
     for output in outputs:
         need = _slot_bytes(output)
         # An empty tensor asks for no work, whatever its method would do.
-        whole = scratch_bytes(output) is not None or not all(tensor.plain for tensor in output.inputs.every)
+        plain = output.through is None and all(tensor.plain for tensor in output.inputs.every)
+        whole = scratch_bytes(output) is not None or not plain
         regional = whole and output.nbytes > 0
         small = need <= context.sizes.slot - PAGE and not regional
         apart = batch and (output.shard, output.offset) != (batch[0].shard, end)

@@ -1,4 +1,4 @@
-"""Input tensors in the arena: read as they are, or made of several ranges: decoded, adapters folded in."""
+"""Input tensors in the arena: read as they are, or made of several ranges: decoded, adapters folded in, rounded."""
 
 from __future__ import annotations
 
@@ -42,15 +42,20 @@ class Reader:
     def rows(self, tensor: InputTensor, first: int, last: int, beside: Beside, out: Tensor, slot: Slot) -> None:
         """Write the rows ``first .. last - 1`` of the values, with every adapter added, into ``out``."""
         columns = out.shape[1]
+        rounds = tensor.rounded is not None
         if tensor.coded is None:
             weight = self._view(tensor, tensor.dtype, first * columns, last * columns, slot).view(out.shape)
         else:
-            weight = self._scratch(tensor.dtype, last - first, columns, slot) if tensor.adapters else out
+            made = rounds or tensor.adapters
+            weight = self._scratch(tensor.dtype, last - first, columns, slot) if made else out
             self._decode(tensor, first, last, beside, weight, slot)
+        summed = self._scratch(torch.float32, last - first, columns, slot) if rounds and tensor.adapters else out
         with self._meter.stage("compute"):
             for up, down, scale in beside.matrices:
-                kernels.low_rank_update(out, weight, up[first:last], down, scale)
-                weight = out
+                kernels.low_rank_update(summed, weight, up[first:last], down, scale)
+                weight = summed
+            if rounds:
+                out.copy_(weight)
 
     def _decode(self, tensor: InputTensor, first: int, last: int, beside: Beside, out: Tensor, slot: Slot) -> None:
         assert tensor.coded is not None
@@ -135,11 +140,12 @@ def slot_bytes(tensor: InputTensor, elements: int) -> int:
         return elements * tensor.dtype.itemsize + PAGE
     rows, columns = matrix_shape(tensor.shape)
     covered = min(rows, elements // max(columns, 1) + 2)
+    made = tensor.value_dtype.itemsize + (4 if tensor.rounded is not None and tensor.adapters else 0)
     if tensor.coded is None:
-        return covered * columns * (4 + tensor.dtype.itemsize) + 2 * PAGE
-    made = tensor.value_dtype.itemsize + (tensor.dtype.itemsize if tensor.adapters else 0)
+        return covered * columns * (made + tensor.dtype.itemsize) + 3 * PAGE
+    made += tensor.dtype.itemsize if tensor.adapters or tensor.rounded is not None else 0
     read = sum(covered * (entry.nbytes // max(rows, 1)) + 2 * LINE for entry, by_row in tensor.coded.parts if by_row)
-    return covered * columns * made + read + 2 * PAGE
+    return covered * columns * made + read + 3 * PAGE
 
 
 def _matrices(adapter: Adapter) -> tuple[InputTensor, InputTensor]:

@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from ..checkpoint.types import matrix_shape
@@ -151,16 +152,21 @@ class Large:
         assert self._apply is not None
         slot.reset()
         chunk = self.chunk(start, stop, slot)
-        size = self._output.dtype.itemsize
+        size, through, shape = self._output.dtype.itemsize, self._output.through, (stop - start,)
         at = slot.take((stop - start) * size, phase=self._output.offset + start * size, align=PAGE)
+        out = slot.tensor(at, self._output.dtype, shape)
+        made = out if through is None else slot.tensor(slot.take((stop - start) * through.itemsize), through, shape)
         with self._context.meter.stage("compute"):
-            self._apply(slot.tensor(at, self._output.dtype, (stop - start,)), chunk)
+            self._apply(made, chunk)
+            if through is not None:
+                out.copy_(made)
         slot.download(at, (stop - start) * size)
         self._write(start, stop, at)
 
     def _merge_at_once(self, spans: Sequence[tuple[int, int]], slot: Slot) -> None:
         assert self._apply is not None
-        out = self._memory.tensor(self._out, self._output.dtype, (self._numel,))
+        through = self._output.through or self._output.dtype
+        out = self._memory.tensor(self._out, through, (self._numel,))
         with self._context.meter.stage("compute"):
             try:
                 self._apply(out, self.chunk(0, self._numel, slot))
@@ -168,12 +174,21 @@ class Large:
                 raise Refused(str(error)) from error
         self._context.meter.remark(self._output.name, self._apply.remarks)
         slot.return_free_memory()
-        size = self._output.dtype.itemsize
+        size = through.itemsize
         for start, stop in spans:
             slot.reset()
-            offset = start * size
-            at = slot.fetch(self._out + offset, (stop - start) * size, self._output.offset + offset)
+            at = slot.fetch(self._out + start * size, (stop - start) * size, self._output.offset + start * size)
+            if self._output.through is not None:
+                at = self._widened(start, stop, at, through, slot)
             self._write(start, stop, at)
+
+    def _widened(self, start: int, stop: int, at: int, through: torch.dtype, slot: Slot) -> int:
+        """Convert what was rounded before, in the host's memory; return where it lies."""
+        dtype, arena = self._output.dtype, self._context.arena
+        place = self._output.offset + start * dtype.itemsize
+        to = slot.take((stop - start) * dtype.itemsize, phase=place, align=PAGE)
+        arena.tensor(to, dtype, (stop - start,)).copy_(arena.tensor(at, through, (stop - start,)))
+        return to
 
     def _copy(self, start: int, stop: int, slot: Slot) -> None:
         slot.reset()

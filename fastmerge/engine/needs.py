@@ -50,6 +50,8 @@ def chunk_bytes(output: OutputTensor, elements: int) -> int:
     out = elements * output.dtype.itemsize + PAGE
     if output.group is None:
         return out
+    if output.through is not None:
+        out += elements * output.through.itemsize + PAGE
     return out + sum(slot_bytes(tensor, elements) for tensor in output.inputs.every)
 
 
@@ -57,8 +59,8 @@ def kinds_of(outputs: Iterable[OutputTensor]) -> list[OutputTensor]:
     """Return one output of each kind that matters for memory, so that thousands of tensors are measured in no time."""
     kinds: dict[tuple, OutputTensor] = {}
     for output in outputs:
-        inputs = tuple((t.dtype, t.adapters, _coding(t)) for t in output.inputs.every)
-        key = (output.shape, output.dtype, output.group is None, scratch_bytes(output), inputs)
+        inputs = tuple((t.dtype, t.adapters, t.rounded, _coding(t)) for t in output.inputs.every)
+        key = (output.shape, output.dtype, output.through, output.group is None, scratch_bytes(output), inputs)
         kinds.setdefault(key, output)
     return list(kinds.values())
 

@@ -24,7 +24,7 @@ from .findings import Findings
 from .layout import Sized, lay_out
 from .metadata import kept_aliases
 from .models import OpenModel, open_models
-from .precision import Narrowed, output_dtype
+from .precision import Narrowed, output_dtype, rounded
 from .rows import Rows, pair_tensors
 from .ties import tied_rows
 from .truncation import truncate_vocabularies
@@ -133,7 +133,8 @@ def _decide(recipe: Recipe, found: Rows, config: Mapping[str, Any] | None, findi
         settings = values.of(row)
         if settings is None:
             continue
-        part, inputs, dtype = row.members.part, row.inputs, output_dtype(row, recipe)
+        part, dtype = row.members.part, output_dtype(row, recipe)
+        inputs, through = rounded(row, recipe, dtype)
         narrowed.look(row, dtype)
         every, models, name = inputs.every, len(inputs.tensors), part.method.name
         group = Group(
@@ -147,11 +148,11 @@ def _decide(recipe: Recipe, found: Rows, config: Mapping[str, Any] | None, findi
         )
         nbytes = group.numel * dtype.itemsize
         single = actions[name].copied(group) if dtype.is_floating_point else 0
-        if single is not None and every[single].dtype == dtype and every[single].plain:
+        if single is not None and every[single].dtype == dtype and every[single].plain and through is None:
             copied = Inputs(None, (every[single],))
             outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, "copy", copied))
         else:
-            outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, name, inputs, group))
+            outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, name, inputs, group, through))
     narrowed.report(found.rows, findings)
     for note in unmatched(recipe, (row.key for row in found.rows)):
         findings.note(note)
@@ -187,7 +188,7 @@ class _Actions:
 def _placed(output: OutputTensor, shard: int, offset: int) -> OutputTensor:
     return OutputTensor(
         output.name, output.dtype, output.shape, shard, offset, output.nbytes,
-        output.method, output.inputs, output.group,
+        output.method, output.inputs, output.group, output.through,
     )  # fmt: skip
 
 

@@ -25,7 +25,8 @@ def digest(
         if tensor.coded is not None:
             parts = ",".join(f"{numbers[part.path]}:{part.offset}" for part, _ in tensor.coded.parts)
             text += f"~{tensor.coded.decoder!r}({parts})"
-        return text + "".join(f"+{a.scale!r}*{source(a.up)}@{source(a.down)}" for a in tensor.adapters)
+        text += "".join(f"+{a.scale!r}*{source(a.up)}@{source(a.down)}" for a in tensor.adapters)
+        return text if tensor.rounded is None else f"{text}>{tensor.rounded}"
 
     def values(output: OutputTensor) -> str:
         if output.group is None:
@@ -40,6 +41,7 @@ def digest(
     lines += [
         f"{output.method} {output.inputs.base is not None} {values(output)} "
         + " ".join(map(source, output.inputs.every))
+        + ("" if output.through is None else f" >{output.through}")
         for output in outputs
     ]
     hasher = hashlib.sha256("\n".join(lines).encode())

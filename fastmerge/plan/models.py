@@ -18,8 +18,8 @@ from ..recipe.types import ModelRef, Recipe
 from .findings import Findings
 from .types import Adapter, InputFile, InputModel, InputTensor
 
-MERGED = (torch.float32, torch.bfloat16, torch.float16)
-"""Dtypes that are merged and written."""
+MERGED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes that are merged and written; float64 is computed in float32."""
 
 _HEADS = ("lm_head", "embed_out")
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared")

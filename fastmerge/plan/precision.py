@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from ..recipe.types import Recipe
+from ..steps.inputs import Inputs
 from .findings import Findings, listed
 from .models import MERGED, OpenModel
 from .rows import Row
@@ -28,6 +29,35 @@ def output_dtype(row: Row, recipe: Recipe) -> torch.dtype:
     return functools.reduce(torch.promote_types, dtypes)
 
 
+def rounded(row: Row, recipe: Recipe, dtype: torch.dtype) -> tuple[Inputs[InputTensor], torch.dtype | None]:
+    """Return the inputs of a row as they take part, and the dtype to which the result is rounded first, or None.
+
+    Computing is in float32, so float64 is rounded to it on the way in and widened on the way out. A recipe with both
+    ``dtype`` and ``out_dtype`` asks, as mergekit has it, for inputs and result in ``dtype``; the result is then
+    converted to ``out_dtype``.
+    """
+    inner = None
+    both = recipe.dtype and recipe.out_dtype and row.members.part.semantics == "mergekit"
+    if both and not any(part.matches(row.key) for part in recipe.keep_float32):
+        assert recipe.dtype
+        inner = getattr(torch, recipe.dtype)
+    limit = torch.float32 if inner in (None, torch.float64) else inner
+
+    def narrow(tensor: InputTensor) -> InputTensor:
+        asked = inner is not None or tensor.dtype == torch.float64
+        if not asked or tensor.dtype not in MERGED or _holds(limit, tensor.summed_dtype):
+            return tensor
+        return replace(tensor, rounded=limit)
+
+    converted = dtype in MERGED and dtype != limit and (limit != torch.float32 or dtype == torch.float64)
+    return row.inputs.map(narrow), limit if converted else None
+
+
+def _holds(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """True where ``dtype`` has every value of ``other``."""
+    return torch.promote_types(dtype, other) == dtype
+
+
 @dataclass
 class Narrowed:
     """Collects the float32 tensors of models of 16 bits that the recipe's dtype rounds, as routers and decays are."""
@@ -35,9 +65,12 @@ class Narrowed:
     recipe: Recipe
     _names: list[str] = field(default_factory=list)
     _dtype: torch.dtype = torch.float32
+    _doubles: list[str] = field(default_factory=list)
 
     def look(self, row: Row, dtype: torch.dtype) -> None:
-        if dtype == torch.float32 or not dtype.is_floating_point:
+        if torch.float64 in (dtype, *(tensor.dtype for tensor in row.inputs.every)):
+            self._doubles.append(row.name)
+        if dtype in (torch.float32, torch.float64) or not dtype.is_floating_point:
             return
         pairs = zip(row.inputs.every, row.members.models.every, strict=True)
         if any(_is_kept_wide(tensor) and _is_mostly_narrow(model) for tensor, model in pairs):
@@ -53,6 +86,9 @@ class Narrowed:
                 f"{len(self._names)} tensors that are float32 in models of 16 bits are rounded to {dtype}: "
                 f"{listed(self._names, 3)} (keep_float32: [{listed(parts, 3)}] keeps them)"
             )
+        if self._doubles:
+            some = f"{len(self._doubles)} tensors are float64 ({listed(self._doubles, 3)})"
+            findings.note(f"{some}: where they are not copied, they are computed in float32")
         for part in self.recipe.keep_float32:
             if not any(part.matches(row.name) for row in rows):
                 findings.note(f"{self.recipe.path}: keep_float32: {part.text!r} is in no tensor's name")

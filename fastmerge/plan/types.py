@@ -36,6 +36,7 @@ class InputTensor:
         coded:  how the values follow from stored tensors, for a quantized one: dtype and shape are then those of the
                 values, and the range that of its codes.
         adapters: low-rank terms that are added, in order; the sum is kept in float32.
+        rounded: dtype to which the values are rounded before they take part; None takes them as they are.
     """
 
     model: int
@@ -47,16 +48,22 @@ class InputTensor:
     shape: tuple[int, ...]
     coded: Coded | None = None
     adapters: tuple[Adapter, ...] = ()
+    rounded: torch.dtype | None = None
 
     @property
     def plain(self) -> bool:
         """True where the bytes in the file are the values."""
-        return self.coded is None and not self.adapters
+        return self.coded is None and not self.adapters and self.rounded is None
+
+    @property
+    def summed_dtype(self) -> torch.dtype:
+        """Dtype of the values before they are rounded: with an adapter, the sum is kept in float32."""
+        return torch.float32 if self.adapters else self.dtype
 
     @property
     def value_dtype(self) -> torch.dtype:
-        """Dtype of the values that a merge sees: with an adapter, the sum is kept in float32."""
-        return torch.float32 if self.adapters else self.dtype
+        """Dtype of the values that a merge sees."""
+        return self.rounded or self.summed_dtype
 
     @property
     def numel(self) -> int:
@@ -83,6 +90,7 @@ class OutputTensor:
         method: name of the merge method, or "copy": the bytes of the single input are taken as they are.
         inputs: with a base for methods that take one.
         group:  what the method is told; None for copies.
+        through: dtype to which the result is rounded before it becomes ``dtype``; None rounds once.
     """
 
     name: str
@@ -94,6 +102,7 @@ class OutputTensor:
     method: str
     inputs: Inputs[InputTensor]
     group: Group | None = None
+    through: torch.dtype | None = None
 
 
 @dataclass(frozen=True)

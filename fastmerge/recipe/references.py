@@ -8,7 +8,7 @@ from typing import Any
 
 from .types import ModelRef, TokenSpec
 
-DTYPES = ("bfloat16", "float16", "float32")
+DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
 def parse_reference(value: Any) -> ModelRef:
@@ -66,8 +66,6 @@ def parse_dtype(value: str) -> str:
     if name in DTYPES:
         return name
     choices = f"{value!r} is not a dtype for merged weights; expected {', '.join(DTYPES)}"
-    if name in ("float64", "int64"):
-        raise ValueError(f"{choices}: merging computes in float32")
     raise ValueError(f"{choices}, or leave the key out to keep the dtypes of the inputs")
 
 

@@ -98,7 +98,6 @@ MESSAGES = {
     "models: [a]\n": "<recipe>:1: merge_method is missing (add merge_method:)",
     # Words
     LINEAR + "dtype: q4_k_m\n": "<recipe>:4: dtype: 'q4_k_m' is not a dtype for merged weights; expected bfloat16, ",
-    LINEAR + "dtype: float64\n": "float16, float32: merging computes in float32",
     LINEAR + "out_dtype: torch.int64\n": "<recipe>:4: out_dtype: 'torch.int64' is not a dtype",
     LINEAR + "tokenizer_source: union\n": "<recipe>:4: tokenizer_source: a union of vocabularies is not supported yet",
     LINEAR

@@ -126,6 +126,21 @@ def test_an_old_driver_is_refused(emulated, driver, why):
     assert emulated.why_unavailable() == ""
 
 
+@pytest.mark.parametrize(
+    ("capability", "remedy"),
+    [(75, "has compute capability 7.5, and the kernels need 8.6; hide it"),
+     (80, "has compute capability 8.0, and the kernels need 8.6; install fastmerge again on this machine")],
+)  # fmt: skip
+def test_a_gpu_that_nothing_was_compiled_for_is_refused(emulated, capability, remedy):
+    emulator = ctypes.CDLL(emulated.__file__)
+    emulator.fastmerge_emulated_capability(capability)
+    try:
+        assert remedy in emulated.why_unavailable()
+    finally:
+        emulator.fastmerge_emulated_capability(90)
+    assert emulated.why_unavailable() == ""
+
+
 @pytest.mark.parametrize("operation", kernels.OPERATIONS.values(), ids=lambda operation: operation.name)
 def test_the_tests_know_every_operation(operation):
     from kernel_cases import CASES

@@ -17,7 +17,7 @@ import pytest
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
 EMULATOR = Path(__file__).parent / "cuda_emulator"
 # The compiler does not know the pragma of nvcc; every other warning is an error.
-FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden")
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-DFASTMERGE_LEAST_CAPABILITY=86")
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 # Of kernels whose accesses to memory are checked: see cuda_emulator/races.cpp.
 FIND_RACES = ("-fsanitize=thread",)

@@ -35,3 +35,6 @@ extern "C" __attribute__((visibility("default"))) void fastmerge_emulated_order(
 
 // What version of CUDA the driver pretends to offer, as 13000.
 extern "C" __attribute__((visibility("default"))) void fastmerge_emulated_driver(int version);
+
+// The compute capability of the GPU, as 90.
+extern "C" __attribute__((visibility("default"))) void fastmerge_emulated_capability(int number);

@@ -41,8 +41,9 @@ const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorLaunchFailure ? last_error.c_str() : error ? "invalid argument" : "no error";
 }
 
-static int driver = 13000;
+static int driver = 13000, capability = 90;
 void fastmerge_emulated_driver(int version) { driver = version; }
+void fastmerge_emulated_capability(int number) { capability = number; }
 
 cudaError_t cudaDriverGetVersion(int* version) { return *version = driver, cudaSuccess; }
 cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
@@ -51,7 +52,9 @@ cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaE
 
 // Three multiprocessors, so that blocks loop over tensors of a test's size.
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? 3 : attribute == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
+  *value = attribute == cudaDevAttrMultiProcessorCount      ? 3
+           : attribute == cudaDevAttrComputeCapabilityMajor ? capability / 10
+                                                            : capability % 10;
   return cudaSuccess;
 }
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,25 @@ def test_it_holds_every_source(archive):
 def test_it_is_the_same_where_everything_is_compiled(archive, tmp_path):
     with make_archive(tmp_path) as other:
         assert names_in(other) == names_in(archive)
+
+
+@pytest.mark.slow
+def test_a_wheel_from_it_holds_the_package_alone(archive, tmp_path):
+    pytest.importorskip("pip")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-index", "--no-deps", "--no-build-isolation"]
+    nothing = {"FASTMERGE_CUDA": "0", "FASTMERGE_CPU": "0"}
+    done = subprocess.run(
+        [*command, "-w", tmp_path, archive.name], env=os.environ | nothing, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"fastmerge/py.typed", "fastmerge/functional.pyi", "fastmerge/kernels/spectral/boost.py"} <= names
+    assert {name.split("/")[0].partition("-")[0] for name in names} == {"fastmerge"}
+    sources = {name for name in names_in(archive) if name.startswith(("fastmerge/", "kernels/"))}
+    assert {
+        name.replace("kernels/", "fastmerge/kernels/", 1) if name.startswith("kernels/") else name for name in sources
+    } <= names
 
 
 def test_its_description(archive):

@@ -53,7 +53,7 @@ class Command(click.Command):
     def invoke(self, context: click.Context) -> Any:
         as_json = context.params.get("as_json", False)
         try:
-            with _ending_like_interrupts():
+            with _ending_in_order():
                 _load_plugins(context.params.pop("plugins", ()))
                 return super().invoke(context)
         except FastmergeError as error:
@@ -69,30 +69,37 @@ class Command(click.Command):
 
 
 class Signalled(KeyboardInterrupt):
-    """Another signal than Ctrl-C's asked the process to end."""
+    """A signal asked the process to end."""
 
     def __init__(self, number: int):
-        super().__init__(f"{signal.Signals(number).name}")
+        super().__init__(*(() if number == signal.SIGINT else (signal.Signals(number).name,)))
         self.signal = number
 
 
 @contextlib.contextmanager
-def _ending_like_interrupts() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a command as Ctrl-C does: in order, with a word about what is left."""
+def _ending_in_order() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, with a word about what is left. More signals change nothing.
+
+    A command that is ending has files open and threads at work, which a second interruption would leave as they are.
+    """
+    came: list[int] = []
 
     def end(number: int, frame: object) -> None:
-        raise Signalled(number)
+        came.append(number)
+        if len(came) == 1:
+            raise Signalled(number)
 
     # Where a signal is ignored, as under nohup, it stays so; and only the main thread may have handlers.
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
     main = threading.current_thread() is threading.main_thread()
-    handled = [s for s in (signal.SIGTERM, signal.SIGHUP) if main and signal.getsignal(s) is signal.SIG_DFL]
+    handled = [number for number, handler in usual.items() if main and signal.getsignal(number) is handler]
     for number in handled:
         signal.signal(number, end)
     try:
         yield
     finally:
         for number in handled:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, usual[number])
 
 
 def _load_plugins(paths: Sequence[str]) -> None:

@@ -98,7 +98,7 @@ class OutputFiles:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
                 self._buffered.append(fd)
                 _reserve(fd, shard.nbytes)
-                _pwrite(fd, memoryview(shard.header), 0)
+                pwrite(fd, memoryview(shard.header), 0)
             self._direct.append(_open_direct(path))
 
     def write(self, shard: int, offset: int, data: memoryview, address: int) -> None:
@@ -108,23 +108,24 @@ class OutputFiles:
             head = min(-offset % PAGE, len(data))
             middle = (len(data) - head) // PAGE * PAGE
             if direct is None or middle == 0 or (address - offset) % PAGE:
-                return _pwrite(self._buffered[shard], data, offset)
+                return pwrite(self._buffered[shard], data, offset)
             try:
-                _pwrite(direct, data[head : head + middle], offset + head)
+                pwrite(direct, data[head : head + middle], offset + head)
             except OSError as error:
                 if error.errno != errno.EINVAL:  # EINVAL: the device wants larger blocks than a page
                     raise
-                _pwrite(self._buffered[shard], data[head : head + middle], offset + head)
+                pwrite(self._buffered[shard], data[head : head + middle], offset + head)
             for start, end in ((0, head), (head + middle, len(data))):
                 if start < end:
-                    _pwrite(self._buffered[shard], data[start:end], offset + start)
+                    pwrite(self._buffered[shard], data[start:end], offset + start)
         return None
 
     def read(self, shard: int, offset: int, into: memoryview) -> None:
         """Fill ``into`` with what was written from ``offset`` on."""
         done = 0
         while done < len(into):
-            got = os.preadv(self._buffered[shard], [into[done:]], offset + done)
+            with explained(self._paths[shard], "reading it back"):
+                got = os.preadv(self._buffered[shard], [into[done:]], offset + done)
             if got == 0:
                 raise OutputError(f"{self._paths[shard]}: ends at byte {offset + done}")
             done += got
@@ -152,7 +153,8 @@ def _open_direct(path: str) -> int | None:
         return None
 
 
-def _pwrite(fd: int, data: memoryview, offset: int) -> None:
+def pwrite(fd: int, data: memoryview, offset: int) -> None:
+    """Write all of ``data`` at ``offset``."""
     while data:
         done = os.pwrite(fd, data, offset)
         data, offset = data[done:], offset + done

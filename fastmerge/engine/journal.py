@@ -10,11 +10,12 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from ..errors import explained
 from ..plan.types import OutputTensor, Plan
-from .files import OutputFiles
+from .files import OutputFiles, pwrite
 
 FLUSH_SECONDS = 2.0
 FLUSH_BYTES = 4 << 30
@@ -54,15 +55,14 @@ class Journal:
         self._pending_bytes = 0
         self._flushed = time.monotonic()
         self.checksums = dict(finished)
-        lines = [identity(plan), *({"name": name, "checksum": checksum} for name, checksum in finished.items())]
+        self._failed = False
         draft = path + ".new"
         with explained(path, "starting the journal"):
-            with open(draft, "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
+            self._file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            self._end = 0
+            self._append([identity(plan), *({"name": name, "checksum": sum_} for name, sum_ in finished.items())])
+            os.fsync(self._file)
             os.replace(draft, path)
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
 
     def finished(self, output: OutputTensor, checksum: str) -> None:
         """Note a tensor whose bytes were handed to the operating system."""
@@ -76,18 +76,25 @@ class Journal:
             self.flush()
 
     def flush(self) -> None:
-        """Bring the noted tensors to the disk, and then their lines."""
+        """Bring the noted tensors to the disk, and then their lines.
+
+        Nothing more is noted after a failure: what a later flush of the disk says of lost bytes is not to be trusted.
+        """
         with self._lock:
             batch, self._pending, self._pending_bytes = self._pending, [], 0
-        if batch:
+        if batch and not self._failed:
+            self._failed = True
             self._outputs.sync({output.shard for output, _ in batch})
             with explained(self._path, "writing the journal"):
-                self._file.writelines(
-                    json.dumps({"name": output.name, "checksum": checksum}) + "\n" for output, checksum in batch
-                )
-                self._file.flush()
+                self._append([{"name": output.name, "checksum": checksum} for output, checksum in batch])
             self.checksums.update((output.name, checksum) for output, checksum in batch)
+            self._failed = False
         self._flushed = time.monotonic()
 
+    def _append(self, lines: Iterable[dict[str, Any]]) -> None:
+        data = memoryview("".join(json.dumps(line) + "\n" for line in lines).encode())
+        pwrite(self._file, data, self._end)
+        self._end += len(data)
+
     def close(self) -> None:
-        self._file.close()
+        os.close(self._file)

@@ -141,7 +141,8 @@ class StagingFolder:
             else:
                 os.rename(self.out, self.target)
             sync(self.target.parent)
-        self.discard()
+        with explained(str(self.folder), "tidying"):
+            self.discard()
 
 
 def _opened(file: TextFile | CopiedFile) -> BinaryIO:
@@ -164,7 +165,8 @@ def hold(target: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        os.unlink(path)
+        with contextlib.suppress(OSError):  # without it the next run takes the lock of a process that is no more
+            os.unlink(path)
         os.close(descriptor)
 
 

@@ -62,7 +62,10 @@ class Scheduler:
         self._numbers = itertools.count()
         self._lock = threading.RLock()
         self._teams = {slot.memory: _Team(self._lock) for slot in slots}
-        self._over = threading.Condition(self._lock)
+        # Held while workers are alive. A lock alone: what is made of locks in Python may stay locked for ever when an
+        # interrupt reaches the main thread in its middle.
+        self._over = threading.Lock()
+        self._over.acquire()
         self._failure: BaseException | None = None
         self._alive = 0
 
@@ -90,8 +93,8 @@ class Scheduler:
             raise self._failure
 
     def _wait(self, interval: float) -> bool:
-        with self._over:
-            return not self._over.wait_for(lambda: self._alive == 0, timeout=interval)
+        """Wait for the end, so long at most; True when it has not come."""
+        return not self._over.acquire(timeout=interval)
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:
@@ -113,9 +116,10 @@ class Scheduler:
         except BaseException as error:
             self._fail(error)
         finally:
-            with self._over:
+            with self._lock:
                 self._alive -= 1
-                self._over.notify_all()
+                if self._alive == 0:
+                    self._over.release()
 
     def _take(self, memory: Memory) -> tuple[Task, _Running] | None:
         team = self._teams[memory]

@@ -21,8 +21,10 @@ def accounted(staging: StagingFolder, plan: Plan) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        said = [str(error)] if str(error) else []
+        said = [str(error)]
         with contextlib.suppress(OSError, FastmergeError):  # the disk may be what failed: the error itself counts
+            if not staging.out.exists() and plan_of(staging.target) == plan.digest:
+                said.append(f"the output is complete, in {staging.target}")
             said += [_leave(staging, plan, error), *other_partials(staging)]
         if isinstance(error, FastmergeError | KeyboardInterrupt):
             error.args = ("; ".join(filter(None, said)),)
@@ -42,8 +44,7 @@ def other_partials(staging: StagingFolder) -> list[str]:
 def _leave(staging: StagingFolder, plan: Plan, error: BaseException) -> str:
     staging.recover()
     if not staging.folder.exists():
-        complete = plan_of(staging.target) == plan.digest
-        return f"the output is complete, in {staging.target}" if complete else ""
+        return ""
     finished = read_journal(staging.journal, plan)
     if not finished or isinstance(error, Refused | InputChanged):
         staging.discard()

@@ -13,7 +13,7 @@ import sys
 import pytest
 from tiny_merges import make_merge, same_files
 
-from fastmerge.engine import RunOptions, run
+from fastmerge.engine import RunOptions, files, run
 from fastmerge.engine.checksums import BLOCK
 from fastmerge.engine.files import InputFiles, OutputFiles
 from fastmerge.errors import CheckpointError, OutputError
@@ -140,7 +140,7 @@ def test_disk_that_fills_up_during_the_run(tmp_path, monkeypatch):
     merge = make_merge(tmp_path, "linear", **WIDE)
     plan = merge.plan()
     run(plan, tmp_path / "undisturbed")
-    pwrite, calls = os.pwrite, iter(range(20))
+    pwrite, calls = files.pwrite, iter(range(20))
 
     def full(*args):
         if next(calls, None) is None:
@@ -148,7 +148,7 @@ def test_disk_that_fills_up_during_the_run(tmp_path, monkeypatch):
         return pwrite(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", full)
+        patch.setattr(files, "pwrite", full)
         with pytest.raises(OutputError, match=r"no space left on the disk.*run the same command again"):
             run(plan, merge.out, SLICED)
     assert not merge.out.exists()

@@ -8,6 +8,7 @@
 #include "arguments.h"
 #include "cpu/operations.h"
 #include "cpu/threads.h"
+#include "exact_sum.h"
 
 namespace py = pybind11;
 using namespace fastmerge;
@@ -117,6 +118,21 @@ PYBIND11_MODULE(_C, m) {
     const Unlocked unlocked(inputs);
     rank_mask(reinterpret_cast<std::uint32_t*>(mask), rows, shape[0]);
   });
+
+  m.def(
+      "exact_sums",
+      [](Address table, std::size_t rows, std::size_t columns) {
+        const double* value = reinterpret_cast<const double*>(table);
+        std::vector<ExactSum<>> sums(columns);
+        const Unlocked unlocked(8 * rows * columns);
+        for (std::size_t row = 0; row < rows; ++row) {
+          for (ExactSum<>& sum : sums) sum.add(*value++);
+        }
+        std::vector<double> rounded;
+        for (const ExactSum<>& sum : sums) rounded.push_back(sum.rounded());
+        return rounded;
+      },
+      "The sums of the columns of a float64 table, each rounded once.");
 
   m.def("low_rank", [](const ArrayTuple& out, const ArrayTuple& weight, Address up, Address down, std::size_t rows,
                        std::size_t columns, std::size_t rank, float scale) {

@@ -18,7 +18,7 @@ from ._jobs import DIVIDES, VOTES, MergeJob, SelectJob, SumJob
 # The numbers of csrc/fastmerge_math.h.
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 # That of csrc/arguments.h.
-INTERFACE = 1
+INTERFACE = 2
 
 ArrayTuple = tuple[int, int]
 TensorsTuple = tuple[list[int], list[int], int, int, int]

@@ -1,6 +1,7 @@
 """The compiled extension itself: settings, threads, errors, and its arithmetic compiled for scalars as nvcc does."""
 
 import ctypes
+import math
 import os
 import shutil
 import subprocess
@@ -115,6 +116,7 @@ def test_a_forked_child_has_its_own_pool():
 
 
 SCALAR = r"""
+#include "exact_sum.h"
 #include "fastmerge_math.h"
 using namespace fastmerge;
 extern "C" void scalar(float* out, const float* base, const float* const* tensors, int count, const float* factors,
@@ -138,6 +140,12 @@ extern "C" void narrow(std::uint16_t* bfloat16, std::uint16_t* float16, const fl
     bfloat16[i] = static_cast<std::uint16_t>(to_bfloat16_high(x[i]) >> 16);
     float16[i] = static_cast<std::uint16_t>(to_float16(x[i]));
   }
+}
+// Carries after every third number.
+extern "C" double exact(const double* values, std::size_t n) {
+  ExactSum<3> sum;
+  for (std::size_t i = 0; i < n; ++i) sum.add(values[i]);
+  return sum.rounded();
 }
 extern "C" void philox(std::uint64_t* counter, std::uint64_t key) {
   std::uint64_t words[4] = {counter[0], counter[1], counter[2], counter[3]};
@@ -191,6 +199,15 @@ def test_scalars_round_like_torch(scalar, generator):
     scalar.narrow(*pointers, ctypes.c_size_t(values.numel()))
     for out in outs:
         assert same_bits(out, values.to(out.dtype))
+
+
+def test_exact_sums_carry(scalar, generator):
+    scalar.exact.restype = ctypes.c_double
+    for scale in (1.0, 2.0**1000, 2.0**-1074):
+        values = torch.randn(1000, generator=generator, dtype=torch.float64) * scale
+        values = torch.cat([values, values.abs(), -values.abs()])
+        found = scalar.exact(ctypes.c_void_p(values.data_ptr()), ctypes.c_size_t(len(values)))
+        assert found == math.fsum(values.tolist())
 
 
 def test_scalars_draw_like_the_reference(scalar):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ..devices.names import DEFAULT
 from ..methods import get_method
 from ..plan.types import OutputTensor, Plan
+from .censuses import censuses_of
 from .needs import whole_bytes
 from .sizing import divide
 from .targets import choose
@@ -52,6 +53,7 @@ def forecast(plan: Plan, ram: int, device: str = DEFAULT, vram: int | None = Non
         name for name, output in merged.items() if output.method in surveyed and whole_bytes(output) > regions
     )
     moved = plan.bytes_read + plan.bytes_written + sum(sizes[name] for name in read_twice)
+    moved += sum(sizes[name] * censuses_of(output) for name, output in merged.items())
     return Forecast(ram, rate, moved / rate, largest, sizes.get(largest, 0), read_twice)
 
 

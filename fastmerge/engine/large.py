@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from ..checkpoint.types import matrix_shape
 from ..errors import Refused
+from ..methods import get_method
 from ..plan.types import InputTensor, OutputTensor
+from ..steps.census import Round
 from ..steps.inputs import Inputs
-from ..steps.source import Chunk, Resident
+from ..steps.source import Chunk, Resident, Source
 from .arena import PAGE, Memory, Slot
 from .checksums import Checksum
 from .context import RunContext, apply_after_survey, apply_without_survey
@@ -79,11 +82,7 @@ class Large:
         if output.group is None:
             yield [partial(self._copy, *span) for span in spans]
         else:
-            self._placed = self._place()
-            if any(placed.beside for placed in self._placed.every):
-                yield [self._load_beside]
-            if self._whole:
-                yield [task for placed in self._placed.every for task in self._loads(placed)]
+            yield from self._bring()
             if self._apply is None:
                 yield [self._solve]
             if self._at_once:
@@ -91,6 +90,14 @@ class Large:
             else:
                 yield [partial(self._merge, *span) for span in spans]
         self._context.sink.finish(output, self._checksum.hex())
+
+    def _bring(self) -> Generator[Sequence[Task], None, None]:
+        """Bring what is held into the region."""
+        self._placed = self._place()
+        if any(placed.beside for placed in self._placed.every):
+            yield [self._load_beside]
+        if self._whole:
+            yield [task for placed in self._placed.every for task in self._loads(placed)]
 
     def _place(self) -> Inputs[_Placed]:
         """Lay the region out: first what inputs need beside their rows, then the inputs."""
@@ -140,13 +147,17 @@ class Large:
         self._context.reader.rows(tensor, first, last, beside, out, slot)
 
     def _solve(self, slot: Slot) -> None:
-        if not self._whole:
-            self._apply = apply_after_survey(
-                self._output, _Streamed(self, self._numel, self._context.sizes.chunk, slot)
-            )
-            return
-        with self._context.meter.stage("compute"):
-            self._apply = apply_after_survey(self._output, Resident.of(self._placed.map(lambda placed: placed.held)))
+        with self._surveying():
+            self._apply = apply_after_survey(self._output, self._source(slot))
+
+    def _source(self, slot: Slot) -> Source:
+        if self._whole:
+            return Resident.of(self._placed.map(lambda placed: placed.held))
+        return _Streamed(self, self._numel, self._context.sizes.chunk, slot)
+
+    def _surveying(self) -> AbstractContextManager[object]:
+        """Time a survey, which reads by itself where it is streamed."""
+        return self._context.meter.stage("compute") if self._whole else nullcontext()
 
     def _merge(self, start: int, stop: int, slot: Slot) -> None:
         assert self._apply is not None
@@ -233,3 +244,24 @@ class _Streamed:
 
     def reduce(self, state: Tensor) -> Tensor:
         return state
+
+
+class Counted(Large):
+    """One output tensor whose inputs are surveyed for a census; nothing is written."""
+
+    def __init__(self, context: RunContext, output: OutputTensor, taken: Round):
+        super().__init__(context, output)
+        self._taken = taken
+
+    def stages(self) -> Generator[Sequence[Task], None, None]:
+        yield from self._bring()
+        yield [self._count]
+
+    def _count(self, slot: Slot) -> None:
+        assert self._output.group is not None
+        slot.reset()
+        try:
+            with self._surveying():
+                self._taken.ask(get_method(self._output.method), self._output.group, self._source(slot))
+        except ValueError as error:
+            raise Refused(str(error)) from error

@@ -12,6 +12,7 @@ from ..kernels import limited_threads, use_backend
 from ..plan.types import OutputTensor, Plan
 from ..sizes import DEFAULT_RAM, parse_size
 from .batches import units
+from .censuses import knowing, take_all
 from .checksums import BLOCK
 from .context import RunContext
 from .files import InputFiles, OutputFiles
@@ -138,10 +139,14 @@ class _Run:
             if progress is not None:
                 progress(done + meter.bytes_written, total)
 
-        def make_units(context: RunContext) -> Iterator[Unit]:
-            return units(context, todo)
-
         try:
+            if todo:
+                found = take_all(self.plan.outputs, target, self.sizes, self.inputs, meter, tick)
+                todo = [knowing(output, found) for output in todo]
+
+            def make_units(context: RunContext) -> Iterator[Unit]:
+                return units(context, todo)
+
             sink = FileSink(self.outputs, journal)
             work(make_units, target, self.sizes, self.inputs, sink, meter, tick)
             self.inputs.check()

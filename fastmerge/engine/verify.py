@@ -20,6 +20,7 @@ from ..plan.types import OutputTensor, Plan
 from ..recipe import ModelRef, Recipe, load
 from ..sizes import DEFAULT_RAM, parse_size
 from .batches import units
+from .censuses import knowing, take_all
 from .context import RunContext
 from .files import InputFiles
 from .manifest import read_manifest
@@ -102,12 +103,18 @@ def verify(
             inputs.read(paths[shard], offset, into)
 
         def make_units(context: RunContext) -> Iterator[Unit]:
-            yield from units(context, again)
+            yield from units(context, [knowing(output, found) for output in again])
             yield from (Rehash(context, output, read) for output in rest)
 
         total = sum(output.nbytes for output in (*again, *rest))
-        sizes = divide(outputs, Budget(ram), threads or default_threads())
-        work(make_units, Host(), sizes, inputs, sink, meter, lambda: progress and progress(sink.done, total))
+        sizes = divide(plan.outputs, Budget(ram), threads or default_threads())
+
+        def tick() -> None:
+            if progress is not None:
+                progress(sink.done, total)
+
+        found = take_all(plan.outputs, Host(), sizes, inputs, meter, tick) if again else {}
+        work(make_units, Host(), sizes, inputs, sink, meter, tick)
     if progress is not None:
         progress(total, total)
     report = meter.report(len(outputs), 0, sizes.workers)

@@ -1,9 +1,8 @@
 """Blocks: what a recipe may add to any method that adds a merged delta to the base.
 
 ``lines:`` scales the merged delta by the depth of its layer, ``svc:`` shrinks singular values that models share,
-``boost:`` raises small ones. A method with
-blocks is a method again, called for example ``ties+lines+boost``; its parameters are its own and those of the blocks,
-``boost.beta``.
+``boost:`` raises small ones. A method with blocks is a method again, called for example ``ties+lines+boost``; its
+parameters are its own and those of the blocks, ``boost.beta``.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import ClassVar
 from ..steps.apply import Apply, DeltaMerge
 from ..steps.method import Group, Method, Parameter, Solve
 from ._boost import BOOST_PARAMETERS, Boost
+from ._lines import LINES_PARAMETERS, scaled_by_depth
 from ._svc import SVC_PARAMETERS, Svc
 
 
@@ -34,12 +34,16 @@ class Block(ABC):
     paper: ClassVar[str]
 
     @abstractmethod
-    def extend(self, group: Group, step: DeltaMerge) -> DeltaMerge:
-        """Return ``step`` with its merged delta changed; ValueError names the tensor where that cannot be."""
+    def extend(self, group: Group, step: DeltaMerge) -> DeltaMerge | Solve:
+        """Return ``step`` with its merged delta changed, or what surveys first; ValueError where that cannot be."""
 
     def scratch_bytes(self, group: Group, inner: int | None) -> int | None:
         """As ``Method.scratch_bytes``, where that of the step before is ``inner``."""
         return inner
+
+    def censuses(self, group: Group) -> int:
+        """As ``Method.censuses``, of the block itself."""
+        return 0
 
 
 def _prefixed(name: str, parameters: Sequence[Parameter]) -> tuple[Parameter, ...]:
@@ -49,28 +53,25 @@ def _prefixed(name: str, parameters: Sequence[Parameter]) -> tuple[Parameter, ..
 class LinesBlock(Block):
     """LiNeS: the merged delta of layer l of L is multiplied by ``alpha + beta * l / (L - 1)``, l from 0.
 
-    Tensors outside the layers, and those of a model with a single layer, are multiplied by ``alpha``. The paper
-    takes ``alpha = |sum_k d_k|_1 / |merged delta|_1 / N`` over the whole model (1/N for a sum of N deltas) and tunes
-    ``beta``.
+    Tensors outside the layers, and those of a model with a single layer, are multiplied by ``alpha``. With ``auto`` it
+    is multiplied by the paper's ``|sum_k (theta_k - base)|_1 / |merged delta|_1 / N`` over all tensors of N models: 1/N
+    for a sum, more for a method that drops much. That takes one reading of the model more, with the surveys of the
+    method; a tensor that is merged by itself is a model. The paper tunes ``beta``.
     """
 
     name = "lines"
     paper = "Wang et al. 2025, arXiv 2410.17146"
-    parameters = _prefixed(
-        "lines",
-        (
-            Parameter("alpha", float, doc="factor of the first layer, and of tensors outside the layers"),
-            Parameter("beta", float, doc="what the last layer's factor has more"),
-        ),
-    )
+    parameters = _prefixed("lines", LINES_PARAMETERS)
 
-    def extend(self, group: Group, step: DeltaMerge) -> DeltaMerge:
-        layout = group.layout
-        if layout is None:
-            raise ValueError(f"{group.name}: lines needs to know the layers of the model; merge whole models")
-        depth = layout.layer / (layout.layers - 1) if layout.layer is not None and layout.layers > 1 else 0.0
-        factor = group["lines.alpha"] + group["lines.beta"] * depth
-        return replace(step, scale=step.scale * factor)  # type: ignore[type-var]  # every one is a dataclass
+    def extend(self, group: Group, step: DeltaMerge) -> Solve:
+        return scaled_by_depth(group, step)
+
+    def scratch_bytes(self, group: Group, inner: int | None) -> int | None:
+        """A delta that is made at once to take its norm."""
+        return inner if inner is None or not group["lines.auto"] else inner + 4 * group.numel
+
+    def censuses(self, group: Group) -> int:
+        return int(group["lines.auto"])
 
 
 class SvcBlock(Block):
@@ -139,7 +140,8 @@ class Extended(Method):
             step = yield from step
         for block in self.blocks:
             assert isinstance(step, DeltaMerge), f"{self.inner.name} adds no merged delta"
-            step = block.extend(group, step)
+            extended = block.extend(group, step)
+            step = extended if isinstance(extended, Apply) else (yield from extended)
         return step
 
     def scratch_bytes(self, group: Group) -> int | None:
@@ -147,6 +149,9 @@ class Extended(Method):
         for block in self.blocks:
             need = block.scratch_bytes(group, need)
         return need
+
+    def censuses(self, group: Group) -> int:
+        return self.inner.censuses(group) + sum(block.censuses(group) for block in self.blocks)
 
     @property
     def uses_layout(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..kernels import Keep, drop_threshold, keep_all, keep_random, keep_top, tensor_key
 from ..kernels.sparse_merge import Divide, Vote
+from ..steps.census import model_boundaries
 from ..steps.method import Group, Parameter
 from ..steps.survey import Boundaries, Norms, Survey
 
@@ -58,6 +59,13 @@ def keep_largest(group: Group, least: int) -> Generator[Survey, Any, list[Keep]]
         keep_all() if rank == group.numel else keep_top(boundary)
         for rank, (boundary,) in zip(ranks, boundaries, strict=True)
     ]
+
+
+def keep_largest_of_model(group: Group) -> Generator[Survey, Any, list[Keep]]:
+    """Return rules that keep the int(density * n) largest of all n magnitudes of each delta of a model."""
+    densities = group["density"]
+    boundaries = yield from model_boundaries(group, str(densities), lambda k, n: _rank(densities[k], n, least=0))
+    return [keep_top(boundary) for boundary in boundaries]
 
 
 def _rank(density: float, numel: int, least: int) -> int:

@@ -155,6 +155,10 @@ class SpectralMerge(DeltaMerge):
     infos: list[Info] = field(default_factory=list, compare=False)
 
     @property
+    def at_once(self) -> bool:
+        return True
+
+    @property
     def gains(self) -> Sequence[float]:
         return [gain for step in self.steps for gain in step.gains]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,14 +116,10 @@ def _divergence(tensor: Tensor, base: Tensor) -> Tensor:
 
 def _threshold(scores: Tensor) -> float:
     """Return the median plus 1.5 times the distance of the quartiles. Rounding makes scores negative."""
-    last = scores.numel() - 1
-    below = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64) * last
-    ranks = sorted({int(rank) for place in below.tolist() for rank in (place, -(-place // 1))})
-    values = dict(zip(ranks, _ranked(scores, ranks), strict=True))
-    q1, q2, q3 = (
-        torch.lerp(*(torch.tensor(values[int(rank)]) for rank in (place, -(-place // 1))), place % 1)
-        for place in below.tolist()
-    )
+    places = [share * (scores.numel() - 1) for share in (0.25, 0.5, 0.75)]
+    ranks = sorted({rank for place in places for rank in (math.floor(place), math.ceil(place))})
+    values = {rank: torch.tensor(value) for rank, value in zip(ranks, _ranked(scores, ranks), strict=True)}
+    q1, q2, q3 = (torch.lerp(values[math.floor(place)], values[math.ceil(place)], place % 1) for place in places)
     return (q2 + 1.5 * (q3 - q1)).item()
 
 

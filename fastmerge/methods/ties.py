@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..steps.apply import SparseMerge
 from ..steps.method import Group, Method, Parameter, Solve, method
+from ._model_ties import merge_whole_model
 from ._sparse import (
     INT8_MASK,
-    LAMBDA,
+    SCALE,
     SIGN_METHOD,
     SIGN_VOTES,
     WEIGHT,
@@ -15,6 +18,8 @@ from ._sparse import (
     keep_largest,
     l1_factors,
 )
+
+_WHOLE_MODEL = ("paper", "fusionbench")
 
 
 @method
@@ -35,24 +40,44 @@ class Ties(Method):
     deltas without their weights, by sum (``majority_sign_method: total``) or by number
     (``frequency``, which may outvote an infinite delta); divides by the number of models that agree.
 
+    semantics paper: the code of the paper. One threshold for all tensors of the model together, n elements: the
+    magnitude of rank int(density_k * n) + 1, which is kept with all that equal it. The sign is that of the sum of the
+    kept deltas; where they cancel, the one that more elements of the model have, - if as many. ``merge_func`` takes of
+    the deltas with that sign the mean, the sum or the largest; no weights. Reads the model once before it merges,
+    three times where it trims. A tensor that is merged by itself is a model.
+
+    semantics fusionbench: the same with FusionBench's defaults, a sum times 0.3.
+
     Raises ValueError with ``rescale`` when a delta holds NaN or infinity. Otherwise they propagate.
     """
 
     name = "ties"
     base = "required"
     parameters = (
-        WEIGHT,
-        density_parameter("share of each delta that is kept, largest magnitudes first"),
+        replace(WEIGHT, semantics=("mergekit", "peft")),
+        replace(
+            density_parameter("share of each delta that is kept, largest magnitudes first"),
+            defaults=(("paper", 0.2), ("fusionbench", 0.2)),
+        ),
         Parameter("normalize", bool, True, semantics=("mergekit",), doc="divide by the weights that agree in sign"),
         Parameter("rescale", bool, False, semantics=("mergekit",), doc="give each trimmed delta its L1 norm back"),
-        LAMBDA,
+        replace(SCALE, semantics=("mergekit", *_WHOLE_MODEL), defaults=(("fusionbench", 0.3),)),
         INT8_MASK,
         SIGN_METHOD,
-    )
-    semantics = ("mergekit", "peft")
+        Parameter(
+            "merge_func", str, "mean", choices=("mean", "sum", "max"), semantics=_WHOLE_MODEL,
+            defaults=(("fusionbench", "sum"),), doc="what becomes of the deltas that agree in sign",
+        ),
+    )  # fmt: skip
+    semantics = ("mergekit", "peft", *_WHOLE_MODEL)
     paper = "Yadav et al. 2023, arXiv 2306.01708"
 
+    def censuses(self, group: Group) -> int:
+        return 0 if group.semantics not in _WHOLE_MODEL else 3 if min(group["density"]) < 1 else 1
+
     def merge(self, group: Group) -> Solve:
+        if group.semantics in _WHOLE_MODEL:
+            return (yield from merge_whole_model(group))
         if group.semantics == "peft":
             keeps = yield from keep_largest(group, least=0)
             return SparseMerge(group["weight"], keeps, vote=SIGN_VOTES[group["majority_sign_method"]], divide="count")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..steps.method import method
 from ._blocks import BoostBlock, Extended
 from ._boost import BOOST_PARAMETERS
@@ -25,5 +27,8 @@ class TiesSb(Extended):
 
     name = "ties_sb"
     inner, blocks = Ties(), (BoostBlock(prefix=""),)
-    parameters = (*Ties().parameters_of("mergekit"), *BOOST_PARAMETERS)
+    parameters = (
+        *(replace(own, semantics=(), defaults=()) for own in Ties().parameters_of("mergekit")),
+        *BOOST_PARAMETERS,
+    )
     paper = "Skorobogat et al. 2025, arXiv 2506.16506"

@@ -48,6 +48,11 @@ class DeltaMerge(Apply):
     scale: float
 
     @property
+    def at_once(self) -> bool:
+        """True where a chunk must hold the whole tensor."""
+        return False
+
+    @property
     @abstractmethod
     def gains(self) -> Sequence[float]:
         """By how much, about, a small change of each model's delta changes the merged one; for estimates of noise."""

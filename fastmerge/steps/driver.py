@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..devices import gpus
 from .apply import Apply
+from .census import Census, Round, take_censuses
 from .method import Group, Method, Solve
 from .source import Chunk, Resident, Source
 from .survey import Survey
@@ -26,7 +27,7 @@ AHEAD = 1
 
 
 def solve_without_data(method: Method, group: Group) -> Apply | None:
-    """Return the apply step if ``method`` needs no survey of this tensor, else None. Nothing is read.
+    """Return the apply step if ``method`` needs no survey of this tensor any more, else None. Nothing is read.
 
     Planning calls it for every tensor: a step that is a ``Copy`` needs no arithmetic, and a method
     refuses parameters that contradict each other here, with a ValueError, before a merge starts.
@@ -34,8 +35,10 @@ def solve_without_data(method: Method, group: Group) -> Apply | None:
     step = method.merge(group)
     if isinstance(step, Apply):
         return step
+    answer = None
     try:
-        next(step)
+        while isinstance(survey := step.send(answer), Census) and survey.known:
+            answer = survey.answer
     except StopIteration as stop:
         return stop.value
     step.close()
@@ -90,8 +93,10 @@ def merge_sources(jobs: Sequence[Job]) -> None:
 
     GPUs get the work on the streams that are current here; it may still be under way on return. The host waits for
     nothing but the answers that methods solve with, and the GPU has the next window's work meanwhile. No data leaves
-    a GPU but those answers. Several devices work side by side, each driven by a thread.
+    a GPU but those answers. Several devices work side by side, each driven by a thread. Methods that take a census
+    read all tensors before the first one is merged.
     """
+    jobs = _after_censuses(jobs)
     queues: dict[torch.device, list[Job]] = {}
     for job in jobs:
         queues.setdefault(job.out.device, []).append(job)
@@ -102,6 +107,20 @@ def merge_sources(jobs: Sequence[Job]) -> None:
         runs = [pool.submit(_drive, queue, gpus.on_current_stream(device)) for device, queue in queues.items()]
     for run in runs:
         run.result()
+
+
+def _after_censuses(jobs: Sequence[Job]) -> Sequence[Job]:
+    """Return the jobs, which know what the censuses found that their methods take of all of them."""
+    asking = {job.group.name: job for job in jobs if job.method.censuses(job.group)}
+
+    def take(names: Sequence[str], found: dict[str, Any]) -> Round:
+        taken = Round()
+        for job in map(asking.__getitem__, names):
+            taken.ask(job.method, replace(job.group, censuses=found), job.source)
+        return taken
+
+    found = take_censuses(list(asking), take)
+    return [replace(job, group=replace(job.group, censuses=found)) for job in jobs] if found else jobs
 
 
 @torch.no_grad()

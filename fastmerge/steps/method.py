@@ -10,7 +10,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from .apply import Apply
@@ -37,6 +37,7 @@ class Parameter:
         saturates: in recipes, a value above ``maximum`` counts as ``maximum``.
         choices:   the values of a str.
         semantics: profiles that know the parameter; empty stands for all of the method's.
+        defaults:  defaults of profiles whose own is another one, as (profile, value).
         doc:       one sentence, with the unit or meaning.
         neutral:   value at which one model alone returns itself; None: the default is one.
         example:   value at which fine-tunes show what the parameter does; None: the middle of its range, if it has one,
@@ -52,6 +53,7 @@ class Parameter:
     saturates: bool = False
     choices: tuple[str, ...] = ()
     semantics: tuple[str, ...] = ()
+    defaults: tuple[tuple[str, Any], ...] = ()
     doc: str = ""
     neutral: Any = None
     example: Any = None
@@ -114,6 +116,7 @@ class Group:
         seed:      seed of the counter-based random numbers.
         semantics: the tool whose definition is followed, e.g. ``mergekit``.
         layout:    its place in the model; None where a tensor is merged without one.
+        censuses:  what censuses of the whole model found, by name; see ``census.Census``.
     """
 
     name: str
@@ -123,6 +126,7 @@ class Group:
     seed: int = 0
     semantics: str = "mergekit"
     layout: Layout | None = None
+    censuses: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def numel(self) -> int:
@@ -178,6 +182,10 @@ class Method(ABC):
         """
         return None
 
+    def censuses(self, group: Group) -> int:
+        """Return how often the method surveys all tensors of a model before any of them is merged, at most."""
+        return 0
+
     @property
     def uses_layout(self) -> bool:
         """True when the method asks for ``group.layout``."""
@@ -189,8 +197,9 @@ class Method(ABC):
         return inspect.isgeneratorfunction(self.merge)
 
     def parameters_of(self, semantics: str) -> tuple[Parameter, ...]:
-        """Return the parameters that a profile knows."""
-        return tuple(p for p in self.parameters if not p.semantics or semantics in p.semantics)
+        """Return the parameters that a profile knows, with its defaults."""
+        known = (p for p in self.parameters if not p.semantics or semantics in p.semantics)
+        return tuple(replace(p, default=dict(p.defaults).get(semantics, p.default)) for p in known)
 
 
 METHODS: dict[str, Method] = {}

@@ -113,6 +113,10 @@ class RowMerge(DeltaMerge):
     scale: float = 1.0
 
     @property
+    def at_once(self) -> bool:
+        return self.rows.inner > 1
+
+    @property
     def gains(self) -> list[float]:
         if not len(self.coefficients):
             return [0.0] * self.coefficients.shape[1]

@@ -187,19 +187,19 @@ def _over_grid(source: Source, partials: Callable[[Chunk], Tensor]) -> Tensor:
 def _select_by_tables(source: Source, wanted: list[tuple[int, int]]) -> list[Boundary]:
     """Radix selection over chunks, for pairs of model and rank: two histograms, then the break indices."""
     models = [k for k, _ in wanted]
-    highs, ranks, _ = _bins(_histograms(source, models, 0, []), [rank for _, rank in wanted])
-    lows, ranks, equal = _bins(_histograms(source, models, 1, highs), ranks)
+    highs, ranks, _ = bins(histograms(source, models, 0, []), [rank for _, rank in wanted])
+    lows, ranks, equal = bins(histograms(source, models, 1, highs), ranks)
     boundaries = [Boundary((high << 16) | low, kernels.ALL_EQUAL) for high, low in zip(highs, lows, strict=True)]
     split = [i for i, (rank, count) in enumerate(zip(ranks, equal, strict=True)) if rank < count]
     if split:
         thresholds = [boundaries[i].threshold for i in split]
-        breaks = _break_indices(source, [models[i] for i in split], thresholds, [ranks[i] for i in split])
+        breaks = break_indices(source, [models[i] for i in split], thresholds, [ranks[i] for i in split])
         for i, index in zip(split, breaks, strict=True):
             boundaries[i] = Boundary(boundaries[i].threshold, index)
     return boundaries
 
 
-def _histograms(source: Source, models: list[int], level: int, prefixes: list[int]) -> Tensor:
+def histograms(source: Source, models: list[int], level: int, prefixes: list[int]) -> Tensor:
     counts = None
     for chunk in source.chunks():
         tensors = [chunk.tensors[k] for k in models]
@@ -211,23 +211,25 @@ def _histograms(source: Source, models: list[int], level: int, prefixes: list[in
     return source.reduce(counts.cpu())
 
 
-def _bins(counts: Tensor, ranks: list[int]) -> tuple[list[int], list[int], list[int]]:
+def bins(counts: Tensor, ranks: list[int]) -> tuple[list[int], list[int], list[int]]:
     """Return, per row, the bin of the element of that rank (largest first), its rank inside, and the bin's count."""
     found = [descend(row.flip(0), rank) for row, rank in zip(counts, ranks, strict=True)]
     last = counts.shape[1] - 1
     return [last - place for place, _, _ in found], [rank for _, rank, _ in found], [count for _, _, count in found]
 
 
-def _break_indices(source: Source, models: list[int], thresholds: list[int], keep: list[int]) -> list[int]:
+def equal_by_grid(chunk: Chunk, models: Sequence[int], thresholds: Sequence[int]) -> Tensor:
+    """Return the number of magnitudes that equal the thresholds, int64 [chunks of the grid, models]."""
+    tensors = [chunk.tensors[k] for k in models]
+    counts = torch.empty(len(models), -(-tensors[0].numel() // GRID), dtype=torch.int64, device=tensors[0].device)
+    kernels.equal_counts(counts, tensors, chunk.base, thresholds)
+    return counts.t()
+
+
+def break_indices(source: Source, models: list[int], thresholds: list[int], keep: list[int]) -> list[int]:
     """Return, per model, the index below which exactly ``keep`` magnitudes equal its threshold."""
 
-    def counts_by_grid(chunk: Chunk) -> Tensor:
-        tensors = [chunk.tensors[k] for k in models]
-        counts = torch.empty(len(models), -(-tensors[0].numel() // GRID), dtype=torch.int64, device=tensors[0].device)
-        kernels.equal_counts(counts, tensors, chunk.base, thresholds)
-        return counts.t()
-
-    counts = _over_grid(source, counts_by_grid)
+    counts = _over_grid(source, lambda chunk: equal_by_grid(chunk, models, thresholds))
     found = torch.zeros(len(models), dtype=torch.int64)
     for i, (model, threshold, rank) in enumerate(zip(models, thresholds, keep, strict=True)):
         position, rank, _ = descend(counts[:, i].contiguous(), rank)

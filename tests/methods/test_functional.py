@@ -98,7 +98,7 @@ def test_backend_is_pinned():
             lambda: functional.ties(BASE, ONES, weight=1, majority_sign_method="mean", semantics="peft"),
             "majority_sign_method: is 'mean'; expected one of total, frequency",
         ),
-        (lambda: functional.ties(BASE, ONES, weight=1, semantics="paper"), "'paper' is not offered for ties"),
+        (lambda: functional.ties(BASE, ONES, weight=1, semantics="mecha"), "'mecha' is not offered for ties"),
         (lambda: functional.ties(BASE, ONES, weight=1, seed=-1), "seed: is -1; expected a whole number"),
         (lambda: functional.slerp(BASE, [ONES, ONES], t=0.5), "models: has 2; slerp takes exactly 1 besides the base"),
         (lambda: functional.model_stock(BASE, ONES), "models: has 1; model_stock takes at least 2 besides the base"),

@@ -118,7 +118,14 @@ def test_lines_scales_by_depth(generator):
 
 def test_lines_of_a_single_layer_is_alpha():
     method = get_method("task_arithmetic+lines")
-    values = {"weight": (1.0,), "normalize": False, "lambda": 1.0, "lines.alpha": 0.25, "lines.beta": 9.0}
+    values = {
+        "weight": (1.0,),
+        "normalize": False,
+        "lambda": 1.0,
+        "lines.alpha": 0.25,
+        "lines.beta": 9.0,
+        "lines.auto": False,
+    }
     step = solve_without_data(method, Group("a", (4,), 1, values, layout=Layout(0, 1)))
     assert step.scale == 0.25
 

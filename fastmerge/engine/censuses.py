@@ -1,0 +1,66 @@
+"""Censuses of a run: what methods ask of all tensors of the model, before the first one is merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..methods import get_method
+from ..plan.types import OutputTensor
+from ..steps.census import Round, take_censuses
+from .context import RunContext, Sink
+from .files import InputFiles
+from .large import Counted
+from .report import Meter
+from .scheduler import Unit
+from .sizing import Sizes
+from .targets import Target
+from .working import work
+
+
+def censuses_of(output: OutputTensor) -> int:
+    """Return how often the inputs of an output are read before the model is merged, at most."""
+    return 0 if output.group is None or not output.nbytes else get_method(output.method).censuses(output.group)
+
+
+def take_all(
+    outputs: Sequence[OutputTensor],
+    target: Target,
+    sizes: Sizes,
+    inputs: InputFiles,
+    meter: Meter,
+    tick: Callable[[], None],
+) -> dict[str, Any]:
+    """Return what the censuses found that the methods of a model's outputs ask for, by name.
+
+    The censuses of a run that goes on are taken again: they depend on tensors that are merged already.
+    """
+    asking = {output.name: output for output in outputs if censuses_of(output)}
+
+    def take(names: Sequence[str], found: dict[str, Any]) -> Round:
+        taken = Round()
+
+        def make_units(context: RunContext) -> Iterator[Unit]:
+            return (Counted(context, knowing(asking[name], found), taken) for name in names)
+
+        work(make_units, target, sizes, inputs, _Nothing(), meter, tick)
+        return taken
+
+    return take_censuses(list(asking), take)
+
+
+def knowing(output: OutputTensor, found: dict[str, Any]) -> OutputTensor:
+    """Return an output that knows what the censuses of its model found."""
+    group = output.group
+    return output if group is None else replace(output, group=replace(group, censuses=found))
+
+
+class _Nothing(Sink):
+    """A census writes nothing."""
+
+    def write(self, output: OutputTensor, offset: int, data: memoryview, address: int) -> None:
+        raise AssertionError(f"{output.name}: a census wrote")
+
+    def finish(self, output: OutputTensor, checksum: str) -> None:
+        raise AssertionError(f"{output.name}: a census finished a tensor")

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidInput, Problem
+from .kernels import why_not_plain
 from .methods import find_method
-from .tensors import merge_tensors
+from .tensors import in_memory, merge_tensors
 
 __all__ = ["merge_adapters"]
 
@@ -76,6 +77,12 @@ def merge_adapters(
     return (left @ core.double()).float(), right.float()
 
 
+def _why_no_factor(factor: Any) -> str | None:
+    if not isinstance(factor, Tensor):
+        return f"is a {type(factor).__name__}; expected a tensor"
+    return why_not_plain(in_memory(factor))
+
+
 def _problems(adapters: Sequence[tuple[Tensor, Tensor]], scales: Sequence[float]) -> Iterator[Problem]:
     if not adapters:
         yield Problem("adapters", "is empty", "give at least one pair (up, down)")
@@ -84,6 +91,10 @@ def _problems(adapters: Sequence[tuple[Tensor, Tensor]], scales: Sequence[float]
     wrong = [i for i, pair in enumerate(adapters) if not isinstance(pair, Sequence) or len(pair) != 2]
     yield from (Problem(f"adapters[{i}]", "is no pair", "give (up, down), LoRA's B and A") for i in wrong)
     if wrong:
+        return
+    strange = [(f"adapters[{i}]", why) for i, pair in enumerate(adapters) for why in map(_why_no_factor, pair) if why]
+    yield from (Problem(where, f"holds what {why}") for where, why in strange)
+    if strange:
         return
     for i, (up, down) in enumerate(adapters):
         m, n = adapters[0][0].shape[0], adapters[0][1].shape[-1]

@@ -13,7 +13,10 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class FastmergeError(Exception):
-    """Base class. The command line prints its message without a traceback and exits with status 2."""
+    """Base class. The command line prints its message without a traceback and exits with status 2.
+
+    Some are a built-in error as well, which callers may expect: ValueError, OSError, MemoryError.
+    """
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Problem:
         return f"{self.where}: {self.what}" + (f" ({self.remedy})" if self.remedy else "")
 
 
-class InvalidInput(FastmergeError):
+class InvalidInput(FastmergeError, ValueError):
     """A recipe or its models cannot be merged.
 
     Attributes:
@@ -48,7 +51,7 @@ class InvalidInput(FastmergeError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
-class CheckpointError(FastmergeError):
+class CheckpointError(FastmergeError, OSError):
     """A checkpoint file is corrupt, truncated or of an unsupported kind."""
 
 
@@ -60,11 +63,11 @@ class Refused(FastmergeError):
     """What the inputs hold, or what came out, forbids this merge: the same command would be refused again."""
 
 
-class OutputError(FastmergeError):
+class OutputError(FastmergeError, OSError):
     """The output cannot be written: it exists, the disk is full, or it belongs to another merge."""
 
 
-class BudgetError(FastmergeError):
+class BudgetError(FastmergeError, MemoryError):
     """A tensor cannot be processed within the memory budget; the message says how much is needed."""
 
 
@@ -79,6 +82,8 @@ def explained(path: str, doing: str) -> Iterator[None]:
     """Raise OutputError in place of OSError, with the path, what was done, and what to do where the disk is full."""
     try:
         yield
+    except FastmergeError:
+        raise
     except OSError as error:
         if error.errno in _NO_SPACE:
             disk = os.statvfs(os.path.dirname(path) or ".")

@@ -9,21 +9,22 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidInput, Problem
-from .kernels import FLOATS, use_backend
+from .kernels import FLOATS, use_backend, why_not_plain
 from .methods import Configured, configure, find_method
 from .steps.driver import Job, merge_sources, solve_without_data
 from .steps.source import Resident
-from .tensors import promoted
+from .tensors import in_memory, promoted
 
 __all__ = ["merge_", "merge_state_dicts"]
 
 StateDict = Mapping[str, Tensor]
+"""Tensors by name. Where one is expected, a module stands for its own."""
 
 
 @torch.no_grad()
 def merge_state_dicts(
-    base: StateDict | None,
-    models: Sequence[StateDict],
+    base: StateDict | torch.nn.Module | None,
+    models: Sequence[StateDict | torch.nn.Module],
     *,
     method: str,
     semantics: str | None = None,
@@ -40,8 +41,8 @@ def merge_state_dicts(
     name on one: what lies on a GPU is merged there, on its current stream, side by side with other GPUs.
 
     Args:
-        base:       the base, or None for methods that take none.
-        models:     N state dicts with the names and shapes of ``base``.
+        base:       the base, or None for methods that take none. A module stands for its ``state_dict()``.
+        models:     N state dicts (or modules) with the names and shapes of ``base``.
         method:     as in recipes, e.g. ``"ties"``.
         semantics:  whose definition of the method; None takes its default.
         seed:       of random methods; masks also depend on the tensor's name, not on its place.
@@ -66,7 +67,12 @@ def merge_state_dicts(
     >>> merge_state_dicts(base, [a, b], method="task_arithmetic", weight=[0.5, 0.25])
     {'weight': tensor([ 1.0000,  1.0000, -0.5000]), 'steps': tensor(7)}
     """
-    models = list(models)
+    if isinstance(models, (Mapping, torch.nn.Module)):
+        raise InvalidInput([Problem("models", "is one model; expected a list of state dicts", "write [model]")])
+    given = ({} if base is None else {"base": base}) | {f"models[{i}]": model for i, model in enumerate(models)}
+    named = {label: _state_dict(label, model) for label, model in given.items()}
+    models = [state for label, state in named.items() if label != "base"]
+    base = named.get("base")
     problems: list[Problem] = []
     configured = None
     try:
@@ -76,8 +82,6 @@ def merge_state_dicts(
         )  # fmt: skip
     except InvalidInput as error:
         problems += error.problems
-    named = {} if base is None else {"base": base}
-    named |= {f"models[{i}]": model for i, model in enumerate(models)}
     problems += _input_problems(named)
     if named and not problems:
         problems += _out_problems(next(iter(named.values())), out, dtype)
@@ -108,11 +112,11 @@ def merge_state_dicts(
 
 @torch.no_grad()
 def merge_(
-    target: Mapping[str, Tensor],
-    models: Sequence[StateDict],
+    target: Mapping[str, Tensor] | torch.nn.Module,
+    models: Sequence[StateDict | torch.nn.Module],
     *,
     method: str,
-    base: StateDict | None = None,
+    base: StateDict | torch.nn.Module | None = None,
     **options: Any,
 ) -> None:
     """Merge state dicts in place, into the tensors of ``target``: nothing is allocated for the result.
@@ -121,8 +125,8 @@ def merge_(
     in every input (tied embeddings) are merged once.
 
     Args:
-        target:  state dict that is overwritten: parameters of a model that is loaded, or one of ``models``.
-        models:  N state dicts with the names and shapes of ``target``.
+        target:  module or state dict that is overwritten: a model that is loaded, or one of ``models``.
+        models:  N state dicts (or modules) with the names and shapes of ``target``.
         method:  as in recipes, e.g. ``"ties"``.
         base:    the base of methods that require one; None takes what ``target`` holds before.
         options: ``semantics``, ``seed``, ``backend`` and the parameters of the method, as in ``merge_state_dicts``.
@@ -136,13 +140,25 @@ def merge_(
     >>> model = torch.nn.Linear(2, 1).requires_grad_(False)  # on a GPU: .to("cuda")
     >>> tuned = [{name: t + step for name, t in model.state_dict().items()} for step in (1, -3)]
     >>> before = model.bias.clone()
-    >>> fastmerge.merge_(model.state_dict(), tuned, method="task_arithmetic", weight=0.5)
+    >>> fastmerge.merge_(model, tuned, method="task_arithmetic", weight=0.5)
     >>> torch.allclose(model.bias, before - 1)
     True
     """
+    if isinstance(target, torch.nn.Module):
+        target = target.state_dict()
     if base is None and find_method(method).base == "required":
         base = target
     merge_state_dicts(base, models, method=method, out=target, **options)
+
+
+def _state_dict(label: str, model: StateDict | torch.nn.Module) -> StateDict:
+    """Return the tensors of an input; what torch would compute as it reads them is made."""
+    state = model.state_dict() if isinstance(model, torch.nn.Module) else model
+    if not isinstance(state, Mapping):
+        what = f"is a {type(state).__name__}; expected a state dict or a module"
+        raise InvalidInput([Problem(label, what, "give one for each model, as a list")])
+    made = {name: in_memory(tensor) for name, tensor in state.items()}
+    return made if any(made[name] is not state[name] for name in made) else state
 
 
 def _dtype(tensors: Sequence[Tensor], dtype: torch.dtype | None) -> torch.dtype:
@@ -182,6 +198,8 @@ def _tensor_problems(where: str, tensor: Any, like_where: str, like: Any) -> lis
         return [Problem(where, f"is a {type(tensor).__name__}; expected a tensor", "take it out of the state dicts")]
     if not isinstance(like, Tensor):
         return []
+    if why := why_not_plain(tensor):
+        return [Problem(where, why)]
     if tensor.shape != like.shape:
         return [Problem(where, f"has shape {tuple(tensor.shape)}, {like_where} has {tuple(like.shape)}")]
     if tensor.device != like.device:
@@ -207,7 +225,9 @@ def _out_problems(reference: StateDict, out: Mapping[str, Tensor] | None, dtype:
     problems = []
     for name, like in reference.items():
         where, target = f"out[{name!r}]", out[name]
-        if target.shape != like.shape or target.device != like.device or not target.is_contiguous():
+        if why := why_not_plain(target):
+            problems.append(Problem(where, why))
+        elif target.shape != like.shape or target.device != like.device or not target.is_contiguous():
             expected = f"a contiguous tensor of shape {tuple(like.shape)} on {like.device}"
             problems.append(Problem(where, f"is {tuple(target.shape)} on {target.device}; expected {expected}"))
         elif like.is_floating_point() and target.dtype not in (FLOATS if dtype is None else (dtype,)):

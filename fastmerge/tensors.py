@@ -49,20 +49,26 @@ def merge_tensors(
         BackendError: a pinned backend cannot run.
     """
     tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    tensors, base = [in_memory(tensor) for tensor in tensors], None if base is None else in_memory(base)
     configured = configure(
         find_method(method), base=base is not None, models=len(tensors),
         semantics=semantics, seed=seed, parameters=parameters,
     )  # fmt: skip
     source = Resident(base, tuple(tensors))
+    kernels.check_group(tensors, base, out)
     if out is None:
         every = tensors if base is None else [base, *tensors]
         out = torch.empty_like(tensors[0], dtype=dtype or promoted(every))
     elif dtype not in (None, out.dtype):
         raise ValueError(f"dtype is {dtype}, but out has dtype {out.dtype}; leave one of them out")
-    kernels.check_group(tensors, base, out)
     with kernels.use_backend(backend):
         merge_source(configured.method, configured.group(name, out.shape), source, out)
     return out
+
+
+def in_memory(tensor: Tensor) -> Tensor:
+    """Return a tensor with its elements in memory: what torch negates, or knows to be zero, as it reads, is made."""
+    return tensor.clone() if isinstance(tensor, Tensor) and (tensor.is_neg() or tensor._is_zerotensor()) else tensor
 
 
 def promoted(tensors: Sequence[Tensor]) -> torch.dtype:

@@ -4,7 +4,7 @@ Operations write into buffers of the caller, know nothing of merge methods, and 
 bits on every backend.
 """
 
-from ._checks import FLOATS, GRID, check_group, float32
+from ._checks import FLOATS, GRID, check_group, float32, why_not_plain
 from ._download import download
 from ._native import cpu_extension, limited_threads, why_no_cpu_extension
 from ._registry import BACKENDS, OPERATIONS, BackendError, use_backend
@@ -80,4 +80,5 @@ __all__ = [
     "weighted_sum",
     "weighted_sum_many",
     "why_no_cpu_extension",
+    "why_not_plain",
 ]

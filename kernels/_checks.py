@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 Job = TypeVar("Job", bound=Sequence[Any])
 Checked = TypeVar("Checked")
@@ -21,8 +22,33 @@ GRID = 16384
 LANES = 256
 
 
+def why_not_plain(tensor: Tensor) -> str | None:
+    """Return why the elements of ``tensor`` are not what lies in memory at its address, or None where they are."""
+    kind = type(tensor)
+    if issubclass(kind, FakeTensor):  # a dry run; torch itself refuses its address
+        return None
+    if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        remedy = (
+            "give .to_local() of each, or .full_tensor()" if kind.__name__ == "DTensor" else "make it a plain tensor"
+        )
+        return f"is a {kind.__name__}, which has no elements in memory of its own; {remedy}"
+    if tensor.is_nested:
+        return "is a nested tensor; expected one shape"
+    if tensor.layout is not torch.strided:
+        return f"has layout {tensor.layout}; call .to_dense() first"
+    if tensor.is_meta:
+        return "is on the device meta, without elements; load it first"
+    if tensor.is_neg() or tensor._is_zerotensor():
+        return (
+            "is a view that torch computes as it is read (negated, or all zeros); call .resolve_neg() or .clone() first"
+        )
+    return None
+
+
 def check_float(name: str, tensor: Tensor) -> None:
-    """Refuse a tensor that is not contiguous float32, bfloat16 or float16."""
+    """Refuse a tensor that is not contiguous float32, bfloat16 or float16 in memory of its own."""
+    if why := why_not_plain(tensor):
+        raise ValueError(f"{name} {why}")
     if tensor.dtype not in FLOATS:
         raise ValueError(f"{name} has dtype {tensor.dtype}; expected float32, bfloat16 or float16")
     if not tensor.is_contiguous():

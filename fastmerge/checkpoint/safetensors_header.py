@@ -62,6 +62,8 @@ def read_header(path: str) -> tuple[InputFile, dict[str, TensorEntry]]:
             status = os.fstat(file.fileno())
             length = _header_length(path, file.read(8), status.st_size)
             raw = file.read(length)
+    except CheckpointError:
+        raise
     except OSError as error:
         raise CheckpointError(f"{path}: {placeholder(path) or f'cannot be read: {error.strerror}'}") from error
     if len(raw) != length:

@@ -42,6 +42,8 @@ def read_torch_zip(path: str) -> tuple[InputFile, dict[str, TensorEntry]]:
                     raise CheckpointError(f"{path}: is not little-endian ({_CONVERT})")
                 if member.filename.endswith("/data.pkl"):
                     digest.update(archive.read(member))
+    except CheckpointError:
+        raise
     except OSError as error:
         raise CheckpointError(f"{path}: {placeholder(path) or f'cannot be read: {error.strerror}'}") from error
     except zipfile.BadZipFile as error:

@@ -69,7 +69,7 @@ def configure(
         problems.append(Problem(name, f"is no parameter of {method.name} with semantics {semantics}", remedy))
     values = {}
     for name, parameter in known.items():
-        value = parameters.get(name, parameter.default)
+        value = _plain(parameters.get(name, parameter.default))
         if value is REQUIRED:
             problems.append(Problem(name, f"is required by {method.name}: {parameter.doc}"))
             continue
@@ -78,6 +78,11 @@ def configure(
     if problems:
         raise InvalidInput(problems)
     return Configured(method, semantics, models, values, seed)
+
+
+def _plain(value: Any) -> Any:
+    """Return the numbers of a tensor or an array; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _take_blocks(

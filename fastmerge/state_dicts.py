@@ -45,7 +45,8 @@ def merge_state_dicts(
         models:     N state dicts (or modules) with the names and shapes of ``base``.
         method:     as in recipes, e.g. ``"ties"``.
         semantics:  whose definition of the method; None takes its default.
-        seed:       of random methods; masks also depend on the tensor's name, not on its place.
+        seed:       of random methods; masks also depend on the tensor's name, not on its place. Names that share a
+                    tensor in every input (tied embeddings) are merged as one, under the first name.
         dtype:      of the merged float tensors; by default each keeps its inputs' dtype (where they
                     differ, what torch promotes them to).
         backend:    pin a backend; by default the fastest available.
@@ -85,8 +86,8 @@ def merge_state_dicts(
     problems += _input_problems(named)
     if named and not problems:
         problems += _out_problems(next(iter(named.values())), out, dtype)
-    tied: set[str] = set()
-    if named and out is not None and not problems:
+    tied: dict[str, str] = {}
+    if named and not problems:
         tied, problems = _shared_memory(named, out)
     if problems or configured is None:
         raise InvalidInput(problems)
@@ -98,6 +99,8 @@ def merge_state_dicts(
     for name, like in (models[0] if base is None else base).items():
         tensors = [model[name] for model in models]
         every = tensors if base is None else [base[name], *tensors]
+        if out is None and name in tied:
+            continue
         target = torch.empty_like(like, dtype=_dtype(every, dtype)) if out is None else out[name]
         if not like.is_floating_point():
             target.copy_(like)
@@ -107,7 +110,10 @@ def merge_state_dicts(
         merged[name] = target
     with use_backend(backend):
         merge_sources(jobs)
-    return merged
+    if out is not None:
+        return merged
+    names = models[0] if base is None else base
+    return {name: merged[tied[name]].clone() if name in tied else merged[name] for name in names}
 
 
 @torch.no_grad()
@@ -238,17 +244,25 @@ def _out_problems(reference: StateDict, out: Mapping[str, Tensor] | None, dtype:
     return problems
 
 
-def _shared_memory(named: Mapping[str, StateDict], out: Mapping[str, Tensor]) -> tuple[set[str], list[Problem]]:
-    """Return the names that are tied to an earlier name, and where an output would overwrite what is read later.
+def _shared_memory(
+    named: Mapping[str, StateDict], out: Mapping[str, Tensor] | None
+) -> tuple[dict[str, str], list[Problem]]:
+    """Return the first name of every name that is tied to one, and where an output would overwrite what is read later.
 
-    Tied names are one tensor in the outputs and in every input. They are merged once, under the first name.
+    Tied names are one tensor in the outputs, if given, and in every input. They are merged once, under the first name.
     """
     reference = next(iter(named.values()))
-    names = [name for name, tensor in reference.items() if tensor.is_floating_point() and tensor.numel()]
-    states = {"out": out, **named}
-    first: dict[tuple[_Range, ...], str] = {}
+    floats = [name for name, tensor in reference.items() if tensor.is_floating_point() and tensor.numel()]
+    names = [name for name in floats if reference[name].data_ptr()]
+    states = dict(named) if out is None else {"out": out, **named}
+    first: dict[tuple, str] = {}
+    tied = {}
     for name in names:
-        first.setdefault(tuple(_range(state[name]) for state in states.values()), name)
+        key = (reference[name].shape, *(_range(state[name]) for state in states.values()))
+        if first.setdefault(key, name) != name:
+            tied[name] = first[key]
+    if out is None:
+        return tied, []
     untied = list(first.values())
     problems = []
     reached: list[tuple[_Range, str, str]] = []
@@ -262,7 +276,7 @@ def _shared_memory(named: Mapping[str, StateDict], out: Mapping[str, Tensor]) ->
                 where = f"{label}[{name!r}]"
                 problems.append(Problem(where, f"shares memory with {other_label}[{other!r}]", "clone one of them"))
         reached.append((here, label, name))
-    return set(names) - set(untied), problems
+    return tied, problems
 
 
 # A device, the first address, and the one after the last.

@@ -42,7 +42,7 @@ class Vocabulary:
             return found if self.kind == "tokenizer.json" else found | _added(os.path.dirname(self.path))
         except CheckpointError:
             raise
-        except (AttributeError, KeyError, TypeError, IndexError, ValueError, OSError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, OSError) as error:
             what = placeholder(self.path) or f"is not a tokenizer file: {error!r}"
             raise CheckpointError(f"{self.path}: {what}") from error
 
@@ -62,7 +62,7 @@ def _tokenizer_json(path: str) -> Tokens:
     vocabulary = data["model"]["vocab"]
     # A unigram vocabulary is a list of [token, score].
     listed = vocabulary.items() if isinstance(vocabulary, dict) else ((e[0], i) for i, e in enumerate(vocabulary))
-    return {int(i): token for token, i in listed} | {t["id"]: t["content"] for t in data.get("added_tokens") or []}
+    return {int(i): token for token, i in listed} | {int(t["id"]): t["content"] for t in data.get("added_tokens") or []}
 
 
 def _vocab_json(path: str) -> Tokens:
@@ -81,7 +81,9 @@ def _tekken(path: str) -> Tokens:
     tokens = {first + t["rank"]: base64.b64decode(t["token_bytes"]).decode("latin-1") for t in data["vocab"]}
     # More may be listed than are used.
     size = data["config"].get("default_vocab_size")
-    return {i: t for i, t in tokens.items() if size is None or i < size} | {t["rank"]: t["token_str"] for t in special}
+    return {i: t for i, t in tokens.items() if size is None or i < size} | {
+        int(t["rank"]): t["token_str"] for t in special
+    }
 
 
 def _tiktoken(path: str) -> Tokens:

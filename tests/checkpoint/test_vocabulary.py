@@ -79,6 +79,12 @@ def test_tokens_that_other_files_add(tmp_path):
     [
         ("tokenizer.json", b'{"model": []}', "is not a tokenizer file"),
         ("tokenizer.json", b"[]", "is not a JSON object"),
+        ("tokenizer.json", b'{"model": {"vocab": {"a": Infinity}}}', "is not a tokenizer file"),
+        (
+            "tokenizer.json",
+            b'{"model": {"vocab": [["a", 0]]}, "added_tokens": [{"id": "x"}]}',
+            "is not a tokenizer file",
+        ),
         ("tekken.json", b"{}", "is not a tokenizer file"),
         ("tokenizer.model", b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
         ("tokenizer.model", b"\n\x7fabc", "ends within a field"),

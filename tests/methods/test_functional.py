@@ -267,6 +267,22 @@ def tied_module(generator) -> torch.nn.Module:
     return module
 
 
+def test_tied_names_of_state_dicts_stay_equal(generator):
+    """Random masks depend on the name, so a head that is the embedding must be merged as the embedding."""
+    base, *models = (tied_module(generator).state_dict() for _ in range(3))
+    options = {"method": "dare_ties", "weight": 0.5, "density": 0.5, "seed": 1}
+    merged = merge_state_dicts(base, models, **options)
+    assert list(merged) == list(base)
+    names = [name for name in base if name != "0.weight" and base[name].data_ptr() == base["0.weight"].data_ptr()]
+    assert names
+    for name in names:
+        assert torch.equal(merged[name], merged["0.weight"]) and merged[name] is not merged["0.weight"]
+    apart = [{name: tensor.clone() for name, tensor in state.items()} for state in (base, *models)]
+    alone = merge_state_dicts(apart[0], apart[1:], **options)
+    assert torch.equal(alone["0.weight"], merged["0.weight"])
+    assert not torch.equal(alone[names[0]], merged[names[0]])
+
+
 def test_tied_weights_are_merged_once(generator):
     modules = [tied_module(generator) for _ in range(3)]
     base, *models = [m.state_dict() for m in modules]

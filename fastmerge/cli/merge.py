@@ -98,7 +98,8 @@ def check(recipe: str, **given: Any) -> None:
     if given["as_json"]:
         print_json({"ok": True, "notes": found.notes})
     elif not given["quiet"]:
-        click.echo(f"{recipe}: nothing is wrong; {len(found.outputs)} tensors of {len(found.models)} models")
+        verdict = f"no problem, {len(found.notes)} to note" if found.notes else "nothing is wrong"
+        click.echo(f"{recipe}: {verdict}; {len(found.outputs)} tensors of {len(found.models)} models")
 
 
 def _planned(recipe: str, given: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:

@@ -98,6 +98,20 @@ def test_check_says_when_nothing_is_wrong(ties):
     assert call_json("check", ties)["ok"] is True
 
 
+def test_check_counts_what_is_to_note(models, tmp_path):
+    filters = {"parameters": {"lambda": [{"filter": "mpl", "value": 2}, {"value": 1}]}}
+    recipe = write_recipe(tmp_path / "r.yml", models, **filters)
+    result = call("check", recipe)
+    assert result.stdout == f"{recipe}: no problem, 1 to note; 21 tensors of 4 models\n"
+    said = "the filter 'mpl' matches no tensor"
+    assert result.stderr.startswith("note: ") and said in result.stderr
+    # Notes are there beside problems, too.
+    write_recipe(recipe, models, **filters, chat_template="nobody")
+    result = call("check", recipe)
+    assert result.exit_code == 2 and "error: 1 problem" in result.stderr and said in result.stderr
+    assert said in json.loads(call("check", recipe, "--json").stdout)["notes"][0]
+
+
 def test_seed_replaces_the_seed_of_the_recipe(models, tmp_path):
     recipe = write_recipe(tmp_path / "r.yml", models, merge_method="dare_ties", seed=1)
     for name, arguments in {"a": [], "b": ["--seed", 1], "c": ["--random-seed", 2]}.items():

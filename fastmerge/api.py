@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from .devices.names import DEFAULT
-from .engine import RecipeReport, Report, RunOptions, VerifyReport, run
-from .engine import verify as verify_output
+from .engine import RecipeReport, Report, RunOptions, VerifyReport
 from .engine import verify_recipe as verify_output_of_recipe
-from .plan import DEFAULT_SHARD_SIZE, make_plan
+from .pipelines import merge_all, plan_all, verify_all
+from .plan import DEFAULT_SHARD_SIZE
 from .plan.types import Plan
 from .recipe import load
+from .recipe.pipeline import load_pipeline
 from .sizes import DEFAULT_RAM, parse_size
 
 __all__ = ["check", "merge", "verify", "verify_recipe"]
@@ -38,6 +39,7 @@ def merge(
     copy_tokenizer: bool = True,
     model_card: bool = True,
     strict: bool = False,
+    intermediates: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -57,21 +59,25 @@ def merge(
         seed:       replaces the recipe's own.
         shard_size: bytes of tensor data per output file, or text such as "5GB".
         allow_mixed_types, truncate_embeddings, copy_tokenizer, model_card, strict: as in ``check``.
+        intermediates: folder that keeps the results of the other documents, for a recipe of several; None keeps none.
         overwrite:  replace an existing checkpoint.
         progress:   called several times a second with the output bytes that are written, and all of them.
     Raises:
         InvalidInput:   the recipe or its models cannot be merged; all problems are in ``problems``.
         FastmergeError: a file is corrupt, the disk is full, the budget is too small, ``out`` exists.
     """
-    plan = check(
-        recipe, semantics=semantics, seed=seed, shard_size=shard_size, allow_mixed_types=allow_mixed_types,
-        truncate_embeddings=truncate_embeddings, copy_tokenizer=copy_tokenizer, model_card=model_card, strict=strict,
-    )  # fmt: skip
     options = RunOptions(
         ram=parse_size(ram), threads=threads, device=device, vram=None if vram is None else parse_size(vram),
         backend=backend, overwrite=overwrite,
     )  # fmt: skip
-    return run(plan, os.fspath(out), options, progress)
+    merged = merge_all(
+        load_pipeline(recipe, semantics=semantics, seed=seed), out, options, progress, intermediates=intermediates,
+        shard_size=parse_size(shard_size), allow_mixed_types=allow_mixed_types, truncate_embeddings=truncate_embeddings,
+        copy_tokenizer=copy_tokenizer, model_card=model_card, strict=strict,
+    )  # fmt: skip
+    report = merged[-1].report
+    assert report is not None, "only intermediate results are taken over"
+    return report
 
 
 def check(
@@ -88,6 +94,8 @@ def check(
 ) -> Plan:
     """Check a recipe and its models from headers and configs alone, and return the plan of the merge.
 
+    Of a recipe of several documents all are checked, and the plan is that of the last one.
+
     Args:
         recipe, semantics, seed, shard_size: as in ``merge``.
         allow_mixed_types: merge models of different types if their tensors agree.
@@ -98,9 +106,8 @@ def check(
     Raises:
         InvalidInput: with every problem that was found, each with its place and remedy.
     """
-    loaded = load(recipe, semantics=semantics, seed=seed)
-    return make_plan(
-        loaded,
+    planned = plan_all(
+        load_pipeline(recipe, semantics=semantics, seed=seed),
         shard_size=parse_size(shard_size),
         allow_mixed_types=allow_mixed_types,
         truncate_embeddings=truncate_embeddings,
@@ -108,6 +115,8 @@ def check(
         model_card=model_card,
         strict=strict,
     )
+    with planned as plans:
+        return plans[-1]
 
 
 def verify(
@@ -127,8 +136,8 @@ def verify(
     Raises:
         CheckpointError: there is no manifest, or an input is missing or no longer the one of the merge.
     """
-    return verify_output(
-        os.fspath(out), sample=sample, backend=backend, seed=seed, ram=parse_size(ram), threads=threads,
+    return verify_all(
+        out, sample=sample, backend=backend, seed=seed, ram=parse_size(ram), threads=threads,
         progress=progress,
     )  # fmt: skip
 

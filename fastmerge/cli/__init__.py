@@ -17,7 +17,7 @@ from .demo import demo
 from .doctor import doctor
 from .extract import extract
 from .inspect import inspect
-from .merge import check, merge, plan
+from .merge import check, merge, multi, plan
 from .methods import methods
 from .others import OTHERS
 from .schema import schema
@@ -32,21 +32,9 @@ def main() -> None:
     """Merge the weights of fine-tuned language models: exact, streamed, resumable and verifiable."""
 
 
-for command in (
-    merge,
-    plan,
-    check,
-    verify,
-    inspect,
-    diff,
-    analyze,
-    extract,
-    methods,
-    clean,
-    doctor,
-    bench,
-    demo,
-    schema,
-    *OTHERS,
-):
+COMMANDS = (
+    merge, multi, plan, check, verify, inspect, diff, analyze, extract, methods, schema, clean, doctor, bench, demo,
+)  # fmt: skip
+
+for command in (*COMMANDS, *OTHERS):
     main.add_command(command)

@@ -1,75 +1,119 @@
-"""``fastmerge merge``, and its two dry forms ``plan`` and ``check``."""
+"""``fastmerge merge`` and ``multi``, and the dry forms ``plan`` and ``check``."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import InvalidInput, Problem
 from ..sizes import show_size
 from ._errors import Command
-from ._mergekit import mergekit_flags, translate
-from ._options import (
-    BACKEND,
-    DEVICE,
-    JSON,
-    PLUGIN,
-    QUIET,
-    RAM,
-    RECIPE,
-    SEED,
-    SEMANTICS,
-    SHARD_SIZE,
-    STRICT,
-    THREADS,
-    VRAM,
-    together,
-)
+from ._options import BACKEND, RECIPE, THREADS, together
 from ._output import note, print_facts, print_json
+from ._planning import PLANNING, Planned, planned, show_plans
 from ._progress import progress
 
 if TYPE_CHECKING:
     from ..engine import Report
+    from ..pipelines import Merged
     from ..plan.types import Plan
 
-PLANNING = together(SEED, SEMANTICS, PLUGIN, SHARD_SIZE, RAM, DEVICE, VRAM, STRICT, JSON, QUIET, mergekit_flags)
+_RUNNING = together(
+    click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint."),
+    click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
+    THREADS,
+    BACKEND,
+    PLANNING,
+)
 
 
 @click.command(cls=Command)
 @RECIPE
 @click.argument("out", type=click.Path())
-@click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
-@together(THREADS, BACKEND)
-@PLANNING
+@_RUNNING
 def merge(recipe: str, out: str, overwrite: bool, dry_run: bool, backend: str, **given: Any) -> None:
     """Merge the models of RECIPE (a file, or - for standard input) into the folder OUT.
 
-    An interrupted merge goes on where it stopped when the same command is run again.
+    An interrupted merge goes on where it stopped when the same command is run again. The documents of a recipe of
+    several are merged one after the other; fastmerge multi keeps the results of all of them.
     """
-    plan, options = _planned(recipe, given)
+    found = planned(recipe, given)
     if dry_run:
-        _show_plan(plan, options)
-        return
-    from ..engine import RunOptions, run
+        show_plans(found)
+    else:
+        _run(found, out, overwrite, backend)
 
+
+@click.command(cls=Command)
+@RECIPE
+@click.argument("out", type=click.Path(), required=False)
+@click.option("--out-path", type=click.Path(), help="Same as OUT.")
+@click.option("-I", "--intermediate-dir", type=click.Path(), help="Folder that keeps the results of named documents.")
+@click.option("--lazy/--no-lazy", default=True, help="Take over results that are there.  [default: lazy]")
+@_RUNNING
+def multi(
+    recipe: str,
+    out: str | None,
+    out_path: str | None,
+    intermediate_dir: str | None,
+    lazy: bool,
+    overwrite: bool,
+    dry_run: bool,
+    backend: str,
+    **given: Any,
+) -> None:
+    """Merge the documents of RECIPE, which use each other's results by name; the one without a name goes to OUT."""
+    found = planned(recipe, given)
+    if dry_run:
+        show_plans(found)
+    else:
+        _run(found, out or out_path, overwrite, backend, intermediates=intermediate_dir, lazy=lazy)
+
+
+@click.command(cls=Command)
+@RECIPE
+@PLANNING
+def plan(recipe: str, **given: Any) -> None:
+    """Print what a merge of RECIPE would read, write and need. Reads headers only."""
+    show_plans(planned(recipe, given))
+
+
+@click.command(cls=Command)
+@RECIPE
+@PLANNING
+def check(recipe: str, **given: Any) -> None:
+    """Check RECIPE and its models, from headers and configs alone. Reports every problem at once."""
+    found = planned(recipe, given)
+    if given["as_json"]:
+        print_json({"ok": True, "notes": list(dict.fromkeys(text for plan in found.plans for text in plan.notes))})
+    elif not given["quiet"]:
+        for step, plan in zip(found.pipeline.steps, found.plans, strict=True):
+            name = f"{recipe}: {step.name}" if len(found.plans) > 1 and step.name else recipe
+            verdict = f"no problem, {len(plan.notes)} to note" if plan.notes else "nothing is wrong"
+            click.echo(f"{name}: {verdict}; {len(plan.outputs)} tensors of {len(plan.models)} models")
+
+
+def _run(found: Planned, out: str | None, overwrite: bool, backend: str, **how: Any) -> None:
+    from ..engine import RunOptions
+    from ..pipelines import merge_all
+
+    options, silent = found.options, found.silent
     if slow := _why_slow(options["device"], backend):
-        note(slow, given["quiet"] or given["as_json"])
+        note(slow, silent)
     settings = RunOptions(
         ram=options["ram"], threads=options["threads"], device=options["device"], vram=options["vram"],
         backend=backend, overwrite=overwrite,
     )  # fmt: skip
-    with progress("merging", given["quiet"] or given["as_json"]) as update:
-        report = run(plan, out, settings, update)
-    for text in report.notes:
-        note(text, given["quiet"] or given["as_json"])
-    if given["as_json"]:
-        print_json(_report_values(report))
-    elif not given["quiet"]:
-        _show_report(out, plan, report)
+    with progress("merging", silent) as update:
+        merged = merge_all(found.pipeline, out, settings, update, plans=found.plans, **how, **found.planning)
+    for text in dict.fromkeys(text for item in merged if item.report for text in item.report.notes):
+        note(text, silent)
+    if options["as_json"]:
+        values = [{"name": item.name, **(_report_values(item.report) if item.report else {})} for item in merged]
+        print_json(values if len(values) > 1 else {k: v for k, v in values[0].items() if k != "name"})
+    elif not options["quiet"]:
+        _show_reports(out, merged)
 
 
 def _why_slow(device: str, backend: str) -> str | None:
@@ -81,100 +125,13 @@ def _why_slow(device: str, backend: str) -> str | None:
     return why_no_cpu_extension() if on_cpu else None
 
 
-@click.command(cls=Command)
-@RECIPE
-@PLANNING
-def plan(recipe: str, **given: Any) -> None:
-    """Print what a merge of RECIPE would read, write and need. Reads headers only."""
-    _show_plan(*_planned(recipe, given))
-
-
-@click.command(cls=Command)
-@RECIPE
-@PLANNING
-def check(recipe: str, **given: Any) -> None:
-    """Check RECIPE and its models, from headers and configs alone. Reports every problem at once."""
-    found, _ = _planned(recipe, given)
-    if given["as_json"]:
-        print_json({"ok": True, "notes": found.notes})
-    elif not given["quiet"]:
-        verdict = f"no problem, {len(found.notes)} to note" if found.notes else "nothing is wrong"
-        click.echo(f"{recipe}: {verdict}; {len(found.outputs)} tensors of {len(found.models)} models")
-
-
-def _planned(recipe: str, given: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
-    """Return the plan, and the options with mergekit's flags taken in. Prints the notes of both."""
-    from ..api import check as check_recipe
-
-    silent = given["quiet"] or given["as_json"]
-    said: list[str] = []
-    mapped = translate(given, said.append)
-    options = given | mapped
-    if given["strict"] and said:
-        raise InvalidInput([Problem("options", text) for text in said])
-    for text in said:
-        note(text, silent)
-    # A line of its own makes text of a recipe that came in one line.
-    source = sys.stdin.read() + "\n" if recipe == "-" else recipe
-    names = ("allow_mixed_types", "truncate_embeddings", "copy_tokenizer", "model_card")
-    plan = check_recipe(
-        source,
-        semantics=options["semantics"],
-        seed=options["seed"],
-        shard_size=options["shard_size"],
-        strict=options["strict"],
-        **{name: mapped[name] for name in names if name in mapped},
-    )
-    for text in plan.notes:
-        note(text, silent)
-    return plan, options
-
-
-def _show_plan(plan: Plan, options: dict[str, Any]) -> None:
-    from ..engine.forecast import forecast
-
-    expected = forecast(plan, options["ram"], options["device"], options["vram"])
-    copied = sum(output.method == "copy" for output in plan.outputs)
-    if options["as_json"]:
-        print_json(
-            {
-                "method": plan.method,
-                "semantics": plan.semantics,
-                "seed": plan.seed,
-                "models": [model.reference for model in plan.models],
-                "tensors": len(plan.outputs),
-                "copied": copied,
-                "dropped": [
-                    {"model": plan.models[item.model].reference, "name": item.name, "reason": item.reason}
-                    for item in plan.dropped
-                ],
-                "shards": {shard.filename: shard.nbytes for shard in plan.shards},
-                "bytes_read": plan.bytes_read,
-                "bytes_written": plan.bytes_written,
-                "notes": plan.notes,
-                **dataclasses.asdict(expected),
-            }
-        )
-        return
-    print_facts(
-        [
-            ("method", f"{plan.method} (semantics: {plan.semantics}, seed: {plan.seed})"),
-            ("models", ", ".join(model.reference for model in plan.models)),
-            ("tensors", f"{len(plan.outputs)}: {len(plan.outputs) - copied} merged, {copied} copied"),
-            ("dropped", f"{len(plan.dropped)} input tensors"),
-            *((f"  {plan.models[item.model].reference}", f"{item.name}: {item.reason}") for item in plan.dropped[:20]),
-            ("reads", show_size(plan.bytes_read)),
-            ("writes", f"{show_size(plan.bytes_written)} in {len(plan.shards)} files"),
-            ("memory", f"at most {show_size(expected.memory)} beyond the interpreter with torch"),
-            ("largest", f"{expected.largest}: {show_size(expected.largest_bytes)} of inputs"),
-            ("read twice", f"{len(expected.read_twice)} tensors that do not fit the memory whole"),
-            (
-                "bound",
-                f"{expected.seconds:.2f} s at {show_size(expected.read_rate)}/s, the rate at which a sample of the"
-                " inputs was read just now; writes at the same rate",
-            ),
-        ]
-    )
+def _show_reports(out: str | None, merged: list[Merged]) -> None:
+    for i, item in enumerate(merged):
+        where = out if i == len(merged) - 1 and out is not None else item.name
+        if item.report is None:
+            click.echo(f"{where}: was there already, made from the same inputs")
+        elif where is not None:
+            _show_report(where, item.plan, item.report)
 
 
 def _report_values(report: Report) -> dict[str, Any]:

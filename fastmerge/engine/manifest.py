@@ -39,6 +39,7 @@ def write_manifest(plan: Plan, checksums: Mapping[str, str], small_files: Sequen
         "recipe": plan.recipe,
         "plan": plan.digest,
         "truncated": plan.truncated,
+        "steps": dict(plan.steps),
         "inputs": [
             {
                 "reference": model.reference,

@@ -63,6 +63,7 @@ class VerifyReport:
 def verify(
     out: str | Path,
     *,
+    manifest: dict[str, Any] | None = None,
     sample: int | None = None,
     checksums: bool = True,
     backend: str | None = None,
@@ -74,6 +75,7 @@ def verify(
     """Check the output folder ``out`` against its manifest and its inputs.
 
     Args:
+        manifest:  of the output, if it was read and its inputs lie elsewhere.
         sample:    number of tensors to recompute, chosen at random by ``seed``; None recomputes all.
         checksums: compare the checksums of the tensors that are not recomputed.
         backend, ram, threads: as in ``RunOptions``; any of them gives the same bits.
@@ -83,7 +85,7 @@ def verify(
         InvalidInput:    the recipe in the manifest cannot be planned any more.
     """
     out = Path(os.path.abspath(out))
-    manifest = read_manifest(out)
+    manifest = manifest or read_manifest(out)
     checkpoint = open_checkpoint(str(out))
     plan, notes = _replan(manifest)
     outputs, mismatches = _located(plan, checkpoint, manifest["tensors"])

@@ -21,7 +21,8 @@ def model_card(recipe: Recipe, models: Sequence[OpenModel]) -> str:
     """Return the text of ``README.md``: metadata of the hub, recipe, method, inputs and how to reproduce."""
     method = get_method(recipe.method)
     metadata: dict[str, Any] = {}
-    published = [m.reference.path for m in models if not os.path.isdir(os.path.expanduser(m.reference.path))]
+    references = [model.reference for model in models if model.reference.folder is None]
+    published = [ref.path for ref in references if not os.path.isdir(os.path.expanduser(ref.path))]
     if published:
         metadata["base_model"] = list(dict.fromkeys(name for name in published if looks_like_hub_id(name)))
         metadata["base_model_relation"] = "merge"
@@ -38,7 +39,7 @@ def model_card(recipe: Recipe, models: Sequence[OpenModel]) -> str:
     title = next((str(card[key]) for key in ("title", "model_name", "name") if card.get(key)), "Merged model")
     about = "".join(f"{card[key]}\n\n" for key in ("description", "notes") if isinstance(card.get(key), str))
     inputs = "\n".join(f"- {model}" for model in models)
-    fence = "`" * max(3, 1 + max((len(run) for run in recipe.text.split() if set(run) == {"`"}), default=0))
+    fence = "`" * max(3, 1 + max((len(run) for run in recipe.whole_text.split() if set(run) == {"`"}), default=0))
     return f"""---
 {yaml.safe_dump(metadata, sort_keys=False).strip()}
 ---
@@ -53,7 +54,7 @@ Inputs:
 Recipe:
 
 {fence}yaml
-{recipe.text.rstrip()}
+{recipe.whole_text.rstrip()}
 {fence}
 
 Semantics `{recipe.semantics or method.semantics[0]}`, seed {recipe.seed}.

@@ -61,5 +61,5 @@ def small_files(
     if wanted.card:
         files["README.md"] = TextFile(model_card(recipe, list(models.values())))
     # What mergekit calls the recipe in its outputs, and other tools look for.
-    files["mergekit_config.yml"] = TextFile(recipe.text)
+    files["mergekit_config.yml"] = TextFile(recipe.whole_text)
     return files

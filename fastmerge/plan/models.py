@@ -128,7 +128,8 @@ def open_models(recipe: Recipe, findings: Findings) -> dict[ModelRef, OpenModel]
         where = f"{recipe.path}: model {reference}"
         try:
             if folder not in opened:
-                opened[folder] = decoded(open_checkpoint(locate(reference.path, reference.revision)))
+                place = locate(reference.folder or reference.path, reference.revision)
+                opened[folder] = decoded(open_checkpoint(place))
                 findings.problems.extend(_same_folder(where, folder, opened))
             model = _open(index, reference, opened[folder], split, findings)
         except CheckpointError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -147,6 +149,7 @@ class Plan:
         dropped:  every input tensor that is not used.
         files:    small files of the output by name: their text (config.json, ...) or the path that is copied.
         notes:    what the user should know, one sentence each.
+        steps:    the manifests of merges whose results are inputs of this one, by name.
         truncated: True where vocabularies of different sizes were cut to the smallest.
         digest:   hash of everything that decides the output's bytes.
         recipe_file: absolute path of the recipe; None for text.
@@ -163,6 +166,7 @@ class Plan:
     dropped: tuple[Dropped, ...]
     files: dict[str, TextFile | CopiedFile] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    steps: Mapping[str, Any] = field(default_factory=dict)
     truncated: bool = False
     digest: str = ""
     recipe_file: str | None = None

@@ -44,6 +44,7 @@ class Assembly:
             parameters=self._settings((), file, methods),
             rules=tuple(self._rule(("rules", i), rule, modules) for i, rule in enumerate(file.rules or ())),
             missing=file.missing,
+            name=file.name if isinstance(file.name, str) else "",
             dtype=file.dtype,
             out_dtype=file.out_dtype,
             keep_float32=self._keep_float32(),

@@ -55,12 +55,24 @@ def key_path(path: KeyPath) -> str:
 
 
 def read_document(source: str | os.PathLike[str] | dict[str, Any]) -> Document:
-    """Read a recipe from a file, from YAML text (a string with a newline), or from a dict.
+    """Read a recipe of one document; as ``read_documents``.
 
-    Raises InvalidInput: no such file, not UTF-8, not YAML, a duplicate key, or not exactly one document.
+    Raises InvalidInput also where there are several documents.
+    """
+    documents = read_documents(source)
+    if len(documents) > 1:
+        what = f"holds {len(documents)} YAML documents; a recipe is one"
+        raise _invalid(documents[0].name, what, "merge it with fastmerge merge, or fastmerge.merge")
+    return documents[0]
+
+
+def read_documents(source: str | os.PathLike[str] | dict[str, Any]) -> list[Document]:
+    """Read the documents of a recipe, one or several, from a file, from YAML text (with a newline), or from a dict.
+
+    Raises InvalidInput: no such file, not UTF-8, not YAML, a duplicate key, or no document.
     """
     if isinstance(source, dict):
-        return Document("<recipe>", yaml.safe_dump(source, sort_keys=False), source)
+        return [Document("<recipe>", yaml.safe_dump(source, sort_keys=False), source)]
     if isinstance(source, str) and "\n" in source:
         return parse("<recipe>", source)
     name = os.fspath(source)
@@ -73,20 +85,23 @@ def read_document(source: str | os.PathLike[str] | dict[str, Any]) -> Document:
         raise _invalid(name, "is not UTF-8 text", "give the path of a YAML file") from None
 
 
-def parse(name: str, text: str) -> Document:
-    """Parse the one YAML document of ``text``; ``name`` stands for it in messages."""
+def parse(name: str, text: str) -> list[Document]:
+    """Parse the YAML documents of ``text``, at least one; ``name`` stands for it in messages."""
     try:
         # A "---" at the end starts an empty document, which says nothing.
         nodes = [node for node in yaml.compose_all(text, Loader=_Loader) if node.tag != "tag:yaml.org,2002:null"]
-        if len(nodes) != 1:
-            raise _invalid(name, *_wrong_count(len(nodes)))
-        if _expanded(nodes[0], {}) > MOST_NODES:
-            raise _invalid(name, f"expands to more than {MOST_NODES} YAML nodes", "write it without nested aliases")
-        problems = _duplicates(name, nodes[0], (), set())
+        if not nodes:
+            raise _invalid(name, "the recipe is empty", "write at least merge_method and models")
+        problems = []
+        for node in nodes:
+            if _expanded(node, {}) > MOST_NODES:
+                raise _invalid(name, f"expands to more than {MOST_NODES} YAML nodes", "write it without nested aliases")
+            problems += _duplicates(name, node, (), set())
         if problems:
             raise InvalidInput(problems)
-        loader = _Loader("")
-        return Document(name, text, loader.construct_document(nodes[0]), nodes[0])
+        texts = _texts(text, nodes)
+        pairs = zip(texts, nodes, strict=True)
+        return [Document(name, own, _Loader("").construct_document(node), node) for own, node in pairs]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}" if mark else name
@@ -96,6 +111,20 @@ def parse(name: str, text: str) -> Document:
         raise _invalid(name, f"is not valid YAML: {error}", "check its text") from None
     except RecursionError:
         raise _invalid(name, "is nested too deeply", "a recipe needs about ten levels") from None
+
+
+def _texts(text: str, nodes: Sequence[yaml.Node]) -> list[str]:
+    """Return the text of every document, without the lines that part them; a single one keeps all of it."""
+    if len(nodes) == 1:
+        return [text]
+    lines = text.splitlines(keepends=True)
+    marks = [i for i, line in enumerate(lines) if line.rstrip() == "---" or line.startswith("--- ")]
+    texts = []
+    for node in nodes:
+        first = max((mark + 1 for mark in marks if mark < node.start_mark.line), default=0)
+        last = min((mark for mark in marks if mark >= max(node.start_mark.line, first)), default=len(lines))
+        texts.append("".join(lines[first:last]).strip("\n") + "\n")
+    return texts
 
 
 class _Loader(yaml.SafeLoader):
@@ -141,15 +170,6 @@ def _duplicates(name: str, node: yaml.Node, path: KeyPath, seen: set[int]) -> li
             lines.setdefault(str(key.value), line)
             problems += _duplicates(name, value, here, seen)
     return problems
-
-
-def _wrong_count(count: int) -> Sequence[str]:
-    if count == 0:
-        return "the recipe is empty", "write at least merge_method and models"
-    return (
-        f"holds {count} YAML documents; a recipe is one",
-        "write each document to its own file and merge them one after another",
-    )
 
 
 def _yaml_remedy(text: str, mark: yaml.Mark | None) -> str:

@@ -167,7 +167,7 @@ class RecipeFile(Keys):
     chat_template: str | None = None
     semantics: str | None = Field(None, description="the tool whose definition of the method is followed")
     seed: Annotated[Whole, Field(ge=0, lt=2**64)] | None = Field(None, description="seed of the random methods")
-    name: Any = Field(None, description="the title of the model card")
+    name: Any = Field(None, description="how later documents of the file call the result; the title of its card")
 
 
 CARD_KEYS = (

@@ -23,11 +23,13 @@ class ModelRef:
     Attributes:
         path:     as written; spellings of one folder (``base/``, a link to it) are equal.
         identity: what is compared in place of path and revision.
+        folder:   where it lies, for the result of another document of the recipe; None for what the path says.
     """
 
     path: str = field(compare=False)
     revision: str | None = field(default=None, compare=False)
     lora: ModelRef | None = None
+    folder: str | None = field(default=None, compare=False)
     identity: tuple[str, str | None] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -175,6 +177,8 @@ class Recipe:
     Attributes:
         path:       file it came from, for messages ("<recipe>" for text).
         text:       verbatim.
+        name:       how other documents of the file refer to the result; empty for most.
+        earlier:    the texts of the documents whose results it uses, each behind those that it uses itself.
         method:     merge method.
         modules:    at least one.
         base:       ``base_model``.
@@ -200,6 +204,8 @@ class Recipe:
     parameters: Parameters = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
     missing: str = "base"
+    name: str = ""
+    earlier: tuple[str, ...] = ()
     dtype: str | None = None
     out_dtype: str | None = None
     keep_float32: tuple[NameFilter, ...] = ()
@@ -209,6 +215,11 @@ class Recipe:
     seed: int = 0
     card: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def whole_text(self) -> str:
+        """The text of every document that it takes to make the result."""
+        return "---\n".join([*self.earlier, self.text])
 
     @property
     def slices(self) -> tuple[SliceSpec, ...]:

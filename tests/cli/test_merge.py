@@ -11,7 +11,7 @@ from commands import call, call_json, write_recipe
 from safetensors.torch import load_file
 
 import fastmerge
-from fastmerge import engine
+from fastmerge import pipelines
 from fastmerge.cli import _mergekit
 from fastmerge.devices.names import DEFAULT
 from fastmerge.errors import OutputError
@@ -150,7 +150,7 @@ def test_devices_of_both_tools(flags, device, ties, tmp_path, monkeypatch):
         options.append(settings)
         raise OutputError("stop")
 
-    monkeypatch.setattr(engine, "run", run)
+    monkeypatch.setattr(pipelines, "run", run)
     assert call("merge", ties, tmp_path / "out", "--vram", "20GiB", *flags).exit_code == 2
     assert [(item.device, item.vram) for item in options] == [(device, 20 * 2**30)]
 

@@ -1,0 +1,134 @@
+"""From a recipe on the command line to its plans: what ``merge``, ``multi``, ``plan`` and ``check`` share."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import InvalidInput, Problem
+from ..sizes import show_size
+from ._mergekit import mergekit_flags, translate
+from ._options import DEVICE, JSON, PLUGIN, QUIET, RAM, SEED, SEMANTICS, SHARD_SIZE, STRICT, VRAM, together
+from ._output import note, print_facts, print_json
+
+if TYPE_CHECKING:
+    from ..plan.types import Plan
+    from ..recipe.pipeline import Pipeline
+
+PLANNING = together(SEED, SEMANTICS, PLUGIN, SHARD_SIZE, RAM, DEVICE, VRAM, STRICT, JSON, QUIET, mergekit_flags)
+
+_PASSED = ("allow_mixed_types", "truncate_embeddings", "copy_tokenizer", "model_card")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A recipe that can be merged.
+
+    Attributes:
+        pipeline: its documents, in order.
+        plans:    by document.
+        options:  of the command line, with mergekit's taken in.
+        planning: the options of ``make_plan``.
+    """
+
+    pipeline: Pipeline
+    plans: list[Plan]
+    options: dict[str, Any]
+    planning: dict[str, Any]
+
+    @property
+    def silent(self) -> bool:
+        return self.options["quiet"] or self.options["as_json"]
+
+
+def planned(recipe: str, given: dict[str, Any]) -> Planned:
+    """Plan a recipe until the command ends, and print the notes on options and plans."""
+    from ..pipelines import plan_all
+    from ..recipe.pipeline import load_pipeline
+
+    said: list[str] = []
+    mapped = translate(given, said.append)
+    options = given | mapped
+    if given["strict"] and said:
+        raise InvalidInput([Problem("options", text) for text in said])
+    silent = given["quiet"] or given["as_json"]
+    for text in said:
+        note(text, silent)
+    # A line of its own makes text of a recipe that came in one line.
+    source = sys.stdin.read() + "\n" if recipe == "-" else recipe
+    pipeline = load_pipeline(source, semantics=options["semantics"], seed=options["seed"])
+    planning = {"shard_size": options["shard_size"], "strict": options["strict"]}
+    planning |= {name: mapped[name] for name in _PASSED if name in mapped}
+    plans = click.get_current_context().with_resource(plan_all(pipeline, **planning))
+    for text in dict.fromkeys(text for plan in plans for text in plan.notes):
+        note(text, silent)
+    return Planned(pipeline, plans, options, planning)
+
+
+def show_plans(found: Planned) -> None:
+    """Print what the merges will read, write and need."""
+    several = len(found.plans) > 1
+    if found.options["as_json"]:
+        values = [_values(plan, found.options) for plan in found.plans]
+        names = [step.name for step in found.pipeline.steps]
+        steps = [{"name": name, **value} for name, value in zip(names, values, strict=True)]
+        print_json(steps if several else values[0])
+        return
+    for step, plan in zip(found.pipeline.steps, found.plans, strict=True):
+        if several:
+            click.echo(f"{step.name or 'the result'}:")
+        _show(plan, found.options)
+
+
+def _values(plan: Plan, options: dict[str, Any]) -> dict[str, Any]:
+    from ..engine.forecast import forecast
+
+    expected = forecast(plan, options["ram"], options["device"], options["vram"])
+    copied = sum(output.method == "copy" for output in plan.outputs)
+    return {
+        "method": plan.method,
+        "semantics": plan.semantics,
+        "seed": plan.seed,
+        "models": [model.reference for model in plan.models],
+        "tensors": len(plan.outputs),
+        "copied": copied,
+        "dropped": [
+            {"model": plan.models[item.model].reference, "name": item.name, "reason": item.reason}
+            for item in plan.dropped
+        ],
+        "shards": {shard.filename: shard.nbytes for shard in plan.shards},
+        "bytes_read": plan.bytes_read,
+        "bytes_written": plan.bytes_written,
+        "notes": plan.notes,
+        **dataclasses.asdict(expected),
+    }
+
+
+def _show(plan: Plan, options: dict[str, Any]) -> None:
+    from ..engine.forecast import forecast
+
+    expected = forecast(plan, options["ram"], options["device"], options["vram"])
+    copied = sum(output.method == "copy" for output in plan.outputs)
+    print_facts(
+        [
+            ("method", f"{plan.method} (semantics: {plan.semantics}, seed: {plan.seed})"),
+            ("models", ", ".join(model.reference for model in plan.models)),
+            ("tensors", f"{len(plan.outputs)}: {len(plan.outputs) - copied} merged, {copied} copied"),
+            ("dropped", f"{len(plan.dropped)} input tensors"),
+            *((f"  {plan.models[item.model].reference}", f"{item.name}: {item.reason}") for item in plan.dropped[:20]),
+            ("reads", show_size(plan.bytes_read)),
+            ("writes", f"{show_size(plan.bytes_written)} in {len(plan.shards)} files"),
+            ("memory", f"at most {show_size(expected.memory)} beyond the interpreter with torch"),
+            ("largest", f"{expected.largest}: {show_size(expected.largest_bytes)} of inputs"),
+            ("read twice", f"{len(expected.read_twice)} tensors that do not fit the memory whole"),
+            (
+                "bound",
+                f"{expected.seconds:.2f} s at {show_size(expected.read_rate)}/s, the rate at which a sample of the"
+                " inputs was read just now; writes at the same rate",
+            ),
+        ]
+    )

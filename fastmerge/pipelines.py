@@ -1,0 +1,235 @@
+"""Merges of recipes with several documents: planned all together, merged one after the other, verified as one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .engine import Report, RunOptions, VerifyReport, run
+from .engine import verify as verify_output
+from .engine.manifest import read_manifest
+from .errors import CheckpointError, OutputError
+from .plan import make_plan
+from .plan.types import CopiedFile, Plan, TextFile
+from .recipe import load
+from .recipe.pipeline import Pipeline, with_folders
+from .recipe.types import Recipe
+
+__all__ = ["Merged", "merge_all", "plan_all", "verify_all"]
+
+MEMORY = Path("/dev/shm")
+"""A folder in memory, where intermediate results go that fit the budget."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """One step that was merged: its name (empty for the result), its plan, and the report; None where it was there."""
+
+    name: str
+    plan: Plan
+    report: Report | None
+
+
+@contextlib.contextmanager
+def plan_all(pipeline: Pipeline, **planning: Any) -> Iterator[list[Plan]]:
+    """Yield the plans of all steps, as ``make_plan``: what is wrong with a later step is found before any is merged.
+
+    Inside the block, intermediate results are stood in for by files that have their headers and no data.
+    """
+    plans: list[Plan] = []
+    folders: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="fastmerge-") as scratch:
+        for step in pipeline.steps:
+            plan = make_plan(with_folders(step, folders), **planning)
+            plans.append(plan)
+            if step.name and len(pipeline.steps) > 1:
+                folders[step.name] = _stand_in(plan, Path(scratch) / step.name)
+        yield plans
+
+
+def merge_all(
+    pipeline: Pipeline,
+    out: str | os.PathLike[str] | None,
+    options: RunOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    plans: Sequence[Plan] | None = None,
+    intermediates: str | os.PathLike[str] | None = None,
+    lazy: bool = True,
+    **planning: Any,
+) -> list[Merged]:
+    """Merge every step of a pipeline; the last one into ``out``.
+
+    Args:
+        out:           folder of the result; None where it is named, too: it goes to the others.
+        plans:         those of ``plan_all``, if they were made.
+        intermediates: folder for the results of the other steps, which are kept. None removes them in the end; they are
+                       in memory meanwhile if half of ``options.ram`` holds them, else on the disk, beside ``out``.
+        lazy:          take over what is in ``intermediates`` already, if it was made from the same inputs.
+        planning:      of ``make_plan``.
+    Raises:
+        InvalidInput, FastmergeError: as ``make_plan`` and ``run``.
+    """
+    options = options or RunOptions()
+    if pipeline.last is None and out is not None:
+        raise OutputError(f"{out}: the documents of the recipe have several results; leave out the name of one")
+    if plans is None:
+        with plan_all(pipeline, **planning) as made:
+            plans = made
+    if len(plans) == 1 and out is not None:
+        return [Merged("", plans[0], run(plans[0], os.fspath(out), options, progress))]
+    total = sum(map(_tensor_bytes, plans))
+    beside = sum(plan.bytes_written for plan in (plans[:-1] if out is not None else plans))
+    merged: list[Merged] = []
+    folders: dict[str, str] = {}
+    done = 0
+    with _place(out, intermediates, beside, options) as (place, options):
+        for step in pipeline.steps:
+            plan = replace(make_plan(with_folders(step, folders), **planning), steps=_manifests(step, folders))
+            final = step is pipeline.last and out is not None
+            target = os.fspath(out) if final and out is not None else str(place / step.name)
+            report = None
+            if final or not lazy or not _is_made(plan, target):
+                # What an earlier run left in a folder of ours is of no other use.
+                ours = not final and (intermediates is None or not lazy)
+                settings = replace(options, overwrite=True) if ours else options
+                report = run(plan, target, settings, _shifted(progress, done, total))
+            merged.append(Merged(step.name, plan, report))
+            folders[step.name] = target
+            done += _tensor_bytes(plan)
+    return merged
+
+
+def verify_all(out: str | os.PathLike[str], **options: Any) -> VerifyReport:
+    """Verify an output as ``verify``; intermediate results that are gone are merged again, into a temporary folder.
+
+    Raises:
+        CheckpointError: also where an intermediate result comes out with other bytes.
+    """
+    manifest = read_manifest(Path(out))
+    if not manifest.get("steps"):
+        return verify_output(os.fspath(out), **options)
+    beside = Path(os.path.abspath(out)).parent
+    with tempfile.TemporaryDirectory(prefix=".fastmerge-verify-", dir=beside) as scratch:
+        return verify_output(os.fspath(out), manifest=_rebuilt(manifest, Path(scratch), options), **options)
+
+
+def _rebuilt(manifest: dict[str, Any], scratch: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest whose inputs all exist: intermediate results that are gone are merged into ``scratch``."""
+    steps, inputs = manifest.get("steps", {}), []
+    for item in manifest["inputs"]:
+        name = next((name for name in steps if item["reference"].partition("+")[0] == name), None)
+        if name is not None and not os.path.isdir(item["folder"]):
+            item = _moved(item, _merge_again(name, _rebuilt(steps[name], scratch, options), scratch, options))
+        inputs.append(item)
+    return {**manifest, "inputs": inputs}
+
+
+def _merge_again(name: str, manifest: dict[str, Any], scratch: Path, options: Mapping[str, Any]) -> str:
+    target = scratch / name
+    if not target.exists():
+        recipe = load(manifest["recipe"] + "\n", semantics=manifest["semantics"], seed=manifest["seed"])
+        folders = {item["reference"].partition("+")[0]: item["folder"] for item in manifest["inputs"]}
+        plan = make_plan(
+            with_folders(recipe, folders), allow_mixed_types=True, truncate_embeddings=manifest["truncated"]
+        )
+        settings = {key: options[key] for key in ("ram", "threads", "backend") if options.get(key) is not None}
+        run(plan, str(target), RunOptions(**settings))
+        if read_manifest(target)["tensors"] != manifest["tensors"]:
+            raise CheckpointError(f"the intermediate result {name!r} comes out with other bytes than in the merge")
+    return str(target)
+
+
+def _moved(item: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Return an input of a manifest with the files of another folder, which hold the same."""
+    files = []
+    for file in item["files"]:
+        path = os.path.join(folder, file["name"])
+        there = os.path.exists(path)
+        files.append({**file, "path": path, "mtime_ns": os.stat(path).st_mtime_ns} if there else file)
+    return {**item, "folder": folder, "files": files}
+
+
+def _manifests(step: Recipe, folders: Mapping[str, str]) -> dict[str, Any]:
+    """Return the manifests of the steps that a step uses."""
+    used = {model.path for model in step.models} & folders.keys()
+    return {name: read_manifest(Path(folders[name])) for name in sorted(used)}
+
+
+def _is_made(plan: Plan, folder: str) -> bool:
+    """True where ``folder`` holds the result of this very plan, from inputs that have not changed since."""
+    try:
+        manifest = read_manifest(Path(folder))
+    except CheckpointError:
+        return False
+    recorded = [(file["path"], file["mtime_ns"]) for item in manifest["inputs"] for file in item["files"]]
+    present = [(file.path, file.mtime_ns) for model in plan.models for file in model.files]
+    return manifest["plan"] == plan.digest and recorded == present
+
+
+@contextlib.contextmanager
+def _place(
+    out: str | os.PathLike[str] | None, folder: str | os.PathLike[str] | None, nbytes: int, options: RunOptions
+) -> Iterator[tuple[Path, RunOptions]]:
+    """Yield the folder of intermediate results, and the options with the memory that is left beside them."""
+    if folder is not None:
+        yield Path(folder), options
+        return
+    if out is None:
+        raise OutputError("all documents of the recipe are named; say where their results go (--intermediate-dir)")
+    target = Path(os.path.abspath(out))
+    if 2 * nbytes <= options.ram and _free(MEMORY) > 2 * nbytes:
+        name = hashlib.sha256(str(target).encode()).hexdigest()[:16]
+        place, options = MEMORY / f"fastmerge-{os.getuid()}-{name}", replace(options, ram=options.ram - nbytes)
+        try:
+            yield place, options
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+        return
+    place = target.with_name(f".{target.name}.steps")
+    # What a failure or Ctrl-C leaves here is taken over by the next run.
+    yield place, options
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _free(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else 0
+    except OSError:
+        return 0
+
+
+def _stand_in(plan: Plan, folder: Path) -> str:
+    """Write what planning needs of a result: its small files, and weights that are all header."""
+    folder.mkdir()
+    for name, file in plan.files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(file, CopiedFile):
+            shutil.copyfile(file.path, path)
+        elif isinstance(file, TextFile):
+            path.write_text(file.text, encoding="utf-8")
+    for shard in plan.shards:
+        with open(folder / shard.filename, "wb") as weights:
+            weights.write(shard.header)
+            weights.truncate(shard.nbytes)
+    if plan.index is not None:
+        (folder / "model.safetensors.index.json").write_text(plan.index, encoding="utf-8")
+    return str(folder)
+
+
+def _tensor_bytes(plan: Plan) -> int:
+    return sum(output.nbytes for output in plan.outputs)
+
+
+def _shifted(progress: Progress | None, done: int, total: int) -> Progress | None:
+    return None if progress is None else lambda now, _: progress(done + now, total)

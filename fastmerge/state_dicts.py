@@ -12,6 +12,7 @@ from .errors import InvalidInput, Problem
 from .kernels import FLOATS, use_backend, why_not_plain
 from .methods import Configured, configure, find_method
 from .steps.driver import Job, merge_sources, solve_without_data
+from .steps.inputs import Inputs
 from .steps.source import Resident
 from .tensors import in_memory, promoted
 
@@ -72,13 +73,13 @@ def merge_state_dicts(
         raise InvalidInput([Problem("models", "is one model; expected a list of state dicts", "write [model]")])
     given = ({} if base is None else {"base": base}) | {f"models[{i}]": model for i, model in enumerate(models)}
     named = {label: _state_dict(label, model) for label, model in given.items()}
-    models = [state for label, state in named.items() if label != "base"]
-    base = named.get("base")
+    states = [state for label, state in named.items() if label != "base"]
+    origin = named.get("base")
     problems: list[Problem] = []
     configured = None
     try:
         configured = configure(
-            find_method(method), base=base is not None, models=len(models),
+            find_method(method), base=origin is not None, models=len(states),
             semantics=semantics, seed=seed, parameters=parameters,
         )  # fmt: skip
     except InvalidInput as error:
@@ -91,22 +92,20 @@ def merge_state_dicts(
         tied, problems = _shared_memory(named, out)
     if problems or configured is None:
         raise InvalidInput(problems)
-    configured = configured.within(models[0])
-    _refuse_early(configured, models[0])
+    configured = configured.within(states[0])
+    _refuse_early(configured, states[0])
 
     merged = {}
     jobs = []
-    for name, like in (models[0] if base is None else base).items():
-        tensors = [model[name] for model in models]
-        every = tensors if base is None else [base[name], *tensors]
+    for name, like in (states[0] if origin is None else origin).items():
         if out is None and name in tied:
             continue
-        target = torch.empty_like(like, dtype=_dtype(every, dtype)) if out is None else out[name]
+        inputs = Inputs(None if origin is None else origin[name], tuple(state[name] for state in states))
+        target = torch.empty_like(like, dtype=_dtype(inputs.every, dtype)) if out is None else out[name]
         if not like.is_floating_point():
             target.copy_(like)
         elif name not in tied:
-            source = Resident(None if base is None else base[name], tuple(tensors))
-            jobs.append(Job(configured.method, configured.group(name, like.shape), source, target))
+            jobs.append(Job(configured.method, configured.group(name, like.shape), Resident.of(inputs), target))
         merged[name] = target
     with use_backend(backend):
         merge_sources(jobs)

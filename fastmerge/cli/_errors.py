@@ -90,7 +90,8 @@ def _ending_in_order() -> Iterator[None]:
             raise Signalled(number)
 
     # Where a signal is ignored, as under nohup, it stays so; and only the main thread may have handlers.
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    usual: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    usual[signal.SIGINT] = signal.default_int_handler
     main = threading.current_thread() is threading.main_thread()
     handled = [number for number, handler in usual.items() if main and signal.getsignal(number) is handler]
     for number in handled:

@@ -121,7 +121,8 @@ def verify_recipe(
 
 def _pair(plan: Plan, checkpoint: Checkpoint) -> tuple[list[OutputTensor], list[Judged]]:
     """Return the outputs that can be compared, each as a file of its own, and the verdicts on what cannot."""
-    outputs, judged = [], []
+    outputs: list[OutputTensor] = []
+    judged: list[Judged] = []
     planned = {output.name: output for output in plan.outputs}
     reasons = {item.name: item.reason for item in plan.dropped}
     for name in checkpoint.tensors:
@@ -201,8 +202,7 @@ class _Open:
         """Compare one part of the tensor, from an element on."""
         merged = torch.frombuffer(bytearray(data), dtype=self._output.dtype)
         found = torch.empty(len(merged), dtype=self._entry.dtype)
-        view = memoryview(found.view(torch.uint8).numpy())
-        inputs.read(self._entry.path, self._entry.offset + start * found.itemsize, view)
+        inputs.read(self._entry.path, self._entry.offset + start * found.itemsize, found.view(torch.uint8).numpy().data)
         same = found == merged.to(found.dtype)
         if found.is_floating_point():
             same |= found.isnan() & merged.isnan()

@@ -59,9 +59,9 @@ class MergeNorms(TableSurvey):
         if self.step.at_once:
             merged = torch.empty(chunk.tensors[0].shape, dtype=torch.float32, device=table.device)
             self.step(merged, chunk)
-            part = table[:, 2:].contiguous()
-            kernels.norm_partials(part, [merged], chunk.base, [keep_all()])
-            table[:, 2:] = part
+            partials = table[:, 2:].contiguous()
+            kernels.norm_partials(partials, [merged], chunk.base, [keep_all()])
+            table[:, 2:] = partials
         return table
 
     def answer(self, table: Tensor) -> list[tuple[float, float]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import ALL_EQUAL, Boundary, keep_all, keep_top
+from ..kernels.sparse_merge import Divide
 from ..steps.apply import ElementwiseMerge, SparseMerge
 from ..steps.census import Census, model_thresholds
 from ..steps.elements import ElementSums
@@ -33,7 +34,7 @@ def merge_whole_model(group: Group) -> Solve:
     if group["merge_func"] == "max":
         change = partial(_largest, thresholds=[_magnitude(bits) for bits in thresholds], plus=sign > 0)
         return ElementwiseMerge(ones, change, scale=scale)
-    divide = "count" if group["merge_func"] == "mean" else "none"
+    divide: Divide = "count" if group["merge_func"] == "mean" else "none"
     return SparseMerge([sign] * group.models, keeps, vote="weighted", divide=divide, scale=sign * scale)
 
 

@@ -111,7 +111,7 @@ def merge_state_dicts(
         merge_sources(jobs)
     if out is not None:
         return merged
-    names = models[0] if base is None else base
+    names = states[0] if origin is None else origin
     return {name: merged[tied[name]].clone() if name in tied else merged[name] for name in names}
 
 

@@ -2,7 +2,7 @@
 
 from .folder import open_checkpoint, read_json, read_weights
 from .locate import locate, looks_like_hub_id
-from .lora import LowRank, read_adapter
+from .lora import LoraAdapter, LowRank, read_adapter
 from .safetensors_header import DTYPES, read_header
 from .types import Checkpoint, Coded, InputFile, TensorEntry
 
@@ -11,6 +11,7 @@ __all__ = [
     "Checkpoint",
     "Coded",
     "InputFile",
+    "LoraAdapter",
     "LowRank",
     "TensorEntry",
     "locate",

@@ -1,11 +1,11 @@
-"""PEFT LoRA adapters: which tensors they change, by which factors."""
+"""PEFT LoRA adapters: which tensors they change, by which factors, and which they replace."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
@@ -13,56 +13,82 @@ from .folder import read_json, read_weights
 from .types import InputFile, TensorEntry
 
 _PREFIX = "base_model.model."
-_FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
+_FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
+_MAGNITUDE = re.compile(r"(.+)\.lora_magnitude_vector(?:\.weight)?")
+# What PEFT saves of the base itself: the tensor under an adapted embedding or head, and modules trained whole.
+_OWN = re.compile(r"(.+)\.(?:base_layer|modules_to_save)\.(weight|bias)")
 
 # Initializations that change the base's weights: the adapter does not belong to the base as it is stored.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 _UNSUPPORTED = (
-    "modules_to_save",
     "layer_replication",
     "target_parameters",
     "trainable_token_indices",
     "alora_invocation_tokens",
+    "lora_bias",
+    "use_qalora",
 )
 _REMEDY = "merge it into its base with PEFT (merge_and_unload) and name the result"
 
 
 class LowRank(NamedTuple):
-    """A LoRA term ``scale * up @ down`` of one tensor; ``up`` is [m, r] (lora_B), ``down`` [r, n] (lora_A)."""
+    """A LoRA term of one tensor.
+
+    Attributes:
+        up, down:  [m, r] and [r, n], LoRA's B and A.
+        scale:     of the product.
+        embedding: the tensor is an embedding, [n, m]: the product is transposed.
+        magnitude: DoRA's [m], to which the norm of each row of the sum is scaled; None for plain LoRA.
+    """
 
     up: TensorEntry
     down: TensorEntry
     scale: float
+    embedding: bool = False
+    magnitude: TensorEntry | None = None
 
 
-def read_adapter(folder: str) -> tuple[InputFile, dict[str, LowRank]]:
-    """Return the identity of an adapter's weights and its terms by the name of the base's tensor (``module.weight``).
+class LoraAdapter(NamedTuple):
+    """What an adapter does to its base, by the names that the base has for its tensors.
+
+    Attributes:
+        file:     identity of its weights.
+        terms:    what is added to a tensor.
+        replaced: tensors that the adapter holds whole: modules and biases that were trained, adapted heads.
+    """
+
+    file: InputFile
+    terms: dict[str, LowRank]
+    replaced: dict[str, TensorEntry]
+
+
+def read_adapter(folder: str) -> LoraAdapter:
+    """Return what the PEFT LoRA adapter in ``folder`` does to its base.
 
     Raises:
-        CheckpointError: not a LoRA adapter, or of a kind that is not a plain ``up @ down``; all reasons are named.
+        CheckpointError: not a LoRA adapter, or of a kind that is not offered; all reasons are named.
     """
     config_path = os.path.join(folder, "adapter_config.json")
     config = read_json(config_path) or {}
     reasons = list(_unsupported(config))
     if reasons:
         raise CheckpointError(f"{config_path}: {'; '.join(reasons)} ({_REMEDY})")
+    _check_patterns(config_path, config)
     for filename in ("adapter_model.safetensors", "adapter_model.bin"):
         path = os.path.join(folder, filename)
         if os.path.exists(path):
             file, tensors = read_weights(path)
-            return file, _pair(path, config, tensors)
+            if not tensors:
+                raise CheckpointError(f"{path}: holds no tensor, so the adapter changes nothing (save it again)")
+            return LoraAdapter(file, *_sort(path, config, _named(path, tensors)))
     raise CheckpointError(f"{folder}: no adapter_model.safetensors or adapter_model.bin (download the adapter again)")
 
 
-def _unsupported(config: Mapping[str, Any]):
-    """Yield what makes an adapter more than a sum of low-rank terms."""
+def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what makes an adapter something else than LoRA terms and whole tensors."""
     if config.get("peft_type") != "LORA":
         yield f"peft_type is {config.get('peft_type')!r}, expected 'LORA'"
-    for key in ("use_dora", "lora_bias", "fan_in_fan_out", "use_qalora"):
-        if config.get(key):
-            yield f"{key} is not offered"
-    if config.get("bias", "none") != "none":
-        yield f"bias is {config['bias']!r}; trained biases are not offered"
+        return
     for key in _UNSUPPORTED:
         if config.get(key):
             yield f"{key} is not offered"
@@ -72,21 +98,60 @@ def _unsupported(config: Mapping[str, Any]):
     for key in ("r", "lora_alpha"):
         if not isinstance(config.get(key), int | float) or isinstance(config.get(key), bool):
             yield f"{key} is {config.get(key)!r}, expected a number"
+
+
+def _check_patterns(path: str, config: Mapping[str, Any]) -> None:
     for key in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(config.get(key) or {}, dict):
-            yield f"{key} is not a mapping"
+        patterns = config.get(key) or {}
+        if not isinstance(patterns, dict):
+            raise CheckpointError(f"{path}: {key} is {patterns!r}, expected a mapping from names to numbers")
+        for pattern, value in patterns.items():
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise CheckpointError(f"{path}: {key}: {pattern!r} is {value!r}, expected a number")
+            try:
+                re.compile(_whole(pattern))
+            except re.error as error:
+                what = f"{pattern!r} is no regular expression: {error}"
+                raise CheckpointError(f"{path}: {key}: {what} (write .* for any text, or save it again)") from None
 
 
-def _pair(path: str, config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> dict[str, LowRank]:
+def _named(path: str, tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
+    """Return the tensors without the prefix that PEFT gives them."""
+    named = {name.removeprefix(_PREFIX): entry for name, entry in tensors.items()}
+    if len(named) < len(tensors):
+        twice = sorted(name for name in tensors if name.startswith(_PREFIX) and name.removeprefix(_PREFIX) in tensors)
+        listed = ", ".join(twice[:5])
+        raise CheckpointError(f"{path}: {listed} stands there with and without {_PREFIX} (save the adapter again)")
+    return named
+
+
+def _sort(
+    path: str, config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]
+) -> tuple[dict[str, LowRank], dict[str, TensorEntry]]:
+    """Return the terms and the whole tensors of an adapter."""
     factors: dict[str, dict[str, TensorEntry]] = {}
+    embeddings: set[str] = set()
+    magnitudes: dict[str, TensorEntry] = {}
+    replaced: dict[str, TensorEntry] = {}
     strange = []
     for name, entry in tensors.items():
-        match = _FACTOR.fullmatch(name.removeprefix(_PREFIX))
-        if match and len(entry.shape) == 2:
-            factors.setdefault(match[1], {})[match[2]] = entry
+        if (match := _FACTOR.fullmatch(name)) and len(entry.shape) == 2:
+            factors.setdefault(match[1], {})[match[3]] = entry
+            if match[2]:
+                embeddings.add(match[1])
+        elif (match := _MAGNITUDE.fullmatch(name)) and config.get("use_dora"):
+            magnitudes[match[1]] = entry
+        elif match := _OWN.fullmatch(name):
+            replaced[f"{match[1]}.{match[2]}"] = entry
+        elif _is_whole(name, config):
+            replaced[name] = entry
         else:
             strange.append(name)
     strange += [f"{module} (only lora_{next(iter(pair))})" for module, pair in factors.items() if len(pair) == 1]
+    strange += [f"{module} (a magnitude without factors)" for module in magnitudes.keys() - factors.keys()]
+    if config.get("use_dora"):
+        strange += [f"{module} (without its magnitude)" for module in factors.keys() - magnitudes.keys()]
+        strange += [f"{module} (DoRA of an embedding)" for module in embeddings & magnitudes.keys()]
     if strange:
         listed = ", ".join(sorted(strange)[:5])
         raise CheckpointError(f"{path}: {len(strange)} tensors are no pair of LoRA matrices: {listed} ({_REMEDY})")
@@ -100,13 +165,28 @@ def _pair(path: str, config: Mapping[str, Any], tensors: Mapping[str, TensorEntr
                 "(save the adapter again)"
             )
         alpha = _by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
-        terms[f"{module}.weight"] = LowRank(up, down, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
-    return terms
+        scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        terms[f"{module}.weight"] = LowRank(up, down, scale, module in embeddings, magnitudes.get(module))
+    return terms, replaced
+
+
+def _is_whole(name: str, config: Mapping[str, Any]) -> bool:
+    """True for a tensor that was trained itself: a bias, or of a module to save (PEFT compares the ends of names)."""
+    module, _, kind = name.rpartition(".")
+    if kind == "bias" and config.get("bias", "none") != "none":
+        return True
+    parts = module.split(".")
+    modules = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    return any(outer.endswith(own) for own in config.get("modules_to_save") or () for outer in modules)
 
 
 def _by_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
     """Return the value of the first pattern that matches the end of the module's name, as PEFT chooses it."""
     for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if re.match(_whole(pattern), module):
             return value
     return default
+
+
+def _whole(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"

@@ -8,13 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .. import kernels
 from ..checkpoint import TensorEntry
 from ..checkpoint.types import matrix_shape
-from ..errors import CheckpointError
-from ..plan.types import Adapter, InputTensor
+from ..errors import CheckpointError, Refused
+from ..plan.types import InputTensor
 from .arena import LINE, PAGE, Arena, Memory, Slot, round_up
 from .files import InputFiles
+from .folding import Term, add_terms
 from .report import Meter
 
 
@@ -51,11 +51,9 @@ class Reader:
             self._decode(tensor, first, last, beside, weight, slot)
         summed = self._scratch(torch.float32, last - first, columns, slot) if rounds and tensor.adapters else out
         with self._meter.stage("compute"):
-            for up, down, scale in beside.matrices:
-                kernels.low_rank_update(summed, weight, up[first:last], down, scale)
-                weight = summed
+            add_terms(summed, weight, beside.terms, first, last)
             if rounds:
-                out.copy_(weight)
+                out.copy_(summed if tensor.adapters else weight)
 
     def _decode(self, tensor: InputTensor, first: int, last: int, beside: Beside, out: Tensor, slot: Slot) -> None:
         assert tensor.coded is not None
@@ -88,23 +86,27 @@ class Beside:
     """What the values of one input need beside the rows that are read for them, resident in ``memory`` from ``at`` on.
 
     Attributes:
-        matrices: up, down and scale of every adapter, as float32.
+        terms:    of every adapter.
         parts:    of the codes those that are needed whole, as stored; None in the place of the others.
     """
 
     def __init__(self, tensor: InputTensor, memory: Memory, at: int):
-        self.matrices: list[tuple[Tensor, Tensor, float]] = []
+        self.terms: list[Term] = []
         self.parts: list[Tensor | None] = []
-        self._factors: list[tuple[InputTensor, Tensor]] = []
+        self._factors: list[tuple[InputTensor, Tensor, Tensor | None]] = []
         self._places: list[tuple[TensorEntry, int]] = []
         for adapter in tensor.adapters:
-            pair = []
-            for factor in _matrices(adapter):
+            made: list[Tensor] = []
+            for factor in adapter.stored:
                 view = memory.tensor(at, torch.float32, factor.shape)
                 at += round_up(4 * view.numel())
-                pair.append(view)
-                self._factors.append((factor, view))
-            self.matrices.append((pair[0], pair[1], adapter.scale))
+                turned = None
+                if adapter.transposed and factor is not adapter.magnitude:
+                    turned = memory.tensor(at, torch.float32, factor.shape[::-1])
+                    at += round_up(4 * view.numel())
+                made.append(view if turned is None else turned)
+                self._factors.append((factor, view, turned))
+            self.terms.append(Term(made[0], made[1], adapter.scale, *made[2:]))
         for entry, by_row in tensor.coded.parts if tensor.coded else ():
             self.parts.append(None if by_row else memory.tensor(at, entry.dtype, entry.shape))
             if not by_row:
@@ -113,12 +115,18 @@ class Beside:
 
     def load(self, reader: Reader, slot: Slot, step: int) -> None:
         """Read what is resident, ``step`` elements at a time."""
-        for factor, view in self._factors:
+        for factor, view, turned in self._factors:
             flat = view.view(-1)
             for start in range(0, len(flat), step):
                 stop = min(start + step, len(flat))
                 slot.reset()
                 flat[start:stop].copy_(reader.elements(factor, start, stop, None, slot))
+            if not view.isfinite().all():
+                raise Refused(
+                    f"{factor.path}: {factor.name} holds NaN or infinity (repair the adapter, or train it again)"
+                )
+            if turned is not None:
+                turned.copy_(view.t())
         for entry, at in self._places:
             for start in range(0, entry.nbytes, step):
                 nbytes, offset = min(step, entry.nbytes - start), entry.offset + start
@@ -128,7 +136,11 @@ class Beside:
 
 def beside_bytes(tensor: InputTensor) -> int:
     """Return the memory that ``Beside`` needs."""
-    factors = sum(round_up(4 * factor.numel) for adapter in tensor.adapters for factor in _matrices(adapter))
+    factors = sum(
+        round_up(4 * factor.numel) * (2 if adapter.transposed and factor is not adapter.magnitude else 1)
+        for adapter in tensor.adapters
+        for factor in adapter.stored
+    )
     if tensor.coded is None:
         return factors
     return factors + sum(round_up(entry.nbytes) for entry, by_row in tensor.coded.parts if not by_row)
@@ -146,7 +158,3 @@ def slot_bytes(tensor: InputTensor, elements: int) -> int:
     made += tensor.dtype.itemsize if tensor.adapters or tensor.rounded is not None else 0
     read = sum(covered * (entry.nbytes // max(rows, 1)) + 2 * LINE for entry, by_row in tensor.coded.parts if by_row)
     return covered * columns * made + read + 3 * PAGE
-
-
-def _matrices(adapter: Adapter) -> tuple[InputTensor, InputTensor]:
-    return adapter.up, adapter.down

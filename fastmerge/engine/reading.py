@@ -14,6 +14,7 @@ from ..checkpoint.types import DECODED_AT_ONCE, DECODING_BYTES, matrix_shape
 from ..errors import CheckpointError
 from ..plan.types import InputTensor
 from .files import InputFiles
+from .folding import add_terms, term_of
 
 __all__ = ["CHUNK", "DeltaReader", "Folded", "Values", "reading_bytes"]
 
@@ -31,7 +32,7 @@ def _bytes_of(tensor: InputTensor) -> int:
         return min(CHUNK, tensor.numel) * tensor.dtype.itemsize
     rows, columns = matrix_shape(tensor.shape)
     read = min(CHUNK // max(columns, 1) + 2, rows) * columns * (4 + tensor.dtype.itemsize)
-    factors = sum(factor.numel for adapter in tensor.adapters for factor in (adapter.up, adapter.down))
+    factors = sum(2 * factor.numel for adapter in tensor.adapters for factor in adapter.stored)
     # Parts are read whole or by row; what decoding takes is little (``Coded.decode``).
     codes = sum(part.nbytes for part, _ in tensor.coded.parts) + DECODING_BYTES * DECODED_AT_ONCE if tensor.coded else 0
     return read + 8 * factors + codes
@@ -84,22 +85,17 @@ class Folded:
     def __init__(self, tensor: InputTensor, inputs: InputFiles):
         self._values = Values(tensor, inputs)
         self._columns = matrix_shape(tensor.shape)[1]
-        self._factors = [
-            (_whole(adapter.up, inputs).float(), _whole(adapter.down, inputs).float(), adapter.scale)
-            for adapter in tensor.adapters
-        ]
+        self._terms = [term_of(adapter, lambda factor: _whole(factor, inputs)) for adapter in tensor.adapters]
 
     def elements(self, start: int, stop: int) -> Tensor:
         """Return the elements ``start .. stop - 1``, flat."""
-        if not self._factors:
+        if not self._terms:
             return self._values.elements(start, stop)
         columns = self._columns
         first, last = start // columns, -(-stop // columns)
         weight = self._values.elements(first * columns, last * columns).view(-1, columns)
         folded = torch.empty(weight.shape, dtype=torch.float32)
-        for up, down, scale in self._factors:
-            kernels.low_rank_update(folded, weight, up[first:last], down, scale)
-            weight = folded
+        add_terms(folded, weight, self._terms, first, last)
         return folded.view(-1)[start - first * columns : stop - first * columns]
 
 

@@ -25,7 +25,9 @@ def digest(
         if tensor.coded is not None:
             parts = ",".join(f"{numbers[part.path]}:{part.offset}" for part, _ in tensor.coded.parts)
             text += f"~{tensor.coded.decoder!r}({parts})"
-        text += "".join(f"+{a.scale!r}*{source(a.up)}@{source(a.down)}" for a in tensor.adapters)
+        for a in tensor.adapters:
+            text += f"+{a.scale!r}*{source(a.up)}@{source(a.down)}{'T' * a.transposed}"
+            text += f"|{source(a.magnitude)}" if a.magnitude else ""
         return text if tensor.rounded is None else f"{text}>{tensor.rounded}"
 
     def values(output: OutputTensor) -> str:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
-from ..checkpoint import Checkpoint, LowRank, locate, open_checkpoint, read_adapter
+from ..checkpoint import Checkpoint, locate, open_checkpoint, read_adapter
 from ..checkpoint.layers import TEXT_CONFIGS, LayerName, Stacks, config_layers, find_stacks, is_named, split_layer
 from ..checkpoint.locate import is_cached_repository
 from ..checkpoint.quantized import decoded
 from ..errors import CheckpointError, Problem
 from ..recipe.types import ModelRef, Recipe
+from .adapting import attach
 from .findings import Findings
-from .types import Adapter, InputFile, InputModel, InputTensor
+from .types import InputFile, InputModel, InputTensor
 
 MERGED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Dtypes that are merged and written; float64 is computed in float32."""
@@ -172,9 +173,9 @@ def _open(
     tensors = {name: InputTensor(index, name, *entry) for name, entry in checkpoint.tensors.items()}
     files = checkpoint.files
     if reference.lora:
-        file, terms = read_adapter(locate(reference.lora.path, reference.lora.revision))
-        files = (*files, file)
-        findings.problems.extend(_attach(index, tensors, terms, file.path))
+        adapter = read_adapter(locate(reference.lora.path, reference.lora.revision))
+        files = (*files, adapter.file)
+        attach(index, tensors, adapter, checkpoint.config, findings)
     for name in tensors:
         if name not in split:
             split[name] = split_layer(name)
@@ -182,25 +183,6 @@ def _open(
     return OpenModel(
         index, reference, checkpoint, files, tensors, layer_names, find_stacks(layer_names.values(), checkpoint.config)
     )
-
-
-def _attach(index: int, tensors: dict[str, InputTensor], terms: Mapping[str, LowRank], path: str) -> Iterator[Problem]:
-    """Attach the terms of an adapter to the tensors that they change; yield what does not fit."""
-    for name in sorted(terms.keys() - tensors.keys()):
-        yield Problem(
-            f"{path}: {name}", "the adapter changes a tensor that the model does not have", "name its own base"
-        )
-    for name in terms.keys() & tensors.keys():
-        tensor, (up, down, scale) = tensors[name], terms[name]
-        if tensor.shape != (up.shape[0], down.shape[1]):
-            what = f"the adapter is for shape {[up.shape[0], down.shape[1]]}, the model has {list(tensor.shape)}"
-            yield Problem(f"{path}: {name}", what, "name the adapter's own base")
-            continue
-        for side, entry in (("lora_B", up), ("lora_A", down)):
-            if entry.dtype not in MERGED:
-                yield Problem(f"{path}: {name}", f"{side} is {entry.dtype}", "save the adapter in float32 or bfloat16")
-        adapter = Adapter(InputTensor(index, f"{name}:lora_B", *up), InputTensor(index, f"{name}:lora_A", *down), scale)
-        tensors[name] = replace(tensor, adapters=(adapter,))
 
 
 def _check(model: OpenModel) -> Iterator[Problem]:

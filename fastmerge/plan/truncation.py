@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..errors import InvalidInput, Problem
 from .findings import Findings
 from .models import is_vocabulary
 from .rows import Row
@@ -30,6 +31,14 @@ def truncate_vocabularies(rows: Sequence[Row], findings: Findings) -> list[Row]:
 
 
 def _first_rows(tensor: InputTensor, count: int) -> InputTensor:
-    adapters = tuple(Adapter(_first_rows(a.up, count), a.down, a.scale) for a in tensor.adapters)
+    adapters = tuple(_first_rows_of(adapter, count) for adapter in tensor.adapters)
     nbytes = tensor.nbytes // tensor.shape[0] * count
     return replace(tensor, nbytes=nbytes, shape=(count, *tensor.shape[1:]), adapters=adapters)
+
+
+def _first_rows_of(adapter: Adapter, count: int) -> Adapter:
+    if adapter.transposed:
+        what = f"is adapted by {adapter.up.path}, whose factors cannot be cut"
+        raise InvalidInput([Problem(adapter.up.name, what, "merge the adapter into its base first")])
+    magnitude = adapter.magnitude and _first_rows(adapter.magnitude, count)
+    return replace(adapter, up=_first_rows(adapter.up, count), magnitude=magnitude)

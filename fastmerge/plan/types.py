@@ -16,11 +16,25 @@ from ..steps.inputs import Inputs
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA term ``scale * up @ down`` that is folded into an input while it streams."""
+    """A LoRA term ``scale * up @ down`` that is folded into an input while it streams.
+
+    Attributes:
+        up, down:   [m, r] and [r, n], LoRA's B and A.
+        scale:      of the product.
+        transposed: the factors are stored transposed: ``up`` as [r, m], ``down`` as [n, r].
+        magnitude:  DoRA's: each row of the sum is scaled to this norm; None for plain LoRA.
+    """
 
     up: InputTensor
     down: InputTensor
     scale: float
+    transposed: bool = False
+    magnitude: InputTensor | None = None
+
+    @property
+    def stored(self) -> tuple[InputTensor, ...]:
+        """What is read for the term."""
+        return (self.up, self.down) if self.magnitude is None else (self.up, self.down, self.magnitude)
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,7 @@ class InputTensor:
     def stored(self) -> tuple[InputTensor | TensorEntry, ...]:
         """Every range of a file that is read for this tensor."""
         own = (self,) if self.coded is None else tuple(part.entry for part in self.coded.parts)
-        return (*own, *(leaf for adapter in self.adapters for leaf in (adapter.up, adapter.down)))
+        return (*own, *(leaf for adapter in self.adapters for leaf in adapter.stored))
 
 
 @dataclass(frozen=True)

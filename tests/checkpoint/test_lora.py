@@ -18,7 +18,8 @@ MODULES = {"model.layers.0.self_attn.q_proj": (8, 6), "model.layers.0.mlp.up_pro
 
 def test_terms(tmp_path):
     tensors = write_adapter(tmp_path, MODULES, rank=2, lora_alpha=5)
-    file, terms = read_adapter(str(tmp_path))
+    file, terms, replaced = read_adapter(str(tmp_path))
+    assert not replaced
     assert file.path.endswith("adapter_model.safetensors")
     assert terms.keys() == {f"{module}.weight" for module in MODULES}
     for module in MODULES:
@@ -63,10 +64,12 @@ def test_agrees_with_peft(tmp_path):
     ("change", "message"),
     [
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA', expected 'LORA'"),
-        ({"use_dora": True}, "use_dora is not offered"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out is not offered"),
-        ({"bias": "lora_only"}, "bias is 'lora_only'"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save is not offered"),
+        ({"use_dora": True}, "without its magnitude"),
+        ({"lora_bias": True}, "lora_bias is not offered"),
+        ({"target_parameters": ["experts"]}, "target_parameters is not offered"),
+        ({"rank_pattern": {"*.q_proj": 2}}, r"adapter_config.json: rank_pattern: '\*.q_proj' is no regular expression"),
+        ({"alpha_pattern": {"q_proj": "2"}}, "alpha_pattern: 'q_proj' is '2', expected a number"),
+        ({"alpha_pattern": [2]}, "alpha_pattern is .2., expected a mapping"),
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base's weights"),
         ({"r": None}, "r is None, expected a number"),
         ({"r": 3}, "has ranks 2 and 2, but 3 in its config"),
@@ -81,19 +84,40 @@ def test_refuses(tmp_path, change, message):
 
 
 def test_names_all_reasons(tmp_path):
-    write_adapter(tmp_path, MODULES, use_dora=True, bias="all")
-    with pytest.raises(CheckpointError, match=r"use_dora.*bias.*merge_and_unload"):
+    write_adapter(tmp_path, MODULES, lora_bias=True, init_lora_weights="pissa")
+    with pytest.raises(CheckpointError, match=r"lora_bias.*pissa.*merge_and_unload"):
         read_adapter(str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    "extra", ["base_model.model.lm_head.weight", "base_model.model.model.embed_tokens.lora_embedding_A"]
+    "extra",
+    [
+        "base_model.model.lm_head.weight",
+        "base_model.model.model.embed_tokens.lora_embedding_A",
+        "base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector",
+    ],
 )
 def test_refuses_other_tensors(tmp_path, extra):
     write_adapter(tmp_path, MODULES)
     path = tmp_path / "adapter_model.safetensors"
     save_file(load_file(path) | {extra: torch.zeros(2, 2)}, path)
-    with pytest.raises(CheckpointError, match=extra):
+    with pytest.raises(
+        CheckpointError, match=extra.removeprefix("base_model.model.").removesuffix(".lora_embedding_A")
+    ):
+        read_adapter(str(tmp_path))
+
+
+def test_a_file_without_tensors(tmp_path):
+    write_adapter(tmp_path, {})
+    with pytest.raises(CheckpointError, match="holds no tensor, so the adapter changes nothing"):
+        read_adapter(str(tmp_path))
+
+
+def test_a_name_with_and_without_its_prefix(tmp_path):
+    tensors = write_adapter(tmp_path, MODULES)
+    extra = {name.removeprefix("base_model.model."): 5 * tensor for name, tensor in tensors.items()}
+    save_file(tensors | extra, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"lora_A.weight, .* with and without base_model.model."):
         read_adapter(str(tmp_path))
 
 

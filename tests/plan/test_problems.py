@@ -127,8 +127,8 @@ def test_adapter_that_fits_nothing(family, plan_of):
     write_adapter("lora", {"model.layers.9.mlp.up_proj": (160, 64), "model.layers.0.mlp.up_proj": (160, 3)})
     found = problems(plan_of, LINEAR.replace("{model: b}", "{model: b+lora}"))
     assert len(found) == 2
-    assert "model.layers.9.mlp.up_proj.weight: the adapter changes a tensor that the model does not have" in found[0]
-    assert "the adapter is for shape [160, 3], the model has [160, 64]" in found[1]
+    assert "1 of the 2 tensors that the adapter changes are not in the model: model.layers.9.mlp.up_proj" in found[0]
+    assert "model.layers.0.mlp.up_proj.weight [160, 3] for [160, 64]" in found[1]
 
 
 def test_everything_at_once(family, plan_of):

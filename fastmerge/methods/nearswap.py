@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from ..steps.apply import Apply, Copy, ElementwiseMerge
@@ -42,5 +43,8 @@ class NearSwap(Method):
 
 def _swapped(deltas: Sequence[Tensor], merged: Tensor, t: float) -> Tensor:
     (delta,) = deltas
-    share = (t / delta.abs().clamp_(min=_TINY)).clamp_(max=1.0)
-    return share.mul_(delta)
+    step = delta.clamp(-t, t)
+    if t < _TINY:
+        step = torch.where(delta.abs() < _TINY, delta * (t / _TINY), step)
+    # Infinity less itself is NaN, so that what was infinite is not finite.
+    return step.add_(delta.sub_(delta.clone()))

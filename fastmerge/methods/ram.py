@@ -34,6 +34,7 @@ class Ram(Method):
 
 def _mean(deltas: Sequence[Tensor], merged: Tensor, epsilon: float) -> Tensor:
     changed, count = changes(deltas, epsilon)
+    count.clamp_(min=1)
     for delta, mask in zip(deltas, changed, strict=True):
-        merged += delta.mul_(mask)
-    return merged.div_(count.clamp_(min=1))
+        merged += delta.mul_(mask).div_(count)
+    return merged

@@ -63,5 +63,5 @@ def _merged(deltas: Sequence[Tensor], merged: Tensor, epsilon: float, factors: S
     alone = count == 1
     count.clamp_(min=1)
     for delta, mask, factor in zip(deltas, changed, factors, strict=True):
-        merged += delta.mul_(mask).mul_(torch.ones_like(delta).masked_fill_(alone, factor))
-    return merged.div_(count)
+        merged += delta.mul_(mask).mul_(torch.ones_like(delta).masked_fill_(alone, factor)).div_(count)
+    return merged

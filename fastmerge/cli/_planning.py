@@ -45,8 +45,8 @@ class Planned:
         return self.options["quiet"] or self.options["as_json"]
 
 
-def planned(recipe: str, given: dict[str, Any]) -> Planned:
-    """Plan a recipe until the command ends, and print the notes on options and plans."""
+def planned(recipe: str, given: dict[str, Any], **more: Any) -> Planned:
+    """Plan a recipe until the command ends, and print the notes on options and plans. ``more``: of ``make_plan``."""
     from ..pipelines import plan_all
     from ..recipe.pipeline import load_pipeline
 
@@ -63,7 +63,7 @@ def planned(recipe: str, given: dict[str, Any]) -> Planned:
     pipeline = load_pipeline(source, semantics=options["semantics"], seed=options["seed"])
     planning = {"shard_size": options["shard_size"], "strict": options["strict"]}
     planning |= {name: mapped[name] for name in _PASSED if name in mapped}
-    plans = click.get_current_context().with_resource(plan_all(pipeline, **planning))
+    plans = click.get_current_context().with_resource(plan_all(pipeline, **planning, **more))
     for text in dict.fromkeys(text for plan in plans for text in plan.notes):
         note(text, silent)
     return Planned(pipeline, plans, options, planning)

@@ -9,6 +9,7 @@ import click
 
 from ..sizes import show_size
 from ._errors import Command
+from ._explaining import show_explanations
 from ._options import BACKEND, RECIPE, THREADS, together
 from ._output import note, print_facts, print_json
 from ._planning import PLANNING, Planned, planned, show_plans
@@ -73,10 +74,18 @@ def multi(
 
 @click.command(cls=Command)
 @RECIPE
+@click.option(
+    "--explain",
+    metavar="TENSOR",
+    help="Say what is done to a tensor (a name, a part of it, or a pattern with *): method, parameters, sources.",
+)
 @PLANNING
-def plan(recipe: str, **given: Any) -> None:
+def plan(recipe: str, explain: str | None, **given: Any) -> None:
     """Print what a merge of RECIPE would read, write and need. Reads headers only."""
-    show_plans(planned(recipe, given))
+    if explain is None:
+        show_plans(planned(recipe, given))
+    else:
+        show_explanations(planned(recipe, given, explain=True), explain)
 
 
 @click.command(cls=Command)

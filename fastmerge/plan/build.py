@@ -18,6 +18,7 @@ from ..steps.inputs import Inputs
 from .checks import check_dtypes, check_models, check_shapes
 from .configs import compare_configs
 from .digest import digest
+from .explain import Origin
 from .files import Wanted, small_files
 from .filters import unmatched
 from .findings import Findings
@@ -59,6 +60,7 @@ def make_plan(
     copy_tokenizer: bool = True,
     model_card: bool = True,
     strict: bool = False,
+    explain: bool = False,
 ) -> Plan:
     """Plan the merge that ``recipe`` describes, from headers and configs alone.
 
@@ -71,6 +73,7 @@ def make_plan(
         copy_tokenizer: take the files of a tokenizer along.
         model_card: write a ``README.md``.
         strict:     make every note a problem.
+        explain:    keep what the recipe says of every tensor, in ``Plan.origins``.
     Raises:
         InvalidInput: with every problem that was found, each with its place and remedy.
     """
@@ -87,7 +90,8 @@ def make_plan(
     found = pair_tensors(recipe, models, findings)
     if truncate_embeddings:
         found.rows = truncate_vocabularies(found.rows, findings)
-    outputs = _decide(recipe, found, models[recipe.models[0]].checkpoint.config, findings)
+    origins: dict[str, Origin] | None = {} if explain else None
+    outputs = _decide(recipe, found, models[recipe.models[0]].checkpoint.config, findings, origins)
     files = small_files(
         recipe, models, found, outputs, findings, Wanted(copy_tokenizer, model_card, truncate_embeddings)
     )
@@ -115,12 +119,19 @@ def make_plan(
         notes=tuple(findings.notes),
         digest=digest(placed, shards, [file for model in opened for file in model.files], semantics, recipe.seed),
         truncated=truncate_embeddings,
+        origins=origins or {},
         recipe_file=os.path.abspath(recipe.path) if os.path.isfile(recipe.path) else None,
     )
 
 
-def _decide(recipe: Recipe, found: Rows, config: Mapping[str, Any] | None, findings: Findings) -> list[OutputTensor]:
-    """Decide dtype, values and action of every row."""
+def _decide(
+    recipe: Recipe,
+    found: Rows,
+    config: Mapping[str, Any] | None,
+    findings: Findings,
+    origins: dict[str, Origin] | None,
+) -> list[OutputTensor]:
+    """Decide dtype, values and action of every row; ``origins`` gets what the recipe says of each."""
     methods = {row.members.part.method.name: row.members.part.method for row in found.rows}
     # Only blocks and spectral methods look at it, and it takes 10 us a tensor.
     asked = any(method.uses_layout for method in methods.values())
@@ -136,16 +147,11 @@ def _decide(recipe: Recipe, found: Rows, config: Mapping[str, Any] | None, findi
         part, dtype = row.members.part, output_dtype(row, recipe)
         inputs, through = rounded(row, recipe, dtype)
         narrowed.look(row, dtype)
+        if origins is not None:
+            origins[row.name] = Origin.of(row, settings)
         every, models, name = inputs.every, len(inputs.tensors), part.method.name
-        group = Group(
-            row.key,
-            every[0].shape,
-            models,
-            settings,
-            recipe.seed,
-            part.semantics,
-            places.get(row.key),
-        )
+        shape, place = every[0].shape, places.get(row.key)
+        group = Group(row.key, shape, models, settings, recipe.seed, part.semantics, place)
         nbytes = group.numel * dtype.itemsize
         single = actions[name].copied(group) if dtype.is_floating_point else 0
         if single is not None and every[single].dtype == dtype and every[single].plain and through is None:

@@ -164,6 +164,7 @@ class Plan:
         files:    small files of the output by name: their text (config.json, ...) or the path that is copied.
         notes:    what the user should know, one sentence each.
         steps:    the manifests of merges whose results are inputs of this one, by name.
+        origins:  what the recipe says of every output, by name (``explain.Origin``); empty unless asked for.
         truncated: True where vocabularies of different sizes were cut to the smallest.
         digest:   hash of everything that decides the output's bytes.
         recipe_file: absolute path of the recipe; None for text.
@@ -181,6 +182,7 @@ class Plan:
     files: dict[str, TextFile | CopiedFile] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     steps: Mapping[str, Any] = field(default_factory=dict)
+    origins: Mapping[str, Any] = field(default_factory=dict)
     truncated: bool = False
     digest: str = ""
     recipe_file: str | None = None

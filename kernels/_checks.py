@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import math
+from array import array
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 Job = TypeVar("Job", bound=Sequence[Any])
 Checked = TypeVar("Checked")
 
+_FLOAT32_MAX = 3.4028234663852886e38
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 # Reductions are summed over this grid of elements, whatever the chunking, thread count or backend.
@@ -60,7 +61,16 @@ def check_group(tensors: Sequence[Tensor], base: Tensor | None, out: Tensor | No
     if not tensors:
         raise ValueError("tensors is empty; expected at least one tensor")
     like = tensors[0] if out is None else out
-    like_name = "tensors[0]" if out is None else "out"
+    shape, device = like.shape, like.device
+    # Names are made where something is wrong: merges of thousands of tiny tensors ask again and again.
+    for tensor in (*tensors, *(() if base is None else (base,)), *(() if out is None else (out,))):
+        if tensor.shape != shape or tensor.device != device or tensor.dtype not in FLOATS or not tensor.is_contiguous():
+            _explain_group(tensors, base, out)
+
+
+def _explain_group(tensors: Sequence[Tensor], base: Tensor | None, out: Tensor | None) -> NoReturn:
+    """Raise the error of ``check_group``."""
+    like, like_name = (tensors[0], "tensors[0]") if out is None else (out, "out")
     named = [(f"tensors[{i}]", t) for i, t in enumerate(tensors)]
     named += [("base", base)] if base is not None else []
     named += [("out", out)] if out is not None else []
@@ -70,6 +80,7 @@ def check_group(tensors: Sequence[Tensor], base: Tensor | None, out: Tensor | No
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, {like_name} has {tuple(like.shape)}")
         if tensor.device != like.device:
             raise ValueError(f"{name} is on {tensor.device}, {like_name} is on {like.device}")
+    raise AssertionError("a tensor was refused for no reason")
 
 
 def checked_jobs(jobs: Sequence[Job], check: Callable[[Job], Checked]) -> list[Checked]:
@@ -78,12 +89,13 @@ def checked_jobs(jobs: Sequence[Job], check: Callable[[Job], Checked]) -> list[C
     Jobs whose first tensors lie on several devices are refused: they would need several launches.
     """
     checked = []
+    first = device_of(jobs[0]) if jobs else None
     for i, job in enumerate(jobs):
         try:
             checked.append(check(job))
         except ValueError as error:
             raise ValueError(f"jobs[{i}]: {error}") from None
-        device, first = device_of(job), device_of(jobs[0])
+        device = device_of(job)
         if device != first:
             raise ValueError(f"jobs[{i}] is on {device}, jobs[0] is on {first}")
     return checked
@@ -101,7 +113,7 @@ def check_scalars(name: str, values: Sequence[float], count: int) -> None:
     if len(values) != count:
         raise ValueError(f"{name} has {len(values)} values; expected {count}, one per tensor")
     for i, value in enumerate(values):
-        if not math.isfinite(value) or abs(value) > torch.finfo(torch.float32).max:
+        if not -_FLOAT32_MAX <= value <= _FLOAT32_MAX:
             raise ValueError(f"{name}[{i}] is {value}; expected a finite float32 value")
 
 
@@ -114,6 +126,11 @@ def check_offset(offset: int) -> None:
 def float32(value: float) -> float:
     """Round a scalar to the nearest float32 (ties to even, infinity beyond), as every backend has it."""
     return ctypes.c_float(value).value
+
+
+def floats32(values: Sequence[float]) -> list[float]:
+    """Round scalars as ``float32`` does."""
+    return array("f", values).tolist()
 
 
 def grid_chunks(numel: int) -> int:

@@ -58,8 +58,11 @@ class Selection:
     def _of_tensor(
         self, job: SelectJob, k: int, ranks: Sequence[int], found: Sequence[Boundary | None]
     ) -> list[Boundary]:
+        complete = [boundary for boundary in found if boundary is not None]
+        if list(job.ranks[k]) == ranks and len(complete) == len(ranks):
+            return complete
         tensor = job.tensors[k]
-        known = {0: NOTHING, tensor.numel(): EVERYTHING}
+        known: dict[int, Boundary] = {0: NOTHING, tensor.numel(): EVERYTHING}
         for rank, boundary in zip(ranks, found, strict=True):
             # A sample that misled is no answer, and rare.
             known[rank] = boundary or _by_histograms(tensor, job.base, rank, self._backend)
@@ -120,7 +123,8 @@ def _check(job: SelectJob) -> None:
 
 
 def _inner(ranks: Sequence[int], numel: int) -> list[int]:
-    return sorted({rank for rank in ranks if 0 < rank < numel})
+    inner = [rank for rank in ranks if 0 < rank < numel]
+    return inner if len(inner) < 2 else sorted(set(inner))
 
 
 def _by_histograms(tensor: Tensor, base: Tensor | None, rank: int, backend: str) -> Boundary:

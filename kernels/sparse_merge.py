@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from . import _cuda, _native, _triton
-from ._checks import check_group, check_scalars, checked_jobs, float32
+from ._checks import check_group, check_scalars, checked_jobs, float32, floats32
 from ._jobs import DIVIDES, VOTES, Divide, MergeJob, Vote
 from ._registry import Order, operation
 from .keep import Keep, check_keeps, kept
@@ -100,9 +100,10 @@ def _checked(job: MergeJob) -> MergeJob:
     if job.offset < 0:
         raise ValueError(f"offset is {job.offset}; expected a non-negative index")
     check_keeps(job.keeps, job.tensors, job.offset)
-    return job._replace(
-        factors=[float32(f) for f in job.factors], weights=[float32(w) for w in weights], scale=float32(job.scale)
-    )
+    return MergeJob(
+        job.out, job.base, job.tensors, floats32(job.factors), job.keeps, floats32(weights), job.vote, job.divide,
+        float32(job.scale), job.offset,
+    )  # fmt: skip
 
 
 @operation(

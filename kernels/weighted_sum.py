@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from . import _cuda, _native, _triton
-from ._checks import check_group, check_scalars, checked_jobs, float32
+from ._checks import check_group, check_scalars, checked_jobs, floats32
 from ._jobs import SumJob
 from ._registry import Order, operation
 
@@ -52,7 +52,7 @@ def weighted_sum_many(jobs: Sequence[SumJob], *, backend: str | None = None) -> 
 def _checked(job: SumJob) -> SumJob:
     check_group(job.tensors, None, job.out)
     check_scalars("weights", job.weights, len(job.tensors))
-    return job._replace(weights=[float32(w) for w in job.weights])
+    return SumJob(job.out, job.tensors, floats32(job.weights))
 
 
 @operation(

@@ -154,16 +154,16 @@ bool Search::find() {
   if (rank <= above || rank > above + atoms[0] + atoms[1] + used) return false;
   // Narrow the bracket by a histogram of the collected values until few are left.
   std::size_t inside_rank = rank - above;  // from the largest, 1-based
-  constexpr std::size_t kBins = 4096;
+  const std::size_t bin_count = std::min<std::size_t>(4096, std::max<std::size_t>(16, used));
   const auto low = static_cast<std::uint32_t>(bracket.low), span = static_cast<std::uint32_t>(bracket.high) - low;
   int shift = 0;
-  while ((span >> shift) >= kBins) ++shift;
-  std::vector<std::size_t> bins(kBins);
+  while ((span >> shift) >= bin_count) ++shift;
+  std::vector<std::size_t> bins(bin_count);
   for (std::size_t i = 0; i < used; ++i) ++bins[(collected[i] - low) >> shift];
   for (int a = 0; a < 2; ++a) {
     if (atoms[a]) bins[(static_cast<std::uint32_t>(bracket.atoms[a]) - low) >> shift] += atoms[a];
   }
-  std::size_t bin = kBins - 1;
+  std::size_t bin = bin_count - 1;
   while (inside_rank > bins[bin]) inside_rank -= bins[bin--];
   // Count the values of that bin, each once, from the largest.
   std::vector<std::uint32_t> values;

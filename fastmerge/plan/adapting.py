@@ -83,7 +83,7 @@ def _own_names(names: Sequence[str], tensors: Mapping[str, InputTensor], path: s
 
 def _prefixes(name: str, tensors: Iterable[str]) -> list[tuple[str, str]]:
     """Return the pairs of prefixes, the adapter's and the model's, by which ``name`` differs from a tensor's name."""
-    pairs = {}
+    pairs: dict[tuple[str, str], None] = {}
     for other in tensors:
         same = _common_end(name, other)
         pair = name[: len(name) - len(same)], other[: len(other) - len(same)]

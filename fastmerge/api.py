@@ -41,6 +41,7 @@ def merge(
     strict: bool = False,
     intermediates: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    allow_nonfinite: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Merge the models of ``recipe`` into the folder ``out``. An interrupted merge goes on when it is called again.
@@ -60,15 +61,17 @@ def merge(
         shard_size: bytes of tensor data per output file, or text such as "5GB".
         allow_mixed_types, truncate_embeddings, copy_tokenizer, model_card, strict: as in ``check``.
         intermediates: folder that keeps the results of the other documents, for a recipe of several; None keeps none.
-        overwrite:  replace an existing checkpoint.
+        overwrite:  replace an existing output of fastmerge, where it wrote everything and nothing is needed.
+        allow_nonfinite: let NaN and infinity pass; without it inputs that hold them, and results that do, are refused.
         progress:   called several times a second with the output bytes that are written, and all of them.
     Raises:
         InvalidInput:   the recipe or its models cannot be merged; all problems are in ``problems``.
+        Refused:        an input or a result holds NaN or infinity, or a method cannot merge what the inputs hold.
         FastmergeError: a file is corrupt, the disk is full, the budget is too small, ``out`` exists.
     """
     options = RunOptions(
         ram=parse_size(ram), threads=threads, device=device, vram=None if vram is None else parse_size(vram),
-        backend=backend, overwrite=overwrite,
+        backend=backend, overwrite=overwrite, allow_nonfinite=allow_nonfinite,
     )  # fmt: skip
     merged = merge_all(
         load_pipeline(recipe, semantics=semantics, seed=seed), out, options, progress, intermediates=intermediates,

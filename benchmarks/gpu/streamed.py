@@ -69,7 +69,7 @@ class HostModels:
             start = offset % (len(self._out_bytes) - len(part) + 1)
             self._out_bytes[start : start + len(part)].copy_(part)
 
-    def finish(self, output: OutputTensor, checksum: str) -> None:
+    def finish(self, output: OutputTensor, checksum: str, inputs: Sequence[str] = ()) -> None:
         """Take note of nothing."""
 
 

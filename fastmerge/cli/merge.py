@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ..plan.types import Plan
 
 _RUNNING = together(
-    click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint."),
+    click.option("--overwrite", is_flag=True, help="Replace an existing output of fastmerge."),
+    click.option("--allow-nonfinite", is_flag=True, help="Let NaN and infinity pass, in inputs and results."),
     click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
     THREADS,
     BACKEND,
@@ -33,7 +34,7 @@ _RUNNING = together(
 @RECIPE
 @click.argument("out", type=click.Path())
 @_RUNNING
-def merge(recipe: str, out: str, overwrite: bool, dry_run: bool, backend: str, **given: Any) -> None:
+def merge(recipe: str, out: str, dry_run: bool, **given: Any) -> None:
     """Merge the models of RECIPE (a file, or - for standard input) into the folder OUT.
 
     An interrupted merge goes on where it stopped when the same command is run again. The documents of a recipe of
@@ -43,7 +44,7 @@ def merge(recipe: str, out: str, overwrite: bool, dry_run: bool, backend: str, *
     if dry_run:
         show_plans(found)
     else:
-        _run(found, out, overwrite, backend)
+        _run(found, out)
 
 
 @click.command(cls=Command)
@@ -59,9 +60,7 @@ def multi(
     out_path: str | None,
     intermediate_dir: str | None,
     lazy: bool,
-    overwrite: bool,
     dry_run: bool,
-    backend: str,
     **given: Any,
 ) -> None:
     """Merge the documents of RECIPE, which use each other's results by name; the one without a name goes to OUT."""
@@ -69,7 +68,7 @@ def multi(
     if dry_run:
         show_plans(found)
     else:
-        _run(found, out or out_path, overwrite, backend, intermediates=intermediate_dir, lazy=lazy)
+        _run(found, out or out_path, intermediates=intermediate_dir, lazy=lazy)
 
 
 @click.command(cls=Command)
@@ -103,16 +102,16 @@ def check(recipe: str, **given: Any) -> None:
             click.echo(f"{name}: {verdict}; {len(plan.outputs)} tensors of {len(plan.models)} models")
 
 
-def _run(found: Planned, out: str | None, overwrite: bool, backend: str, **how: Any) -> None:
+def _run(found: Planned, out: str | None, **how: Any) -> None:
     from ..engine import RunOptions
     from ..pipelines import merge_all
 
     options, silent = found.options, found.silent
-    if slow := _why_slow(options["device"], backend):
+    if slow := _why_slow(options["device"], options["backend"]):
         note(slow, silent)
     settings = RunOptions(
         ram=options["ram"], threads=options["threads"], device=options["device"], vram=options["vram"],
-        backend=backend, overwrite=overwrite,
+        backend=options["backend"], overwrite=options["overwrite"], allow_nonfinite=options["allow_nonfinite"],
     )  # fmt: skip
     with progress("merging", silent) as update:
         merged = merge_all(found.pipeline, out, settings, update, plans=found.plans, **how, **found.planning)

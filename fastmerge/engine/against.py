@@ -175,7 +175,7 @@ class _Judge:
         for start in range(0, len(data), GRID * size):
             own.compare((offset + start) // size, data[start : start + GRID * size], self._inputs, self._lock)
 
-    def finish(self, output: OutputTensor, checksum: str) -> None:
+    def finish(self, output: OutputTensor, checksum: str, inputs: Sequence[str] = ()) -> None:
         with self._lock:
             self.done += output.nbytes
             own = self._open.pop(output.name, None)

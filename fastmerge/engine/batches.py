@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Iterator, Sequence
+
+import torch
 
 from ..methods import get_method
 from ..plan.types import OutputTensor
 from ..steps.driver import Job
 from ..steps.source import Resident
 from .arena import LINE, PAGE, Memory, Slot
-from .checksums import Checksum
-from .context import RunContext, merge_outputs
+from .checksums import checksum_of
+from .context import RunContext, apply_without_survey, merge_outputs
+from .finite import Suspect, all_finite
 from .large import Large
 from .needs import scratch_bytes
 from .scheduler import Task, Unit
 
 # A batch is the work of one thread: few enough tensors that the last ones still go to several threads.
 MOST = 256
+
+Key = tuple[str, int]
+"""Where a tensor lies: path and offset."""
 
 
 def units(context: RunContext, outputs: Sequence[OutputTensor]) -> Iterator[Unit]:
@@ -69,10 +76,12 @@ class Batch:
         first = outputs[0]
         total = outputs[-1].offset + outputs[-1].nbytes - first.offset
         start = slot.take(total, phase=first.offset, align=PAGE)
-        places = self._read(slot)
+        places, sums = self._read(slot)
         at = {output.name: start + output.offset - first.offset for output in outputs}
         with self._context.meter.stage("compute"):
-            merge_outputs([self._job(o, at[o.name], places, slot) for o in outputs if o.group is not None and o.nbytes])
+            merge_outputs(
+                outputs, [self._job(o, at[o.name], places, slot) for o in outputs if o.group is not None and o.nbytes]
+            )
         slot.download(start, total)
         arena = self._context.arena
         for output in outputs:
@@ -80,36 +89,60 @@ class Batch:
                 (tensor,) = output.inputs.every
                 source, target = places[tensor.path, tensor.offset], at[output.name]
                 arena.bytes[target : target + output.nbytes] = arena.bytes[source : source + output.nbytes]
-        data = self._context.write(first, 0, start, total)
+        if self._context.finite:
+            self._check([(at[output.name], output.nbytes, output.dtype) for output in outputs])
+        self._context.write(first, 0, start, total)
         for output in outputs:
-            checksum = Checksum(output.nbytes // output.dtype.itemsize, output.dtype.itemsize)
-            offset = output.offset - first.offset
-            checksum.add(0, data[offset : offset + output.nbytes])
-            self._context.sink.finish(output, checksum.hex())
+            place = at[output.name]
+            checksum = checksum_of(arena.bytes[place : place + output.nbytes], output.dtype.itemsize)
+            inputs = [checksum] if output.group is None else [sums[t.path, t.offset] for t in output.inputs.every]
+            self._context.sink.finish(output, checksum, inputs)
 
-    def _job(self, output: OutputTensor, at: int, places: dict[tuple[str, int], int], slot: Slot) -> Job:
+    def _job(self, output: OutputTensor, at: int, places: dict[Key, int], slot: Slot) -> Job:
         assert output.group is not None
         inputs = output.inputs.map(lambda t: slot.tensor(places[t.path, t.offset], t.dtype, t.shape))
         target = slot.tensor(at, output.dtype, output.shape)
         return Job(get_method(output.method), output.group, Resident.of(inputs), target)
 
-    def _read(self, slot: Slot) -> dict[tuple[str, int], int]:
-        """Read every input, neighbours in one request; return where each one lies. One upload brings them all."""
-        ranges = sorted({(t.path, t.offset, t.nbytes) for output in self._outputs for t in output.inputs.every})
-        places: dict[tuple[str, int], int] = {}
+    def _read(self, slot: Slot) -> tuple[dict[Key, int], dict[Key, str]]:
+        """Read every input, neighbours in one request; return where each one lies, and its checksum.
+
+        One upload brings them all.
+        """
+        tensors = {(t.path, t.offset): t for output in self._outputs for t in output.inputs.every}
+        ranges = [(*key, tensors[key].nbytes, tensors[key].dtype) for key in sorted(tensors)]
+        finite = self._context.finite and self._may_hide()
+        places: dict[Key, int] = {}
+        sums: dict[Key, str] = {}
         i = filled = 0
         while i < len(ranges):
-            path, begin, nbytes = ranges[i]
+            path, begin, nbytes, _ = ranges[i]
             end, last = begin + nbytes, i + 1
             while last < len(ranges) and ranges[last][:2] == (path, end):
                 end += ranges[last][2]
                 last += 1
             at = slot.take(end - begin, phase=begin)
             self._context.reader.raw(path, begin, end - begin, at)
-            for _, offset, _ in ranges[i:last]:
-                places[path, offset] = at + offset - begin
+            for _, offset, nbytes, dtype in ranges[i:last]:
+                place = places[path, offset] = at + offset - begin
+                sums[path, offset] = checksum_of(self._context.arena.bytes[place : place + nbytes], dtype.itemsize)
+            if finite:
+                self._check([(at + offset - begin, nbytes, dtype) for _, offset, nbytes, dtype in ranges[i:last]])
             i, filled = last, at + end - begin
         if places:
             first = min(places.values())
             slot.upload(first, filled - first)
-        return places
+        return places, sums
+
+    def _may_hide(self) -> bool:
+        """True where an output may be finite though an input is not, as far as is known before a survey."""
+        kinds = {(output.method, id(output.group and output.group.values)): output for output in self._outputs}
+        steps = [apply_without_survey(output) for output in kinds.values() if output.group is not None]
+        return any(step is None or not step.carries for step in steps)
+
+    def _check(self, parts: Sequence[tuple[int, int, torch.dtype]]) -> None:
+        """Raise Suspect unless all numbers of neighbours (place, bytes, dtype) in the arena are finite."""
+        for dtype, run in itertools.groupby(parts, key=lambda part: part[2]):
+            places = [(at, at + nbytes) for at, nbytes, _ in run]
+            if not all_finite(self._context.arena.bytes[places[0][0] : places[-1][1]], dtype):
+                raise Suspect(self._outputs)

@@ -62,5 +62,5 @@ class _Nothing(Sink):
     def write(self, output: OutputTensor, offset: int, data: memoryview, address: int) -> None:
         raise AssertionError(f"{output.name}: a census wrote")
 
-    def finish(self, output: OutputTensor, checksum: str) -> None:
+    def finish(self, output: OutputTensor, checksum: str, inputs: Sequence[str] = ()) -> None:
         raise AssertionError(f"{output.name}: a census finished a tensor")

@@ -10,21 +10,34 @@ damage, not forgery.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import xxhash
 
 NAME = "xxh3-64 by cells of 65536 elements"
 BLOCK = 1 << 16
 
 
-class Checksum:
-    """The checksum of one tensor of ``numel`` elements of ``itemsize`` bytes; parts may be added in any order."""
+@dataclass(frozen=True)
+class Sums:
+    """The checksum of an output tensor, and those of the stored tensors that it was made of, in their order."""
 
-    def __init__(self, numel: int, itemsize: int):
-        self._step = BLOCK * itemsize
-        self._digests = bytearray(8 * max(1, -(-numel // BLOCK)))
+    output: str
+    inputs: tuple[str, ...] = ()
+
+
+class Checksum:
+    """The checksum of one tensor of ``numel`` elements of ``itemsize`` bytes; parts may be added in any order.
+
+    ``cell`` are the elements that are summed together: ``BLOCK``, or the rows of a tensor that is read row by row.
+    """
+
+    def __init__(self, numel: int, itemsize: int, cell: int = BLOCK):
+        self._step = cell * itemsize
+        self._digests = bytearray(8 * max(1, -(-numel // cell)))
 
     def add(self, offset: int, data: memoryview) -> None:
-        """Add the bytes from ``offset`` on: whole blocks, except at the end of the tensor."""
+        """Add the bytes from ``offset`` on: whole cells, except at the end of the tensor."""
         block = offset // self._step
         for start in range(0, max(len(data), 1), self._step):
             digest = xxhash.xxh3_64_digest(data[start : start + self._step])
@@ -36,3 +49,12 @@ class Checksum:
         if len(self._digests) == 8:
             return self._digests.hex()
         return xxhash.xxh3_64_hexdigest(bytes(self._digests))
+
+
+def checksum_of(data: memoryview, itemsize: int) -> str:
+    """Return the checksum of a tensor whose bytes are ``data``."""
+    if len(data) <= BLOCK * itemsize:
+        return xxhash.xxh3_64_hexdigest(data)
+    checksum = Checksum(len(data) // itemsize, itemsize)
+    checksum.add(0, data)
+    return checksum.hex()

@@ -13,6 +13,7 @@ from ..steps.apply import Apply
 from ..steps.driver import Job, merge_on_device, solve, solve_without_data
 from ..steps.source import Source
 from .arena import Arena
+from .finite import Suspect
 from .inputs import Reader
 from .report import Meter
 from .sizing import Sizes
@@ -24,19 +25,20 @@ class Sink(Protocol):
     def write(self, output: OutputTensor, offset: int, data: memoryview, address: int) -> None:
         """Take the bytes of a shard from ``offset`` on, in any order; ``address`` is their place modulo a page."""
 
-    def finish(self, output: OutputTensor, checksum: str) -> None:
-        """Take note that every byte of an output was written."""
+    def finish(self, output: OutputTensor, checksum: str, inputs: Sequence[str] = ()) -> None:
+        """Take note that every byte of an output was written; ``inputs`` are the checksums of what it was made of."""
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the units of a run share."""
+    """What the units of a run share. ``finite`` insists on finite numbers, in inputs and outputs."""
 
     arena: Arena
     sizes: Sizes
     reader: Reader
     sink: Sink
     meter: Meter
+    finite: bool = False
 
     def write(self, output: OutputTensor, start: int, at: int, nbytes: int) -> memoryview:
         """Hand the bytes at ``at`` of the arena to the sink: ``output`` (and its successors) from byte ``start`` on."""
@@ -61,12 +63,12 @@ def apply_after_survey(output: OutputTensor, source: Source) -> Apply:
     try:
         return solve(get_method(output.method), output.group, source)
     except ValueError as error:
-        raise Refused(str(error)) from error
+        raise Suspect([output], str(error)) from error
 
 
-def merge_outputs(jobs: Sequence[Job]) -> None:
+def merge_outputs(outputs: Sequence[OutputTensor], jobs: Sequence[Job]) -> None:
     """Merge outputs whose inputs are in memory, whole."""
     try:
         merge_on_device(jobs)
     except ValueError as error:
-        raise Refused(str(error)) from error
+        raise Suspect(outputs, str(error)) from error

@@ -16,18 +16,32 @@ from .arena import LINE, PAGE, Arena, Memory, Slot, round_up
 from .files import InputFiles
 from .folding import Term, add_terms
 from .report import Meter
+from .watching import Watch
 
 
 class Reader:
     """Reads ranges of input tensors into the arena."""
 
-    def __init__(self, arena: Arena, inputs: InputFiles, meter: Meter):
-        self.arena, self._inputs, self._meter = arena, inputs, meter
+    def __init__(self, arena: Arena, inputs: InputFiles, meter: Meter, watch: Watch | None = None):
+        self.arena, self._inputs, self._meter, self._watch = arena, inputs, meter, watch
+
+    def watched(self, watch: Watch) -> Reader:
+        """Return a reader that shows ``watch`` what it reads, but for ``raw``."""
+        return Reader(self.arena, self._inputs, self._meter, watch)
 
     def raw(self, path: str, offset: int, nbytes: int, at: int) -> None:
         """Read ``nbytes`` bytes of a file to the place ``at`` of the arena."""
         with self._meter.stage("read", nbytes):
             self._inputs.read(path, offset, self.arena.bytes[at : at + nbytes])
+
+    def part(
+        self, entry: InputTensor | TensorEntry, dtype: torch.dtype, start: int, stop: int, row: int, at: int
+    ) -> None:
+        """Read the elements ``start .. stop - 1`` of a stored tensor to ``at``; ``row`` as ``Watch.look`` takes it."""
+        nbytes = (stop - start) * dtype.itemsize
+        self.raw(entry.path, entry.offset + start * dtype.itemsize, nbytes, at)
+        if self._watch is not None:
+            self._watch.look(entry, dtype, start, self.arena.bytes[at : at + nbytes], row)
 
     def elements(self, tensor: InputTensor, start: int, stop: int, beside: Beside | None, slot: Slot) -> Tensor:
         """Return the elements ``start .. stop - 1``, flat, where ``slot`` computes."""
@@ -44,7 +58,7 @@ class Reader:
         columns = out.shape[1]
         rounds = tensor.rounded is not None
         if tensor.coded is None:
-            weight = self._view(tensor, tensor.dtype, first * columns, last * columns, slot).view(out.shape)
+            weight = self._view(tensor, tensor.dtype, first * columns, last * columns, slot, columns).view(out.shape)
         else:
             made = rounds or tensor.adapters
             weight = self._scratch(tensor.dtype, last - first, columns, slot) if made else out
@@ -62,7 +76,8 @@ class Reader:
         for (entry, _), held in zip(tensor.coded.parts, beside.parts, strict=True):
             if held is None:
                 width = math.prod(entry.shape) // rows
-                held = self._view(entry, entry.dtype, first * width, last * width, slot).view(last - first, width)
+                held = self._view(entry, entry.dtype, first * width, last * width, slot, width)
+                held = held.view(last - first, width)
             parts.append(held)
         with self._meter.stage("compute"):
             try:
@@ -70,10 +85,12 @@ class Reader:
             except ValueError as error:
                 raise CheckpointError(f"{tensor.path}: {tensor.name}: {error} (the file is damaged)") from error
 
-    def _view(self, entry: InputTensor | TensorEntry, dtype: torch.dtype, start: int, stop: int, slot: Slot) -> Tensor:
-        offset, nbytes = entry.offset + start * dtype.itemsize, (stop - start) * dtype.itemsize
-        at = slot.take(nbytes, phase=offset)
-        self.raw(entry.path, offset, nbytes, at)
+    def _view(
+        self, entry: InputTensor | TensorEntry, dtype: torch.dtype, start: int, stop: int, slot: Slot, row: int = 0
+    ) -> Tensor:
+        nbytes = (stop - start) * dtype.itemsize
+        at = slot.take(nbytes, phase=entry.offset + start * dtype.itemsize)
+        self.part(entry, dtype, start, stop, row, at)
         slot.upload(at, nbytes)
         return slot.tensor(at, dtype, (stop - start,))
 
@@ -129,9 +146,10 @@ class Beside:
                 turned.copy_(view.t())
         for entry, at in self._places:
             for start in range(0, entry.nbytes, step):
-                nbytes, offset = min(step, entry.nbytes - start), entry.offset + start
+                stop = min(start + step, entry.nbytes)
                 slot.reset()
-                slot.fill(at + start, nbytes, offset, partial(reader.raw, entry.path, offset, nbytes))
+                read = partial(reader.part, entry, torch.uint8, start, stop, 0)
+                slot.fill(at + start, stop - start, entry.offset + start, read)
 
 
 def beside_bytes(tensor: InputTensor) -> int:

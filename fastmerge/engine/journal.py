@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import explained
 from ..plan.types import OutputTensor, Plan
+from .checksums import Sums
 from .files import OutputFiles, pwrite
 
 FLUSH_SECONDS = 2.0
@@ -27,7 +28,7 @@ def identity(plan: Plan) -> dict[str, Any]:
     return {"journal": 1, "plan": plan.digest, "recipe": plan.recipe, "inputs": files}
 
 
-def read_journal(path: str, plan: Plan) -> dict[str, str]:
+def read_journal(path: str, plan: Plan) -> dict[str, Sums]:
     """Return the checksums of the finished tensors by name; empty when the journal is missing or of another state.
 
     A last line that was cut off by a crash is ignored.
@@ -38,20 +39,24 @@ def read_journal(path: str, plan: Plan) -> dict[str, str]:
         with explained(path, "reading the journal"), open(path, encoding="utf-8") as file:
             lines = [json.loads(line) for line in file.read().split("\n")[:-1]]
         if lines[:1] == [identity(plan)]:
-            return {line["name"]: line["checksum"] for line in lines[1:]}
+            return {line["name"]: Sums(line["checksum"], tuple(line["inputs"])) for line in lines[1:]}
     except (ValueError, TypeError, KeyError):  # not as it was written
         pass
     return {}
 
 
+def _line(name: str, sums: Sums) -> dict[str, Any]:
+    return {"name": name, "checksum": sums.output, "inputs": sums.inputs}
+
+
 class Journal:
     """Appends to the journal. ``finished`` may be called from any thread, the rest from one."""
 
-    def __init__(self, path: str, plan: Plan, outputs: OutputFiles, finished: dict[str, str]):
+    def __init__(self, path: str, plan: Plan, outputs: OutputFiles, finished: dict[str, Sums]):
         """Start the journal anew with what is known to be ``finished``."""
         self._path, self._outputs = path, outputs
         self._lock = threading.Lock()
-        self._pending: list[tuple[OutputTensor, str]] = []
+        self._pending: list[tuple[OutputTensor, Sums]] = []
         self._pending_bytes = 0
         self._flushed = time.monotonic()
         self.checksums = dict(finished)
@@ -60,14 +65,14 @@ class Journal:
         with explained(path, "starting the journal"):
             self._file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             self._end = 0
-            self._append([identity(plan), *({"name": name, "checksum": sum_} for name, sum_ in finished.items())])
+            self._append([identity(plan), *(_line(name, sums) for name, sums in finished.items())])
             os.fsync(self._file)
             os.replace(draft, path)
 
-    def finished(self, output: OutputTensor, checksum: str) -> None:
+    def finished(self, output: OutputTensor, sums: Sums) -> None:
         """Note a tensor whose bytes were handed to the operating system."""
         with self._lock:
-            self._pending.append((output, checksum))
+            self._pending.append((output, sums))
             self._pending_bytes += output.nbytes
 
     def tick(self) -> None:
@@ -86,8 +91,8 @@ class Journal:
             self._failed = True
             self._outputs.sync({output.shard for output, _ in batch})
             with explained(self._path, "writing the journal"):
-                self._append([{"name": output.name, "checksum": checksum} for output, checksum in batch])
-            self.checksums.update((output.name, checksum) for output, checksum in batch)
+                self._append([_line(output.name, sums) for output, sums in batch])
+            self.checksums.update((output.name, sums) for output, sums in batch)
             self._failed = False
         self._flushed = time.monotonic()
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.types import matrix_shape
-from ..errors import Refused
 from ..methods import get_method
 from ..plan.types import InputTensor, OutputTensor
 from ..steps.census import Round
@@ -20,9 +19,11 @@ from ..steps.source import Chunk, Resident, Source
 from .arena import PAGE, Memory, Slot
 from .checksums import Checksum
 from .context import RunContext, apply_after_survey, apply_without_survey
-from .inputs import Beside, beside_bytes
+from .finite import Suspect, all_finite
+from .inputs import Beside, Reader, beside_bytes
 from .needs import input_bytes, resident_bytes, scratch_bytes, whole_bytes
 from .scheduler import Task
+from .watching import Watch
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Large:
         self._checksum = Checksum(self._numel, output.dtype.itemsize)
         self._apply = None if output.group is None else apply_without_survey(output)
         surveyed = output.group is not None and self._apply is None
+        self._watch = Watch(output, finite=context.finite and self._apply is not None and not self._apply.carries)
+        self._reader = context.reader.watched(self._watch)
         self._at_once = scratch_bytes(output) is not None
         self._whole = self._at_once or (surveyed and whole_bytes(output) <= context.sizes.regions)
         self._need = whole_bytes(output) if self._whole else resident_bytes(output)
@@ -61,6 +64,10 @@ class Large:
         self._region: int | None = None
         self._placed: Inputs[_Placed] = Inputs(None, ())
         self._out = 0
+
+    @property
+    def unwatched(self) -> Reader:
+        return self._context.reader
 
     def start(self, memory: Memory) -> bool:
         self._memory = memory
@@ -85,11 +92,16 @@ class Large:
             yield from self._bring()
             if self._apply is None:
                 yield [self._solve]
+                if self._whole and self._watch.finite:  # they were read before it was known that the output may hide it
+                    held = [part for p in self._placed.every for part in p.held.view(-1).split(chunk)]
+                    yield [partial(self._check_held, part) for part in held]
             if self._at_once:
                 yield [partial(self._merge_at_once, spans)]
             else:
                 yield [partial(self._merge, *span) for span in spans]
-        self._context.sink.finish(output, self._checksum.hex())
+        checksum = self._checksum.hex()
+        # What is copied has the checksum of the copy.
+        self._context.sink.finish(output, checksum, [checksum] if output.group is None else self._watch.checksums())
 
     def _bring(self) -> Generator[Sequence[Task], None, None]:
         """Bring what is held into the region."""
@@ -121,15 +133,13 @@ class Large:
     def _load_beside(self, slot: Slot) -> None:
         for placed in self._placed.every:
             if placed.beside is not None:
-                placed.beside.load(self._context.reader, slot, self._context.sizes.chunk)
+                placed.beside.load(self._reader, slot, self._context.sizes.chunk)
 
     def _loads(self, placed: _Placed) -> Iterator[Task]:
         tensor, chunk = placed.tensor, self._context.sizes.chunk
         if placed.beside is None:
-            step = chunk * tensor.dtype.itemsize
-            for start in range(0, tensor.nbytes, step):
-                nbytes = min(step, tensor.nbytes - start)
-                yield partial(self._read, tensor.path, tensor.offset + start, nbytes, placed.at + start)
+            for start in range(0, tensor.numel, chunk):
+                yield partial(self._read, tensor, start, min(start + chunk, tensor.numel), placed.at)
         else:
             rows, columns = matrix_shape(tensor.shape)
             step = max(1, chunk // max(columns, 1))
@@ -138,17 +148,24 @@ class Large:
                 last = min(first + step, rows)
                 yield partial(self._make_rows, tensor, first, last, placed.beside, held[first:last])
 
-    def _read(self, path, offset, nbytes, at, slot: Slot) -> None:
+    def _read(self, tensor: InputTensor, start: int, stop: int, at: int, slot: Slot) -> None:
         slot.reset()
-        slot.fill(at, nbytes, offset, partial(self._context.reader.raw, path, offset, nbytes))
+        begin, nbytes = start * tensor.dtype.itemsize, (stop - start) * tensor.dtype.itemsize
+        read = partial(self._reader.part, tensor, tensor.dtype, start, stop, 0)
+        slot.fill(at + begin, nbytes, tensor.offset + begin, read)
 
     def _make_rows(self, tensor, first, last, beside, out, slot: Slot) -> None:
         slot.reset()
-        self._context.reader.rows(tensor, first, last, beside, out, slot)
+        self._reader.rows(tensor, first, last, beside, out, slot)
 
     def _solve(self, slot: Slot) -> None:
         with self._surveying():
             self._apply = apply_after_survey(self._output, self._source(slot))
+        self._watch.finite = self._context.finite and not self._apply.carries
+
+    def _check_held(self, tensor: Tensor, slot: Slot) -> None:
+        if not tensor.isfinite().all():
+            raise Suspect([self._output])
 
     def _source(self, slot: Slot) -> Source:
         if self._whole:
@@ -162,7 +179,7 @@ class Large:
     def _merge(self, start: int, stop: int, slot: Slot) -> None:
         assert self._apply is not None
         slot.reset()
-        chunk = self.chunk(start, stop, slot)
+        chunk = self.chunk(start, stop, slot, self._reader)
         size, through, shape = self._output.dtype.itemsize, self._output.through, (stop - start,)
         at = slot.take((stop - start) * size, phase=self._output.offset + start * size, align=PAGE)
         out = slot.tensor(at, self._output.dtype, shape)
@@ -180,9 +197,9 @@ class Large:
         out = self._memory.tensor(self._out, through, (self._numel,))
         with self._context.meter.stage("compute"):
             try:
-                self._apply(out, self.chunk(0, self._numel, slot))
+                self._apply(out, self.chunk(0, self._numel, slot, self._reader))
             except ValueError as error:
-                raise Refused(str(error)) from error
+                raise Suspect([self._output], str(error)) from error
         self._context.meter.remark(self._output.name, self._apply.remarks)
         slot.return_free_memory()
         size = through.itemsize
@@ -211,16 +228,19 @@ class Large:
 
     def _write(self, start: int, stop: int, at: int) -> None:
         size = self._output.dtype.itemsize
-        data = self._context.write(self._output, start * size, at, (stop - start) * size)
+        data = self._context.arena.bytes[at : at + (stop - start) * size]
+        if self._context.finite and not all_finite(data, self._output.dtype):
+            raise Suspect([self._output])
         self._checksum.add(start * size, data)
+        self._context.write(self._output, start * size, at, len(data))
 
-    def chunk(self, start: int, stop: int, slot: Slot) -> Chunk:
+    def chunk(self, start: int, stop: int, slot: Slot, reader: Reader) -> Chunk:
         """Return elements ``start .. stop - 1`` of every input: views of the region, or read into ``slot``."""
 
         def elements(placed: _Placed) -> Tensor:
             if placed.values is not None:
                 return placed.values.view(-1)[start:stop]
-            return self._context.reader.elements(placed.tensor, start, stop, placed.beside, slot)
+            return reader.elements(placed.tensor, start, stop, placed.beside, slot)
 
         return Chunk.of(self._placed.map(elements), start)
 
@@ -240,7 +260,8 @@ class _Streamed:
 
     def read(self, start: int, stop: int) -> Chunk:
         self._slot.reset()
-        return self._large.chunk(start, stop, self._slot)
+        # Unwatched: surveys read what they need, some of it more than once.
+        return self._large.chunk(start, stop, self._slot, self._large.unwatched)
 
     def reduce(self, state: Tensor) -> Tensor:
         return state
@@ -264,4 +285,4 @@ class Counted(Large):
             with self._surveying():
                 self._taken.ask(get_method(self._output.method), self._output.group, self._source(slot))
         except ValueError as error:
-            raise Refused(str(error)) from error
+            raise Suspect([self._output], str(error)) from error

@@ -17,17 +17,19 @@ from ..checkpoint.safetensors_header import header_digest
 from ..errors import CheckpointError
 from ..plan.digest import NUMERICS
 from ..plan.types import Plan
-from .checksums import NAME
+from .checksums import NAME, Sums
 
 FILENAME = "fastmerge.json"
 FORMAT = 1
 
 
-def write_manifest(plan: Plan, checksums: Mapping[str, str], small_files: Sequence[Mapping[str, Any]]) -> str:
+def write_manifest(plan: Plan, checksums: Mapping[str, Sums], small_files: Sequence[Mapping[str, Any]]) -> str:
     """Return the text of the manifest.
 
     Args:
-        checksums:   by name of the output tensor.
+        checksums:   by name of the output tensor. ``sources`` lists those of what it was made of: of every input, the
+                     base first, the tensor as it is stored (several where it is quantized), then its adapters'
+                     lora_B and lora_A. What is copied has the checksum of the copy.
         small_files: name, bytes and checksum of every file of the output beside weights and manifest.
     """
     manifest = {
@@ -62,7 +64,8 @@ def write_manifest(plan: Plan, checksums: Mapping[str, str], small_files: Sequen
             *small_files,
         ],
         "checksum": NAME,
-        "tensors": {output.name: checksums[output.name] for output in plan.outputs},
+        "tensors": {output.name: checksums[output.name].output for output in plan.outputs},
+        "sources": {o.name: checksums[o.name].inputs for o in plan.outputs if o.group is not None},
         "dropped": [
             {"model": plan.models[item.model].reference, "name": item.name, "reason": item.reason}
             for item in plan.dropped

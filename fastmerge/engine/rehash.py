@@ -53,5 +53,5 @@ class Found:
     def write(self, output: OutputTensor, offset: int, data: memoryview, address: int) -> None:
         raise AssertionError("a rehash writes nothing")
 
-    def finish(self, output: OutputTensor, checksum: str) -> None:
+    def finish(self, output: OutputTensor, checksum: str, inputs: Sequence[str] = ()) -> None:
         self.checksums[output.name] = checksum

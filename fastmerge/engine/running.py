@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ..plan.types import OutputTensor, Plan
 from ..sizes import DEFAULT_RAM, parse_size
 from .batches import units
 from .censuses import knowing, take_all
-from .checksums import BLOCK
+from .checksums import BLOCK, Sums
 from .context import RunContext
 from .files import InputFiles, OutputFiles
 from .journal import Journal, read_journal
@@ -43,7 +43,8 @@ class RunOptions:
                    the operations have kernels for it, else the processor.
         vram:      memory budget in bytes on each GPU, beyond what CUDA itself takes; None takes 90 % of what is free.
         backend:   backend of the operations, pinned; None takes the fastest available.
-        overwrite: replace an existing checkpoint.
+        overwrite: replace an existing output of fastmerge.
+        allow_nonfinite: let NaN and infinity pass; without it inputs that hold them, and results that do, are refused.
         chunk:     elements per chunk of a large tensor, a multiple of 65536; None chooses.
     """
 
@@ -53,6 +54,7 @@ class RunOptions:
     vram: int | None = None
     backend: str | None = None
     overwrite: bool = False
+    allow_nonfinite: bool = False
     chunk: int | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +75,7 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
         OutputError:     ``out`` exists, another run writes it, or the disk is full. The work that is done is kept.
         CheckpointError: an input changed, is truncated, or cannot be read.
         BudgetError:     ``options.ram`` or ``vram`` is too small; the message says how much is needed.
+        Refused:         an input or a result holds NaN or infinity, or a method cannot merge what the inputs hold.
         FastmergeError:  a GPU was asked for and cannot be used.
         KeyboardInterrupt: Ctrl-C; the message says how to go on.
     """
@@ -91,7 +94,7 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
         inputs.open()
         with staging.made(), accounted(staging, plan), OutputFiles(str(staging.out), plan.shards) as outputs:
             outputs.open()
-            parts = _Run(plan, staging, inputs, outputs, sizes)
+            parts = _Run(plan, staging, inputs, outputs, sizes, not options.allow_nonfinite)
             journal = parts.resume()
             resumed = len(journal.checksums)
             parts.merge(journal, target, meter, progress)
@@ -113,6 +116,7 @@ class _Run:
     inputs: InputFiles
     outputs: OutputFiles
     sizes: Sizes
+    finite: bool
 
     def resume(self) -> Journal:
         """Start the journal with the tensors of an earlier run whose bytes still have the checksum of its journal."""
@@ -125,7 +129,7 @@ class _Run:
 
         if promised:
             work(make_units, Host(), self.sizes, self.inputs, found, Meter(), lambda: None)
-        finished = {name: checksum for name, checksum in promised.items() if found.checksums.get(name) == checksum}
+        finished = {name: sums for name, sums in promised.items() if found.checksums.get(name) == sums.output}
         return Journal(self.staging.journal, self.plan, self.outputs, finished)
 
     def merge(self, journal: Journal, target: Target, meter: Meter, progress: Progress | None) -> None:
@@ -148,7 +152,7 @@ class _Run:
                 return units(context, todo)
 
             sink = FileSink(self.outputs, journal)
-            work(make_units, target, self.sizes, self.inputs, sink, meter, tick)
+            work(make_units, target, self.sizes, self.inputs, sink, meter, tick, self.finite)
             self.inputs.check()
             journal.flush()
         except BaseException:
@@ -175,5 +179,5 @@ class FileSink:
     def write(self, output: OutputTensor, offset: int, data: memoryview, address: int) -> None:
         self._outputs.write(output.shard, offset, data, address)
 
-    def finish(self, output: OutputTensor, checksum: str) -> None:
-        self._journal.finished(output, checksum)
+    def finish(self, output: OutputTensor, checksum: str, inputs: Sequence[str] = ()) -> None:
+        self._journal.finished(output, Sums(checksum, tuple(inputs)))

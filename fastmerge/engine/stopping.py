@@ -57,7 +57,7 @@ def _leave(staging: StagingFolder, plan: Plan, error: BaseException) -> str:
     )
 
 
-def _release_unfinished(staging: StagingFolder, plan: Plan, finished: Mapping[str, str]) -> None:
+def _release_unfinished(staging: StagingFolder, plan: Plan, finished: Mapping[str, object]) -> None:
     """Give back the disk space that was reserved for tensors that are not finished."""
     for number, shard in enumerate(plan.shards):
         outputs = [output for output in plan.outputs if output.shard == number and output.name not in finished]

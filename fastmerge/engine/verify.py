@@ -99,7 +99,7 @@ def verify(
     files = {file.path: file for model in plan.models for file in model.files}
     with use_backend(backend), limited_threads(threads), InputFiles([*files.values(), *checkpoint.files]) as inputs:
         inputs.open()
-        sink = _Comparison(paths, outputs, inputs, manifest["tensors"])
+        sink = _Comparison(paths, outputs, inputs, manifest)
 
         def read(shard: int, offset: int, into: memoryview) -> None:
             inputs.read(paths[shard], offset, into)
@@ -135,13 +135,15 @@ class _Comparison:
     """A sink that compares results with what lies in the output files, and checksums with the manifest's."""
 
     def __init__(
-        self, paths: Sequence[str], outputs: Sequence[OutputTensor], inputs: InputFiles, checksums: dict[str, str]
+        self, paths: Sequence[str], outputs: Sequence[OutputTensor], inputs: InputFiles, manifest: dict[str, Any]
     ):
-        self._paths, self._outputs, self._inputs, self._checksums = paths, outputs, inputs, checksums
+        self._paths, self._outputs, self._inputs = paths, outputs, inputs
+        self._checksums, self._sources = manifest["tensors"], manifest.get("sources", {})
         self._starts = np.array([(output.shard << 48) + output.offset for output in outputs])
         self._lock = threading.Lock()
         self._differing: dict[int, list[int]] = {}
         self._unexpected: set[str] = set()
+        self._swapped: dict[tuple[str, str], None] = {}
         self.done = 0
 
     def write(self, output: OutputTensor, offset: int, data: memoryview, address: int) -> None:
@@ -158,14 +160,22 @@ class _Comparison:
                 count, first = self._differing.get(int(owner), [0, int(wrong[0])])
                 self._differing[int(owner)] = [count + len(wrong), min(first, int(wrong[0]))]
 
-    def finish(self, output: OutputTensor, checksum: str) -> None:
+    def finish(self, output: OutputTensor, checksum: str, inputs: Sequence[str] = ()) -> None:
+        # What is copied has the checksum of the copy; a tensor that is only read back has no inputs here.
+        was = self._sources.get(output.name, inputs if output.group else [self._checksums[output.name]])
+        parts = [(part.path, tensor.name) for tensor in output.inputs.every for part in tensor.stored]
         with self._lock:
             self.done += output.nbytes
             if checksum != self._checksums[output.name]:
                 self._unexpected.add(output.name)
+            for part, before, now in zip(parts, was, inputs, strict=False):
+                if now != before:
+                    self._swapped[part] = None
 
     def mismatches(self) -> Iterator[Problem]:
-        """Yield what was found, in the order of the outputs."""
+        """Yield what was found: first inputs, then outputs in their order."""
+        for path, name in sorted(self._swapped):
+            yield Problem(f"{path}: {name}", "this input is not what was merged: its values changed", "restore it")
         for i, output in enumerate(self._outputs):
             where = f"{self._paths[output.shard]}: {output.name}"
             if i in self._differing:

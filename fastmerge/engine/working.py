@@ -12,6 +12,7 @@ import torch
 from .arena import Arena
 from .context import RunContext, Sink
 from .files import InputFiles
+from .finite import Suspect
 from .inputs import Reader
 from .report import Meter
 from .scheduler import Scheduler, Unit
@@ -32,12 +33,19 @@ def work(
     sink: Sink,
     meter: Meter,
     tick: Callable[[], None],
+    finite: bool = False,
 ) -> None:
-    """Run units on ``sizes.workers`` threads in one arena."""
+    """Run units on ``sizes.workers`` threads in one arena; ``finite`` insists on finite numbers.
+
+    Refused: the inputs hold what the method cannot merge, or, where it is insisted, numbers are not finite.
+    """
     arena = Arena(sizes.arena)
-    context = RunContext(arena, sizes, Reader(arena, inputs, meter), sink, meter)
+    context = RunContext(arena, sizes, Reader(arena, inputs, meter), sink, meter, finite)
     with _one_torch_thread(), _only_new_garbage(), torch.no_grad(), target.slots(arena, sizes, meter) as slots:
-        Scheduler(make_units(context), slots).run(tick)
+        try:
+            Scheduler(make_units(context), slots).run(tick)
+        except Suspect as suspect:
+            raise suspect.refusal(inputs) from suspect
 
 
 @contextlib.contextmanager

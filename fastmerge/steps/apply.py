@@ -31,6 +31,11 @@ class Apply(ABC):
         """What the user should know once it was applied, one sentence each."""
         return ()
 
+    @property
+    def carries(self) -> bool:
+        """True when NaN or infinity in any input always shows in the output."""
+        return False
+
     @abstractmethod
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
         """Write the merge of ``chunk`` into ``out``, shaped like its tensors and contiguous."""
@@ -76,6 +81,7 @@ class WeightedSum(Apply):
     """``sum_k weights[k] * input_k`` over all inputs, base first where there is one."""
 
     weights: Sequence[float]
+    carries = True
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
         kernels.weighted_sum(out, chunk.every, self.weights)
@@ -91,6 +97,7 @@ class SpanSum(Apply):
     """``base + sum_k weights[k] * (input_k - base)``, or where there is no base ``sum_k weights[k] * input_k``."""
 
     weights: Sequence[float]
+    carries = True
 
     def _step(self, chunk: Chunk) -> SparseMerge | WeightedSum:
         if chunk.base is None:
@@ -117,6 +124,10 @@ class SparseMerge(DeltaMerge):
     vote: Vote = "none"
     divide: Divide = "none"
     scale: float = 1.0
+
+    @property
+    def carries(self) -> bool:
+        return self.vote != "count"  # which may outvote an infinity
 
     @property
     def gains(self) -> Sequence[float]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
-from tiny_merges import make_merge
+from checkpoint_files import write_adapter
+from tiny_merges import expected, make_merge
 
-from fastmerge.engine import run, verify
+from fastmerge.engine import RunOptions, run, verify
+from fastmerge.engine.checksums import BLOCK
 from fastmerge.errors import CheckpointError
 
 WIDE = {"hidden": 256, "inner": 640, "vocab": 768, "layers": 1}
@@ -108,3 +111,31 @@ def test_verifies_from_another_folder(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert verify(merge.out).ok
+
+
+@pytest.mark.parametrize("size", [{}, {"hidden": 256, "inner": 640, "vocab": 768, "layers": 1}])
+@pytest.mark.parametrize("method", ["linear", "ties", "iso_c"])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_swapped_input_is_named(tmp_path, size, method, adapter):
+    """One with other values, of the same size, with the same header and time."""
+    merge = make_merge(tmp_path, method, **size)
+    name = "model.layers.0.mlp.down_proj"
+    if adapter:
+        shape = tuple(expected(merge.plan())[f"{name}.weight"].shape)
+        write_adapter(tmp_path / "adapter", {name: shape}, rank=2)
+        merge.recipe = merge.recipe.replace(f"{tmp_path}/model1", f"{tmp_path}/model1+{tmp_path}/adapter")
+    plan = merge.plan()
+    run(plan, merge.out, RunOptions(chunk=BLOCK))
+    (output,) = [output for output in plan.outputs if output.name == f"{name}.weight"]
+    tensor = output.inputs.every[1]
+    for part in tensor.stored if adapter else [tensor]:
+        before, data = os.stat(part.path), Path(part.path).read_bytes()
+        swapped = bytearray(data)
+        swapped[part.offset + part.nbytes - 2] ^= 1  # one bit of the last value
+        Path(part.path).write_bytes(swapped)
+        os.utime(part.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        first = next(iter(verify(merge.out).mismatches))
+        assert str(first).startswith(f"{part.path}: {name}.weight: this input is not what was merged")
+        Path(part.path).write_bytes(data)
+        os.utime(part.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert verify(merge.out, threads=1, ram=64 << 20).ok

@@ -1,0 +1,47 @@
+"""What is noticed of the tensors that an output is made of, while they are read: checksums, and what is not finite."""
+
+from __future__ import annotations
+
+import torch
+
+from ..checkpoint import TensorEntry
+from ..plan.types import InputTensor, OutputTensor
+from .checksums import BLOCK, Checksum
+from .finite import Suspect, all_finite
+
+# Rows that are read for themselves are summed one by one, which of shorter ones would take too long.
+LEAST_ROW_BYTES = 32
+
+
+class Watch:
+    """Looks at the bytes of the stored tensors of one output. Several threads may show it parts, in any order.
+
+    Attributes:
+        finite: insist on finite numbers: where the output may hide that an input has others.
+    """
+
+    def __init__(self, output: OutputTensor, finite: bool):
+        self._output, self.finite = output, finite
+        self._sums: dict[tuple[str, int], Checksum] = {}
+
+    def look(
+        self, entry: InputTensor | TensorEntry, dtype: torch.dtype, start: int, data: memoryview, row: int = 0
+    ) -> None:
+        """Take ``data``, the elements from ``start`` on of a stored tensor: whole rows, or whole cells where row is 0.
+
+        Suspect where a number is not finite that has to be.
+        """
+        if self.finite and not all_finite(data, dtype):
+            raise Suspect([self._output])
+        if row == 0 or row * dtype.itemsize >= LEAST_ROW_BYTES:
+            key = entry.path, entry.offset
+            if key not in self._sums:
+                numel = entry.nbytes // dtype.itemsize
+                self._sums.setdefault(key, Checksum(numel, dtype.itemsize, row or BLOCK))
+            self._sums[key].add(start * dtype.itemsize, data)
+
+    def checksums(self) -> list[str]:
+        """Return a checksum for each stored tensor, in the order of ``InputTensor.stored``; "" where there is none."""
+        parts = [part for tensor in self._output.inputs.every for part in tensor.stored]
+        sums = [self._sums.get((part.path, part.offset)) for part in parts]
+        return [found.hex() if found is not None else "" for found in sums]

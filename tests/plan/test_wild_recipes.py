@@ -1,46 +1,65 @@
-"""Recipes as people wrote them, planned over tiny models that were made for them."""
+"""Recipes as people wrote them, planned over models that are there but for their data."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import re
+from pathlib import Path
 
 import pytest
+from stand_ins import StandIns
 
 from fastmerge.checkpoint import open_checkpoint
 from fastmerge.checkpoint.layers import split_layer
-from fastmerge.plan import make_plan
-from fastmerge.recipe import load
+from fastmerge.errors import InvalidInput
+from fastmerge.pipelines import plan_all
+from fastmerge.plan.types import Plan
+from fastmerge.recipe.pipeline import Pipeline, load_pipeline
 
-RECIPES = (
-    "main/016_dare_ties", "main/040_linear", "main/058_model_stock", "main/073_passthrough", "main/079_passthrough",
-    "main/106_slerp", "main/112_task_arithmetic", "main/131_ties", "synthetic/003_linear_dict_refs",
-    "synthetic/010_scale_passthrough",
-)  # fmt: skip
-SMALL = ["--hidden", "8", "--inter", "16", "--heads", "2", "--kv-heads", "1", "--vocab", "64"]
+RECIPES = Path(__file__).resolve().parents[3] / "shared" / "recipes"
+FILES = [
+    f"{folder}/{file.stem}" for folder in ("main", "synthetic") for file in sorted((RECIPES / folder).glob("*.yml"))
+]
+
+# Where a human must look, and what the message says.
+REFUSED = {
+    "main/063_multi": "2 documents have no name",
+    "main/088_sce": r"dype: unknown key \(did you mean 'dtype'\?\)",
+    "main/136_ties": r"nomalize: unknown parameter \(did you mean 'normalize'\?\)",
+}
+MOST_LAYERS = re.compile(r"layer_range: *\[\d+, *(\d+)\]")
 
 
-@pytest.fixture(scope="module")
-def make_models(shared):
-    """The program that writes tiny models for a recipe."""
-    spec = importlib.util.spec_from_file_location("make_models", shared / "tools" / "make_models.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def plan_over_stand_ins(path: Path, folder: Path) -> None:
+    """Plan every document of a recipe, and account for every tensor."""
+    layers = max(map(int, MOST_LAYERS.findall(path.read_text())), default=4)
+    pipeline = load_pipeline(path)
+    stand_ins, names = StandIns(folder), [step.name for step in pipeline.steps]
+    steps = tuple(stand_ins.of(step, layers, names) for step in pipeline.steps)
+    with plan_all(Pipeline(steps, steps[-1])) as plans:
+        for plan in plans:
+            assert_accounted(plan)
 
 
-# The program leaves closing its files to the interpreter.
-@pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("name", RECIPES)
-def test_plans(shared, make_models, tmp_path, monkeypatch, name):
-    recipe = shared / "recipes" / f"{name}.yml"
-    options = ["--same-vocab", "--drop-revision", *(["--shards", "3"] if "ties" in name else ["--tied"])]
-    monkeypatch.setattr(sys, "argv", ["make_models", str(recipe), str(tmp_path / "wild"), *SMALL, *options])
-    make_models.main()
-    plan = make_plan(load(tmp_path / "wild" / "recipe.yml"))
+def assert_accounted(plan: Plan) -> None:
+    """Every input tensor is used, or left out with a reason; layers are numbered without a gap; names are unique."""
     used = {(t.model, t.name) for output in plan.outputs for t in output.inputs.every}
     held = {(i, tensor) for i, model in enumerate(plan.models) for tensor in open_checkpoint(model.folder).tensors}
     assert used | {(d.model, d.name) for d in plan.dropped} == held
     layers = {parts.index for output in plan.outputs if (parts := split_layer(output.name))}
     assert layers == set(range(len(layers))) and layers
     assert len({output.name for output in plan.outputs}) == len(plan.outputs)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_plans(name, tmp_path):
+    path = RECIPES / f"{name}.yml"
+    if name in REFUSED:
+        with pytest.raises(InvalidInput, match=REFUSED[name]):
+            plan_over_stand_ins(path, tmp_path)
+        return
+    try:
+        plan_over_stand_ins(path, tmp_path)
+    except InvalidInput as error:
+        if all("tokenizer" in str(problem) and "supported yet" in str(problem) for problem in error.problems):
+            pytest.xfail("vocabularies are not merged yet")
+        raise

@@ -61,10 +61,10 @@ def test_the_order_does_not_matter(values, random):
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats() | st.sampled_from([math.inf, -math.inf, math.nan]), min_size=1, max_size=6))
 def test_infinities_and_nans(values):
+    # fsum gives up where finite numbers beside an infinity overflow.
+    special = [value for value in values if not math.isfinite(value)]
     try:
-        expected = math.fsum(values)
-    except ValueError:
-        expected = math.nan
+        expected = sum(special) if special else math.fsum(values)
     except OverflowError:
         expected = rounded(sum(map(Fraction, values)))
     assert same(total(values), expected) and same(_sums._exact(values), expected)

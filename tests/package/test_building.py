@@ -24,7 +24,7 @@ def tools(tmp_path, monkeypatch):
     """A folder that is all of the PATH, and an environment that asks for nothing."""
     (tmp_path / "tools").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "tools"))
-    for name in ("FASTMERGE_CUDA_ARCHITECTURES", "CXX", "CXXFLAGS", "LDFLAGS"):
+    for name in ("FASTMERGE_CPU", "FASTMERGE_CUDA", "FASTMERGE_CUDA_ARCHITECTURES", "CXX", "CXXFLAGS", "LDFLAGS"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / "tools"
 

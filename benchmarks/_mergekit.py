@@ -39,8 +39,8 @@ class MergekitPeer:
         return float(self._answer())
 
     def contender(self, case: Case, base: Tensor, out: Tensor) -> Callable[[], float]:
-        """Return the clock of a merge. Its first run is compared with ``out``: see ``check_peers``."""
-        unchecked = [self._saved]
+        """Return the clock of a merge. Its first run is compared with ``out``, if it can be: see ``check_peers``."""
+        unchecked = [self._saved] if case.near else []
 
         def measure() -> float:
             if not unchecked:

@@ -163,7 +163,7 @@ def breadcrumbs_ties(c: Case) -> Tensor:
 
 def arc(a: Tensor, b: Tensor, t: float, line: float) -> Tensor:
     cosine = ((a * b).sum() / (a.norm() * b.norm())).clamp(-1, 1)
-    if cosine.abs() > line:
+    if cosine.abs() >= line:
         return (1 - t) * a + t * b
     angle = cosine.acos()
     return (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()
@@ -243,6 +243,7 @@ def nearswap(c: Case) -> Tensor:
 def arcee_fusion(c: Case) -> Tensor:
     p, q = c.tensors[0].softmax(-1) + 1e-8, c.base.softmax(-1) + 1e-8
     scores = c.deltas[0].abs() * (p * (p / q).log()).sum(-1, keepdim=True)
+    scores = scores if scores.dtype is torch.float64 else scores.float()
     q1, q2, q3 = scores.flatten().quantile(scores.new_tensor([0.25, 0.5, 0.75]))
     return c.base + c.deltas[0] * (scores >= q2 + 1.5 * (q3 - q1))
 

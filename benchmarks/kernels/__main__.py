@@ -13,12 +13,16 @@ from fastmerge.kernels import _native
 from .. import _record
 from .._bench import Bench
 from . import methods
-from .cases import CASES
+from .cases import CASES, OTHERS
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
-    parser.add_argument("--ops", nargs="+", default=[case.method for case in CASES], help="default: all")
+    every = {case.method: case for case in (*CASES, *OTHERS)}
+    parser.add_argument(
+        "--ops", nargs="+", default=[case.method for case in CASES], metavar="METHOD", choices=[*every, "all"],
+        help=f"of {', '.join(every)}, or all; default: {', '.join(case.method for case in CASES)}",
+    )  # fmt: skip
     parser.add_argument("--millions", nargs="+", type=int, default=[16, 64], help="elements per tensor, times 2**20")
     parser.add_argument("--threads", nargs="+", type=int, default=[torch.get_num_threads()])
     parser.add_argument(
@@ -28,7 +32,7 @@ def main() -> int:
     parser.add_argument("--budget", type=float, default=10.0, help="seconds of runs after which a contender stops")
     parser.add_argument("--csv", type=Path, default=_record.DATA / "kernels.csv")
     options = parser.parse_args()
-    cases, failures = [case for case in CASES if case.method in options.ops], 0
+    cases, failures = [case for name, case in every.items() if {name, "all"} & set(options.ops)], 0
     for threads in options.threads:
         torch.set_num_threads(threads)
         if _native.why_no_cpu_extension() is None:

@@ -25,6 +25,7 @@ class Case:
         values: parameters; a tuple has one value per input (without the base, where the method has one).
         surveys: how often it reads its inputs before the pass that writes.
         columns: elements of a row, for a method that looks at rows; None takes vectors.
+        near:   False where rounding in bfloat16 moves what the peers make so far that it cannot be compared.
     """
 
     method: str
@@ -32,6 +33,7 @@ class Case:
     values: dict[str, float | tuple[float, ...]]
     surveys: int
     columns: int | None = None
+    near: bool = True
 
     def shaped(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return vectors as the matrices that the case is measured on, without the elements beyond the last row."""
@@ -41,7 +43,12 @@ class Case:
 
     @property
     def has_base(self) -> bool:
-        return get_method(self.method).base != "ignored"
+        """nuslerp and multislerp can do without, and do here."""
+        return get_method(self.method).base == "required"
+
+    @property
+    def random(self) -> bool:
+        return get_method(self.method).random
 
     def bytes_moved(self, elements: int, itemsize: int) -> int:
         """Bytes of all passes: every read of every input, and the output."""
@@ -54,8 +61,9 @@ class Case:
     def group(self, name: str, shape: Sequence[int]) -> Group:
         """Return what the method is told of a tensor."""
         method, count = get_method(self.method), self.inputs - self.has_base
-        values = {p.name: (p.default,) * count if p.per_model else p.default for p in method.parameters} | self.values
-        return Group(name, tuple(shape), count, values)
+        known, profile = method.parameters_of(method.semantics[0]), method.semantics[0]
+        values = {p.name: (p.default,) * count if p.per_model else p.default for p in known} | self.values
+        return Group(name, tuple(shape), count, values, semantics=profile)
 
     def job(self, out: Tensor, tensors: Sequence[Tensor], name: str = "benchmark.weight") -> Job:
         """Return the merge of ``tensors`` (base first) into ``out``."""
@@ -76,4 +84,30 @@ CASES = (
     Case("ties", EXPERTS + 1, {"weight": (0.5, 0.3, 0.2), "density": (0.5,) * EXPERTS}, surveys=1),
     Case("dare_ties", EXPERTS + 1, {"weight": (0.5, 0.3, 0.2), "density": (0.5,) * EXPERTS}, surveys=1),
     Case("della", EXPERTS + 1, {"weight": (0.5, 0.3, 0.2), "density": (0.5,) * EXPERTS}, surveys=2, columns=4096),
+)
+
+_WEIGHT, _DENSITY = (0.5, 0.3, 0.2), (0.5,) * EXPERTS
+
+# The other methods that see a tensor element by element or by its rows; benchmarks.spectral times decompositions.
+OTHERS = (
+    Case("arcee_fusion", 2, {}, surveys=1, columns=4096, near=False),
+    Case("breadcrumbs", EXPERTS + 1, {"weight": _WEIGHT, "density": _DENSITY}, surveys=1),
+    Case("breadcrumbs_ties", EXPERTS + 1, {"weight": _WEIGHT, "density": _DENSITY}, surveys=1),
+    Case("consensus", EXPERTS + 1, {}, surveys=0),
+    Case("dare_linear", EXPERTS + 1, {"weight": _WEIGHT, "density": _DENSITY}, surveys=1),
+    Case("della_linear", EXPERTS + 1, {"weight": _WEIGHT, "density": _DENSITY}, surveys=2, columns=4096),
+    Case("expo", 2, {"alpha": 0.3}, surveys=0),
+    Case("karcher", EXPERTS, {}, surveys=1),
+    Case("magmax", EXPERTS + 1, {}, surveys=0),
+    Case("magnitude_prune", EXPERTS + 1, {"weight": _WEIGHT, "density": _DENSITY}, surveys=1),
+    Case("model_stock", EXPERTS + 1, {}, surveys=1, near=False),
+    Case("multislerp", EXPERTS, {"weight": _WEIGHT}, surveys=1),
+    Case("nearswap", 2, {"t": 1e-3}, surveys=0),
+    Case("nuslerp", 2, {"weight": (0.6, 0.4)}, surveys=1),
+    Case("passthrough", 1, {"scale": (0.7,)}, surveys=0),
+    Case("ram", EXPERTS + 1, {}, surveys=0),
+    Case("ramplus_tl", EXPERTS + 1, {}, surveys=1),
+    Case("sce", EXPERTS + 1, {"select_topk": 0.4}, surveys=5),
+    Case("tall_mask", EXPERTS + 1, {"task": 1}, surveys=0),
+    Case("task_arithmetic", EXPERTS + 1, {"weight": _WEIGHT}, surveys=0),
 )

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from fastmerge import kernels
+from fastmerge.recipe import mergekit_names
 
 from .._bench import Bench, Contender, Run, label, rotating
 from .._mergekit import MergekitPeer, check_peers
 from ..inventory import make_inputs
 from .cases import EXPERTS, Case
-from .plain_torch import MERGES
+from .plain_torch import MERGES, by_formula
 
 # Odd, so that the last vector of a loop is a partial one, and several chunks of the reduction grid.
 VERIFY_ELEMENTS = 64 * kernels.GRID + 12345
@@ -102,10 +103,12 @@ def _time(
 
     first = torch.empty_like(base)
     case.run(first, sets[0])
-    check_peers(case.method, base, first, {"torch": _plain(case, sets[:1], MERGES[case.method])()})
+    plain = MERGES.get(case.method) or by_formula(case)
+    if case.near:
+        check_peers(case.method, base, first, {"torch": _plain(case, sets[:1], plain)()})
     contenders = [Contender("fastmerge", own(backend), label(backend)) for backend in backends]
-    contenders.append(Contender("torch", _plain(case, sets, MERGES[case.method])))
-    if peer:
+    contenders.append(Contender("torch", _plain(case, sets, plain)))
+    if peer and case.method in mergekit_names.METHODS:
         contenders.append(Contender("mergekit", measure=peer.contender(case, base, first)))
     return _measure(bench, case, sets, contenders)
 

@@ -6,10 +6,14 @@ and return a new tensor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from ..accuracy import formulas
+from ..accuracy.formulas import FORMULAS
+from .cases import Case
 
 
 def linear(tensors: Sequence[Tensor], weight: Sequence[float]) -> Tensor:
@@ -80,3 +84,16 @@ def _elected_mean(deltas: Tensor, weight: Sequence[float], normalize: bool = Tru
 
 
 MERGES = {"linear": linear, "slerp": slerp, "ties": ties, "dare_ties": dare_ties, "della": della}
+
+
+def by_formula(case: Case) -> Callable[..., Tensor]:
+    """Return the formula of a method, written for reading, as a merge of tensors in their dtype."""
+
+    def merge(tensors: Sequence[Tensor], **_: object) -> Tensor:
+        base, experts = (tensors[0], tensors[1:]) if case.has_base else (None, tensors)
+        deltas = [] if base is None else [expert - base for expert in experts]
+        values = case.group("benchmark.weight", experts[0].shape).values
+        masks = [torch.rand(d.shape, device=d.device) < 0.5 for d in deltas] if case.random else []
+        return FORMULAS[case.method](formulas.Case(base, experts, deltas, values, masks))
+
+    return merge

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,12 @@ from ..kernels import GRID, Keep, keep_all
 from ..kernels.sparse_merge import Divide, Vote
 from .source import Chunk
 
-# Elements of an ``ElementwiseMerge`` at once: what is computed from four models takes 1.5 MiB, and fits a core's cache.
-BLOCK = 4 * GRID
+# Elements of an ``ElementwiseMerge`` at once. On one thread of the processor what is computed from four models takes
+# 1.5 MiB, about a core's cache. torch splits what is larger than half of that over its threads, and each operation then
+# waits for them; so several threads get parts of the tensor instead. On a GPU a launch takes as long as 2**20 elements.
+BLOCK, SHARED_BLOCK, DEVICE_BLOCK = 4 * GRID, 2 * GRID, 1 << 20
+# A part that is worth a thread.
+PART = 16 * GRID
 
 # Makes the merged delta of a block from the deltas of the models and what the step of the merge makes of them; all
 # are float32 vectors of the same elements, of which no other can be seen. It may overwrite its arguments.
@@ -175,10 +180,15 @@ class ElementwiseMerge(DeltaMerge):
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
         flat = out.view(-1)
-        for block in delta_blocks(chunk, self.weights, self.step, self.selection):
-            result = self.change(block.deltas, block.merged)
-            base, plus = ([], []) if block.base is None else ([block.base], [1.0])
-            kernels.weighted_sum(flat[block.span], [*base, result], [*plus, self.scale])
+
+        def merge(part: Chunk, start: int) -> None:
+            for block in delta_blocks(part, self.weights, self.step, self.selection):
+                result = self.change(block.deltas, block.merged)
+                base, plus = ([], []) if block.base is None else ([block.base], [1.0])
+                span = slice(start + block.span.start, start + block.span.start + len(result))
+                kernels.weighted_sum(flat[span], [*base, result], [*plus, self.scale])
+
+        in_parts(chunk, merge)
 
 
 @dataclass(frozen=True)
@@ -222,14 +232,15 @@ def delta_blocks(
     chunk: Chunk, weights: Sequence[float], step: SparseMerge | None = None, selection: Selection | None = None
 ) -> Iterator[Block]:
     """Cut a chunk into blocks on the grid of the reductions. Each is valid until the next one is taken."""
+    size = _block_size(chunk.tensors[0].device)
     inputs = chunk.map(lambda tensor: tensor.view(-1))
     like = inputs.tensors[0]
     numel = like.numel()
-    scratch = torch.empty(len(chunk.tensors) + 1, min(numel, BLOCK), dtype=torch.float32, device=like.device)
-    for start in range(0, max(1, numel), BLOCK):
-        span = slice(start, start + BLOCK)
+    scratch = torch.empty(len(chunk.tensors) + 1, min(numel, size), dtype=torch.float32, device=like.device)
+    for start in range(0, max(1, numel), size):
+        span = slice(start, start + size)
         base, minus = ([], []) if inputs.base is None else ([inputs.base[span]], [-1.0])
-        *deltas, merged = scratch[:, : min(BLOCK, numel - start)]
+        *deltas, merged = scratch[:, : min(size, numel - start)]
         for delta, tensor in zip(deltas, inputs.tensors, strict=True):
             kernels.weighted_sum(delta, [*base, tensor[span]], [*minus, 1.0])
         merged.zero_()
@@ -243,6 +254,34 @@ def delta_blocks(
             if weight != 1:
                 delta *= weight
         yield Block(span, base[0] if base else None, deltas, merged)
+
+
+def in_parts(chunk: Chunk, run: Callable[[Chunk, int], None]) -> None:
+    """Call ``run(part, start)`` on parts of a chunk, flat, that begin on the grid: one for each thread of torch.
+
+    On a GPU, and where the chunk is small, it is one part.
+    """
+    flat = chunk.map(lambda tensor: tensor.view(-1))
+    numel, like = flat.tensors[0].numel(), flat.tensors[0]
+    threads = min(torch.get_num_threads(), numel // PART) if like.device.type == "cpu" else 1
+    if threads < 2:
+        run(Chunk.of(flat, chunk.offset), 0)
+        return
+    step = -(-numel // (threads * GRID)) * GRID
+    pieces = [tensor.split(step) for tensor in flat.every]
+
+    def work(i: int) -> None:
+        with torch.no_grad():
+            run(Chunk.of(flat.like([each[i] for each in pieces]), chunk.offset + i * step), i * step)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(len(pieces[0]))))
+
+
+def _block_size(device: torch.device) -> int:
+    if device.type != "cpu":
+        return DEVICE_BLOCK
+    return BLOCK if torch.get_num_threads() == 1 else SHARED_BLOCK
 
 
 def _base(chunk: Chunk) -> Tensor:

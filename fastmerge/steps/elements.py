@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..kernels import keep_all
-from .apply import Selection, SparseMerge, delta_blocks
+from ..kernels import GRID, keep_all
+from .apply import Selection, SparseMerge, delta_blocks, in_parts
 from .source import Chunk, Resident, Source
 from .survey import Survey, TableSurvey, grid_table
 
@@ -40,13 +40,16 @@ class ElementSums(TableSurvey):
 
     def partials(self, chunk: Chunk) -> Tensor:
         table = grid_table(chunk.tensors[0], 2 * self.count)
-        row = 0
-        for block in delta_blocks(chunk, self.weights, self.step, self.selection):
-            images = self.change(block.deltas, block.merged)
-            part = grid_table(images[0], 2 * self.count)
-            kernels.norm_partials(part, images, None, [keep_all()] * self.count, power=self.power)
-            table[row : row + len(part)] = part
-            row += len(part)
+
+        def survey(part: Chunk, start: int) -> None:
+            row = start // GRID
+            for block in delta_blocks(part, self.weights, self.step, self.selection):
+                images = self.change(block.deltas, block.merged)
+                rows = slice(row, row + -(-len(images[0]) // GRID))
+                kernels.norm_partials(table[rows], images, None, [keep_all()] * self.count, power=self.power)
+                row = rows.stop
+
+        in_parts(chunk, survey)
         return table
 
     def answer(self, table: Tensor) -> list[float]:
@@ -72,10 +75,15 @@ class OfElements(Survey):
 
     def images(self, chunk: Chunk) -> tuple[Tensor, ...]:
         """Return what the functions make of a chunk, flat."""
-        parts = [
-            [image.clone() for image in self.change(b.deltas, b.merged)] for b in delta_blocks(chunk, self.weights)
-        ]
-        return tuple(torch.cat(vectors) for vectors in zip(*parts, strict=True))
+        parts: dict[int, list[Sequence[Tensor]]] = {}
+
+        def make(part: Chunk, start: int) -> None:
+            blocks = delta_blocks(part, self.weights)
+            parts[start] = [[image.clone() for image in self.change(b.deltas, b.merged)] for b in blocks]
+
+        in_parts(chunk, make)
+        blocks = [images for start in sorted(parts) for images in parts[start]]
+        return tuple(torch.cat(vectors) for vectors in zip(*blocks, strict=True))
 
 
 class _Images:

@@ -15,7 +15,7 @@ from .source import Chunk, Source
 from .survey import Survey
 
 # Elements at once: their temporaries stay in a core's cache.
-BLOCK = 1 << 17
+BLOCK = 1 << 16
 # Partial sums of a row are added in so many lanes, then in a binary tree.
 LANES = 256
 

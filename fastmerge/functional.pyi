@@ -185,6 +185,23 @@ def della_linear(
 ) -> Tensor:
     """theta = base + lambda * sum_k w_k r_k drop(theta_k - base)"""
 
+def emr(
+    base: Tensor,
+    tensors: Sequence[Tensor] | Tensor,
+    *,
+    task: int,
+    lines: Mapping[str, Any] | None = None,
+    svc: Mapping[str, Any] | None = None,
+    boost: Mapping[str, Any] | None = None,
+    semantics: str | None = None,
+    seed: int = 0,
+    name: str = "tensor",
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """theta = base + s_j M_j u, j = task: unified delta u, mask M_j, scale s_j"""
+
 def expo(
     base: Tensor,
     tensors: Sequence[Tensor] | Tensor,

@@ -33,6 +33,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "dare_ties": SPARSE,
     "della": {**SPARSE, "density": (0.5,) * 3, "epsilon": (0.15, 0.1, 0.2)},
     "della_linear": {**SPARSE, "density": (0.5,) * 3, "epsilon": (0.15, 0.1, 0.2)},
+    "emr": {"task": 1},
     "expo": {"alpha": 0.3},
     "iso_c": {"lambda": 0.5},
     "iso_cts": {"lambda": 0.5},

@@ -278,6 +278,15 @@ def magmax(c: Case) -> Tensor:
     return c.base + c.scale * torch.where(-lowest > highest, lowest, highest)
 
 
+@formula("emr")
+def emr(c: Case) -> Tensor:
+    sign = -voted(c, [-d for d in c.deltas])
+    agrees = [(d.sign() == sign).to(d.dtype) for d in c.deltas]
+    unified = sign * torch.stack([d.abs() * mask for d, mask in zip(c.deltas, agrees, strict=True)]).amax(0)
+    kept = unified * agrees[c["task"]]
+    return c.base + c.deltas[c["task"]].abs().mean() / kept.abs().mean() * kept
+
+
 def needed(c: Case, total: Tensor, terms: Sequence[Tensor]) -> list[Tensor]:
     return [t.abs() > share * (total - t).abs() for t, share in zip(terms, c["mask_lambda"], strict=True)]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .foreign import describe
+from .opening import check_characters, read_text
 from .placeholders import placeholder
 from .safetensors_header import read_header
 from .torch_zip import read_torch_zip
@@ -95,12 +96,15 @@ def read_weights(path: str) -> tuple[InputFile, dict[str, TensorEntry]]:
 def read_json(path: str, missing_ok: bool = False, expected: type = dict) -> Any:
     """Return the object (or a list, if ``expected``) in a JSON file, or None where it is missing and ``missing_ok``."""
     try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
+        text = read_text(path)
+        value = json.loads(text)
+        check_characters(text, value)
     except FileNotFoundError as error:
         if missing_ok and not os.path.islink(path):
             return None
         raise CheckpointError(f"{path}: {placeholder(path) or 'does not exist'}") from error
+    except CheckpointError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: {placeholder(path) or f'is not valid JSON: {error}'}") from error
     if not isinstance(value, expected):

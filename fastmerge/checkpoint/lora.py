@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
 from .folder import read_json, read_weights
+from .patterns import compile_pattern
 from .types import InputFile, TensorEntry
 
 _PREFIX = "base_model.model."
@@ -96,7 +97,7 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
         yield f"init_lora_weights {start!r} changes the base's weights"
     for key in ("r", "lora_alpha"):
-        if not isinstance(config.get(key), int | float) or isinstance(config.get(key), bool):
+        if not _is_number(config.get(key)):
             yield f"{key} is {config.get(key)!r}, expected a number"
 
 
@@ -106,13 +107,13 @@ def _check_patterns(path: str, config: Mapping[str, Any]) -> None:
         if not isinstance(patterns, dict):
             raise CheckpointError(f"{path}: {key} is {patterns!r}, expected a mapping from names to numbers")
         for pattern, value in patterns.items():
-            if not isinstance(value, int | float) or isinstance(value, bool):
+            if not _is_number(value):
                 raise CheckpointError(f"{path}: {key}: {pattern!r} is {value!r}, expected a number")
-            try:
-                re.compile(_whole(pattern))
-            except re.error as error:
-                what = f"{pattern!r} is no regular expression: {error}"
-                raise CheckpointError(f"{path}: {key}: {what} (write .* for any text, or save it again)") from None
+            compile_pattern(pattern, f"{path}: {key}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < 1e9
 
 
 def _named(path: str, tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
@@ -183,10 +184,6 @@ def _is_whole(name: str, config: Mapping[str, Any]) -> bool:
 def _by_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
     """Return the value of the first pattern that matches the end of the module's name, as PEFT chooses it."""
     for pattern, value in (patterns or {}).items():
-        if re.match(_whole(pattern), module):
+        if compile_pattern(pattern, "adapter_config.json").match(module):
             return value
     return default
-
-
-def _whole(pattern: str) -> str:
-    return rf"(.*\.)?({pattern})$"

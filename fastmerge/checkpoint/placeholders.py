@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 _STARTS = (
     (b"version https://git-lfs", "is a pointer of Git LFS, not the file itself", "run git lfs pull in its repository"),
@@ -26,10 +27,8 @@ def placeholder(path: str) -> str | None:
         if os.path.islink(path):
             return f"is a link to {os.readlink(path)}, which does not exist (download the file again, or mend the link)"
         return None
-    try:
-        with open(path, "rb") as file:
-            start = file.read(64)
-    except OSError:
+    start = _first_bytes(path, 64)
+    if start is None:
         return None
     if not start:
         return "is empty (download or save it again)"
@@ -41,8 +40,21 @@ def placeholder(path: str) -> str | None:
 
 def misnamed(path: str) -> str | None:
     """Return what the first bytes of ``path`` say where its ending says something else."""
-    with open(path, "rb") as file:
-        start = file.read(8)
+    start = _first_bytes(path, 8) or b""
     return next(
         (what for prefix, ending, what in _KINDS if start.startswith(prefix) and not path.endswith(ending)), None
     )
+
+
+def _first_bytes(path: str, count: int) -> bytes | None:
+    """Return the first bytes of a file; None where it cannot be read, or is a pipe or a device."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return None
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return os.read(descriptor, count)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return None

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
+from .opening import check_characters, open_weights
 from .placeholders import misnamed, placeholder
 from .types import InputFile, TensorEntry
 
@@ -58,10 +59,12 @@ def read_header(path: str) -> tuple[InputFile, dict[str, TensorEntry]]:
         CheckpointError: the file is missing, truncated or corrupt.
     """
     try:
-        with open(path, "rb") as file:
+        with open_weights(path) as file:
             status = os.fstat(file.fileno())
             length = _header_length(path, file.read(8), status.st_size)
             raw = file.read(length)
+    except CheckpointError:
+        raise
     except CheckpointError:
         raise
     except OSError as error:
@@ -106,7 +109,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _parse(path: str, raw: bytes, start: int, size: int) -> tuple[dict[str, str], dict[str, TensorEntry]]:
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        text = raw.decode("utf-8")
+        header = json.loads(text, object_pairs_hook=_unique)
+        check_characters(text, header)
     except (ValueError, RecursionError) as error:
         raise _corrupt(path, f"the header is not valid JSON: {error}") from error
     if not isinstance(header, dict):

@@ -9,14 +9,18 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import pickletools
+import re
 import zipfile
 
 import torch
 
 from ..errors import CheckpointError
+from .opening import open_weights
 from .placeholders import placeholder
 from .types import InputFile, TensorEntry
 
+_HALF = re.compile("[\ud800-\udfff]")
 _CONVERT = "load it in the tool that made it and save it with safetensors.torch.save_file"
 
 
@@ -30,7 +34,7 @@ def read_torch_zip(path: str) -> tuple[InputFile, dict[str, TensorEntry]]:
     """
     try:
         status = os.stat(path)
-        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        with open_weights(path) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             packed = next((m.filename for m in members if m.compress_type != zipfile.ZIP_STORED), None)
             if packed is not None:
@@ -41,16 +45,28 @@ def read_torch_zip(path: str) -> tuple[InputFile, dict[str, TensorEntry]]:
                 if member.filename.endswith("/byteorder") and archive.read(member) != b"little":
                     raise CheckpointError(f"{path}: is not little-endian ({_CONVERT})")
                 if member.filename.endswith("/data.pkl"):
-                    digest.update(archive.read(member))
+                    pickled = archive.read(member)
+                    _refuse_allocations(path, pickled)
+                    digest.update(pickled)
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError(f"{path}: {placeholder(path) or f'cannot be read: {error.strerror}'}") from error
-    except zipfile.BadZipFile as error:
+    except Exception as error:  # zipfile raises whatever it stumbles over in damaged names, extra fields and flags
         what = placeholder(path) or f"is not in PyTorch's zip format: {error} ({_CONVERT})"
         raise CheckpointError(f"{path}: {what}") from error
     entries = _locate(path, _load(path), starts)
     return InputFile(path, status.st_size, status.st_mtime_ns, digest.hexdigest()), entries
+
+
+def _refuse_allocations(path: str, pickled: bytes) -> None:
+    """Refuse a pickle that takes memory by itself: torch.load lets ``bytearray`` be called with any size."""
+    try:
+        strings = {str(argument) for _, argument, _ in pickletools.genops(pickled) if isinstance(argument, str)}
+    except Exception as error:  # of whatever kind the damage leads to; torch.load would stumble over it, too
+        raise CheckpointError(f"{path}: holds a damaged pickle: {error} ({_CONVERT})") from error
+    if any(text.split()[-1:] == ["bytearray"] for text in strings):
+        raise CheckpointError(f"{path}: holds more than tensors and is not loaded: a bytearray ({_CONVERT})")
 
 
 def _data_start(file, member: zipfile.ZipInfo) -> int:
@@ -69,11 +85,17 @@ def _load(path: str) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             f"{path}: holds more than tensors and is not loaded: {_global(error)} ({_CONVERT})"
         ) from error
-    except (RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {str(error).splitlines()[0]} ({_CONVERT})") from error
-    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+    except Exception as error:  # What torch raises for damaged data depends on where it stumbles.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: cannot be read: {reason} ({_CONVERT})") from error
+    if not isinstance(state, dict) or not all(_is_named(n) and isinstance(t, torch.Tensor) for n, t in state.items()):
         raise CheckpointError(f"{path}: is not a dictionary of tensors ({_CONVERT})")
     return state
+
+
+def _is_named(name: object) -> bool:
+    """True for a name that can be written, without half of a character."""
+    return isinstance(name, str) and not _HALF.search(name)
 
 
 def _global(error: Exception) -> str:

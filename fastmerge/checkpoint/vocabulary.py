@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .folder import read_json
+from .opening import open_small, read_text
 from .placeholders import placeholder
 
 Tokens = dict[int, str]
@@ -70,8 +71,8 @@ def _vocab_json(path: str) -> Tokens:
 
 
 def _vocab_txt(path: str) -> Tokens:
-    with open(path, encoding="utf-8") as file:
-        return {i: line.rstrip("\n") for i, line in enumerate(file)}
+    # Not splitlines: some tokens are characters that it takes for ends of lines.
+    return dict(enumerate(read_text(path).removesuffix("\n").split("\n")))
 
 
 def _tekken(path: str) -> Tokens:
@@ -87,7 +88,7 @@ def _tekken(path: str) -> Tokens:
 
 
 def _tiktoken(path: str) -> Tokens:
-    with open(path, "rb") as file:
+    with open_small(path) as file:
         pairs = [line.split() for line in file if line.strip()]
     try:
         return {int(rank): base64.b64decode(token, validate=True).decode("latin-1") for token, rank in pairs}
@@ -97,7 +98,7 @@ def _tiktoken(path: str) -> Tokens:
 
 def _model(path: str) -> Tokens:
     """Read a ``.model``: SentencePiece's, or a list of base64 tokens (Llama 3)."""
-    with open(path, "rb") as file:
+    with open_small(path) as file:
         data = file.read()
     if data[:1] == b"\n":
         return dict(enumerate(_pieces(data)))

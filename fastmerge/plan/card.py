@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 
 from ..checkpoint import looks_like_hub_id
+from ..checkpoint.opening import read_text
+from ..errors import CheckpointError
 from ..methods import get_method
 from ..recipe.types import Recipe
 from .models import OpenModel
@@ -68,10 +70,9 @@ To check this copy against the inputs, run `fastmerge verify` on its folder.
 def _licence(folder: str) -> str | None:
     """Return the licence that a model's card declares."""
     try:
-        with open(os.path.join(folder, "README.md"), encoding="utf-8") as file:
-            text = file.read()
+        text = read_text(os.path.join(folder, "README.md"))
         _, front, _ = text.split("---", 2)
         licence = (yaml.safe_load(front) or {}).get("license")
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+    except (OSError, CheckpointError, ValueError, AttributeError, RecursionError, yaml.YAMLError):
         return None
     return licence if isinstance(licence, str) else None

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from ..checkpoint import read_json
+from ..checkpoint.opening import why_not_small
 from ..checkpoint.placeholders import placeholder
 from ..errors import CheckpointError
 from .findings import Findings, listed
@@ -49,6 +50,10 @@ def copied_files(donor: OpenModel, tokenizer: OpenModel, findings: Findings) -> 
     files = _matching(own, patterns) | _matching(theirs, TOKENIZER_FILES)
     files.pop("zero_to_fp32.py", None)
     for file in files.values():
+        weights = file.path.endswith((".safetensors", ".bin"))
+        if not weights and (why := why_not_small(file.path)):
+            findings.problem(file.path, why)
+            continue
         instead = placeholder(file.path)
         if instead and (file.path.endswith(".json") or os.path.islink(file.path) or os.path.getsize(file.path)):
             findings.problem(file.path, instead)

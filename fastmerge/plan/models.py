@@ -121,6 +121,9 @@ def _module(name: str) -> str:
 
 def open_models(recipe: Recipe, findings: Findings) -> dict[ModelRef, OpenModel]:
     """Open every model of the recipe. What is wrong with one is added to ``findings``; the others are returned."""
+    if not recipe.models:
+        findings.problem(recipe.path, "names no model", "list the models to merge")
+        findings.stop()
     opened: dict[ModelRef, Checkpoint] = {}
     split: dict[str, LayerName | None] = {}
     models = {}

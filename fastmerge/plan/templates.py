@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ..checkpoint import read_json
+from ..checkpoint.opening import read_text
 from ..errors import CheckpointError
 from ..recipe.types import Recipe
 from .findings import Findings
@@ -126,8 +127,12 @@ def own_template(folder: str) -> str | None:
     """Return the chat template of a model, from its own file or its tokenizer's configuration."""
     path = os.path.join(folder, "chat_template.jinja")
     if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            return file.read()
+        try:
+            return read_text(path)
+        except CheckpointError:
+            raise
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from error
     config = read_json(os.path.join(folder, "tokenizer_config.json"), missing_ok=True) or {}
     template = config.get("chat_template")
     if isinstance(template, list):

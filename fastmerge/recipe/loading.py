@@ -93,7 +93,7 @@ def _validate(findings: Findings, data: Mapping[str, Any]) -> RecipeFile:
         # Without these the rest can still be checked; a fault in the models ends here.
         if fault["type"] == "extra_forbidden":
             _remove(rest, path)
-        elif path[0] in _INDEPENDENT:
+        elif path and path[0] in _INDEPENDENT:
             rest.pop(path[0], None)
     try:
         return RecipeFile.model_validate(rest)
@@ -102,6 +102,9 @@ def _validate(findings: Findings, data: Mapping[str, Any]) -> RecipeFile:
 
 
 def _remove(data: Any, path: KeyPath) -> None:
+    """Remove the value at ``path``, where it has not gone with what it lay in."""
     for step in path[:-1]:
+        if isinstance(data, dict) and step not in data:
+            return
         data = data[step]
     data.pop(path[-1], None)

@@ -92,7 +92,7 @@ def every_part(recipe: Recipe) -> Iterator[tuple[SliceSpec, Part]]:
 def method_names(recipe: Recipe) -> tuple[str, ...]:
     """Return the merge methods that the recipe names, its own first, each once."""
     others = [*(part.method for part in recipe.slices), *(rule.method for rule in recipe.rules)]
-    return tuple(dict.fromkeys(name for name in [recipe.method, *others] if name))
+    return tuple(dict.fromkeys([recipe.method, *(name for name in others if name)]))
 
 
 def _part(recipe: Recipe, module: Module, slice_: SliceSpec, rule: Rule | None) -> Part:

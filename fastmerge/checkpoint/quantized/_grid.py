@@ -65,6 +65,8 @@ def find_grid(shape: Sequence[int], scales: Sequence[int], blocks: Sequence[int 
     """
     if len(shape) < 2:
         shape = (1, *shape) if shape else (1, 1)
+    if 0 in (*shape, *scales):
+        return None
     rows, columns = shape[-2:]
     lead = list(shape[:-2])
     count = _product(scales)

@@ -16,6 +16,9 @@ from ..types import Checkpoint, Coded, Part, TensorEntry
 # Tensors that hold a description, not weights, are read while a merge is planned.
 MOST_BYTES = 1 << 16
 
+# Dtypes in which the group of a column is stored.
+INDEXES = (torch.int32, torch.int64)
+
 CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")
 _INNER = ("text_config", "llm_config", "language_config", "thinker_config", "vision_config", "audio_config")
 _BESIDE = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")

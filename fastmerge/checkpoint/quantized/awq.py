@@ -65,6 +65,8 @@ def find(stored: Stored, name: str) -> Found | None:
             name, f"has shape {list(codes.shape)}, its scales {list(scales.shape)}: neither GPTQ nor AWQ"
         )
     inner, outer = codes.shape[0], scales.shape[1]
+    if 0 in (*codes.shape, *scales.shape):
+        raise stored.wrong(name, f"is empty: {list(codes.shape)}, its scales {list(scales.shape)}")
     if inner % scales.shape[0] or zeros.shape != (scales.shape[0], codes.shape[1]):
         raise stored.wrong(f"{stem}qzeros", f"has shape {list(zeros.shape)}, its scales {list(scales.shape)}")
     for part, entry in ((name, codes), (f"{stem}qzeros", zeros)):

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ..types import Coded, TensorEntry
 from ._bits import as_bytes, check_groups, unpack
-from ._stored import Found, Stored, coded, whole
+from ._stored import INDEXES, Found, Stored, coded, whole
 from .scaled import value_dtype
 
 BITS = (2, 3, 4, 8)
@@ -71,6 +71,10 @@ def find(stored: Stored, name: str) -> Found | None:
             f"{stored.folder}: GPTQ of {stored.model_type}, whose layers are transposed, is not offered"
         )
     order = stored.get(f"{stem}g_idx")
+    if order is not None and (len(order.shape) != 1 or order.dtype not in INDEXES):
+        raise stored.wrong(f"{stem}g_idx", f"is {order.dtype} {list(order.shape)}, expected one integer per column")
+    if 0 in (*codes.shape, *scales.shape):
+        raise stored.wrong(name, f"is empty: {list(codes.shape)}, its scales {list(scales.shape)}")
     bits = _bits(stored, name, codes, order)
     outer, inner = codes.shape[1], order.shape[0] if order else codes.shape[0] * 32 // bits
     if zeros.shape != (scales.shape[0], -(-outer * bits // 32)):

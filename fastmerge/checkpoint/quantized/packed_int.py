@@ -17,7 +17,7 @@ from torch import Tensor
 from ..types import Coded, Part, TensorEntry
 from ._bits import as_bytes, check_groups, unpack
 from ._grid import Grid, find_grid
-from ._stored import Found, Stored, coded, whole
+from ._stored import INDEXES, Found, Stored, coded, whole
 from .scaled import value_dtype
 
 
@@ -106,8 +106,9 @@ def find(stored: Stored, name: str) -> Found | None:
         parts.append(_zero_part(stored, f"{target}_zero_point", (*shape[:-1], groups), bits, scales, grid))
         used.append(f"{target}_zero_point")
     if order is not None:
-        if order.shape != shape[-1:]:
-            raise stored.wrong(f"{target}_g_idx", f"has shape {list(order.shape)} for {shape[-1]} columns")
+        if order.shape != shape[-1:] or order.dtype not in INDEXES:
+            what = f"is {order.dtype} {list(order.shape)}, expected one integer for each of {shape[-1]} columns"
+            raise stored.wrong(f"{target}_g_idx", what)
         parts.append(whole(order))
         used.append(f"{target}_g_idx")
     if f"{target}_shape" in stored.tensors:

@@ -102,6 +102,9 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _check_patterns(path: str, config: Mapping[str, Any]) -> None:
+    saved = config.get("modules_to_save") or []
+    if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+        raise CheckpointError(f"{path}: modules_to_save is {saved!r}, expected a list of names (save it again)")
     for key in ("rank_pattern", "alpha_pattern"):
         patterns = config.get(key) or {}
         if not isinstance(patterns, dict):

@@ -65,8 +65,6 @@ def read_header(path: str) -> tuple[InputFile, dict[str, TensorEntry]]:
             raw = file.read(length)
     except CheckpointError:
         raise
-    except CheckpointError:
-        raise
     except OSError as error:
         raise CheckpointError(f"{path}: {placeholder(path) or f'cannot be read: {error.strerror}'}") from error
     if len(raw) != length:

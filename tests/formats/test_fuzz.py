@@ -1,0 +1,130 @@
+"""A short form of ``python -m tests.fuzz``, and what its campaigns found."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastmerge.checkpoint import open_checkpoint
+from fastmerge.checkpoint.patterns import compile_pattern
+from fastmerge.errors import CheckpointError, FastmergeError
+from fastmerge.methods import all_methods
+from fastmerge.plan import make_plan
+from fastmerge.recipe import load
+
+ROOT = Path(__file__).resolve().parents[2]
+CORPUS = sorted((ROOT / "tests" / "data" / "corpus").iterdir())
+
+
+@pytest.fixture(scope="module")
+def fuzz():
+    """The modules of the campaign, imported as its command does."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        all_methods()
+        yield importlib.import_module("tests.fuzz.targets"), importlib.import_module("tests.fuzz.watching")
+    finally:
+        sys.path.remove(str(ROOT))
+
+
+@pytest.mark.parametrize("target", ["safetensors", "index", "config", "adapter", "bin", "recipe", "quantized"])
+def test_random_files(target, fuzz, tmp_path_factory, monkeypatch):
+    targets, watching = fuzz
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    place = tmp_path_factory.mktemp(target)
+
+    @settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.randoms(use_true_random=False))
+    def check(rng):
+        folder = place / "case"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        targets.TARGETS[target].write(rng, folder)
+        with watching.watched(folder):
+            targets.TARGETS[target].use(folder)
+
+    check()
+
+
+@pytest.mark.parametrize("case", CORPUS, ids=lambda case: case.name)
+def test_what_was_found_stays_mended(case, fuzz, tmp_path, monkeypatch):
+    targets, watching = fuzz
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = tmp_path / "case"
+    shutil.copytree(case, folder, symlinks=True)
+    with watching.watched(folder):
+        targets.TARGETS[case.name.partition("-")[0]].use(folder)
+
+
+def test_the_watch_sees_what_must_not_happen(fuzz, tmp_path):
+    watching = fuzz[1]
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    (tmp_path / "case").mkdir()
+    with pytest.raises(watching.Finding, match="ZeroDivisionError"), watching.watched(tmp_path / "case"):
+        1 / 0  # noqa: B018
+    with pytest.raises(watching.Finding, match="outside of the folder"), watching.watched(tmp_path / "case"):
+        secret.read_text()
+    with watching.watched(tmp_path / "case"):
+        raise FastmergeError("a user can act on it")
+
+
+@pytest.fixture
+def model(tmp_path, fuzz):
+    fuzz[0].write_model(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def plan(model):
+    return make_plan(load(f"merge_method: passthrough\nmodels: [{{model: {model}}}]\n"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja", "modeling_x.py"])
+def test_small_files_do_not_lead_out_of_their_folder(model, tmp_path, name):
+    (tmp_path / "secret").write_text("{}")
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to("../secret")
+    with pytest.raises(FastmergeError, match=r"is a link out of its folder, to .*secret \(copy that file"):
+        plan(model)
+    (model / name).unlink()
+    (model / "inside").write_text("{}")
+    (model / name).symlink_to("inside")
+    plan(model)
+
+
+def test_links_of_the_hubs_cache_are_followed(model, tmp_path):
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    shutil.copytree(model, snapshot)
+    (tmp_path / "models--a--b" / "blobs").mkdir()
+    (snapshot / "config.json").rename(tmp_path / "models--a--b" / "blobs" / "ab")
+    (snapshot / "config.json").symlink_to("../../blobs/ab")
+    plan(snapshot)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "vocab.txt"])
+def test_pipes_are_not_waited_for(model, name):
+    (model / name).unlink(missing_ok=True)
+    os.mkfifo(model / name)
+    with pytest.raises(FastmergeError, match="is a pipe, a socket or a device"):
+        plan(model)
+
+
+def test_small_files_are_small(model):
+    with open(model / "config.json", "r+b") as file:
+        file.truncate(200 << 20)
+    with pytest.raises(CheckpointError, match="has 209715200 bytes, more than"):
+        open_checkpoint(str(model))
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+", "(a|a)*b", "(x*)*y", "*.q_proj", "(?:.*a){70}"])
+def test_patterns_that_take_for_ever_are_refused(pattern):
+    with pytest.raises(CheckpointError):
+        compile_pattern(pattern, "adapter_config.json")
+    assert compile_pattern(r"layers\.(0|1)\..*_proj", "c").match("model.layers.1.mlp.up_proj")

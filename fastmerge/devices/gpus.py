@@ -1,7 +1,6 @@
 """All that the engine asks of ``torch.cuda``: its only lines that a machine without a GPU cannot run.
 
 Tests give the engine another object with the methods of ``Cuda``, whose device is the processor.
-Not yet run on a GPU; ``pytest -m gpu`` does.
 """
 
 from __future__ import annotations

@@ -64,7 +64,8 @@ def check_group(tensors: Sequence[Tensor], base: Tensor | None, out: Tensor | No
     shape, device = like.shape, like.device
     # Names are made where something is wrong: merges of thousands of tiny tensors ask again and again.
     for tensor in (*tensors, *(() if base is None else (base,)), *(() if out is None else (out,))):
-        if tensor.shape != shape or tensor.device != device or tensor.dtype not in FLOATS or not tensor.is_contiguous():
+        usual = tensor.shape == shape and tensor.device == device and tensor.dtype in FLOATS and tensor.is_contiguous()
+        if not usual or why_not_plain(tensor) is not None:
             _explain_group(tensors, base, out)
 
 

@@ -85,6 +85,19 @@ class StagingFolder:
     @contextlib.contextmanager
     def made(self) -> Iterator[None]:
         """Make the folders and hold their lock; weights of an earlier run are kept."""
+        try:
+            lock = self._make()
+        except KeyboardInterrupt:
+            if not os.path.exists(self.journal) and self.folder.exists():
+                self.discard()
+            raise
+        try:
+            yield
+        finally:
+            os.close(lock)
+
+    def _make(self) -> int:
+        """Make the folders, empty but for weights of an earlier run, and return their lock."""
         with explained(str(self.folder), "making the folder"):
             self.folder.mkdir(exist_ok=True)
             lock = lock_folder(self.folder)
@@ -95,10 +108,7 @@ class StagingFolder:
             for path in self.out.iterdir():
                 if path.name not in weights:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        try:
-            yield
-        finally:
-            os.close(lock)
+        return lock
 
     def discard(self) -> None:
         """Remove the partial folder."""

@@ -22,6 +22,7 @@ from ..sizes import DEFAULT_RAM, parse_size
 from ..steps.inputs import Inputs
 from .batches import units
 from .files import InputFiles
+from .gathering import PlannedFiles
 from .judging import Choices, Tolerance
 from .reading import Folded
 from .report import Meter
@@ -102,9 +103,7 @@ def verify_recipe(
     plan = make_plan(replace(recipe, out_dtype="float32"), allow_mixed_types=True)
     outputs, judged = _pair(plan, checkpoint)
     meter = Meter()
-    files = {file.path: file for model in plan.models for file in model.files}
-    files |= {file.path: file for file in checkpoint.files}
-    with use_backend(backend), limited_threads(threads), InputFiles(files.values()) as inputs:
+    with use_backend(backend), limited_threads(threads), PlannedFiles(plan, checkpoint.files) as inputs:
         inputs.open()
         sink = _Judge(outputs, checkpoint.tensors, inputs, getattr(torch, recipe.dtype) if recipe.dtype else None)
         total = sum(output.nbytes for output in outputs)

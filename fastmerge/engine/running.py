@@ -16,6 +16,7 @@ from .censuses import knowing, take_all
 from .checksums import BLOCK, Sums
 from .context import RunContext
 from .files import InputFiles, OutputFiles
+from .gathering import PlannedFiles
 from .journal import Journal, read_journal
 from .manifest import write_manifest
 from .publish import StagingFolder
@@ -86,7 +87,7 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
         use_backend(options.backend),
         limited_threads(options.threads),
         staging.locked(),
-        InputFiles(f for m in plan.models for f in m.files) as inputs,
+        PlannedFiles(plan) as inputs,
     ):
         staging.check_target()
         target = choose(options.device, options.vram)

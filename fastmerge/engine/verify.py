@@ -23,6 +23,7 @@ from .batches import units
 from .censuses import knowing, take_all
 from .context import RunContext
 from .files import InputFiles
+from .gathering import PlannedFiles
 from .manifest import read_manifest
 from .rehash import Rehash
 from .report import Meter
@@ -96,8 +97,7 @@ def verify(
 
     meter = Meter()
     paths = [file.path for file in checkpoint.files]
-    files = {file.path: file for model in plan.models for file in model.files}
-    with use_backend(backend), limited_threads(threads), InputFiles([*files.values(), *checkpoint.files]) as inputs:
+    with use_backend(backend), limited_threads(threads), PlannedFiles(plan, checkpoint.files) as inputs:
         inputs.open()
         sink = _Comparison(paths, outputs, inputs, manifest)
 

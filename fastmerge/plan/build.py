@@ -28,6 +28,7 @@ from .models import OpenModel, open_models
 from .precision import Narrowed, output_dtype, rounded
 from .rows import Rows, pair_tensors
 from .ties import tied_rows
+from .tokens import merge_vocabularies, rows_by_token
 from .truncation import truncate_vocabularies
 from .types import Dropped, OutputTensor, Plan
 from .values import Values
@@ -88,12 +89,17 @@ def make_plan(
     if len(models) < len(recipe.models):
         findings.stop()
     found = pair_tensors(recipe, models, findings)
-    if truncate_embeddings:
+    found.rows = tied_rows(found.rows)
+    vocabulary = merge_vocabularies(recipe, models, findings)
+    if vocabulary is not None:
+        base = None if recipe.base is None else models[recipe.base]
+        found.rows = rows_by_token(found.rows, vocabulary, models, base, findings)
+    elif truncate_embeddings:
         found.rows = truncate_vocabularies(found.rows, findings)
     origins: dict[str, Origin] | None = {} if explain else None
     outputs = _decide(recipe, found, models[recipe.models[0]].checkpoint.config, findings, origins)
     files = small_files(
-        recipe, models, found, outputs, findings, Wanted(copy_tokenizer, model_card, truncate_embeddings)
+        recipe, models, found, outputs, findings, Wanted(copy_tokenizer, model_card, truncate_embeddings), vocabulary
     )
     aliases = kept_aliases(models[recipe.models[0]], [output.name for output in outputs], findings)
     if strict:
@@ -140,7 +146,7 @@ def _decide(
     actions = {name: _Actions(method) for name, method in methods.items()}
     outputs = []
     narrowed = Narrowed(recipe)
-    for row in check_dtypes(check_shapes(tied_rows(found.rows), findings), findings):
+    for row in check_dtypes(check_shapes(found.rows, findings), findings):
         settings = values.of(row)
         if settings is None:
             continue

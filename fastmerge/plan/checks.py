@@ -47,10 +47,7 @@ def check_shapes(rows: Sequence[Row], findings: Findings) -> list[Row]:
         where = f"{model.checkpoint.folder}: {', '.join(t.name for _, t, _ in found[:3])}"
         if vocabulary:
             what = f"the vocabulary has {tensor.shape[0]} rows, that of {reference} has {expected[0]}"
-            remedy = (
-                f"choose fine-tunes with one vocabulary, or resize the embeddings to {expected[0]} rows first; "
-                "merging different vocabularies is not offered yet"
-            )
+            remedy = "write tokenizer_source: union or base into the recipe, so that they are merged by token"
         else:
             what = f"shape {list(tensor.shape)}, but {list(expected)} in {reference}"
             if len(found) > 1:

@@ -20,6 +20,10 @@ def digest(
     known: dict[int, str] = {}
 
     def source(tensor: InputTensor) -> str:
+        if tensor.gathered is not None:
+            made = hashlib.sha256(repr((tensor.gathered.runs, tensor.gathered.mean_from, tensor.shape)).encode())
+            text = f"{made.hexdigest()}[{' '.join(map(source, tensor.gathered.sources))}]"
+            return text if tensor.rounded is None else f"{text}>{tensor.rounded}"
         # Dtype and shape follow from the file's header.
         text = f"{numbers[tensor.path]}:{tensor.offset}"
         if tensor.coded is not None:

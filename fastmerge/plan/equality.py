@@ -20,8 +20,10 @@ def is_copy_of_embedding(model: OpenModel, tensor: InputTensor) -> bool:
 
 
 def equal_values(tensors: Sequence[InputTensor]) -> bool:
-    """True for tensors of one shape, dtype and value; decoded ones and sums with an adapter only if they are one."""
+    """True for tensors of one shape, dtype and value; decoded, summed and gathered ones only if they are one."""
     first, *others = tensors
+    if any(tensor.gathered for tensor in tensors):
+        return all(other == first for other in others)
     if any((other.shape, other.dtype) != (first.shape, first.dtype) for other in others):
         return False
     places = {(tensor.path, tensor.offset, tensor.nbytes) for tensor in tensors}

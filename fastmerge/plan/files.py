@@ -14,6 +14,7 @@ from .findings import Findings
 from .models import OpenModel
 from .rows import Rows
 from .templates import set_chat_template
+from .tokens import MergedVocabulary, write_vocabulary
 from .types import CopiedFile, OutputTensor, TextFile
 from .vocabularies import compare_vocabularies
 
@@ -34,6 +35,7 @@ def small_files(
     outputs: Sequence[OutputTensor],
     findings: Findings,
     wanted: Wanted,
+    vocabulary: MergedVocabulary | None = None,
 ) -> dict[str, TextFile | CopiedFile]:
     """Return the small files by name.
 
@@ -44,17 +46,18 @@ def small_files(
     if donor.checkpoint.config is None:
         findings.note(f"{donor} has no config.json, so the output has none and transformers cannot load it")
     else:
-        config = output_config(donor.checkpoint.config, found, outputs, wanted.truncated)
+        config = output_config(donor.checkpoint.config, found, outputs, wanted.truncated or vocabulary is not None)
         files["config.json"] = TextFile(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-    source = recipe.tokenizer.source if recipe.tokenizer else "base"
-    tokenizer = models.get(source) if isinstance(source, ModelRef) else donor
-    if tokenizer is None:
-        findings.problem(f"{recipe.path}: tokenizer_source", f"{source} is no model of the recipe", "name one")
-        return files
+    # A recipe with a tokenizer key that gives no vocabulary was reported, or its models have no tokenizers.
+    tokenizer = donor if vocabulary is None else vocabulary.source.model
     copied = copied_files(donor, tokenizer, findings)
-    files |= copied if wanted.tokenizer else {n: file for n, file in copied.items() if not is_tokenizer_file(n)}
-    compare_vocabularies(tokenizer, list(models.values()), recipe.tokenizer is not None, findings)
-    if wanted.tokenizer:
+    writes = wanted.tokenizer or vocabulary is not None
+    files |= copied if writes else {n: file for n, file in copied.items() if not is_tokenizer_file(n)}
+    if vocabulary is not None:
+        write_vocabulary(vocabulary, donor, files, findings)
+    elif recipe.tokenizer is None:
+        compare_vocabularies(tokenizer, list(models.values()), findings)
+    if writes:
         set_chat_template(recipe, tokenizer, list(models.values()), files, findings)
     elif recipe.chat_template:
         findings.note(f"{recipe.path}: chat_template: has no effect without a tokenizer")

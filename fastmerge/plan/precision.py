@@ -17,14 +17,14 @@ from .types import InputTensor
 
 def output_dtype(row: Row, recipe: Recipe) -> torch.dtype:
     """Return the dtype of the output: what the recipe says, else what holds every value of the inputs."""
-    dtypes = {tensor.dtype for tensor in row.inputs.every}
+    dtypes = {tensor.stored_dtype for tensor in row.inputs.every}
     name = recipe.out_dtype or recipe.dtype
     if name and row.inputs.every[0].dtype in MERGED:
         kept = torch.float32 in dtypes and any(part.matches(row.name) for part in recipe.keep_float32)
         return torch.float32 if kept else getattr(torch, name)
     if any(model.checkpoint.quantized for model in row.members.models.every) and dtypes <= set(MERGED):
         # Decoded values, and what a model keeps beside them in the float16 of its kernels.
-        coded = any(tensor.coded for tensor in row.inputs.every)
+        coded = any(tensor.quantized for tensor in row.inputs.every)
         return torch.float32 if torch.float32 in dtypes and not coded else torch.bfloat16
     return functools.reduce(torch.promote_types, dtypes)
 
@@ -96,7 +96,7 @@ class Narrowed:
 
 def _is_kept_wide(tensor: InputTensor) -> bool:
     """True for a tensor that is stored in float32; the decoded values of codes never were."""
-    return tensor.dtype == torch.float32 and tensor.coded is None
+    return tensor.stored_dtype == torch.float32 and not tensor.quantized
 
 
 def _is_mostly_narrow(model: OpenModel) -> bool:

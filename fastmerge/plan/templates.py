@@ -68,7 +68,12 @@ def set_chat_template(
     if text is None:
         return
     try:
-        config = read_json(os.path.join(tokenizer.checkpoint.folder, "tokenizer_config.json"), missing_ok=True) or {}
+        own = files.get("tokenizer_config.json")
+        if isinstance(own, TextFile):
+            config = json.loads(own.text)
+        else:
+            path = os.path.join(tokenizer.checkpoint.folder, "tokenizer_config.json")
+            config = read_json(path, missing_ok=True) or {}
     except CheckpointError as error:
         findings.problem(recipe.path, str(error))
         return

@@ -38,6 +38,37 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class Run:
+    """Consecutive rows of a gathered tensor.
+
+    Attributes:
+        start, count: the rows.
+        terms: what they are the mean of, each a source and its first row; one term is a copy, none are zeros.
+    """
+
+    start: int
+    count: int
+    terms: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Rows of other tensors, put together while they are read: a vocabulary in the order of another tokenizer.
+
+    Attributes:
+        sources: the tensors whose rows are taken, with adapters and codes of their own.
+        runs:    every row up to ``mean_from``, in order.
+        mean_from: the rows from here on are the mean of those before.
+        stored:  dtype that holds what the sources store, before adapters are added.
+    """
+
+    sources: tuple[InputTensor, ...]
+    runs: tuple[Run, ...]
+    mean_from: int
+    stored: torch.dtype
+
+
+@dataclass(frozen=True)
 class InputTensor:
     """Where one input tensor lies: a range of bytes of a file, contiguous and in row-major order.
 
@@ -53,6 +84,7 @@ class InputTensor:
                 values, and the range that of its codes.
         adapters: low-rank terms that are added, in order; the sum is kept in float32.
         rounded: dtype to which the values are rounded before they take part; None takes them as they are.
+        gathered: what the rows are, for a tensor that no file holds: ``path`` is then a name for it, and not a file's.
     """
 
     model: int
@@ -65,10 +97,11 @@ class InputTensor:
     coded: Coded | None = None
     adapters: tuple[Adapter, ...] = ()
     rounded: torch.dtype | None = None
+    gathered: Gathered | None = None
 
     @property
     def plain(self) -> bool:
-        """True where the bytes in the file are the values."""
+        """True where the bytes that are read from ``path`` are the values."""
         return self.coded is None and not self.adapters and self.rounded is None
 
     @property
@@ -86,8 +119,20 @@ class InputTensor:
         return math.prod(self.shape)
 
     @property
+    def stored_dtype(self) -> torch.dtype:
+        """Dtype of what is stored, before adapters are added."""
+        return self.gathered.stored if self.gathered else self.dtype
+
+    @property
+    def quantized(self) -> bool:
+        """True where values are decoded."""
+        return self.coded is not None or (self.gathered is not None and any(s.coded for s in self.gathered.sources))
+
+    @property
     def stored(self) -> tuple[InputTensor | TensorEntry, ...]:
         """Every range of a file that is read for this tensor."""
+        if self.gathered is not None:
+            return tuple(part for source in self.gathered.sources for part in source.stored)
         own = (self,) if self.coded is None else tuple(part.entry for part in self.coded.parts)
         return (*own, *(leaf for adapter in self.adapters for leaf in adapter.stored))
 
@@ -186,6 +231,12 @@ class Plan:
     truncated: bool = False
     digest: str = ""
     recipe_file: str | None = None
+
+    @property
+    def gathered(self) -> dict[str, InputTensor]:
+        """The inputs that no file holds, by the name that stands for their path."""
+        every = (tensor for output in self.outputs for tensor in output.inputs.every)
+        return {tensor.path: tensor for tensor in every if tensor.gathered is not None}
 
     @property
     def bytes_read(self) -> int:

@@ -12,17 +12,16 @@ from .findings import Findings
 from .models import OpenModel
 
 _ADDED = ("added_tokens.json", "tokenizer_config.json")
-_REMEDY = "choose models with one vocabulary; merging by token is not offered yet"
+_REMEDY = "tokenizer_source: union or base in the recipe merges them by token"
 
 
-def compare_vocabularies(chosen: OpenModel, models: Sequence[OpenModel], strict: bool, findings: Findings) -> None:
+def compare_vocabularies(chosen: OpenModel, models: Sequence[OpenModel], findings: Findings) -> None:
     """Compare the vocabulary of every model with that of the output's tokenizer.
 
     Files are compared first, and read only where they differ.
 
     Args:
         chosen: the model that gives the tokenizer.
-        strict: ids that mean other tokens are a problem and not a note: the recipe names the tokenizer.
     """
     own = vocabularies(chosen.checkpoint.folder)
     known: dict[str, Tokens] = {}
@@ -42,19 +41,16 @@ def compare_vocabularies(chosen: OpenModel, models: Sequence[OpenModel], strict:
                 files = f"{os.path.basename(own[0].path)} of {chosen} and {os.path.basename(others[0].path)} of {model}"
                 findings.note(f"{files} are of different kinds, so the vocabularies are not compared")
             continue
-        if _same_files(*pair):
+        if same_files(*pair):
             continue
         try:
             for one in pair:
                 if one.path not in known:
                     known[one.path] = one.tokens()
         except CheckpointError as error:
-            if strict:
-                findings.problem(folder, str(error))
-            else:
-                findings.note(f"{error}; the vocabularies of {chosen} and {model} are not compared")
+            findings.note(f"{error}; the vocabularies of {chosen} and {model} are not compared")
             continue
-        _compare(chosen, model, known[pair[0].path], known[pair[1].path], pair[1].path, strict, findings)
+        _compare(chosen, model, known[pair[0].path], known[pair[1].path], pair[1].path, findings)
 
 
 def _comparable(own: list[Vocabulary], others: list[Vocabulary]) -> tuple[Vocabulary, Vocabulary] | None:
@@ -62,7 +58,8 @@ def _comparable(own: list[Vocabulary], others: list[Vocabulary]) -> tuple[Vocabu
     return next(((one, other) for one in own for other in others if one.kind == other.kind), None)
 
 
-def _same_files(one: Vocabulary, other: Vocabulary) -> bool:
+def same_files(one: Vocabulary, other: Vocabulary) -> bool:
+    """True where the files beside two vocabularies of one kind that say what their ids mean are equal."""
     names = (os.path.basename(one.path), *(() if one.kind == "tokenizer.json" else _ADDED))
     for name in names:
         first, second = (os.path.join(os.path.dirname(v.path), name) for v in (one, other))
@@ -76,17 +73,14 @@ def _same_files(one: Vocabulary, other: Vocabulary) -> bool:
 
 
 def _compare(
-    chosen: OpenModel, model: OpenModel, expected: Tokens, tokens: Tokens, path: str, strict: bool, findings: Findings
+    chosen: OpenModel, model: OpenModel, expected: Tokens, tokens: Tokens, path: str, findings: Findings
 ) -> None:
     differing = sorted(i for i in tokens.keys() & expected.keys() if tokens[i] != expected[i])
     if differing:
         i = differing[0]
         what = f"{len(differing)} token ids mean other tokens than in {chosen}: {i} is {tokens[i]!r}, "
         what += f"there {expected[i]!r}"
-        if strict:
-            findings.problem(path, what, _REMEDY)
-        else:
-            findings.note(f"{path}: {what}; embeddings and heads are merged by id ({_REMEDY})")
+        findings.note(f"{path}: {what}; embeddings and heads are merged by id ({_REMEDY})")
     for there, without, mine, other in ((model, chosen, tokens, expected), (chosen, model, expected, tokens)):
         only = sorted(mine.keys() - other.keys())
         if only:

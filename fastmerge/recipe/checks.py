@@ -19,7 +19,7 @@ def check(recipe: Recipe) -> list[Problem]:
     Checked: base and number of models, layer ranges, required parameters, types and ranges of all values (also in
     gradients and behind filters), and that the method follows the recipe's semantics.
     """
-    problems = [*_layers(recipe), *_vocabulary(recipe)]
+    problems = list(_layers(recipe))
     names = method_names(recipe)
     if not all(name.partition("+")[0] in all_methods() for name in names):
         return problems
@@ -120,22 +120,6 @@ def _wrong(parameter: Parameter, value: Scalar) -> str:
     except ValueError as error:
         return str(error)
     return ""
-
-
-def _vocabulary(recipe: Recipe) -> Iterator[Problem]:
-    """Yield what is asked of the tokenizer and not offered."""
-    spec = recipe.tokenizer
-    if spec is None:
-        return
-    if spec.source == "union":
-        what = "a union of vocabularies is not supported yet"
-        yield Problem(spec.where, what, "write base, or the model whose tokenizer to take")
-    if spec.tokens:
-        what = "tokens: sources of single tokens are not supported yet"
-        yield Problem(spec.where, what, "delete tokens to take one tokenizer as it is")
-    if spec.pad_to_multiple_of is not None:
-        what = "pad_to_multiple_of: padding the vocabulary is not supported yet"
-        yield Problem(spec.where, what, "delete the key to keep the vocabulary's size")
 
 
 def _layers(recipe: Recipe) -> Iterator[Problem]:

@@ -25,14 +25,12 @@ INVALID = {
     "011_encoder_decoder_weighted": ["unknown merge method 'encoder_decoder_weighted'"],
     "012_evolve": [":1: genome: this is a configuration of mergekit-evolve"],
     "013_linear": [
-        "union of vocabularies",
-        "tokens: sources of single tokens",
         ":3: models[0]: org/model-a: linear needs",
     ],
     "014_lrp": ["unknown merge method 'lrp'"],
     "015_moe": [":3: experts: this is a recipe of mergekit-moe"],
     "017_nuslerp": [":4: is not valid YAML"],
-    "018_nuslerp": ["union of vocabularies"],
+    "018_nuslerp": ["nuslerp needs a value for 'weight'"],
     "019_passthrough": [":14: is not valid YAML", "check the indentation"],
     "020_placeholder": ["unknown merge method '<method>'", "'<dtype>' is not a dtype"],
     "021_ranked_ties": ["unknown merge method 'ranked_ties'"],
@@ -99,7 +97,6 @@ MESSAGES = {
     # Words
     LINEAR + "dtype: q4_k_m\n": "<recipe>:4: dtype: 'q4_k_m' is not a dtype for merged weights; expected bfloat16, ",
     LINEAR + "out_dtype: torch.int64\n": "<recipe>:4: out_dtype: 'torch.int64' is not a dtype",
-    LINEAR + "tokenizer_source: union\n": "<recipe>:4: tokenizer_source: a union of vocabularies is not supported yet",
     LINEAR
     + "tokenizer: {tokens: {x: {source: {kind: one}}}}\n": "tokens.x.source: {'kind': 'one'} is no source of a token",
     LINEAR + "tokenizer: {source: a}\ntokenizer_source: a\n": "both tokenizer and tokenizer_source are given",
@@ -175,7 +172,6 @@ tokenizer_source: union
         ("9", "models[2].weights"),
         ("10", "dtype"),
         ("5", "models[0].parameters.densty"),
-        ("11", "tokenizer_source"),
         ("8", "models[2]"),
         ("7", "models[1].parameters.weight"),
         ("7", "models[1].parameters.density"),

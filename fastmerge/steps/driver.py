@@ -132,9 +132,9 @@ def _drive(jobs: Sequence[Job], stream: AbstractContextManager[object]) -> None:
 def merge_on_device(jobs: Sequence[Job]) -> None:
     """Merge many tensors of one device on this thread.
 
-    CUDA graphs would not help: the 562 tensors of a 70B with a survey take some 8 launches each, of about 3 us from C++,
-    13 ms in all, while the kernels of ties take 510 ms on an H200. What makes a device wait there is the answers, 0.11 ms
-    per tensor, and what the host computes from them.
+    CUDA graphs would not help: the 562 tensors of a 70B with a survey take some 8 launches each, of about 3 us from
+    C++, 13 ms in all, while the kernels of ties take 510 ms on an H200. What makes a device wait there is the answers,
+    0.11 ms per tensor, and what the host computes from them.
     """
     if not jobs:
         return

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..recipe.types import ModelRef, Recipe
+from .agreement import check_agreement
 from .card import model_card
 from .config import output_config
 from .copies import copied_files, is_tokenizer_file
@@ -47,6 +49,7 @@ def small_files(
         findings.note(f"{donor} has no config.json, so the output has none and transformers cannot load it")
     else:
         config = output_config(donor.checkpoint.config, found, outputs, wanted.truncated or vocabulary is not None)
+        check_agreement(config, os.path.join(donor.checkpoint.folder, "config.json"), outputs, findings)
         files["config.json"] = TextFile(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     # A recipe with a tokenizer key that gives no vocabulary was reported, or its models have no tokenizers.
     tokenizer = donor if vocabulary is None else vocabulary.source.model

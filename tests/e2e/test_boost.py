@@ -111,12 +111,12 @@ def test_heads_of_the_config_are_part_of_the_digest(family):
     before = fastmerge.check(recipe)
     config = json.loads((folder / "base" / "config.json").read_text())
 
-    def set_heads(heads):
+    def set_heads(heads, shared):
         for path in folder.glob("*/config.json"):
-            path.write_text(json.dumps(config | {"num_attention_heads": heads}))
+            path.write_text(json.dumps(config | {"num_attention_heads": heads, "num_key_value_heads": shared}))
 
-    set_heads(8)
+    set_heads(8, 4)
     assert fastmerge.check(recipe).digest != before.digest
-    set_heads(7)
+    set_heads(7, 4)
     with pytest.raises(fastmerge.InvalidInput, match="rows or columns are not divided by 7 heads"):
         fastmerge.check(recipe)

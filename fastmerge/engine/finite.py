@@ -12,7 +12,7 @@ from ..plan.types import InputTensor, OutputTensor
 from .files import InputFiles
 
 # Integers as wide as the numbers, and infinity as one of them: whatever is not finite lies beyond it, by sign.
-_PATTERNS = {
+_PATTERNS: dict[torch.dtype, tuple[np.dtype, int]] = {
     torch.float32: (np.dtype(np.int32), 0x7F800000),
     torch.bfloat16: (np.dtype(np.int16), 0x7F80),
     torch.float16: (np.dtype(np.int16), 0x7C00),

@@ -50,8 +50,7 @@ def copied_files(donor: OpenModel, tokenizer: OpenModel, findings: Findings) -> 
     files = _matching(own, patterns) | _matching(theirs, TOKENIZER_FILES)
     files.pop("zero_to_fp32.py", None)
     for file in files.values():
-        weights = file.path.endswith((".safetensors", ".bin"))
-        if not weights and (why := why_not_small(file.path)):
+        if not file.path.endswith((".safetensors", ".bin")) and (why := why_not_small(file.path)):
             findings.problem(file.path, why)
             continue
         instead = placeholder(file.path)

@@ -12,7 +12,7 @@ from ._errors import Command
 ANSWERS = {
     "yaml": "fastmerge merge RECIPE OUT does what mergekit-yaml does",
     "mega": "fastmerge multi RECIPE OUT merges recipes of several documents",
-    "pytorch": "fastmerge merge RECIPE OUT merges weight files, too: name them as models; "
+    "pytorch": "put each weight file into a folder of its own and name the folders as models of fastmerge merge; "
     "missing: drop is --tensor-intersection and missing: merge is --tensor-union",
     "moe": "building a mixture of experts from dense models is not offered yet",
     "extract-lora": "fastmerge extract BASE MODEL OUT extracts an adapter",

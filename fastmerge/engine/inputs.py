@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checkpoint import TensorEntry
 from ..checkpoint.types import matrix_shape
-from ..errors import CheckpointError, Refused
+from ..errors import CheckpointError
 from ..plan.types import InputTensor
 from .arena import LINE, PAGE, Arena, Memory, Slot, round_up
 from .files import InputFiles
@@ -138,10 +138,6 @@ class Beside:
                 stop = min(start + step, len(flat))
                 slot.reset()
                 flat[start:stop].copy_(reader.elements(factor, start, stop, None, slot))
-            if not view.isfinite().all():
-                raise Refused(
-                    f"{factor.path}: {factor.name} holds NaN or infinity (repair the adapter, or train it again)"
-                )
             if turned is not None:
                 turned.copy_(view.t())
         for entry, at in self._places:

@@ -54,11 +54,8 @@ class Emr(Method):
             raise ValueError(f"{group.name}: task is {task}; expected -1 to {group.models - 1}, one of the models")
         if task < 0:
             return ElementwiseMerge(ones, _unified)
-        means = yield Census(f"emr {task}", Means(ones, task), operator.add, group)
-        scale = scale_of(means)
-        if not math.isfinite(scale):
-            raise ValueError(f"{group.name}: a delta of model {task} holds NaN or infinity, here or in another tensor")
-        return ElementwiseMerge(ones, partial(_masked, task=task), scale=scale)
+        means = yield Census(f"emr {task}", Means(ones, task, group.name), operator.add, group)
+        return ElementwiseMerge(ones, partial(_masked, task=task), scale=scale_of(means))
 
 
 def unify(deltas: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -90,9 +87,12 @@ class Means(Survey):
 
     weights: Sequence[float]
     task: int
+    name: str
 
     def run(self, source: Source) -> list[tuple[float, float]]:
         own, masked = ElementSums(self.weights, partial(_magnitudes, task=self.task), 2).run(source)
+        if not math.isfinite(own + masked):
+            raise ValueError(f"{self.name}: a delta of model {self.task} holds NaN or infinity")
         return [(own / source.numel, masked / source.numel)] if source.numel else []
 
 

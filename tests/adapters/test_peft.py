@@ -132,6 +132,7 @@ def test_a_factor_that_is_not_finite(tmp_path):
     tensors[name][0, 0] = float("nan")
     save_file(tensors, path)
     recipe = {"merge_method": "passthrough", "models": [{"model": f"{tmp_path / 'base'}+{tmp_path / 'adapter'}"}]}
-    with pytest.raises(fastmerge.FastmergeError, match=r"adapter_model.safetensors: model.layers.1.*: holds 1 NaN, the first at .0, 0."):
+    words = r"adapter_model.safetensors: model.layers.1.*: holds 1 NaN, the first at .0, 0."
+    with pytest.raises(fastmerge.FastmergeError, match=words):
         fastmerge.merge(recipe, tmp_path / "never")
     assert not os.path.exists(tmp_path / "never")

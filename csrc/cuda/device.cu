@@ -76,7 +76,7 @@ std::string why_unavailable() {
 }
 
 void check(cudaError_t status, const std::string& what) {
-  if (status != cudaSuccess) throw std::runtime_error(what + ": " + cudaGetErrorString(status));
+  if (status != cudaSuccess) throw std::runtime_error("CUDA error in " + what + ": " + cudaGetErrorString(status));
 }
 
 const Family& family(int device) { return family_of(facts(device).capability); }

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..errors import BudgetError
+from ..errors import BudgetError, FastmergeError
 from .arena import PAGE, Arena, Memory, Slot
 from .report import Meter
+
+# How errors of devices begin or name themselves, whoever reports them.
+_FAILED = re.compile(r"\b(CUDA|HIP|Triton) error|Triton Error|cudaError|hipError", re.IGNORECASE)
 
 
 class Queue(Protocol):
@@ -76,11 +80,8 @@ class DeviceSlot(Slot):
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        try:
-            with self._queue.working():
-                yield
-        except torch.OutOfMemoryError as error:
-            raise too_little(self.memory.device) from error
+        with failures_of(self.memory.device), self._queue.working():
+            yield
 
     def reset(self) -> None:
         self.settle()
@@ -125,3 +126,19 @@ class DeviceSlot(Slot):
 def too_little(device: torch.device) -> BudgetError:
     """Return the error of a device whose memory is used up, by this process or by others."""
     return BudgetError(f"{device}: out of memory; give --vram less than is free there, or merge with --device cpu")
+
+
+@contextlib.contextmanager
+def failures_of(*devices: torch.device) -> Iterator[None]:
+    """Raise errors that a user can act on in place of those with which devices fail."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise too_little(devices[0]) from error
+    except RuntimeError as error:
+        if not _FAILED.search(str(error)):
+            raise
+        first = str(error).partition("\n")[0]
+        raise FastmergeError(
+            f"{', '.join(map(str, devices))}: {first}; run the same command again, with --device cpu if it fails again"
+        ) from error

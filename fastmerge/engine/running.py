@@ -26,6 +26,7 @@ from .scheduler import Unit
 from .sizing import Sizes, divide
 from .stopping import accounted, other_partials
 from .targets import Host, Target, choose
+from .ties import check_ties
 from .working import default_threads, work
 
 Progress = Callable[[int, int], None]
@@ -164,7 +165,8 @@ class _Run:
             journal.close()
 
     def publish(self, journal: Journal) -> None:
-        """Bring everything to the disk and give the checkpoint its name."""
+        """Look at the whole, bring everything to the disk and give the checkpoint its name."""
+        check_ties(self.plan, journal.checksums)
         self.outputs.sync(range(len(self.plan.shards)))
         files = self.staging.write_small_files()
         self.staging.write_manifest(write_manifest(self.plan, journal.checksums, files))

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 
+from ..errors import BudgetError, FastmergeError
 from .arena import Memory, Slot
 
 Task = Callable[[Slot], None]
@@ -89,6 +90,10 @@ class Scheduler:
             self._fail(error)
         for thread in threads:
             _join(thread)
+        if isinstance(self._failure, MemoryError) and not isinstance(self._failure, FastmergeError):
+            raise BudgetError("out of memory; give --ram less than is free on this machine") from self._failure
+        if isinstance(self._failure, SystemExit):  # of a thread, which it would end without a word
+            raise FastmergeError("a worker ended in the middle of its work; run the same command again")
         if self._failure is not None:
             raise self._failure
 

@@ -13,7 +13,7 @@ from ..devices import gpus
 from ..devices.names import parse_devices
 from ..errors import FastmergeError
 from .arena import Arena, Slot
-from .devices import DeviceMemory, DeviceSlot, Driver
+from .devices import DeviceMemory, DeviceSlot, Driver, failures_of
 from .needs import why_not_compiled
 from .report import Meter
 from .sizing import Budget, Sizes
@@ -79,6 +79,10 @@ class Accelerators(Target):
 
     @contextlib.contextmanager
     def slots(self, arena: Arena, sizes: Sizes, meter: Meter) -> Iterator[list[Slot]]:
+        with failures_of(*self._devices):
+            yield from self._slots(arena, sizes, meter)
+
+    def _slots(self, arena: Arena, sizes: Sizes, meter: Meter) -> Iterator[list[Slot]]:
         address = arena.tensor(0, torch.uint8, (1,)).data_ptr()
         self._driver.pin(self._devices[0], address, arena.size)
         try:
@@ -91,13 +95,17 @@ class Accelerators(Target):
                     start = _part(arena, sizes.slot)
                     slots.append(DeviceSlot(arena, start, sizes.slot, memory, self._driver, meter))
             self._wait()  # the memory may have been another stream's a moment ago
-            try:
-                yield slots
-            finally:
-                self._wait()  # after a failure, copies may still be under way
-                self._peak = max(self._driver.peak_bytes(device) for device in self._devices)
-        finally:
-            self._driver.unpin(self._devices[0], address)
+            yield slots
+            self._wait()
+            self._peak = max(self._driver.peak_bytes(device) for device in self._devices)
+        except BaseException:
+            # Copies may still be under way. A device that failed fails here again: the first error counts.
+            with contextlib.suppress(RuntimeError, FastmergeError):
+                self._wait()
+            with contextlib.suppress(RuntimeError, FastmergeError):
+                self._driver.unpin(self._devices[0], address)
+            raise
+        self._driver.unpin(self._devices[0], address)
 
     def _wait(self) -> None:
         for device in self._devices:

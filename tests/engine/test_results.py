@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +19,9 @@ from fastmerge.engine.checksums import BLOCK
 from fastmerge.engine.finite import _BYTES, all_finite
 from fastmerge.errors import Refused
 from fastmerge.methods import Group, all_methods, get_method
+from fastmerge.plan import make_plan
+from fastmerge.plan.types import TextFile
+from fastmerge.recipe import load
 from fastmerge.steps.driver import solve
 from fastmerge.steps.inputs import split
 from fastmerge.steps.source import Chunk, Resident
@@ -163,3 +168,25 @@ def test_steps_that_say_so_carry_what_is_not_finite(name, generator):
             assert not out.isfinite().all()
             carried += 1
     assert carried or name not in ("linear", "ties", "task_arithmetic")
+
+
+@pytest.mark.parametrize(("config", "stopped"), [(True, True), (False, False), (None, False)])
+@pytest.mark.parametrize("same", [True, False])
+def test_a_tied_head_that_differs_stops_the_merge(tmp_path, config, stopped, same):
+    """Plans leave copies out and untie heads that differ; whatever a plan says, this is looked at in the end."""
+    tensors = make_tensors(0, hidden=256, vocab=768, layers=1)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + (0 if same else 1)
+    save_model(tmp_path / "a", tensors)
+    plan = make_plan(load(f"merge_method: passthrough\nmodels:\n- model: {tmp_path}/a\n"))
+    if same:  # with a head that is written all the same
+        assert "lm_head.weight" in {output.name for output in plan.outputs}
+    said = json.loads(plan.files["config.json"].text)
+    said.pop("tie_word_embeddings")
+    text = json.dumps(said if config is None else said | {"tie_word_embeddings": config})
+    plan = replace(plan, files={**plan.files, "config.json": TextFile(text)})
+    if stopped and not same:
+        with pytest.raises(Refused, match=r"^lm_head.weight: differs from model.embed_tokens.weight, to which"):
+            run(plan, tmp_path / "out")
+        assert os.listdir(tmp_path) == ["a"]
+    else:
+        assert run(plan, tmp_path / "out").tensors

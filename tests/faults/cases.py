@@ -26,6 +26,7 @@ from .children import (
     Fault,
     stopped,
 )
+from .inside import gpu_fails, input_in_another_case, worker_ends
 from .world import Broken, World
 
 Try = Callable[[World, Random], str]
@@ -160,4 +161,8 @@ CASES = (
     Case("wall clock jumps by a day", _always(Fault(clock=86400)), 5, 1),
     Case("an input changes meanwhile", _change_an_input, 30, 1),
     Case("two merges into one target", _rival, 20, 1),
+    Case("a worker ends in the middle", worker_ends(SystemExit), 10, 1),
+    Case("a worker finds no memory", worker_ends(MemoryError), 10, 1),
+    Case("the GPU fails in the middle", gpu_fails, 20, 1),
+    Case("input and target differ by case only", input_in_another_case, 5, 1),
 )

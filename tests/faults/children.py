@@ -98,6 +98,10 @@ class Machine:
             sys.stderr.flush()
             os._exit(status)
 
+    def fold(self, folder: Path) -> None:
+        """Let names below ``folder`` differ by more than upper and lower case; for the ``work`` of a child."""
+        self._shim.fault_fold(os.fsencode(folder))
+
     def _arm(self, folder: str | Path, kinds: int, at: int, what: int, value: int) -> None:
         self._shim.fault_arm(os.fsencode(folder), kinds, ctypes.c_long(at), what, value)
 

@@ -69,7 +69,14 @@ def remove(leftover: Leftover) -> None:
 
 
 def _examine(path: Path) -> Leftover | None:
-    """Return the leftover at ``path``; None for what fastmerge did not make."""
+    """Return the leftover at ``path``; None for what fastmerge did not make, or nobody can read."""
+    try:
+        return _made_by_a_merge(path)
+    except OSError:
+        return None
+
+
+def _made_by_a_merge(path: Path) -> Leftover | None:
     if path.is_symlink():
         return None
     if (match := _LOCK.fullmatch(path.name)) and path.is_file() and path.stat().st_size == len(LOCKED):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -87,7 +87,7 @@ class Means(Survey):
 
     weights: Sequence[float]
     task: int
-    name: str
+    name: str = field(compare=False)
 
     def run(self, source: Source) -> list[tuple[float, float]]:
         own, masked = ElementSums(self.weights, partial(_magnitudes, task=self.task), 2).run(source)

@@ -50,6 +50,8 @@ def alone(jobs) -> list[torch.Tensor]:
 def test_many_are_as_one_at_a_time(name, window, generator, monkeypatch):
     monkeypatch.setattr(merging, "WINDOW_BYTES", window)
     jobs = make_jobs(name, generator)
+    if any(job.method.censuses(job.group) for job in jobs):
+        pytest.skip(f"{name} asks about the whole model: another set of tensors is another merge")
     expected = alone(jobs)
     merge_sources(jobs)
     assert all(torch.equal(job.out, want) for job, want in zip(jobs, expected, strict=True))

@@ -254,7 +254,7 @@ def test_parts_of_a_matrix_are_refused(generator):
 
 def test_state_dicts(generator):
     base, tensors = fine_tunes(generator, models=2)
-    models = [{LAYER: t, "lm_head.weight": t, "norm.weight": t[0]} for t in (base, *tensors)]
+    models = [{LAYER: t, "lm_head.weight": t.clone(), "norm.weight": t[0].clone()} for t in (base, *tensors)]
     merged = merge_state_dicts(models[0], models[1:], method="ties_sb", weight=0.5, density=0.5)
     for name, like in models[0].items():
         inputs = [model[name] for model in models[1:]]

@@ -83,7 +83,7 @@ def test_errors_name_the_job():
     with pytest.raises(ValueError, match=r"jobs\[1\]: offset is -1; expected a non-negative index"):
         kernels.sparse_merge_many([merge, merge._replace(offset=-1)])
     there = tensor.to("meta")
-    with pytest.raises(ValueError, match=r"jobs\[1\] is on meta, jobs\[0\] is on cpu"):
+    with pytest.raises(ValueError, match=r"jobs\[1\]: tensors\[0\] is on the device meta"):
         kernels.weighted_sum_many([good, SumJob(there, [there], [1.0])])
 
 

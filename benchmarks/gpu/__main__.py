@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -42,9 +43,10 @@ SECONDS = "SECONDS"
 LOG_BYTES = 1 << 19
 
 
-# What the build and the steps import; the rest of pyproject.toml's test dependencies only widens the tests.
+# What the build and the steps import; the rest of pyproject.toml's test dependencies only widens the tests. Looked up
+# as distributions: where pip is looked up as a module, setuptools leaves its distutils to the standard library's.
 NEEDED = (
-    "torch", "numpy", "safetensors", "pydantic", "yaml", "click", "rich", "xxhash", "pip", "setuptools", "pybind11",
+    "torch", "numpy", "safetensors", "pydantic", "PyYAML", "click", "rich", "xxhash", "pip", "setuptools", "pybind11",
     "pytest",
 )  # fmt: skip
 
@@ -183,7 +185,8 @@ def main() -> int:
     parser.add_argument("--commit", help="in the rows, where the checkout came without its repository")
     parser.add_argument("--check", action="store_true", help="dry run of the timings on the CPU")
     options = parser.parse_args()
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+    present = {distribution.name.lower() for distribution in importlib.metadata.distributions()}
+    if missing := [name for name in NEEDED if name.lower() not in present]:
         parser.error(f"{sys.executable} lacks {', '.join(missing)}; benchmarks/README.md says how to bring them")
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ ROOT = Path(fastmerge.__file__).resolve().parents[1]
 
 # From the ground up: a room may use those before it. The root is the public API; its rooms come last.
 ROOMS = (
-    "errors", "sizes", "kernels", "devices", "steps", "checkpoint", "methods", "recipe", "plan", "engine",
+    "errors", "sizes", "dtypes", "kernels", "devices", "steps", "checkpoint", "methods", "recipe", "plan", "engine",
     "tensors", "functional", "state_dicts", "adapters", "pipelines", "api", "analysis", "extraction", "emr", "reports",
     "demo", "cli", "__main__",
 )  # fmt: skip

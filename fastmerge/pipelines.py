@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import tempfile
@@ -14,7 +13,10 @@ from typing import Any
 
 from .engine import Report, RunOptions, VerifyReport, run
 from .engine import verify as verify_output
+from .engine.folders import partial_folder, real_target
 from .engine.manifest import read_manifest
+from .engine.publish import StagingFolder
+from .engine.workplace import fits_in_memory, intermediates_of
 from .errors import CheckpointError, OutputError
 from .plan import make_plan
 from .plan.types import CopiedFile, Plan, TextFile
@@ -23,9 +25,6 @@ from .recipe.pipeline import Pipeline, with_folders
 from .recipe.types import Recipe
 
 __all__ = ["Merged", "merge_all", "plan_all", "verify_all"]
-
-MEMORY = Path("/dev/shm")
-"""A folder in memory, where intermediate results go that fit the budget."""
 
 Progress = Callable[[int, int], None]
 
@@ -87,6 +86,9 @@ def merge_all(
             plans = made
     if len(plans) == 1 and out is not None:
         return [Merged("", plans[0], run(plans[0], os.fspath(out), options, progress))]
+    if out is not None:  # before any work, not when the last step begins
+        last = next(plan for step, plan in zip(pipeline.steps, plans, strict=True) if step is pipeline.last)
+        StagingFolder(Path(out), last, options.overwrite).check_target()
     total = sum(map(_tensor_bytes, plans))
     beside = sum(plan.bytes_written for plan in (plans[:-1] if out is not None else plans))
     merged: list[Merged] = []
@@ -118,9 +120,8 @@ def verify_all(out: str | os.PathLike[str], **options: Any) -> VerifyReport:
     manifest = read_manifest(Path(out))
     if not manifest.get("steps"):
         return verify_output(os.fspath(out), **options)
-    beside = Path(os.path.abspath(out)).parent
-    with tempfile.TemporaryDirectory(prefix=".fastmerge-verify-", dir=beside) as scratch:
-        return verify_output(os.fspath(out), manifest=_rebuilt(manifest, Path(scratch), options), **options)
+    with partial_folder(Path(os.path.realpath(out))) as scratch:
+        return verify_output(os.fspath(out), manifest=_rebuilt(manifest, scratch, options), **options)
 
 
 def _rebuilt(manifest: dict[str, Any], scratch: Path, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,26 +187,9 @@ def _place(
         return
     if out is None:
         raise OutputError("all documents of the recipe are named; say where their results go (--intermediate-dir)")
-    target = Path(os.path.abspath(out))
-    if 2 * nbytes <= options.ram and _free(MEMORY) > 2 * nbytes:
-        name = hashlib.sha256(str(target).encode()).hexdigest()[:16]
-        place, options = MEMORY / f"fastmerge-{os.getuid()}-{name}", replace(options, ram=options.ram - nbytes)
-        try:
-            yield place, options
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
-        return
-    place = target.with_name(f".{target.name}.steps")
-    # What a failure or Ctrl-C leaves here is taken over by the next run.
-    yield place, options
-    shutil.rmtree(place, ignore_errors=True)
-
-
-def _free(folder: Path) -> int:
-    try:
-        return shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else 0
-    except OSError:
-        return 0
+    in_memory = 2 * nbytes <= options.ram and fits_in_memory(nbytes)
+    with intermediates_of(real_target(out), in_memory) as place:
+        yield place, replace(options, ram=options.ram - nbytes) if in_memory else options
 
 
 def _stand_in(plan: Plan, folder: Path) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..errors import OutputError, explained
 
-__all__ = ["appearing", "lock_folder", "partial_prefix", "place_below", "real_target", "sync"]
+__all__ = ["appearing", "lock_folder", "partial_folder", "partial_prefix", "place_below", "real_target", "sync"]
 
 
 def real_target(target: str | os.PathLike[str]) -> Path:
@@ -92,19 +92,26 @@ def appearing(target: str | os.PathLike[str]) -> Iterator[Path]:
     final = real_target(os.path.expanduser(target))
     if os.path.lexists(final) and any(final.iterdir()):
         raise OutputError(f"{final} exists; choose another folder with --out, or remove it first")
-    with explained(str(final), "making the folder"):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=partial_prefix(final), dir=final.parent))
-        lock = lock_folder(partial)
-    try:
-        out = partial / "out"
-        out.mkdir()
+    with partial_folder(final) as out:
         yield out
         with explained(str(final), "publishing the output"):
             for path in (*out.iterdir(), out):
                 sync(path)
             os.rename(out, final)
             sync(final.parent)
+
+
+@contextlib.contextmanager
+def partial_folder(target: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``target``, in a partial folder of it that is removed when the block ends."""
+    with explained(str(target), "making a folder beside it"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=partial_prefix(target), dir=target.parent))
+        lock = lock_folder(partial)
+    try:
+        out = partial / "out"
+        out.mkdir()
+        yield out
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if lock is not None:

@@ -11,18 +11,21 @@ from pathlib import Path
 
 from ..errors import OutputError, explained
 from .folders import lock_folder
-from .publish import LOCKED, hold, is_held, settle
+from .publish import LOCKED, hold, is_held, plan_of, settle
+from .replacing import OwnFiles
+from .workplace import place_in_memory
 
 __all__ = ["Leftover", "leftovers_in", "leftovers_of", "remove"]
 
 _PARTIAL = re.compile(r"\.(.+)\.partial-[0-9a-z_]{8}")
 _LOCK = re.compile(r"\.(.+)\.lock")
+_STEPS = re.compile(r"\.(.+)\.steps")
 _CONTENTS = {"out", "swap", "aside", "journal.jsonl", "journal.jsonl.new"}
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """A partial folder, or the lock of a run that was killed.
+    """A partial folder, intermediate results of a recipe of several documents, or the lock of a run that was killed.
 
     Attributes:
         path:     of it.
@@ -45,8 +48,10 @@ def leftovers_in(folder: Path) -> list[Leftover]:
 
 
 def leftovers_of(target: Path) -> list[Leftover]:
-    """Return what runs left beside ``target`` that should have become it."""
-    return [leftover for leftover in leftovers_in(target.parent) if leftover.target == target]
+    """Return what runs left beside ``target`` that should have become it, and in memory."""
+    beside = [leftover for leftover in leftovers_in(target.parent) if leftover.target == target]
+    memory = place_in_memory(target)
+    return beside if memory.is_symlink() or not memory.is_dir() else [*beside, _folder(memory, target)]
 
 
 def remove(leftover: Leftover) -> None:
@@ -82,13 +87,26 @@ def _made_by_a_merge(path: Path) -> Leftover | None:
     if (match := _LOCK.fullmatch(path.name)) and path.is_file() and path.stat().st_size == len(LOCKED):
         held = is_held(path)
         return Leftover(path, path.with_name(match[1]), in_use=held) if path.read_bytes() == LOCKED else None
-    if not (match := _PARTIAL.fullmatch(path.name)) or not path.is_dir() or not _CONTENTS.issuperset(os.listdir(path)):
+    if not path.is_dir():
         return None
+    if (match := _PARTIAL.fullmatch(path.name)) and _CONTENTS.issuperset(os.listdir(path)):
+        return _folder(path, path.with_name(match[1]))
+    if (match := _STEPS.fullmatch(path.name)) and all(_is_of_a_step(inner) for inner in path.iterdir()):
+        return _folder(path, path.with_name(match[1]))
+    return None
+
+
+def _folder(path: Path, target: Path) -> Leftover:
     lock = lock_folder(path)
     if lock is not None:
         os.close(lock)
     nbytes = sum(inner.lstat().st_blocks * 512 for inner in _tree(path))
-    return Leftover(path, path.with_name(match[1]), nbytes, _finished(path), lock is None)
+    return Leftover(path, target, nbytes, _finished(path), lock is None)
+
+
+def _is_of_a_step(path: Path) -> bool:
+    """True for a complete output that holds nothing else, and for what its merge left."""
+    return _examine(path) is not None or (plan_of(path) is not None and not OwnFiles(path).in_the_way({}))
 
 
 def _tree(folder: Path) -> Iterator[Path]:

@@ -13,7 +13,7 @@ from tiny_models import save_family
 
 import fastmerge
 from fastmerge import pipelines
-from fastmerge.engine import run
+from fastmerge.engine import run, workplace
 from fastmerge.errors import CheckpointError, InvalidInput, OutputError
 
 RECIPE = """
@@ -60,7 +60,7 @@ def place(request, monkeypatch, tmp_path):
     memory = tmp_path / "memory"
     if request.param == "memory":
         memory.mkdir()
-    monkeypatch.setattr(pipelines, "MEMORY", memory)
+    monkeypatch.setattr(workplace, "MEMORY", memory)
     return request.param
 
 
@@ -77,7 +77,7 @@ def test_the_result_is_that_of_single_merges(models, recipe, place, tmp_path):
 
 
 def test_a_step_that_was_made_is_taken_over(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipelines, "MEMORY", tmp_path / "none")
+    monkeypatch.setattr(workplace, "MEMORY", tmp_path / "none")
     made = []
 
     def failing(plan, out, *rest):
@@ -145,3 +145,55 @@ class TestMulti:
         text = call("check", recipe).stdout
         assert text.startswith(f"{recipe}: soup: nothing is wrong; ") and text.count("nothing is wrong") == 2
         assert call("multi", recipe, "--dry-run").stdout.startswith("soup:\nmethod ")
+
+
+def test_what_a_failure_leaves_is_told_and_cleaned(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(workplace, "MEMORY", tmp_path / "none")
+    made = []
+
+    def failing(plan, out, *rest):
+        made.append(out)
+        if len(made) == 2:
+            raise OutputError("the disk is full")
+        return run(plan, out, *rest)
+
+    monkeypatch.setattr(pipelines, "run", failing)
+    out = tmp_path / "out"
+    with pytest.raises(OutputError, match=rf"full; intermediate results are kept in .*steps.*; fastmerge clean {out}"):
+        fastmerge.merge(recipe, out)
+    (value,) = call_json("clean", out)
+    assert value["path"] == str(tmp_path / ".out.steps") and value["nbytes"] > 0 and not value["in_use"]
+    call("clean", out, "--yes")
+    assert not (tmp_path / ".out.steps").exists()
+
+
+def test_results_in_memory_that_a_kill_left_are_cleaned(tmp_path, monkeypatch):
+    monkeypatch.setattr(workplace, "MEMORY", tmp_path)
+    place = workplace.place_in_memory(tmp_path / "out")
+    with workplace.intermediates_of(tmp_path / "out", True) as folder:
+        assert folder == place and folder.stat().st_mode & 0o777 == 0o700
+        (value,) = call_json("clean", tmp_path / "out")
+        assert value["in_use"]
+        with (
+            pytest.raises(OutputError, match="another fastmerge"),
+            workplace.intermediates_of(tmp_path / "out", True),
+        ):
+            pytest.fail("two in one folder")
+        (folder / "soup").mkdir()
+    assert not place.exists()
+    (place / "soup").mkdir(parents=True)
+    assert call("clean", tmp_path / "out", "--yes").stdout.splitlines()[-1].startswith("removed 1")
+    assert not place.exists()
+    place.symlink_to(tmp_path)
+    with pytest.raises(OutputError), workplace.intermediates_of(tmp_path / "out", True):
+        pytest.fail("a link was followed")
+
+
+@pytest.mark.parametrize("folder", ["out", "disk"])
+def test_a_target_that_cannot_be_is_found_before_any_work(recipe, tmp_path, monkeypatch, folder):
+    monkeypatch.setattr(pipelines, "run", lambda *args: pytest.fail("a step was merged"))
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "notes").touch()
+    (tmp_path / "out").symlink_to("disk")
+    with pytest.raises(OutputError, match=r"disk exists; choose another folder$"):
+        fastmerge.merge(recipe, tmp_path / folder)

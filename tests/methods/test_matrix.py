@@ -70,6 +70,8 @@ def parameter_values(parameter: Parameter) -> st.SearchStrategy:
         return st.sampled_from(parameter.choices)
     if parameter.kind is bool:
         return st.booleans()
+    if parameter.kind is str:  # of a file
+        return st.just(parameter.default)
     low = -2.0 if parameter.minimum is None else parameter.minimum
     high = parameter.maximum
     if high is None:

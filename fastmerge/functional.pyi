@@ -219,6 +219,25 @@ def expo(
 ) -> Tensor:
     """theta = theta_0 + alpha (theta_0 - base)"""
 
+def fisher(
+    tensors: Sequence[Tensor] | Tensor,
+    *,
+    weight: float | Sequence[float] = 1.0,
+    fisher: str | Sequence[str] = "",
+    normalize: bool = True,
+    floor: float = 1e-06,
+    lines: Mapping[str, Any] | None = None,
+    svc: Mapping[str, Any] | None = None,
+    boost: Mapping[str, Any] | None = None,
+    semantics: str | None = None,
+    seed: int = 0,
+    name: str = "tensor",
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """theta = sum_k w_k (F_k + floor) theta_k / sum_k w_k (F_k + floor)"""
+
 def iso_c(
     base: Tensor,
     tensors: Sequence[Tensor] | Tensor,
@@ -461,6 +480,25 @@ def ramplus_tl(
     out: Tensor | None = None,
 ) -> Tensor:
     """theta = base + f_k d_k where only model k changed an element, elsewhere as ``ram``"""
+
+def regmean(
+    tensors: Sequence[Tensor] | Tensor,
+    *,
+    weight: float | Sequence[float] = 1.0,
+    gram: str | Sequence[str] = "",
+    reduction: float = 0.9,
+    ridge: float = 1e-06,
+    lines: Mapping[str, Any] | None = None,
+    svc: Mapping[str, Any] | None = None,
+    boost: Mapping[str, Any] | None = None,
+    semantics: str | None = None,
+    seed: int = 0,
+    name: str = "tensor",
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """theta^T = (sum_k w_k G_k)^-1 sum_k w_k G_k theta_k^T"""
 
 def sce(
     base: Tensor,

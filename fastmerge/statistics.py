@@ -60,22 +60,28 @@ def fisher(
     if labels not in ("sampled", "texts"):
         raise ValueError(f"labels is {labels!r}; expected sampled or texts")
     network, encode = _loaded(model, tokenizer, device)
-    parameters = _own_parameters(network)
+    parameters = dict(network.named_parameters())
+    frozen = [parameter for parameter in parameters.values() if not parameter.requires_grad]
     squares = {name: torch.zeros_like(p, dtype=torch.float32, device="cpu") for name, p in parameters.items()}
     generator = torch.Generator(device).manual_seed(seed)
     count = 0
-    for tokens in _encoded(encode, texts, max_length, device, progress):
+    try:
+        network.requires_grad_(True)
+        for tokens in _encoded(encode, texts, max_length, device, progress):
+            network.zero_grad(set_to_none=True)
+            logits = network(input_ids=tokens).logits[0, :-1].float()
+            targets = tokens[0, 1:]
+            if labels == "sampled":
+                targets = torch.multinomial(logits.softmax(-1).detach(), 1, generator=generator)[:, 0]
+            torch.nn.functional.cross_entropy(logits, targets, reduction="sum").backward()
+            for name, parameter in parameters.items():
+                if parameter.grad is not None:
+                    squares[name] += parameter.grad.float().square().cpu()
+            count += 1
+    finally:
         network.zero_grad(set_to_none=True)
-        logits = network(input_ids=tokens).logits[0, :-1].float()
-        targets = tokens[0, 1:]
-        if labels == "sampled":
-            targets = torch.multinomial(logits.softmax(-1).detach(), 1, generator=generator)[:, 0]
-        torch.nn.functional.cross_entropy(logits, targets, reduction="sum").backward()
-        for name, parameter in parameters.items():
-            if parameter.grad is not None:
-                squares[name] += parameter.grad.float().square().cpu()
-        count += 1
-    network.zero_grad(set_to_none=True)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
     _save({name: square.div_(count) for name, square in squares.items()}, out, count, "fisher")
 
 
@@ -134,14 +140,6 @@ def _loaded(model: Any, tokenizer: Any, device: str) -> tuple[torch.nn.Module, A
         raise FastmergeError(f"statistics need transformers ({error}); pip install fastmerge[statistics]") from error
     network = AutoModelForCausalLM.from_pretrained(os.fspath(model)).float()
     return network.to(device).eval(), tokenizer or AutoTokenizer.from_pretrained(os.fspath(model))
-
-
-def _own_parameters(network: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Return the parameters by name; all of them take gradients."""
-    parameters = dict(network.named_parameters())
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
-    return parameters
 
 
 def _encoded(

@@ -17,7 +17,10 @@ from fastmerge.steps.driver import merge_source, solve
 from fastmerge.steps.source import Resident
 
 from .formulas import FORMULAS, Case
+from .statistics import files
 
+# Parameters that name a file per model.
+STATISTICS = {"fisher": "fisher", "regmean": "gram"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPE, SEEDS, MODELS = (160, 256), (0, 1, 2), 3
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -86,6 +89,8 @@ class Merge:
         models = method.inputs[1] or MODELS
         profile = "exact" if "exact" in method.semantics else method.semantics[0]
         values = {p.name: (p.default,) * models if p.per_model else p.default for p in method.parameters_of(profile)}
+        if kind := STATISTICS.get(self.method):
+            values[kind] = files(kind, NAME, SHAPE, models)
         return Group(NAME, SHAPE, models, values | VALUES[self.method], semantics=profile)
 
     def inputs(self) -> tuple[Tensor | None, list[Tensor]]:

@@ -55,9 +55,8 @@ def formula(*names: str) -> Callable[[Callable[[Case], Tensor]], Callable[[Case]
     return add
 
 
-@formula("linear", "fisher", "regmean")
+@formula("linear")
 def linear(c: Case) -> Tensor:
-    """Fisher and RegMean without statistics are the same mean."""
     return sum(w * x for w, x in zip(c.weights, c.tensors, strict=True)) / sum(c.weights)
 
 

@@ -6,8 +6,8 @@ import os
 import re
 
 from ..errors import CheckpointError
+from .hub_names import hub_id_of, looks_like_hub_id, names_a_file, near_folder
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SMALL_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".spm", ".v3", "README.md")
 # Of sentence-transformers (1_Pooling, 2_Dense) and of tokenizers with several templates.
 _MODULE_FILES = re.compile(r"\d+_\w+/[^/]+\.(json|safetensors|txt)|additional_chat_templates/[^/]+\.jinja")
@@ -19,29 +19,33 @@ _OTHER_COPY = re.compile(r"^consolidated|^adapter_model|training_args|optimizer|
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
-def looks_like_hub_id(path: str) -> bool:
-    """True for ``name`` and ``owner/name``; says nothing about whether the hub has it."""
-    return _HUB_ID.fullmatch(path) is not None and ".." not in path
-
-
-def locate(path: str, revision: str | None = None) -> str:
+def locate(path: str, revision: str | None = None, beside: str | None = None) -> str:
     """Return the folder of a model or adapter: a local folder, else the hub's snapshot of ``revision``.
+
+    The hub is asked only for what can be a hub id, and is no near miss of a folder here, of the recipe's folder
+    ``beside`` included. Whoever means the hub in spite of such a folder names a revision (``owner/name@main``).
 
     A repository's folder in the hub's cache (``models--owner--name``) stands for its snapshot. What is not in the
     cache is downloaded: weights (safetensors where the repository has them, else ``.bin``), configs and files of
     tokenizers.
 
     Raises:
-        CheckpointError: neither a folder nor a hub id, huggingface_hub is missing, or the hub cannot be reached and
-            the cache does not have it.
+        CheckpointError: neither a folder nor a hub id, nearly a folder, huggingface_hub is missing, or the hub cannot
+            be reached and the cache does not have it.
     """
     local = os.path.expanduser(path)
     if os.path.isdir(local):
         return _snapshot(os.path.abspath(local), revision)
     if os.path.exists(local):
         raise CheckpointError(f"{path}: is a file; name the folder of the checkpoint")
-    if not looks_like_hub_id(path):
-        raise CheckpointError(f"{path}: neither an existing folder nor a hub id like owner/name (check the path)")
+    meant = near_folder(path, beside)
+    if not looks_like_hub_id(path) or (names_a_file(path) and revision is None):
+        remedy = _remedy(path, meant)
+        raise CheckpointError(f"{path}: neither an existing folder nor a hub id like owner/name ({remedy})")
+    if meant and revision is None and not _is_cached(path):
+        raise CheckpointError(
+            f"{path}: no such folder (did you mean {meant}? Write {path}@main for the hub's model of this name)"
+        )
     try:
         import huggingface_hub  # noqa: F401
     except ImportError as error:
@@ -50,6 +54,22 @@ def locate(path: str, revision: str | None = None) -> str:
             "(pip install 'fastmerge[hub]', or check the path)"
         ) from error
     return _download(path, revision)
+
+
+def _remedy(path: str, meant: str | None) -> str:
+    if meant:
+        return f"did you mean {meant}?"
+    if found := hub_id_of(path):
+        return f"write {found}"
+    return "name the folder, not a file in it" if names_a_file(path) else "check the path"
+
+
+def _is_cached(repository: str) -> bool:
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except ImportError:
+        return False
+    return os.path.isdir(os.path.join(HF_HUB_CACHE, "models--" + repository.replace("/", "--")))
 
 
 def is_cached_repository(path: str) -> bool:

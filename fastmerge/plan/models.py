@@ -132,10 +132,10 @@ def open_models(recipe: Recipe, findings: Findings) -> dict[ModelRef, OpenModel]
         where = f"{recipe.path}: model {reference}"
         try:
             if folder not in opened:
-                place = locate(reference.folder or reference.path, reference.revision)
+                place = locate(reference.folder or reference.path, reference.revision, _folder_of(recipe))
                 opened[folder] = decoded(open_checkpoint(place))
                 findings.problems.extend(_same_folder(where, folder, opened))
-            model = _open(index, reference, opened[folder], split, findings)
+            model = _open(index, reference, opened[folder], split, findings, _folder_of(recipe))
         except CheckpointError as error:
             findings.problem(where, str(error))
         else:
@@ -169,14 +169,19 @@ def _quantized(model: OpenModel) -> Iterator[str]:
         )
 
 
+def _folder_of(recipe: Recipe) -> str | None:
+    return os.path.dirname(os.path.abspath(recipe.path)) if os.path.isfile(recipe.path) else None
+
+
 def _open(
-    index: int, reference: ModelRef, checkpoint: Checkpoint, split: dict[str, LayerName | None], findings: Findings
-) -> OpenModel:
+    index: int, reference: ModelRef, checkpoint: Checkpoint, split: dict[str, LayerName | None], findings: Findings,
+    beside: str | None,
+) -> OpenModel:  # fmt: skip
     """Collect what is known of a model. ``split`` keeps names that other models have, too."""
     tensors = {name: InputTensor(index, name, *entry) for name, entry in checkpoint.tensors.items()}
     files = checkpoint.files
     if reference.lora:
-        adapter = read_adapter(locate(reference.lora.path, reference.lora.revision))
+        adapter = read_adapter(locate(reference.lora.path, reference.lora.revision, beside))
         files = (*files, adapter.file)
         attach(index, tensors, adapter, checkpoint.config, findings)
     for name in tensors:

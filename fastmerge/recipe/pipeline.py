@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..checkpoint.hub_names import is_near
 from ..errors import InvalidInput, Problem
 from .document import read_documents
 from .loading import load_document
@@ -77,6 +78,11 @@ def _name_problems(steps: Sequence[Recipe], lines: Sequence[str]) -> list[Proble
         elif step.name and (os.sep in step.name or step.name.startswith(".") or {"@", "+"} & set(step.name)):
             problems.append(Problem(line, f"{step.name!r} is no name for a folder", "use letters, digits, - and _"))
         seen[step.name] = line
+    for step, line in zip(steps, lines, strict=True):
+        for model in step.models:
+            meant = next((name for name in seen if name and is_near(model.path, name)), None)
+            if meant and model.path not in seen and not model.revision and not os.path.isdir(model.path):
+                problems.append(Problem(line, f"uses {model.path!r}, which no document is named", f"write {meant}"))
     return problems
 
 

@@ -24,6 +24,52 @@ def test_says_what_a_model_is(path):
         locate(path)
 
 
+@pytest.mark.parametrize("name", ["bas.", "-b", "a--b", "org/na me", "base\n", "é", "org/name.git", "x" * 97, "b\\a"])
+def test_what_cannot_be_a_hub_id_stays_here(name, hub_is_asked):
+    with pytest.raises(CheckpointError, match="neither an existing folder nor a hub id"):
+        locate(name)
+    assert not hub_is_asked
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("bas.", "base"), ("bsae", "base"), ("Base", "base"), ("base ", "base"), ("basse", "base"), ("_base", "base"),
+        ("models/my_model", "models/my-model"), ("model/my-model", "models/my-model"),
+        ("./models/mymodel/", "my-model"), ("model/my_model.safetensors", ""), ("beside", "recipes/beside"),
+        ("https://huggingface.co/org/name/tree/main", "org/name"), ("hf://org/name", "org/name"),
+    ],
+)  # fmt: skip
+def test_near_misses_stay_here(name, meant, tmp_path, monkeypatch, hub_is_asked):
+    for folder in ("base", "models/my-model", "recipes/beside"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "model.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=f"{meant}|name the folder"):
+        locate(name, beside="recipes")
+    assert not hub_is_asked
+
+
+@pytest.mark.parametrize(
+    ("name", "revision"), [("gpt2", None), ("org/name-8b", None), ("bose", "main"), ("org/name", None), ("code", None)]
+)
+def test_what_may_be_a_hub_id_is_asked_for(name, revision, tmp_path, monkeypatch, hub_is_asked):
+    for folder in ("gpt3", "org/name-7b", "base", "cod"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / ("model.safetensors" if folder != "cod" else "main.c")).touch()
+    monkeypatch.chdir(tmp_path)
+    assert locate(name, revision) == "folder" and hub_is_asked == [name]
+
+
+@pytest.fixture
+def hub_is_asked(monkeypatch):
+    """The names that were asked for."""
+    asked = []
+    module = importlib.import_module("fastmerge.checkpoint.locate")
+    monkeypatch.setattr(module, "_download", lambda name, _: asked.append(name) or "folder")
+    return asked
+
+
 def test_refuses_files(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="is a file; name the folder"):

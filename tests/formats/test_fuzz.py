@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import json
 import os
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from fastmerge.checkpoint import open_checkpoint
 from fastmerge.checkpoint.patterns import compile_pattern
+from fastmerge.checkpoint.quantized import decoded
 from fastmerge.errors import CheckpointError, FastmergeError
 from fastmerge.methods import all_methods
 from fastmerge.plan import make_plan
@@ -128,3 +133,32 @@ def test_patterns_that_take_for_ever_are_refused(pattern):
     with pytest.raises(CheckpointError):
         compile_pattern(pattern, "adapter_config.json")
     assert compile_pattern(r"layers\.(0|1)\..*_proj", "c").match("model.layers.1.mlp.up_proj")
+
+
+NF4 = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [6, 8], "nested_blocksize": 256}
+ODD = [2.5, True, "8", [], {}, -1, 0, 10**30, float("nan"), None]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+@pytest.mark.parametrize(
+    "key", ["shape", "inner", "blocksize", "nested_blocksize", "nested_offset", "bits", "num_bits"]
+)
+def test_settings_of_the_wrong_kind(key, odd, tmp_path):
+    """JSON may hold anything where a number of things is meant; what does not fit is one error."""
+    state = NF4 | {"nested_offset": 0.5} | ({"shape": [6, odd]} if key == "inner" else {key: odd})
+    codes = {"absmax": (torch.uint8, 1), "nested_absmax": (torch.float32, 1), "nested_quant_map": (torch.float32, 256)}
+    tensors = {f"m.weight.{name}": torch.ones(count, dtype=dtype) for name, (dtype, count) in codes.items()}
+    tensors |= {"m.weight": torch.ones(24, 1, dtype=torch.uint8), "w.weight_packed": torch.ones(6, 1).int()}
+    tensors["m.weight.quant_state.bitsandbytes__nf4"] = torch.tensor(list(json.dumps(state).encode())).byte()
+    tensors |= {"w.weight_scale": torch.ones(6, 1), "x.weight": torch.ones(6, 4).int().view(torch.uint32)}
+    tensors |= {"x.scales": torch.ones(6, 1), "x.biases": torch.ones(6, 1)}
+    if key in ("bits", "num_bits"):
+        tensors = {name: tensor for name, tensor in tensors.items() if name[0] == ("x" if key == "bits" else "w")}
+    save_file(tensors, tmp_path / "model.safetensors")
+    settings = {"group_size": 32, "bits": 4, key: odd}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization": settings, "model_type": [odd]}))
+    with contextlib.suppress(CheckpointError):
+        found = decoded(open_checkpoint(str(tmp_path))).tensors
+        assert all(type(n) is int for entry in found.values() for n in entry.shape)
+        # num_bits says nothing of what the shapes say; no digits of an offset are beyond float32.
+        assert key == "num_bits" or ((key, odd) == ("nested_offset", odd) and abs(odd) <= 10**30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from fastmerge.recipe.pipeline import load_pipeline
 ONE = "merge_method: linear\nparameters: {weight: 1}\nmodels: [%s]\n"
 
 
-def documents(*models: str, names: str = "") -> str:
+def documents(*models: str, names: Sequence[str] = "") -> str:
     texts = [ONE % text + (f"name: {name}\n" if name != "-" else "") for text, name in zip(models, names, strict=True)]
     return "---\n".join(texts)
 
@@ -73,3 +74,9 @@ def test_names_that_do_not_fit(text: str, message: str) -> None:
 def test_one_recipe_is_asked_for() -> None:
     with pytest.raises(InvalidInput, match=r"holds 2 YAML documents; a recipe is one \(merge it with fastmerge merge"):
         load(documents("m", "n", names="x-"))
+
+
+def test_a_slip_in_the_name_of_a_document() -> None:
+    with pytest.raises(InvalidInput, match=r":6: uses 'fist', which no document is named \(write first\)"):
+        load_pipeline(documents("m, n", "fist, m", names=["first", "-"]))
+    assert load_pipeline(documents("m, n", "fist@main, m", names=["first", "-"])).last

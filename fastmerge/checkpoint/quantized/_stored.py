@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 
@@ -43,7 +43,8 @@ class Stored:
         self.folder = checkpoint.folder
         self.tensors = checkpoint.tensors
         config = checkpoint.config or {}
-        self.model_type = config.get("model_type") or ""
+        said = config.get("model_type")
+        self.model_type = said if isinstance(said, str) else ""
         self.settings = list(sections(config))
         if not self.settings:
             self.settings = list(self._beside())
@@ -149,6 +150,11 @@ def coded(dtype: torch.dtype, shape: tuple[int, ...], scheme: Coded) -> TensorEn
 def whole(entry: TensorEntry) -> Part:
     """Return a part that is needed as a whole."""
     return Part(entry, by_row=False)
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """True for a number of things: JSON has floats and truth values, too, where a count is meant."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..types import Coded, Part, TensorEntry
 from ._bits import as_bytes
-from ._stored import Found, Stored, coded, whole
+from ._stored import Found, Stored, coded, is_count, whole
 
 TABLES = {
     "nf4": (
@@ -92,11 +92,11 @@ def find(stored: Stored, name: str) -> Found | None:
 
 def _four_bits(stored: Stored, name: str) -> Found:
     kind, state = _state(stored, name)
-    shape = tuple(state.get("shape") or ())
-    block, dtype = state.get("blocksize"), _DTYPES.get(str(state.get("dtype")))
-    sound = all(isinstance(n, int) and n > 0 for n in (*shape, block)) and shape and dtype
+    said, dtype = state.get("shape"), _DTYPES.get(str(state.get("dtype")))
+    shape = tuple(said) if isinstance(said, list) and all(map(is_count, said)) else ()
+    block = state.get("blocksize")
     codes, absmax = stored.tensors[name], stored.tensors[f"{name}.absmax"]
-    if not sound or not isinstance(block, int) or dtype is None:
+    if not shape or not is_count(block) or dtype is None:
         raise stored.wrong(f"{name}.quant_state.bitsandbytes__{kind}", f"says {state!r:.200}")
     numel = math.prod(shape)
     if codes.nbytes != -(-numel // 2) or math.prod(absmax.shape) != -(-numel // block):
@@ -129,7 +129,8 @@ def _nested(stored: Stored, name: str, state: dict, absmax: TensorEntry) -> tupl
     block, offset = state.get("nested_blocksize"), state.get("nested_offset")
     second, table = (stored.need(f"{name}.{part}", name) for part in ("nested_absmax", "nested_quant_map"))
     count = math.prod(absmax.shape)
-    if not isinstance(block, int) or block < 1 or not isinstance(offset, int | float):
+    # The offset is a value of float32.
+    if not is_count(block) or not isinstance(offset, int | float) or not abs(offset) < 2.0**128:
         raise stored.wrong(name, f"has a quant_state without nested_blocksize and nested_offset: {state!r:.200}")
     if absmax.dtype != torch.uint8 or math.prod(second.shape) != -(-count // block) or math.prod(table.shape) != 256:
         raise stored.wrong(f"{name}.nested_absmax", f"has shape {list(second.shape)} for {count} scales")

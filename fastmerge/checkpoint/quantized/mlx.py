@@ -17,7 +17,7 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ..types import Coded, Part
 from ._bits import as_bytes, fp4_values, powers_of_two, unpack
-from ._stored import Found, Stored, coded
+from ._stored import Found, Stored, coded, is_count
 from .scaled import value_dtype
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -77,7 +77,7 @@ def find(stored: Stored, name: str) -> Found | None:
         group, bits = MODES[mode]
     else:
         raise CheckpointError(f"{stored.folder}: MLX's mode {mode} is not offered, only affine, {', '.join(MODES)}")
-    if not isinstance(group, int) or bits not in BITS or group < 1:
+    if not is_count(group) or not is_count(bits) or bits not in BITS:
         raise stored.wrong(name, f"is quantized by MLX, but its config says group_size {group!r} and bits {bits!r}")
     columns, extra = divmod(codes.shape[-1] * 32, bits)
     if extra or scales.shape != (*codes.shape[:-1], columns // group) or columns % group:

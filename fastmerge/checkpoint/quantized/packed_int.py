@@ -17,7 +17,7 @@ from torch import Tensor
 from ..types import Coded, Part, TensorEntry
 from ._bits import as_bytes, check_groups, unpack
 from ._grid import Grid, find_grid
-from ._stored import INDEXES, Found, Stored, coded, whole
+from ._stored import INDEXES, Found, Stored, coded, is_count, whole
 from .scaled import value_dtype
 
 
@@ -134,8 +134,8 @@ def _shape(stored: Stored, target: str, codes: TensorEntry) -> tuple[int, ...]:
     """Return the shape of the values, which the codes' padding hides."""
     name = f"{target}_shape"
     if name not in stored.tensors:
-        bits = stored.setting("num_bits") or 4
-        return (*codes.shape[:-1], codes.shape[-1] * 32 // int(bits))
+        bits = stored.setting("num_bits")
+        return (*codes.shape[:-1], codes.shape[-1] * 32 // (bits if is_count(bits) else 4))
     shape = stored.integers(name)
     if len(shape) == len(codes.shape) - 1:  # of one expert of a stack
         shape = (*codes.shape[: len(codes.shape) - len(shape)], *shape)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..types import Coded, Part, TensorEntry
 from ._bits import scale_values
 from ._grid import Grid, find_grid
-from ._stored import Found, Stored, coded
+from ._stored import Found, Stored, coded, is_count
 
 FLOAT8 = tuple(
     getattr(torch, name)
@@ -93,7 +93,7 @@ def value_dtype(scales: torch.dtype) -> torch.dtype:
 
 def _blocks(stored: Stored) -> Sequence[int | None]:
     for stated in (stored.setting("weight_block_size"), *stored.of_weights("block_structure")):
-        if isinstance(stated, list) and len(stated) == 2 and all(isinstance(n, int) and n > 0 for n in stated):
+        if isinstance(stated, list) and len(stated) == 2 and all(map(is_count, stated)):
             return stated
     return (128, 128)
 

@@ -33,6 +33,9 @@ def _exact(values: list[float]) -> float:
     except ValueError:  # opposite infinities
         return math.nan
     except OverflowError:
+        # math.fsum may overflow before it comes to an infinity.
+        if infinite := [value for value in values if not math.isfinite(value)]:
+            return sum(infinite)
         exact = sum(map(Fraction, values))
     try:
         return float(exact)

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastmerge import kernels
@@ -60,6 +60,8 @@ def test_the_order_does_not_matter(values, random):
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats() | st.sampled_from([math.inf, -math.inf, math.nan]), min_size=1, max_size=6))
+@example([math.inf, LARGEST, LARGEST])
+@example([LARGEST, LARGEST, -math.inf, math.inf])
 def test_infinities_and_nans(values):
     # fsum gives up where finite numbers beside an infinity overflow.
     special = [value for value in values if not math.isfinite(value)]

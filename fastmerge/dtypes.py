@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,9 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class DType:
-    """A type of elements.
+    """A type of elements; there is one object of each.
 
     Attributes:
         name:              torch's, without its module: ``bfloat16``.
@@ -25,6 +26,13 @@ class DType:
 
     def __str__(self) -> str:
         return self.name
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return _named, (self.name,)
+
+    @property
+    def is_complex(self) -> bool:
+        return self.name.startswith("complex")
 
     @property
     def torch(self) -> torch.dtype:
@@ -59,6 +67,28 @@ ALL = {kind.name: kind for kind in list(globals().values()) if isinstance(kind, 
 """Every type by its name."""
 
 
+def _named(name: str) -> DType:
+    return ALL[name]
+
+
 def dtype_of(dtype: torch.dtype | DType) -> DType:
     """Return a type of torch as one of these; KeyError for one that no checkpoint holds."""
     return dtype if isinstance(dtype, DType) else ALL[str(dtype).removeprefix("torch.")]
+
+
+def promoted(dtypes: Iterable[DType]) -> DType:
+    """Return the narrowest type that holds every value of each, as ``torch.promote_types`` does.
+
+    Raises:
+        ValueError: several types, not all of them float16, bfloat16, float32 or float64.
+    """
+    kinds = set(dtypes)
+    if len(kinds) == 1:
+        return kinds.pop()
+    if not kinds or kinds - _WIDTHS.keys():
+        raise ValueError(f"no one type stands for {', '.join(sorted(map(str, kinds))) or 'nothing'}")
+    widest = max(kinds, key=lambda kind: _WIDTHS[kind])
+    return float32 if kinds == {float16, bfloat16} else widest
+
+
+_WIDTHS = {float16: 16, bfloat16: 16, float32: 32, float64: 64}

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
+from .dtypes import DType, bfloat16, float16, float32, int32
 from .engine.folders import appearing
 from .engine.reading import DeltaReader
 from .errors import CheckpointError, FastmergeError, InvalidInput, Problem
@@ -41,7 +42,7 @@ __all__ = ["Experts", "load", "save"]
 
 FORMAT = "fastmerge-emr-1"
 UNIFIED, MASKS, FACTS = "unified.safetensors", "masks.safetensors", "emr.json"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {kind.name: kind for kind in (float32, bfloat16, float16)}
 
 Progress = Callable[[int, int], None]
 
@@ -75,7 +76,7 @@ def save(
     told = None if progress is None else lambda done: progress(min(done, total), total)
     shapes = {output.name: tuple(output.shape) for output in outputs}
     words = {
-        _mask_name(task, name): ((mask_words(_count(shape)),), torch.int32)
+        _mask_name(task, name): ((mask_words(_count(shape)),), int32)
         for name, shape in shapes.items() for task in named
     }  # fmt: skip
     with appearing(out) as folder:
@@ -207,7 +208,7 @@ def _paired(base: str, models: Mapping[str, str]) -> tuple[list[OutputTensor], l
 
 
 def _write(
-    output: OutputTensor, reader: DeltaReader, tasks: Sequence[str], dtype: torch.dtype, unified: FactorsFile,
+    output: OutputTensor, reader: DeltaReader, tasks: Sequence[str], dtype: DType, unified: FactorsFile,
     masks: FactorsFile,
 ) -> list[tuple[float, float]]:  # fmt: skip
     """Write the unified delta of one tensor and its masks; return, per task, the means that its scale is made of."""
@@ -223,7 +224,7 @@ def _write(
         whole, kept = unify(deltas)
         if not whole.isfinite().all():
             raise FastmergeError(f"{output.name}: a delta holds NaN or infinity. Repair the model")
-        stored = whole.to(dtype)
+        stored = whole.to(dtype.torch)
         unified.write(stored)
         table = torch.empty(-(-len(base) // GRID), 4 * len(tasks), dtype=torch.float64)
         vectors = [v for delta, mask in zip(deltas, kept, strict=True) for v in (delta, stored.float() * mask)]
@@ -233,7 +234,7 @@ def _write(
             _pack(row, mask, start)
         start += len(base)
     for task, row in zip(tasks, packed, strict=True):
-        masks.begin(_mask_name(task, output.name), tuple(row.shape), torch.int32)
+        masks.begin(_mask_name(task, output.name), tuple(row.shape), int32)
         masks.write(row)
     if not count:
         return [(0.0, 0.0)] * len(tasks)

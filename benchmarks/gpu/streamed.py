@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from fastmerge.dtypes import bfloat16
 from fastmerge.engine.batches import units
 from fastmerge.engine.context import RunContext
 from fastmerge.engine.report import Meter
@@ -88,10 +89,10 @@ def outputs(case: Case, model: Llama) -> list[OutputTensor]:
     for i, shape in enumerate(model.shapes()):
         nbytes = 2 * math.prod(shape)
         name = f"tensor.{i}"
-        every = [InputTensor(k, name, str(k), offset, nbytes, torch.bfloat16, shape) for k in range(case.inputs)]
+        every = [InputTensor(k, name, str(k), offset, nbytes, bfloat16, shape) for k in range(case.inputs)]
         group = case.group(name, shape)
         inputs = split(every, case.has_base)
-        found.append(OutputTensor(name, torch.bfloat16, shape, 0, offset, nbytes, case.method, inputs, group))
+        found.append(OutputTensor(name, bfloat16, shape, 0, offset, nbytes, case.method, inputs, group))
         offset += nbytes
     return found
 
@@ -119,7 +120,7 @@ def _verify(bench: Bench, case: Case, blocks: Sequence[Tensor], models: HostMode
     _merge(bench, tensors, models, pinned=False)()
     for tensor in tensors:
         first, last = tensor.offset // 2, (tensor.offset + tensor.nbytes) // 2
-        expected = torch.empty(tensor.shape, dtype=tensor.dtype)
+        expected = torch.empty(tensor.shape, dtype=tensor.dtype.torch)
         job = case.job(expected, [block[first:last].view(tensor.shape) for block in blocks], tensor.name)
         merge_source(job.method, job.group, job.source, job.out)
         assert torch.equal(models.out[first:last].view(tensor.shape), expected), f"{case.method}: {tensor.name} differs"

@@ -12,8 +12,8 @@ import json
 import os
 from typing import Any
 
-import torch
-
+from .. import dtypes
+from ..dtypes import DType
 from ..errors import CheckpointError
 from .opening import check_characters, open_weights
 from .placeholders import misnamed, placeholder
@@ -22,31 +22,32 @@ from .types import InputFile, TensorEntry
 MAX_HEADER = 100_000_000
 """Longest header that the safetensors library reads, in bytes."""
 
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "C64": torch.complex64,
+DTYPES: dict[str, DType] = {
+    "F64": dtypes.float64,
+    "F32": dtypes.float32,
+    "F16": dtypes.float16,
+    "BF16": dtypes.bfloat16,
+    "F8_E4M3": dtypes.float8_e4m3fn,
+    "F8_E5M2": dtypes.float8_e5m2,
+    "F8_E4M3FNUZ": dtypes.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": dtypes.float8_e5m2fnuz,
+    "F8_E8M0": dtypes.float8_e8m0fnu,
+    "F4": dtypes.float4_e2m1fn_x2,
+    "I64": dtypes.int64,
+    "I32": dtypes.int32,
+    "I16": dtypes.int16,
+    "I8": dtypes.int8,
+    "U64": dtypes.uint64,
+    "U32": dtypes.uint32,
+    "U16": dtypes.uint16,
+    "U8": dtypes.uint8,
+    "BOOL": dtypes.bool_,
+    "C64": dtypes.complex64,
 }
 """Names of dtypes in safetensors headers."""
 
-# Newer versions of torch have these, for scales and codes of quantized weights; F4 packs two values in a byte.
-_NEWER = {"F8_E8M0": "float8_e8m0fnu", "F4": "float4_e2m1fn_x2", "F6_E2M3": "", "F6_E3M2": ""}
-DTYPES |= {name: getattr(torch, own) for name, own in _NEWER.items() if own and hasattr(torch, own)}
+# Torch has no such types; F4 packs two values in a byte.
+_LACKING = ("F6_E2M3", "F6_E3M2")
 _PACKED = {"F4": 2}
 
 _SIZED = {name: (dtype, dtype.itemsize, _PACKED.get(name, 1)) for name, dtype in DTYPES.items()}
@@ -160,8 +161,8 @@ def _invalid(path: str, name: str, info: object) -> CheckpointError:
     if not isinstance(info, dict) or not {"dtype", "shape", "data_offsets"} <= info.keys():
         return _corrupt(path, f"{name}: the entry has no dtype, shape and data_offsets: {info!r:.200}")
     dtype = info["dtype"]
-    if isinstance(dtype, str) and dtype in _NEWER and dtype not in DTYPES:
-        what = f"is {dtype}, a dtype of quantized weights that torch {torch.__version__} does not have"
+    if isinstance(dtype, str) and dtype in _LACKING:
+        what = f"is {dtype}, a dtype of quantized weights that torch does not have"
         return CheckpointError(f"{path}: {name} {what} (dequantize the model to bfloat16 first)")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         return _corrupt(path, f"{name}: unknown dtype {dtype!r:.50}, expected one of {', '.join(DTYPES)}")

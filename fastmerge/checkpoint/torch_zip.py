@@ -12,13 +12,16 @@ import pickle
 import pickletools
 import re
 import zipfile
+from typing import TYPE_CHECKING
 
-import torch
-
+from ..dtypes import ALL, dtype_of
 from ..errors import CheckpointError
 from .opening import open_weights
 from .placeholders import placeholder
 from .types import InputFile, TensorEntry
+
+if TYPE_CHECKING:
+    import torch
 
 _HALF = re.compile("[\ud800-\udfff]")
 _CONVERT = "load it in the tool that made it and save it with safetensors.torch.save_file"
@@ -79,6 +82,8 @@ def _data_start(file, member: zipfile.ZipInfo) -> int:
 
 
 def _load(path: str) -> dict[str, torch.Tensor]:
+    import torch
+
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -106,9 +111,13 @@ def _global(error: Exception) -> str:
 
 def _locate(path: str, state: dict[str, torch.Tensor], starts: dict[int, int]) -> dict[str, TensorEntry]:
     """Turn the mapped tensors into ranges of the file: every storage is one member of the zip."""
+    import torch
+
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized or not tensor.is_contiguous():
             raise CheckpointError(f"{path}: {name} is sparse, quantized or not contiguous ({_CONVERT})")
+        if str(tensor.dtype).removeprefix("torch.") not in ALL:
+            raise CheckpointError(f"{path}: {name} is {tensor.dtype}, which no checkpoint holds ({_CONVERT})")
     stored = {name: tensor for name, tensor in state.items() if tensor.numel()}
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in stored.values()}
     # The mapping's address is not known: the lowest storage is the lowest member with data, and all others must fit.
@@ -119,5 +128,5 @@ def _locate(path: str, state: dict[str, torch.Tensor], starts: dict[int, int]) -
     for name, tensor in state.items():
         offset = tensor.data_ptr() - mapping if name in stored else 0
         nbytes = tensor.numel() * tensor.itemsize
-        entries.append((name, TensorEntry(path, offset, nbytes, tensor.dtype, tuple(tensor.shape))))
+        entries.append((name, TensorEntry(path, offset, nbytes, dtype_of(tensor.dtype), tuple(tensor.shape))))
     return dict(sorted(entries, key=lambda item: item[1].offset))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import torch
-from torch import Tensor
+from ..dtypes import DType
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TensorEntry(NamedTuple):
@@ -21,7 +23,7 @@ class TensorEntry(NamedTuple):
     path: str
     offset: int
     nbytes: int
-    dtype: torch.dtype
+    dtype: DType
     shape: tuple[int, ...]
     coded: Coded | None = None
 

@@ -80,7 +80,7 @@ def _values(checkpoint: Checkpoint, manifest: dict | None) -> dict:
         "config": checkpoint.config,
         "tensors": {
             name: {
-                "dtype": str(entry.dtype).removeprefix("torch."),
+                "dtype": str(entry.dtype),
                 "shape": entry.shape,
                 "bytes": _nbytes(entry),
                 "file": entry.path,
@@ -102,7 +102,7 @@ def _manifest(folder: str) -> dict | None:
 
 def _dtype(entry: TensorEntry) -> str:
     """Return the dtype as it is stored: of a quantized tensor the name of its format."""
-    return entry.coded.format if entry.coded else str(entry.dtype).removeprefix("torch.")
+    return entry.coded.format if entry.coded else str(entry.dtype)
 
 
 def _decoded(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoint import Checkpoint, TensorEntry, open_checkpoint
+from ..dtypes import ALL, DType
 from ..kernels import GRID, limited_threads, use_backend
 from ..methods import get_method
 from ..plan import make_plan
@@ -105,7 +106,7 @@ def verify_recipe(
     meter = Meter()
     with use_backend(backend), limited_threads(threads), PlannedFiles(plan, checkpoint.files) as inputs:
         inputs.open()
-        sink = _Judge(outputs, checkpoint.tensors, inputs, getattr(torch, recipe.dtype) if recipe.dtype else None)
+        sink = _Judge(outputs, checkpoint.tensors, inputs, ALL[recipe.dtype] if recipe.dtype else None)
         total = sum(output.nbytes for output in outputs)
         sizes = divide(outputs, Budget(ram), threads or default_threads())
         work(
@@ -158,7 +159,7 @@ class _Judge:
         outputs: Sequence[OutputTensor],
         entries: dict[str, TensorEntry],
         inputs: InputFiles,
-        arithmetic: torch.dtype | None,
+        arithmetic: DType | None,
     ):
         self._outputs = {output.name: output for output in outputs}
         self._entries, self._inputs, self._arithmetic = entries, inputs, arithmetic
@@ -184,12 +185,13 @@ class _Judge:
 class _Open:
     """One tensor that is being compared."""
 
-    def __init__(self, output: OutputTensor, entry: TensorEntry, arithmetic: torch.dtype | None):
+    def __init__(self, output: OutputTensor, entry: TensorEntry, arithmetic: DType | None):
         self._output, self._entry = output, entry
         self._dtype = arithmetic or min((t.dtype for t in output.inputs.every), key=lambda dtype: dtype.itemsize)
         values = output.group.values if output.group else {}
         models = len(output.inputs.tensors)
-        self._tolerance = Tolerance.of(values, models, self._dtype, entry.dtype) if entry.dtype in MERGED else None
+        measured = entry.dtype in MERGED
+        self._tolerance = Tolerance.of(values, models, self._dtype.torch, entry.dtype.torch) if measured else None
         self._random = output.group is not None and get_method(output.method).random
         self._chooses = output.inputs.base is not None and "density" in values
         self._choices = Choices(self._tolerance.arithmetic if self._tolerance else 0.0)
@@ -199,8 +201,8 @@ class _Open:
 
     def compare(self, start: int, data: memoryview, inputs: InputFiles, lock: threading.Lock) -> None:
         """Compare one part of the tensor, from an element on."""
-        merged = torch.frombuffer(bytearray(data), dtype=self._output.dtype)
-        found = torch.empty(len(merged), dtype=self._entry.dtype)
+        merged = torch.frombuffer(bytearray(data), dtype=self._output.dtype.torch)
+        found = torch.empty(len(merged), dtype=self._entry.dtype.torch)
         inputs.read(self._entry.path, self._entry.offset + start * found.itemsize, found.view(torch.uint8).numpy().data)
         same = found == merged.to(found.dtype)
         if found.is_floating_point():
@@ -216,7 +218,7 @@ class _Open:
             beyond = ~self._tolerance.allows(found, merged, values)
             difference = float((found.float() - merged).abs().max())
             if self._chooses and bool(beyond.any()):
-                hanging = self._tolerance.deltas(values.map(lambda tensor: tensor[beyond]), self._dtype)
+                hanging = self._tolerance.deltas(values.map(lambda tensor: tensor[beyond]), self._dtype.torch)
                 with lock:
                     self._choices.add(*hanging)
         with lock:

@@ -18,6 +18,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..dtypes import DType
+
 PAGE = 4096
 LINE = 64
 
@@ -55,7 +57,7 @@ class Memory(ABC):
         self._free.insert(i, (start, end))
 
     @abstractmethod
-    def tensor(self, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    def tensor(self, start: int, dtype: DType, shape: tuple[int, ...]) -> Tensor:
         """Return a view of the bytes from ``start`` on."""
 
 
@@ -69,11 +71,11 @@ class Arena(Memory):
             self._map.madvise(mmap.MADV_HUGEPAGE)
         self.bytes = memoryview(self._map)
 
-    def tensor(self, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    def tensor(self, start: int, dtype: DType, shape: tuple[int, ...]) -> Tensor:
         count = math.prod(shape)
         if count == 0:
-            return torch.empty(shape, dtype=dtype)
-        flat = torch.frombuffer(self._map, dtype=dtype, count=count, offset=start)
+            return torch.empty(shape, dtype=dtype.torch)
+        flat = torch.frombuffer(self._map, dtype=dtype.torch, count=count, offset=start)
         return flat if len(shape) == 1 else flat.view(shape)
 
 
@@ -114,7 +116,7 @@ class Slot:
         """Return the context in which the worker's thread runs all its tasks."""
         return contextlib.nullcontext()
 
-    def tensor(self, at: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    def tensor(self, at: int, dtype: DType, shape: tuple[int, ...]) -> Tensor:
         """Return a view, where the worker computes, of what was taken at ``at``."""
         return self.arena.tensor(at, dtype, shape)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator, Iterator, Sequence
 
-import torch
-
+from ..dtypes import DType
 from ..methods import get_method
 from ..plan.types import OutputTensor
 from ..steps.driver import Job
@@ -140,7 +139,7 @@ class Batch:
         steps = [apply_without_survey(output) for output in kinds.values() if output.group is not None]
         return any(step is None or not step.carries for step in steps)
 
-    def _check(self, parts: Sequence[tuple[int, int, torch.dtype]]) -> None:
+    def _check(self, parts: Sequence[tuple[int, int, DType]]) -> None:
         """Raise Suspect unless all numbers of neighbours (place, bytes, dtype) in the arena are finite."""
         for dtype, run in itertools.groupby(parts, key=lambda part: part[2]):
             places = [(at, at + nbytes) for at, nbytes, _ in run]

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..dtypes import DType, uint8
 from ..errors import BudgetError, FastmergeError
 from .arena import PAGE, Arena, Memory, Slot
 from .report import Meter
@@ -51,10 +52,10 @@ class DeviceMemory(Memory):
         except torch.OutOfMemoryError as error:
             raise too_little(device) from error
 
-    def tensor(self, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    def tensor(self, start: int, dtype: DType, shape: tuple[int, ...]) -> Tensor:
         data = self.bytes[start : start + math.prod(shape) * dtype.itemsize]
         # A file may hold elements at odd places; a device reads them only where they are aligned.
-        return (data.clone() if start % dtype.itemsize else data).view(dtype).view(shape)
+        return (data.clone() if start % dtype.itemsize else data).view(dtype.torch).view(shape)
 
 
 class DeviceSlot(Slot):
@@ -87,7 +88,7 @@ class DeviceSlot(Slot):
         self.settle()
         super().reset()
 
-    def tensor(self, at: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    def tensor(self, at: int, dtype: DType, shape: tuple[int, ...]) -> Tensor:
         return self.memory.tensor(at + self._shift, dtype, shape)
 
     def upload(self, at: int, nbytes: int) -> None:
@@ -117,7 +118,7 @@ class DeviceSlot(Slot):
         self._driver.return_free_memory(self.memory.device)
 
     def _here(self, at: int, nbytes: int) -> Tensor:
-        return self.arena.tensor(at, torch.uint8, (nbytes,))
+        return self.arena.tensor(at, uint8, (nbytes,))
 
     def _there(self, at: int, nbytes: int) -> Tensor:
         return self.memory.bytes[at : at + nbytes]

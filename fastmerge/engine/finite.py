@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
+from ..dtypes import DType, bfloat16, float16, float32, float64
 from ..errors import CheckpointError, Refused
 from ..plan.types import InputTensor, OutputTensor
 from .files import InputFiles
 
 # Integers as wide as the numbers, and infinity as one of them: whatever is not finite lies beyond it, by sign.
-_PATTERNS: dict[torch.dtype, tuple[np.dtype, int]] = {
-    torch.float32: (np.dtype(np.int32), 0x7F800000),
-    torch.bfloat16: (np.dtype(np.int16), 0x7F80),
-    torch.float16: (np.dtype(np.int16), 0x7C00),
+_PATTERNS: dict[DType, tuple[np.dtype, int]] = {
+    float32: (np.dtype(np.int32), 0x7F800000),
+    bfloat16: (np.dtype(np.int16), 0x7F80),
+    float16: (np.dtype(np.int16), 0x7C00),
+}
+
+_LARGEST = {
+    float64: sys.float_info.max,
+    float32: (2 - 2.0**-23) * 2.0**127,
+    bfloat16: (2 - 2.0**-7) * 2.0**127,
+    float16: 65504.0,
 }
 
 # What numpy takes at a time stays in the cache, for the second look.
@@ -24,7 +32,7 @@ _BYTES = 1 << 18
 REMEDY = "repair that model or leave it out, or keep such values with --allow-nonfinite where the method can"
 
 
-def all_finite(data: memoryview, dtype: torch.dtype) -> bool:
+def all_finite(data: memoryview, dtype: DType) -> bool:
     """True when no number in ``data`` is infinite or NaN; always True for dtypes that are not merged."""
     if dtype not in _PATTERNS:
         return True
@@ -62,9 +70,9 @@ class Suspect(Exception):
         if self.reason:
             return Refused(self.reason)
         output = self.outputs[0]
-        most = f"{torch.finfo(output.dtype).max:.3g}"
+        most = f"{_LARGEST[output.dtype]:.3g}"
         return Refused(
-            f"{output.name}: the merge gives values beyond {most}, the range of {str(output.dtype)[6:]}, though its "
+            f"{output.name}: the merge gives values beyond {most}, the range of {output.dtype}, though its "
             "inputs are finite; give dtype: bfloat16 or float32, smaller weights, or keep such values with "
             "--allow-nonfinite"
         )

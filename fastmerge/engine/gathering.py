@@ -10,6 +10,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from ..dtypes import float32, promoted
 from ..plan.types import InputFile, InputTensor, Plan, Run
 from .files import InputFiles
 from .reading import Folded
@@ -62,7 +63,7 @@ class _Rows:
         """Fill ``into`` with the bytes from ``offset`` on, both multiples of an element."""
         if len(into):
             at = offset // self._dtype.itemsize
-            self._elements(at, torch.frombuffer(into, dtype=self._dtype))
+            self._elements(at, torch.frombuffer(into, dtype=self._dtype.torch))
 
     def _elements(self, at: int, out: Tensor) -> None:
         end, padding = at + len(out), self._gathered.mean_from * self._width
@@ -99,7 +100,7 @@ class _Rows:
                 ((source, begin),) = places
                 part.copy_(self._sources[source].elements(begin + start, begin + start + len(part)))
                 continue
-            total = torch.zeros(len(part), dtype=torch.promote_types(torch.float32, self._dtype))
+            total = torch.zeros(len(part), dtype=promoted((float32, self._dtype)).torch)
             for source, begin in places:
                 total += self._sources[source].elements(begin + start, begin + start + len(part))
             part.copy_(total.div_(len(places)))
@@ -112,11 +113,11 @@ class _Rows:
                 total = torch.zeros(self._width, dtype=torch.float64)
                 for start in range(0, rows, _BLOCK):
                     count = min(_BLOCK, rows - start)
-                    block = torch.zeros(_BLOCK * self._width, dtype=self._dtype)
+                    block = torch.zeros(_BLOCK * self._width, dtype=self._dtype.torch)
                     self._elements(start * self._width, block[: count * self._width])
                     tree = block.view(_BLOCK, self._width).double()
                     while len(tree) > 1:
                         tree = tree[: len(tree) // 2] + tree[len(tree) // 2 :]
                     total += tree[0]
-                self._made = (total / rows).to(self._dtype)
+                self._made = (total / rows).to(self._dtype.torch)
             return self._made

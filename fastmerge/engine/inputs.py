@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from ..checkpoint import TensorEntry
 from ..checkpoint.types import matrix_shape
+from ..dtypes import DType, float32, uint8
 from ..errors import CheckpointError
 from ..plan.types import InputTensor
 from .arena import LINE, PAGE, Arena, Memory, Slot, round_up
@@ -34,9 +34,7 @@ class Reader:
         with self._meter.stage("read", nbytes):
             self._inputs.read(path, offset, self.arena.bytes[at : at + nbytes])
 
-    def part(
-        self, entry: InputTensor | TensorEntry, dtype: torch.dtype, start: int, stop: int, row: int, at: int
-    ) -> None:
+    def part(self, entry: InputTensor | TensorEntry, dtype: DType, start: int, stop: int, row: int, at: int) -> None:
         """Read the elements ``start .. stop - 1`` of a stored tensor to ``at``; ``row`` as ``Watch.look`` takes it."""
         nbytes = (stop - start) * dtype.itemsize
         self.raw(entry.path, entry.offset + start * dtype.itemsize, nbytes, at)
@@ -63,7 +61,7 @@ class Reader:
             made = rounds or tensor.adapters
             weight = self._scratch(tensor.dtype, last - first, columns, slot) if made else out
             self._decode(tensor, first, last, beside, weight, slot)
-        summed = self._scratch(torch.float32, last - first, columns, slot) if rounds and tensor.adapters else out
+        summed = self._scratch(float32, last - first, columns, slot) if rounds and tensor.adapters else out
         with self._meter.stage("compute"):
             add_terms(summed, weight, beside.terms, first, last)
             if rounds:
@@ -86,7 +84,7 @@ class Reader:
                 raise CheckpointError(f"{tensor.path}: {tensor.name}: {error} (the file is damaged)") from error
 
     def _view(
-        self, entry: InputTensor | TensorEntry, dtype: torch.dtype, start: int, stop: int, slot: Slot, row: int = 0
+        self, entry: InputTensor | TensorEntry, dtype: DType, start: int, stop: int, slot: Slot, row: int = 0
     ) -> Tensor:
         nbytes = (stop - start) * dtype.itemsize
         at = slot.take(nbytes, phase=entry.offset + start * dtype.itemsize)
@@ -95,7 +93,7 @@ class Reader:
         return slot.tensor(at, dtype, (stop - start,))
 
     @staticmethod
-    def _scratch(dtype: torch.dtype, rows: int, columns: int, slot: Slot) -> Tensor:
+    def _scratch(dtype: DType, rows: int, columns: int, slot: Slot) -> Tensor:
         return slot.tensor(slot.take(dtype.itemsize * rows * columns), dtype, (rows, columns))
 
 
@@ -115,11 +113,11 @@ class Beside:
         for adapter in tensor.adapters:
             made: list[Tensor] = []
             for factor in adapter.stored:
-                view = memory.tensor(at, torch.float32, factor.shape)
+                view = memory.tensor(at, float32, factor.shape)
                 at += round_up(4 * view.numel())
                 turned = None
                 if adapter.transposed and factor is not adapter.magnitude:
-                    turned = memory.tensor(at, torch.float32, factor.shape[::-1])
+                    turned = memory.tensor(at, float32, factor.shape[::-1])
                     at += round_up(4 * view.numel())
                 made.append(view if turned is None else turned)
                 self._factors.append((factor, view, turned))
@@ -144,7 +142,7 @@ class Beside:
             for start in range(0, entry.nbytes, step):
                 stop = min(start + step, entry.nbytes)
                 slot.reset()
-                read = partial(reader.part, entry, torch.uint8, start, stop, 0)
+                read = partial(reader.part, entry, uint8, start, stop, 0)
                 slot.fill(at + start, stop - start, entry.offset + start, read)
 
 

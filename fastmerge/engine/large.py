@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from ..checkpoint.types import matrix_shape
+from ..dtypes import DType
 from ..methods import get_method
 from ..plan.types import InputTensor, OutputTensor
 from ..steps.census import Round
@@ -210,7 +210,7 @@ class Large:
                 at = self._widened(start, stop, at, through, slot)
             self._write(start, stop, at)
 
-    def _widened(self, start: int, stop: int, at: int, through: torch.dtype, slot: Slot) -> int:
+    def _widened(self, start: int, stop: int, at: int, through: DType, slot: Slot) -> int:
         """Convert what was rounded before, in the host's memory; return where it lies."""
         dtype, arena = self._output.dtype, self._context.arena
         place = self._output.offset + start * dtype.itemsize

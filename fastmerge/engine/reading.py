@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import kernels
 from ..checkpoint import InputFile, TensorEntry
 from ..checkpoint.types import DECODED_AT_ONCE, DECODING_BYTES, matrix_shape
+from ..dtypes import DType
 from ..errors import CheckpointError
 from ..plan.types import InputTensor
 from .files import InputFiles
@@ -126,15 +127,15 @@ class Values:
                 width = math.prod(entry.shape) // self._rows
                 held = self._read(entry, entry.dtype, first * width, last * width).view(last - first, width)
             parts.append(held)
-        rows = torch.empty(last - first, self._columns, dtype=tensor.dtype)
+        rows = torch.empty(last - first, self._columns, dtype=tensor.dtype.torch)
         try:
             coded.decode(rows, parts, first)
         except ValueError as error:
             raise CheckpointError(f"{tensor.path}: {error} (the file is damaged)") from error
         return rows.view(-1)[start - first * self._columns : stop - first * self._columns]
 
-    def _read(self, entry: InputTensor | TensorEntry, dtype: torch.dtype, start: int, stop: int) -> Tensor:
-        values = torch.empty(stop - start, dtype=dtype)
+    def _read(self, entry: InputTensor | TensorEntry, dtype: DType, start: int, stop: int) -> Tensor:
+        values = torch.empty(stop - start, dtype=dtype.torch)
         into = values.view(torch.uint8).numpy().data
         self._inputs.read(entry.path, entry.offset + start * values.itemsize, into)
         return values

@@ -11,6 +11,7 @@ import torch
 from .. import kernels
 from ..devices import gpus
 from ..devices.names import parse_devices
+from ..dtypes import uint8
 from ..errors import FastmergeError
 from .arena import Arena, Slot
 from .devices import DeviceMemory, DeviceSlot, Driver, failures_of
@@ -83,7 +84,7 @@ class Accelerators(Target):
             yield from self._slots(arena, sizes, meter)
 
     def _slots(self, arena: Arena, sizes: Sizes, meter: Meter) -> Iterator[list[Slot]]:
-        address = arena.tensor(0, torch.uint8, (1,)).data_ptr()
+        address = arena.tensor(0, uint8, (1,)).data_ptr()
         self._driver.pin(self._devices[0], address, arena.size)
         try:
             each = sizes.workers // len(self._devices)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from ..checkpoint import TensorEntry
+from ..dtypes import DType
 from ..plan.types import InputTensor, OutputTensor
 from .checksums import BLOCK, Checksum
 from .finite import Suspect, all_finite
@@ -24,9 +23,7 @@ class Watch:
         self._output, self.finite = output, finite
         self._sums: dict[tuple[str, int], Checksum] = {}
 
-    def look(
-        self, entry: InputTensor | TensorEntry, dtype: torch.dtype, start: int, data: memoryview, row: int = 0
-    ) -> None:
+    def look(self, entry: InputTensor | TensorEntry, dtype: DType, start: int, data: memoryview, row: int = 0) -> None:
         """Take ``data``, the elements from ``start`` on of a stored tensor: whole rows, or whole cells where row is 0.
 
         Suspect where a number is not finite that has to be.

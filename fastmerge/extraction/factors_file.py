@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import DTYPES
+from ..dtypes import DType
 from ..errors import explained
 
 __all__ = ["FactorsFile"]
@@ -22,7 +23,7 @@ __all__ = ["FactorsFile"]
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 # Largest shape, and dtype.
-Kind = tuple[tuple[int, ...], torch.dtype]
+Kind = tuple[tuple[int, ...], DType]
 
 
 class FactorsFile:
@@ -48,7 +49,7 @@ class FactorsFile:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
-    def begin(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    def begin(self, name: str, shape: tuple[int, ...], dtype: DType) -> None:
         """Enter the next tensor; ``write`` adds its elements."""
         end = self._end + _nbytes(shape, dtype)
         self._header[name] = _entry(shape, dtype, self._end, end)
@@ -66,14 +67,14 @@ class FactorsFile:
             self._file.write(self._room.to_bytes(8, "little") + _encoded(self._header).ljust(self._room))
 
 
-def _nbytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+def _nbytes(shape: tuple[int, ...], dtype: DType) -> int:
     count = dtype.itemsize
     for extent in shape:
         count *= extent
     return count
 
 
-def _entry(shape: tuple[int, ...], dtype: torch.dtype, begin: int, end: int) -> dict[str, object]:
+def _entry(shape: tuple[int, ...], dtype: DType, begin: int, end: int) -> dict[str, object]:
     return {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from ..dtypes import DType, bfloat16, float16, float32
 from ..engine.folders import appearing
 from ..engine.reading import DeltaReader, reading_bytes
 from ..errors import BudgetError, FastmergeError, InvalidInput, Problem
@@ -30,7 +31,7 @@ from .selection import Other, Pair, Selection, module_path, open_pair, savable, 
 
 __all__ = ["DTYPES", "Extracted", "ExtractionReport", "extract"]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {kind.name: kind for kind in (float32, bfloat16, float16)}
 """Dtypes of the factors, by name."""
 
 MATRICES = ("attn_mlp", "all")
@@ -203,12 +204,12 @@ def matrix_bytes(shape: tuple[int, ...], rank: int) -> int:
 class _Work:
     """Approximates and writes one matrix after the other."""
 
-    def __init__(self, reader: DeltaReader, dtype: torch.dtype, rank: int, energy: float | None):
+    def __init__(self, reader: DeltaReader, dtype: DType, rank: int, energy: float | None):
         self._reader, self.dtype, self._rank, self._energy = reader, dtype, rank, energy
 
-    def largest(self, matrices: list[Pair], saved: list[InputTensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    def largest(self, matrices: list[Pair], saved: list[InputTensor]) -> dict[str, tuple[tuple[int, ...], DType]]:
         """Return every tensor that may be written, with its largest shape."""
-        kinds: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        kinds: dict[str, tuple[tuple[int, ...], DType]] = {}
         for tensor, _ in matrices:
             rows, columns = tensor.shape
             rank = min(self._rank, rows, columns)
@@ -231,7 +232,7 @@ class _Work:
             kept = min(int((squares < self._energy * square).sum()) + 1, len(s))
             u, s, vh, squares = u[:, :kept], s[:kept], vh[:kept], squares[:kept]
         root = s.sqrt()
-        up, down = (u * root).to(self.dtype), (root.unsqueeze(1) * vh).to(self.dtype)
+        up, down = (u * root).to(self.dtype.torch), (root.unsqueeze(1) * vh).to(self.dtype.torch)
         for key, factor in zip(_keys(name), (up, down), strict=True):
             file.begin(key, tuple(factor.shape), self.dtype)
             file.write(factor)
@@ -247,7 +248,7 @@ class _Work:
             file.write(part)
 
 
-def _stored(tensor: InputTensor) -> torch.dtype:
+def _stored(tensor: InputTensor) -> DType:
     """Return the dtype in which the reader gives a tensor: with an adapter folded in, it is float32."""
     return tensor.value_dtype
 

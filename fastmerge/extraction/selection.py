@@ -109,7 +109,7 @@ def _no_lora(pair: Pair, matrices: str) -> str:
     name, shape = pair[0].name, pair[0].shape
     for tensor in pair:
         if tensor.dtype not in MERGED:
-            return f"its dtype is {str(tensor.dtype).removeprefix('torch.')}"
+            return f"its dtype is {tensor.dtype}"
     if len(shape) != 2 or not all(shape):
         return "it is no matrix"
     if not name.endswith(".weight"):

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from ..checkpoint.lora import LoraAdapter, LowRank
 from ..checkpoint.types import TensorEntry
+from ..dtypes import bfloat16, float16, float32, float64
 from .findings import Findings
 from .types import Adapter, InputTensor
 
@@ -17,7 +16,7 @@ from .types import Adapter, InputTensor
 _CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _CONV1D_MODULES = ("c_attn", "c_proj", "c_fc", "q_attn")
 
-_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_FLOATS = (float64, float32, bfloat16, float16)
 _HEAD = "lm_head.weight"
 
 

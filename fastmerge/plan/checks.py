@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
-
+from ..dtypes import DType
 from ..recipe.types import ModelRef
 from .equality import equal_values
 from .findings import Findings
@@ -59,7 +58,7 @@ def check_shapes(rows: Sequence[Row], findings: Findings) -> list[Row]:
 
 def check_dtypes(rows: Sequence[Row], findings: Findings) -> list[Row]:
     """Return the rows that can be merged or copied; report the others, once per model and dtype."""
-    wrong: dict[tuple[int, torch.dtype], list[tuple[InputTensor, OpenModel]]] = {}
+    wrong: dict[tuple[int, DType], list[tuple[InputTensor, OpenModel]]] = {}
     good = []
     for row in rows:
         refused = {(model.index, t.dtype): (t, model) for t, model in _inputs(row) if not _mergeable(t.dtype)}
@@ -70,7 +69,7 @@ def check_dtypes(rows: Sequence[Row], findings: Findings) -> list[Row]:
     for (_, dtype), found in wrong.items():
         tensor, model = found[0]
         remedy = "convert the model to bfloat16 or float32 first"
-        what = f"{len(found)} tensors are {_names([dtype])}, which is not merged"
+        what = f"{len(found)} tensors are {dtype}, which is not merged"
         findings.problem(f"{model.checkpoint.folder}: {tensor.name}", what, remedy)
     return [row for row in good if _check_integers(row, findings)]
 
@@ -79,7 +78,7 @@ def _inputs(row: Row):
     return zip(row.inputs.every, row.members.models.every, strict=True)
 
 
-def _mergeable(dtype: torch.dtype) -> bool:
+def _mergeable(dtype: DType) -> bool:
     return dtype in MERGED or not (dtype.is_floating_point or dtype.is_complex)
 
 
@@ -91,11 +90,7 @@ def _check_integers(row: Row, findings: Findings) -> bool:
     if equal_values(row.inputs.every):
         return True
     tensor, model = next((t, m) for t, m in _inputs(row) if t.dtype not in MERGED)
-    what = f"a tensor of {_names(sorted(dtypes, key=str))} differs between the models"
+    what = f"a tensor of {', '.join(sorted(map(str, dtypes)))} differs between the models"
     remedy = "integer and bool tensors are copied, so they must be equal in all models"
     findings.problem(f"{model.checkpoint.folder}: {tensor.name}", what, remedy)
     return False
-
-
-def _names(dtypes) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

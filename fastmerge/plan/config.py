@@ -6,11 +6,10 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from ..checkpoint.layers import LAYER_COUNT_KEYS, TEXT_CONFIGS, is_tower, stack_layers
 from ..checkpoint.quantized import CONFIG_KEYS
 from ..checkpoint.quantized import levels as quantized_levels
+from ..dtypes import DType, float32
 from .layer_settings import LayerSettings, Origin
 from .models import is_vocabulary
 from .rows import Rows, Stacked
@@ -48,7 +47,7 @@ def _set_dtype(config: dict[str, Any], levels: Sequence[dict[str, Any]], outputs
         levels = list(_every_level(config))
     keys = [(level, key) for level in levels for key in ("dtype", "torch_dtype") if key in level]
     for level, key in keys or [(config, "torch_dtype")]:
-        level[key] = str(main).removeprefix("torch.")
+        level[key] = str(main)
 
 
 def _every_level(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -65,13 +64,13 @@ def _remove_quantization(config: dict[str, Any]) -> None:
             level.pop(key, None)
 
 
-def _main_dtype(outputs: Sequence[OutputTensor]) -> torch.dtype:
+def _main_dtype(outputs: Sequence[OutputTensor]) -> DType:
     """Return the float dtype that holds most bytes of the output."""
-    sizes: dict[torch.dtype, int] = {}
+    sizes: dict[DType, int] = {}
     for output in outputs:
         if output.dtype.is_floating_point:
             sizes[output.dtype] = sizes.get(output.dtype, 0) + output.nbytes
-    return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
+    return max(sizes, key=lambda dtype: sizes[dtype], default=float32)
 
 
 def _set_layers(config: dict[str, Any], found: Rows) -> None:

@@ -81,8 +81,8 @@ def _of_output(plan: Plan, output: OutputTensor) -> dict[str, Any]:
         ],
         "copied_from": None if copied is None else plan.models[copied.model].reference,
         "output": {
-            "dtype": _dtype(output.dtype),
-            "rounded_first_to": None if output.through is None else _dtype(output.through),
+            "dtype": str(output.dtype),
+            "rounded_first_to": None if output.through is None else str(output.through),
             "shape": list(output.shape),
             "file": plan.shards[output.shard].filename,
         },
@@ -95,14 +95,10 @@ def _source(plan: Plan, tensor: InputTensor | None, parameters: dict[str, Any]) 
     return {
         "model": plan.models[tensor.model].reference,
         "tensor": tensor.name,
-        "dtype": _dtype(tensor.dtype),
+        "dtype": str(tensor.dtype),
         "decoded_from": tensor.coded.format if tensor.coded else None,
         "adapters": len(tensor.adapters),
-        "rounded_to": None if tensor.rounded is None else _dtype(tensor.rounded),
+        "rounded_to": None if tensor.rounded is None else str(tensor.rounded),
         "file": tensor.path,
         "parameters": parameters,
     }
-
-
-def _dtype(dtype: object) -> str:
-    return str(dtype).removeprefix("torch.")

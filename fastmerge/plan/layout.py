@@ -6,9 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import torch
-
 from ..checkpoint import DTYPES
+from ..dtypes import DType
 from .types import Shard
 
 ALIGNMENT = 4096
@@ -21,7 +20,7 @@ class Sized(NamedTuple):
     """A tensor that needs a place."""
 
     name: str
-    dtype: torch.dtype
+    dtype: DType
     shape: tuple[int, ...]
     nbytes: int
 

@@ -7,19 +7,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-
 from ..checkpoint import Checkpoint, locate, open_checkpoint, read_adapter
 from ..checkpoint.layers import TEXT_CONFIGS, LayerName, Stacks, config_layers, find_stacks, is_named, split_layer
 from ..checkpoint.locate import is_cached_repository
 from ..checkpoint.quantized import decoded
+from ..dtypes import DType, bfloat16, float16, float32, float64
 from ..errors import CheckpointError, Problem
 from ..recipe.types import ModelRef, Recipe
 from .adapting import attach
 from .findings import Findings
 from .types import InputFile, InputModel, InputTensor
 
-MERGED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+MERGED = (float64, float32, bfloat16, float16)
 """Dtypes that are merged and written; float64 is computed in float32."""
 
 _HEADS = ("lm_head", "embed_out")
@@ -83,12 +82,12 @@ class OpenModel:
         return next((tensor for name, tensor in self.outside.items() if _module(name) in _EMBEDDINGS), None)
 
     @cached_property
-    def main_dtype(self) -> torch.dtype | None:
+    def main_dtype(self) -> DType | None:
         """The float dtype that holds most bytes of the weights, codes as bfloat16; None for a model without any."""
-        sizes: dict[torch.dtype, int] = {}
+        sizes: dict[DType, int] = {}
         for tensor in self.tensors.values():
             if tensor.dtype in MERGED:
-                dtype = torch.bfloat16 if tensor.coded else tensor.dtype
+                dtype = bfloat16 if tensor.coded else tensor.dtype
                 sizes[dtype] = sizes.get(dtype, 0) + tensor.nbytes
         return max(sizes, key=lambda dtype: sizes[dtype], default=None)
 

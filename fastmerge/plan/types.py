@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from ..checkpoint import Coded, InputFile, TensorEntry
+from ..dtypes import DType, float32
 from ..methods import Group
 from ..steps.inputs import Inputs
 
@@ -65,7 +64,7 @@ class Gathered:
     sources: tuple[InputTensor, ...]
     runs: tuple[Run, ...]
     mean_from: int
-    stored: torch.dtype
+    stored: DType
 
 
 @dataclass(frozen=True)
@@ -92,11 +91,11 @@ class InputTensor:
     path: str
     offset: int
     nbytes: int
-    dtype: torch.dtype
+    dtype: DType
     shape: tuple[int, ...]
     coded: Coded | None = None
     adapters: tuple[Adapter, ...] = ()
-    rounded: torch.dtype | None = None
+    rounded: DType | None = None
     gathered: Gathered | None = None
 
     @property
@@ -105,12 +104,12 @@ class InputTensor:
         return self.coded is None and not self.adapters and self.rounded is None
 
     @property
-    def summed_dtype(self) -> torch.dtype:
+    def summed_dtype(self) -> DType:
         """Dtype of the values before they are rounded: with an adapter, the sum is kept in float32."""
-        return torch.float32 if self.adapters else self.dtype
+        return float32 if self.adapters else self.dtype
 
     @property
-    def value_dtype(self) -> torch.dtype:
+    def value_dtype(self) -> DType:
         """Dtype of the values that a merge sees."""
         return self.rounded or self.summed_dtype
 
@@ -119,7 +118,7 @@ class InputTensor:
         return math.prod(self.shape)
 
     @property
-    def stored_dtype(self) -> torch.dtype:
+    def stored_dtype(self) -> DType:
         """Dtype of what is stored, before adapters are added."""
         return self.gathered.stored if self.gathered else self.dtype
 
@@ -155,7 +154,7 @@ class OutputTensor:
     """
 
     name: str
-    dtype: torch.dtype
+    dtype: DType
     shape: tuple[int, ...]
     shard: int
     offset: int
@@ -163,7 +162,7 @@ class OutputTensor:
     method: str
     inputs: Inputs[InputTensor]
     group: Group | None = None
-    through: torch.dtype | None = None
+    through: DType | None = None
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from .. import kernels
 from ..checkpoint import Checkpoint, TensorEntry
+from ..dtypes import bfloat16, float16, float32
 from ..engine.files import InputFiles
 from ..engine.reading import Values
 
 CHUNK = 256 * kernels.GRID
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FLOATS = (float32, bfloat16, float16)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def test_reads_what_the_library_writes(tmp_path, dtype):
         del shapes["a"]  # two values need an extent to be packed in
     size = dtype.itemsize
     tensors = {
-        name: torch.randint(0, 2, (*shape, size), dtype=torch.uint8).view(dtype).view(shape)
+        name: torch.randint(0, 2, (*shape, size), dtype=torch.uint8).view(dtype.torch).view(shape)
         for name, shape in shapes.items()
     }
     path = tmp_path / "m.safetensors"

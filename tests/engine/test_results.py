@@ -14,6 +14,7 @@ from parameter_values import example, values_of
 from tiny_merges import make_merge, merge_of_any, outputs_of
 from tiny_models import make_tensors, save_model
 
+from fastmerge.dtypes import dtype_of, float32, int64
 from fastmerge.engine import RunOptions, run, verify
 from fastmerge.engine.checksums import BLOCK
 from fastmerge.engine.finite import _BYTES, all_finite
@@ -44,14 +45,14 @@ def test_every_number_is_looked_at(dtype, bad):
             changed = values.clone()
             if bad is not None:
                 changed[place] = bad
-            assert all_finite(memoryview(changed.view(torch.uint8).numpy()), dtype) == (bad is None)
-    assert all_finite(memoryview(b""), dtype)
+            assert all_finite(memoryview(changed.view(torch.uint8).numpy()), dtype_of(dtype)) == (bad is None)
+    assert all_finite(memoryview(b""), dtype_of(dtype))
 
 
 def test_numbers_at_odd_places_and_other_dtypes():
     data = memoryview(bytes(3) + torch.tensor([1.0, math.inf]).numpy().tobytes())
-    assert not all_finite(data[3:], torch.float32) and all_finite(data[3:7], torch.float32)
-    assert all_finite(memoryview(b"\xff" * 16), torch.int64)
+    assert not all_finite(data[3:], float32) and all_finite(data[3:7], float32)
+    assert all_finite(memoryview(b"\xff" * 16), int64)
 
 
 def models(bad=None, model="model1", place=(3, 5)) -> dict[str, dict[str, torch.Tensor]]:

@@ -17,7 +17,7 @@ def test_values_of_the_library(tmp_path, name):
     assert checkpoint.tensors.keys() == expected.keys()
     for key, value in expected.items():
         entry = checkpoint.tensors[key]
-        assert (entry.dtype, entry.shape) == (value.dtype, tuple(value.shape))
+        assert (entry.dtype.torch, entry.shape) == (value.dtype, tuple(value.shape))
         assert entry.coded is not None and entry.coded.format in checkpoint.quantized
         rows = value.reshape(-1, value.shape[-1])
         assert torch.equal(decode(entry), rows)

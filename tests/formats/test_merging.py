@@ -15,6 +15,7 @@ from tiny_merges import assert_same_tensors, expected, make_merge, outputs_of, s
 from tiny_models import make_tensors, save_model
 
 from fastmerge.checkpoint import open_checkpoint
+from fastmerge.dtypes import bfloat16, float16, float32
 from fastmerge.engine import RunOptions, run, verify
 from fastmerge.engine.checksums import BLOCK
 from fastmerge.errors import BudgetError, CheckpointError, InvalidInput
@@ -58,7 +59,7 @@ def test_bits_are_those_of_the_decoded_models(tmp_path, quantizer, method):
         wanted = expected(plan)
     run(plan, merge.out, RunOptions(chunk=BLOCK))
     assert_same_tensors(outputs_of(merge.out), wanted)
-    assert {output.dtype for output in plan.outputs} == {torch.bfloat16}
+    assert {output.dtype for output in plan.outputs} == {bfloat16}
     assert "quantization_config" not in json.loads((merge.out / "config.json").read_text())
     assert any("model1 is quantized" in note for note in plan.notes)
     assert verify(merge.out).ok
@@ -118,10 +119,10 @@ def test_dtype_of_the_recipe_and_tensors_that_are_not_quantized(tmp_path):
         stored = outputs_of(tmp_path / model) | {"router.bias": torch.full((3,), 0.1)}
         save_file(stored, tmp_path / model / "model.safetensors", metadata={"format": "pt"})
     dtypes = {output.name: output.dtype for output in merge.plan().outputs}
-    assert dtypes.pop("router.bias") == torch.float32
-    assert set(dtypes.values()) == {torch.bfloat16}
+    assert dtypes.pop("router.bias") == float32
+    assert set(dtypes.values()) == {bfloat16}
     merge.recipe += "dtype: float16\n"
-    assert {output.dtype for output in merge.plan().outputs} == {torch.float16}
+    assert {output.dtype for output in merge.plan().outputs} == {float16}
 
 
 def test_stored_tensors_are_accounted_for(tmp_path):

@@ -59,7 +59,7 @@ def test_float8_as_transformers(tmp_path, generator, dequantize, shape, grid, ki
         scales = torch.rand(grid, generator=generator).to(dtype)
     entry = only(tmp_path, {"m.weight": codes, "m.weight_scale_inv": scales})
     wanted = dequantize(codes, scales)
-    assert (entry.dtype, entry.shape) == (wanted.dtype, wanted.shape)
+    assert (entry.dtype.torch, entry.shape) == (wanted.dtype, wanted.shape)
     rows = wanted.reshape(-1, wanted.shape[-1])
     assert torch.equal(decode(entry), rows)
     assert torch.equal(decode(entry, 5, 71), rows[5:71])
@@ -80,7 +80,7 @@ def test_experts_of_gpt_oss_as_transformers(tmp_path, generator):
     scales = exponents(3, 10, 4, generator=generator)
     entry = only(tmp_path, {"experts.gate_up_proj_blocks": blocks, "experts.gate_up_proj_scales": scales})
     wanted = mxfp4.convert_moe_packed_tensors(blocks, scales)
-    assert (entry.dtype, entry.shape) == (wanted.dtype, wanted.shape)
+    assert (entry.dtype.torch, entry.shape) == (wanted.dtype, wanted.shape)
     rows = wanted.reshape(-1, wanted.shape[-1])
     assert torch.equal(decode(entry), rows)
     for first, last in ((0, 1), (7, 200), (127, 129), (250, 384)):

@@ -23,7 +23,7 @@ def models(tmp_path, monkeypatch):
 
 
 def dtypes(plan):
-    outputs = {output.name: output.dtype for output in plan.outputs}
+    outputs = {output.name: output.dtype.torch for output in plan.outputs}
     others = {dtype for name, dtype in outputs.items() if name not in (DECAY, BIAS)}
     return outputs[DECAY], outputs[BIAS], others
 

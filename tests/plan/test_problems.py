@@ -10,6 +10,7 @@ import torch
 from checkpoint_files import write_adapter
 from tiny_models import save_model
 
+from fastmerge.dtypes import int64
 from fastmerge.errors import InvalidInput
 
 LINEAR = "merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: a}, {model: b}]\n"
@@ -90,7 +91,7 @@ def test_integers(family, plan_of):
     save_model("a", family | steps)
     save_b(family, **steps)
     outputs = {output.name: output for output in plan_of(LINEAR + "dtype: float32\n").outputs}
-    assert (outputs["steps"].method, outputs["steps"].dtype) == ("copy", torch.int64)
+    assert (outputs["steps"].method, outputs["steps"].dtype) == ("copy", int64)
     save_b(family, steps=torch.tensor([1, 2, 4]))
     expect_one(problems(plan_of), "steps: a tensor of int64 differs between the models", "must be equal")
     save_b(family, steps=torch.tensor([1, 2, 3], dtype=torch.int32))

@@ -38,5 +38,5 @@ def read_entry(entry) -> torch.Tensor:
         file.seek(entry.offset)
         raw = bytearray(file.read(entry.nbytes))
     if not raw:
-        return torch.empty(entry.shape, dtype=entry.dtype)
-    return torch.frombuffer(raw, dtype=torch.uint8).view(entry.dtype).view(entry.shape)
+        return torch.empty(entry.shape, dtype=entry.dtype.torch)
+    return torch.frombuffer(raw, dtype=torch.uint8).view(entry.dtype.torch).view(entry.shape)

@@ -46,6 +46,6 @@ def decode(entry: TensorEntry, first: int = 0, last: int | None = None) -> torch
     for part in entry.coded.parts:
         values = read_entry(part.entry)
         parts.append(values.reshape(rows, -1)[first:last] if part.by_row else values)
-    out = torch.full((last - first, columns), float("nan"), dtype=entry.dtype)
+    out = torch.full((last - first, columns), float("nan"), dtype=entry.dtype.torch)
     entry.coded.decode(out, parts, first)
     return out

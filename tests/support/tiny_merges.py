@@ -89,7 +89,7 @@ def _expected(output: OutputTensor) -> torch.Tensor:
     inputs = output.inputs.map(_load)
     if output.group is None:
         return inputs.every[0]
-    out = torch.full(output.shape, float("nan"), dtype=output.dtype)
+    out = torch.full(output.shape, float("nan"), dtype=output.dtype.torch)
     if out.numel():
         merge_source(get_method(output.method), output.group, Resident.of(inputs), out)
     return out

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """Values of FP4 (OCP microscaling formats 1.0), by code."""
@@ -13,6 +15,8 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3
 
 def as_bytes(codes: Tensor) -> Tensor:
     """Return the bytes of codes [..., n] of any dtype: uint8 [..., n * itemsize]."""
+    import torch
+
     if codes.dtype == torch.uint8:
         return codes
     # Flat, since a last dimension of one element may have any stride.
@@ -25,6 +29,8 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
 
     The codes follow each other without gaps, low bits first, also across the words that the bytes were written in.
     """
+    import torch
+
     if bits == 8:
         return packed[:, :count]
     mask = (1 << bits) - 1
@@ -55,6 +61,8 @@ def fp4_values(packed: Tensor, out: Tensor) -> None:
 
 @functools.cache
 def _e2m1(device: torch.device, dtype: torch.dtype) -> Tensor:
+    import torch
+
     return torch.tensor(E2M1, dtype=dtype, device=device)
 
 
@@ -66,6 +74,8 @@ def check_groups(group: Tensor, count: int) -> None:
 
 def powers_of_two(exponents: Tensor) -> Tensor:
     """Return 2**(e - 127) of E8M0 bytes, as float32: subnormal for 0, infinity for 255."""
+    import torch
+
     if exponents.dtype != torch.uint8:
         exponents = exponents.view(torch.uint8)
     # The exponent field of float32 has the same bias; 0 there means a subnormal, whose top bit is 2**-127.
@@ -75,6 +85,8 @@ def powers_of_two(exponents: Tensor) -> Tensor:
 
 def scale_values(scales: Tensor) -> Tensor:
     """Return scales as float32; one-byte integers and E8M0 are exponents."""
+    import torch
+
     if scales.dtype == torch.uint8 or scales.dtype == getattr(torch, "float8_e8m0fnu", None):
         return powers_of_two(scales)
     return scales.float()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Grid:
 
     def of_rows(self, scales: Tensor, first: int, count: int) -> Tensor:
         """Return the scales of ``count`` rows from ``first`` on, [count, blocks] or [1, blocks]."""
+        import torch
+
         if self.by_row:
             return scales.reshape(count, -1)
         table = scales.reshape(-1, scales.shape[-1]) if scales.dim() > 1 else scales.reshape(-1, 1)

@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeGuard
 
-import torch
+import numpy as np
 
+from ...dtypes import DType, int32, int64
 from ...errors import CheckpointError
 from ..folder import read_json
 from ..types import Checkpoint, Coded, Part, TensorEntry
@@ -17,7 +18,7 @@ from ..types import Checkpoint, Coded, Part, TensorEntry
 MOST_BYTES = 1 << 16
 
 # Dtypes in which the group of a column is stored.
-INDEXES = (torch.int32, torch.int64)
+INDEXES = (int32, int64)
 
 CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")
 _INNER = ("text_config", "llm_config", "language_config", "thinker_config", "vision_config", "audio_config")
@@ -106,9 +107,9 @@ class Stored:
         """Return the values of a small integer tensor."""
         entry = self.tensors[name]
         if entry.dtype.is_floating_point or entry.dtype.is_complex:
-            raise self.wrong(name, f"is {_name(entry.dtype)}, expected integers")
+            raise self.wrong(name, f"is {entry.dtype}, expected integers")
         data = self.described(name)
-        return tuple(torch.frombuffer(bytearray(data), dtype=entry.dtype).tolist()) if data else ()
+        return tuple(np.frombuffer(data, entry.dtype.name).tolist())
 
     def json(self, name: str) -> dict[str, Any]:
         """Return the JSON object whose bytes a tensor holds."""
@@ -141,7 +142,7 @@ def sections(config: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
                 yield section if isinstance(section, dict) else {"quant_method": section}
 
 
-def coded(dtype: torch.dtype, shape: tuple[int, ...], scheme: Coded) -> TensorEntry:
+def coded(dtype: DType, shape: tuple[int, ...], scheme: Coded) -> TensorEntry:
     """Return the entry of a quantized tensor."""
     codes = scheme.parts[0].entry
     return TensorEntry(codes.path, codes.offset, codes.nbytes, dtype, shape, scheme)
@@ -155,7 +156,3 @@ def whole(entry: TensorEntry) -> Part:
 def is_count(value: Any) -> TypeGuard[int]:
     """True for a number of things: JSON has floats and truth values, too, where a count is meant."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from ...dtypes import int32
 from ...errors import CheckpointError
 from ..types import Coded
 from ._bits import as_bytes, unpack
 from ._stored import Found, Stored, coded, whole
 from .scaled import value_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Of the eight codes of a word, from the low bits on, the place of each output feature.
 ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -43,6 +45,8 @@ class Awq:
 
 def _columns(packed: Tensor, first: int, last: int) -> Tensor:
     """Return the codes of the output features first .. last - 1, uint8 [n, last - first]."""
+    import torch
+
     begin, end = first // PER_WORD, -(-last // PER_WORD)
     count = (end - begin) * PER_WORD
     codes = unpack(as_bytes(packed[:, begin:end]), 4, count).view(len(packed), -1, PER_WORD)
@@ -70,7 +74,7 @@ def find(stored: Stored, name: str) -> Found | None:
     if inner % scales.shape[0] or zeros.shape != (scales.shape[0], codes.shape[1]):
         raise stored.wrong(f"{stem}qzeros", f"has shape {list(zeros.shape)}, its scales {list(scales.shape)}")
     for part, entry in ((name, codes), (f"{stem}qzeros", zeros)):
-        if entry.dtype != torch.int32:
+        if entry.dtype != int32:
             raise stored.wrong(part, f"is {entry.dtype}, expected int32")
     scheme = Coded("awq 4 bits", (whole(codes), whole(zeros), whole(scales)), Awq(inner // scales.shape[0]))
     used = (name, f"{stem}qzeros", f"{stem}scales")

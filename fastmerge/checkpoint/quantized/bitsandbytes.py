@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from ...dtypes import bfloat16, float16, float32, int8, uint8
 from ..types import Coded, Part, TensorEntry
 from ._bits import as_bytes
 from ._stored import Found, Stored, coded, is_count, whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TABLES = {
     "nf4": (
@@ -35,7 +37,7 @@ TABLES = {
 ROW_SCALE = 7.874015718698502e-3
 """1 / 127, as bitsandbytes writes it."""
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_DTYPES = {kind.name: kind for kind in (bfloat16, float16, float32)}
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class FourBits:
     offset: float = 0.0
 
     def decode(self, out: Tensor, parts: Sequence[Tensor], first: int) -> None:
+        import torch
+
         codes, absmax, *nested = parts
         rows, columns = out.shape
         start, count = first * columns, rows * columns
@@ -64,6 +68,8 @@ class FourBits:
         out.copy_((pairs[skipped : skipped + count] * scales[at : at + count]).view(rows, columns))
 
     def _scales(self, absmax: Tensor, nested: Sequence[Tensor], begin: int, end: int) -> Tensor:
+        import torch
+
         if not self.nested:
             return absmax[begin:end].float()
         second, table = nested
@@ -103,7 +109,7 @@ def _four_bits(stored: Stored, name: str) -> Found:
         what = f"has {codes.nbytes} bytes of codes and {math.prod(absmax.shape)} scales for shape {list(shape)}"
         raise stored.wrong(name, what)
     by_row = shape[-1] % 2 == 0 and len(shape) > 1
-    stored_rows = codes._replace(dtype=torch.uint8, shape=(*shape[:-1], shape[-1] // 2)) if by_row else codes
+    stored_rows = codes._replace(dtype=uint8, shape=(*shape[:-1], shape[-1] // 2)) if by_row else codes
     parts = [Part(stored_rows) if by_row else whole(codes), whole(absmax)]
     used = [name, f"{name}.absmax", f"{name}.quant_state.bitsandbytes__{kind}"]
     nested, offset = 0, 0.0
@@ -132,14 +138,14 @@ def _nested(stored: Stored, name: str, state: dict, absmax: TensorEntry) -> tupl
     # The offset is a value of float32.
     if not is_count(block) or not isinstance(offset, int | float) or not abs(offset) < 2.0**128:
         raise stored.wrong(name, f"has a quant_state without nested_blocksize and nested_offset: {state!r:.200}")
-    if absmax.dtype != torch.uint8 or math.prod(second.shape) != -(-count // block) or math.prod(table.shape) != 256:
+    if absmax.dtype != uint8 or math.prod(second.shape) != -(-count // block) or math.prod(table.shape) != 256:
         raise stored.wrong(f"{name}.nested_absmax", f"has shape {list(second.shape)} for {count} scales")
     return block, float(offset)
 
 
 def _eight_bits(stored: Stored, name: str, row_scales: str) -> Found:
     codes, scales = stored.tensors[name], stored.tensors[row_scales]
-    if codes.dtype != torch.int8 or len(codes.shape) != 2 or scales.shape != codes.shape[:1]:
+    if codes.dtype != int8 or len(codes.shape) != 2 or scales.shape != codes.shape[:1]:
         raise stored.wrong(name, f"is {codes.dtype} {list(codes.shape)}, its scales {list(scales.shape)}")
     used = [name, row_scales]
     layout = f"{name}_format"
@@ -148,4 +154,4 @@ def _eight_bits(stored: Stored, name: str, row_scales: str) -> Found:
         if any(stored.described(layout)):
             raise stored.wrong(layout, "is a layout of an old GPU, not row by row: save the model again")
     scheme = Coded("bitsandbytes int8", (Part(codes), Part(scales)), RowScaled())
-    return Found(name, coded(torch.float32, codes.shape, scheme), tuple(used))
+    return Found(name, coded(float32, codes.shape, scheme), tuple(used))

@@ -12,17 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from ...dtypes import bfloat16, float4_e2m1fn_x2, int8, uint8
 from ..types import Coded, Part, TensorEntry
 from ._bits import as_bytes, fp4_values, scale_values
 from ._grid import Grid, find_grid
 from ._stored import Found, Stored, coded, whole
 from .scaled import E8M0, FLOAT8, scale_name
 
-PAIRS = (torch.uint8, torch.int8, getattr(torch, "float4_e2m1fn_x2", torch.uint8))
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PAIRS = (uint8, int8, float4_e2m1fn_x2)
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class PackedFp4:
     divide: bool = False
 
     def decode(self, out: Tensor, parts: Sequence[Tensor], first: int) -> None:
+        import torch
+
         codes, scales = parts[:2]
         factors = self.grid.of_rows(scale_values(scales), first, len(out))
         if self.second is not None:
@@ -61,7 +65,7 @@ def find(stored: Stored, name: str) -> Found | None:
     second = f"{name}_scale_2"
     if second in stored.tensors:
         return _packed(stored, name, name, scale, second, divide=False)
-    if stored.tensors[scale].dtype in (E8M0, torch.uint8):
+    if stored.tensors[scale].dtype in (E8M0, uint8):
         return _packed(stored, name, name, scale, None, divide=False)
     return None
 
@@ -97,4 +101,4 @@ def _packed(stored: Stored, target: str, name: str, scale: str, second: str | No
         used.append(second)
     title = "mxfp4" if second is None else "nvfp4"
     scheme = Coded(title, tuple(parts), PackedFp4(grid, other, divide))
-    return Found(target, coded(torch.bfloat16, shape, scheme), tuple(used))
+    return Found(target, coded(bfloat16, shape, scheme), tuple(used))

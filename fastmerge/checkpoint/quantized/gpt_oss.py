@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from ...dtypes import bfloat16, uint8
 from ..types import Coded
 from ._bits import fp4_values, powers_of_two
 from ._stored import Found, Stored, coded, whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GROUP = 32
 
@@ -24,6 +26,8 @@ class Transposed:
     """Decoder of blocks [experts, out, groups, 16] and scales [experts, out, groups]."""
 
     def decode(self, out: Tensor, parts: Sequence[Tensor], first: int) -> None:
+        import torch
+
         blocks, scales = parts
         inner = blocks.shape[2] * GROUP
         row = first
@@ -48,7 +52,7 @@ def find(stored: Stored, name: str) -> Found | None:
     blocks, scales = stored.tensors[name], stored.get(f"{target}_scales")
     if scales is None:
         return None
-    if blocks.dtype != torch.uint8 or len(blocks.shape) != 4 or blocks.shape[-1] != GROUP // 2:
+    if blocks.dtype != uint8 or len(blocks.shape) != 4 or blocks.shape[-1] != GROUP // 2:
         raise stored.wrong(name, f"is {blocks.dtype} {list(blocks.shape)}, expected uint8 [experts, out, groups, 16]")
     if scales.shape != blocks.shape[:-1] or scales.dtype.itemsize != 1:
         raise stored.wrong(
@@ -56,4 +60,4 @@ def find(stored: Stored, name: str) -> Found | None:
         )
     experts, outer, groups, _ = blocks.shape
     scheme = Coded("mxfp4", (whole(blocks), whole(scales)), Transposed(), step=GROUP)
-    return Found(target, coded(torch.bfloat16, (experts, groups * GROUP, outer), scheme), (name, f"{target}_scales"))
+    return Found(target, coded(bfloat16, (experts, groups * GROUP, outer), scheme), (name, f"{target}_scales"))

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from ...dtypes import int32
 from ...errors import CheckpointError
 from ..types import Coded, TensorEntry
 from ._bits import as_bytes, check_groups, unpack
 from ._stored import INDEXES, Found, Stored, coded, whole
 from .scaled import value_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BITS = (2, 3, 4, 8)
 _TRANSPOSED_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
@@ -36,6 +38,8 @@ class Gptq:
     ordered: bool
 
     def decode(self, out: Tensor, parts: Sequence[Tensor], first: int) -> None:
+        import torch
+
         qweight, qzeros, scales, *order = parts
         rows, columns = out.shape
         last = first + rows
@@ -64,7 +68,7 @@ def find(stored: Stored, name: str) -> Found | None:
     if len(codes.shape) != 2 or len(scales.shape) != 2 or codes.shape[1] != scales.shape[1]:
         return None  # AWQ packs the other dimension
     for part, entry in ((name, codes), (f"{stem}qzeros", zeros)):
-        if entry.dtype != torch.int32:
+        if entry.dtype != int32:
             raise stored.wrong(part, f"is {entry.dtype}, expected int32")
     if stored.model_type in _TRANSPOSED_MODELS:
         raise CheckpointError(

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from ...dtypes import bfloat16, uint32
 from ...errors import CheckpointError
 from ..types import Coded, Part
 from ._bits import as_bytes, fp4_values, powers_of_two, unpack
 from ._stored import Found, Stored, coded, is_count
 from .scaled import value_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BITS = (2, 3, 4, 5, 6, 8)
 # Group size and bits of a mode.
@@ -47,6 +48,8 @@ class Floats:
     mode: str
 
     def decode(self, out: Tensor, parts: Sequence[Tensor], first: int) -> None:
+        import torch
+
         codes, scales = parts
         group, bits = MODES[self.mode]
         packed = as_bytes(codes)
@@ -63,7 +66,7 @@ class Floats:
 def find(stored: Stored, name: str) -> Found | None:
     """Return the tensor whose codes are stored as ``name``, or None where that is no such tensor."""
     codes = stored.tensors[name]
-    if codes.dtype != torch.uint32 or not name.endswith("weight"):
+    if codes.dtype != uint32 or not name.endswith("weight"):
         return None
     stem = name.removesuffix("weight")
     scales, biases = stored.get(f"{stem}scales"), stored.get(f"{stem}biases")
@@ -86,7 +89,7 @@ def find(stored: Stored, name: str) -> Found | None:
     shape = (*codes.shape[:-1], columns)
     if mode != "affine":
         scheme = Coded(f"mlx {mode}", (Part(codes), Part(scales)), Floats(mode))
-        return Found(name, coded(torch.bfloat16, shape, scheme), (name, f"{stem}scales"))
+        return Found(name, coded(bfloat16, shape, scheme), (name, f"{stem}scales"))
     biases = stored.need(f"{stem}biases", name)
     if (biases.shape, biases.dtype) != (scales.shape, scales.dtype):
         raise stored.wrong(f"{stem}biases", f"is {biases.dtype} {list(biases.shape)}, unlike its scales")

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from ...dtypes import int8, int32
 from ..types import Coded, Part, TensorEntry
 from ._bits import as_bytes, check_groups, unpack
 from ._grid import Grid, find_grid
 from ._stored import INDEXES, Found, Stored, coded, is_count, whole
 from .scaled import value_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class PackedInt:
 
     def _unpacked(self, packed: Tensor, first: int, count: int) -> Tensor:
         """Return the zero points of rows [count, groups], packed along the rows of each matrix [.., words, groups]."""
+        import torch
+
         packed = packed.reshape(-1, *packed.shape[-2:])
         zeros = []
         row = first
@@ -86,7 +90,7 @@ class PackedInt:
 def find(stored: Stored, name: str) -> Found | None:
     """Return the tensor whose codes are stored as ``name``, or None where that is no such tensor."""
     codes = stored.tensors[name]
-    if not name.endswith("_packed") or codes.dtype != torch.int32 or len(codes.shape) < 2:
+    if not name.endswith("_packed") or codes.dtype != int32 or len(codes.shape) < 2:
         return None
     target = name.removesuffix("_packed")
     scales = stored.need(f"{target}_scale", name)
@@ -113,7 +117,7 @@ def find(stored: Stored, name: str) -> Found | None:
         used.append(f"{target}_g_idx")
     if f"{target}_shape" in stored.tensors:
         used.append(f"{target}_shape")
-    stored_zeros = "" if zero is None else "packed" if zero.dtype == torch.int32 else "plain"
+    stored_zeros = "" if zero is None else "packed" if zero.dtype == int32 else "plain"
     decoder = PackedInt(bits, grid, stored_zeros, order is not None)
     scheme = Coded(f"int{bits}", tuple(parts), decoder)
     return Found(target, coded(value_dtype(scales.dtype), shape, scheme), tuple(used))
@@ -122,10 +126,10 @@ def find(stored: Stored, name: str) -> Found | None:
 def _zero_part(stored: Stored, name: str, shape: tuple[int, ...], bits: int, scales: TensorEntry, grid: Grid) -> Part:
     """Return the zero points as a part: packed across rows, or one byte each where the tensor has one scale."""
     zero = stored.tensors[name]
-    if zero.dtype == torch.int8 and zero.shape == scales.shape:
+    if zero.dtype == int8 and zero.shape == scales.shape:
         return Part(zero, grid.by_row)
     wanted = (*shape[:-2], -(-shape[-2] * bits // 32), shape[-1])
-    if zero.dtype != torch.int32 or zero.shape != wanted:
+    if zero.dtype != int32 or zero.shape != wanted:
         raise stored.wrong(name, f"is {zero.dtype} {list(zero.shape)}, expected int32 {list(wanted)}")
     return whole(zero)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
+from ...dtypes import bool_, int64, uint64
 from ...errors import CheckpointError
 from ..types import TensorEntry
 from ._stored import Stored
@@ -36,7 +35,7 @@ _TELLING = {
 }
 _REMEDY = "use the original checkpoint, or dequantize it to bfloat16 with the tool that quantized it"
 
-_NEVER_WEIGHTS = (torch.bool, torch.int64, torch.uint64)
+_NEVER_WEIGHTS = (bool_, int64, uint64)
 _CODE_NAMES = ("weight", "_packed", "_blocks", "_qweight", "qweight", "codes", "trellis", "W_q", "_data", "qdata")
 
 
@@ -68,7 +67,7 @@ def leftover_codes(stored: Stored, rest: Mapping[str, TensorEntry]) -> None:
     if not codes:
         return
     known = next((tool for end, tool in _TELLING.items() if any(name.endswith(end) for name in rest)), None)
-    dtypes = sorted({str(rest[name].dtype).removeprefix("torch.") for name in codes})
+    dtypes = sorted({str(rest[name].dtype) for name in codes})
     what = f"{len(codes)} tensors are {', '.join(dtypes)}: codes"
     what += f" of {known}, which is not read" if known else " without the scales that make them weights"
     listed = ", ".join(codes[:5]) + (", ..." if len(codes) > 5 else "")
@@ -76,7 +75,7 @@ def leftover_codes(stored: Stored, rest: Mapping[str, TensorEntry]) -> None:
 
 
 def _holds_codes(name: str, entry: TensorEntry) -> bool:
-    if entry.dtype in FLOAT8 or (entry.dtype == E8M0 and torch.uint8 != E8M0):
+    if entry.dtype in FLOAT8 or entry.dtype == E8M0:
         return True
     if entry.dtype.is_floating_point or entry.dtype.is_complex or entry.dtype in _NEVER_WEIGHTS:
         return entry.dtype in PAIRS

@@ -11,21 +11,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from ...dtypes import (
+    DType,
+    bfloat16,
+    float8_e4m3fn,
+    float8_e4m3fnuz,
+    float8_e5m2,
+    float8_e5m2fnuz,
+    float8_e8m0fnu,
+    float16,
+    float32,
+    int8,
+    uint8,
+)
 from ..types import Coded, Part, TensorEntry
 from ._bits import scale_values
 from ._grid import Grid, find_grid
 from ._stored import Found, Stored, coded, is_count
 
-FLOAT8 = tuple(
-    getattr(torch, name)
-    for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
-    if hasattr(torch, name)
-)
-E8M0 = getattr(torch, "float8_e8m0fnu", torch.uint8)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FLOAT8 = (float8_e4m3fn, float8_e5m2, float8_e4m3fnuz, float8_e5m2fnuz)
+E8M0 = float8_e8m0fnu
 
 # transformers, DeepSeek and most others; compressed-tensors and modelopt; DeepSeek V4; Mistral.
 _BESIDE = ("_scale_inv", "_scale")
@@ -51,13 +61,13 @@ class Scaled:
 def find(stored: Stored, name: str) -> Found | None:
     """Return the tensor whose codes are stored as ``name``, or None where that is no such tensor."""
     codes = stored.tensors[name]
-    if codes.dtype not in FLOAT8 and codes.dtype != torch.int8:
+    if codes.dtype not in FLOAT8 and codes.dtype != int8:
         return None
     scale = scale_name(stored, name)
     if scale is None:
         return None
     scales = stored.tensors[scale]
-    if codes.dtype == torch.int8 and scales.dtype in (E8M0, torch.uint8):
+    if codes.dtype == int8 and scales.dtype in (E8M0, uint8):
         return None  # FP4 in pairs
     if f"{name}_g_idx" in stored.tensors:
         raise stored.wrong(f"{name}_g_idx", "orders the columns of codes that are not packed, which is not offered")
@@ -84,11 +94,11 @@ def scale_name(stored: Stored, name: str) -> str | None:
     return next((candidate for candidate in candidates if candidate in stored.tensors), None)
 
 
-def value_dtype(scales: torch.dtype) -> torch.dtype:
+def value_dtype(scales: DType) -> DType:
     """Return the dtype of values by that of their scales."""
-    if scales in (torch.bfloat16, torch.float16, torch.float32):
+    if scales in (bfloat16, float16, float32):
         return scales
-    return torch.bfloat16
+    return bfloat16
 
 
 def _blocks(stored: Stored) -> Sequence[int | None]:
@@ -99,6 +109,6 @@ def _blocks(stored: Stored) -> Sequence[int | None]:
 
 
 def _title(codes: TensorEntry, scales: TensorEntry, grid: Grid) -> str:
-    if codes.dtype == torch.int8:
+    if codes.dtype == int8:
         return "int8"
-    return "mxfp8" if scales.dtype in (E8M0, torch.uint8) and (grid.height, grid.width) == (1, 32) else "fp8"
+    return "mxfp8" if scales.dtype in (E8M0, uint8) and (grid.height, grid.width) == (1, 32) else "fp8"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
+from ...dtypes import promoted
 from ...recipe.types import ModelRef, TokenSpec
 from ..findings import Findings
 from ..models import MERGED, OpenModel, is_vocabulary
@@ -104,8 +103,8 @@ class _Aligner:
         places = {index: place for place, index in enumerate(used)}
         sources = tuple(tensor if index == model.index else present[index] for index in used)
         moved = tuple(replace(run, terms=tuple((places[index], first) for index, first in run.terms)) for run in runs)
-        dtype = functools.reduce(torch.promote_types, [source.value_dtype for source in sources])
-        stored = functools.reduce(torch.promote_types, [source.stored_dtype for source in sources])
+        dtype = promoted(source.value_dtype for source in sources)
+        stored = promoted(source.stored_dtype for source in sources)
         shape = (rows, *tensor.shape[1:])
         return InputTensor(
             tensor.model,

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from tiny_models import llama_shapes
 
+from fastmerge.dtypes import DType, bfloat16, float32
 from fastmerge.plan.layout import Sized, lay_out
 from fastmerge.recipe import ModelRef, Recipe
 
@@ -46,7 +47,7 @@ class StandIns:
         (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
         (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
         shapes = llama_shapes(layers=self._layers, **SIZE)
-        _write(folder / "model.safetensors", shapes, torch.bfloat16)
+        _write(folder / "model.safetensors", shapes, bfloat16)
         return folder
 
     def _adapter(self, ref: ModelRef) -> Path:
@@ -57,11 +58,11 @@ class StandIns:
             (folder / "adapter_config.json").write_text(json.dumps(settings))
             name = "base_model.model.model.layers.0.mlp.up_proj"
             shapes = {f"{name}.lora_A.weight": (2, 8), f"{name}.lora_B.weight": (16, 2)}
-            _write(folder / "adapter_model.safetensors", shapes, torch.float32)
+            _write(folder / "adapter_model.safetensors", shapes, float32)
         return folder
 
 
-def _write(path: Path, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> None:
+def _write(path: Path, shapes: dict[str, tuple[int, ...]], dtype: DType) -> None:
     sizes = [Sized(name, dtype, shape, torch.Size(shape).numel() * dtype.itemsize) for name, shape in shapes.items()]
     (shard,), _, _ = lay_out(sizes, 1 << 40)
     with open(path, "wb") as file:

@@ -30,26 +30,26 @@ from typing import Any
 
 from torch import Tensor
 
-from .methods import BLOCKS, REQUIRED, Method, Parameter, all_methods, why_not
+from .methods import BLOCKS, REQUIRED, Method, Parameter, get_method, method_called, method_names, why_not
 from .tensors import merge_tensors
 
 __all__ = ["merge_tensors"]
 
 
 def __getattr__(name: str) -> Callable[..., Tensor]:
-    if name.startswith("_") or name not in all_methods():
+    if name.startswith("_") or method_called(name) is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return _function(name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *all_methods()])
+    return sorted([*__all__, *method_names()])
 
 
 @functools.cache
 def _function(name: str) -> Callable[..., Tensor]:
     """Make the function of a method: ``merge_tensors`` with its parameters in the signature and its docstring."""
-    method = all_methods()[name]
+    method = get_method(name)
 
     def with_base(base: Tensor, tensors: Sequence[Tensor] | Tensor, **arguments: Any) -> Tensor:
         return merge_tensors(base, tensors, method=name, **arguments)

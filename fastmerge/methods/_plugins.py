@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from ..errors import FastmergeError
-from ..steps.method import METHODS
+from ..steps.method import HOMES, METHODS
 
 # Packages register methods by importing a module: [project.entry-points."fastmerge.methods"] name = "package.module"
 ENTRY_POINTS = "fastmerge.methods"
@@ -23,10 +23,14 @@ _LOADED: dict[Path, tuple[str, ...]] = {}
 
 
 def load_plugin(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Run a Python file and return the names of the methods that it registered; once per file.
+    """Run a Python file that registers merge methods; they are then like the others.
 
+    The file may lie anywhere, and is written as those of this folder are. Loading it again does nothing.
+
+    Returns:
+        The names of its methods.
     Raises:
-        FastmergeError: there is no such file, it fails, or it registers no method.
+        FastmergeError: there is no such file, it fails, registers no method, or one whose name is taken.
     """
     file = Path(path).resolve()
     if file in _LOADED:
@@ -37,21 +41,26 @@ def load_plugin(path: str | os.PathLike[str]) -> tuple[str, ...]:
     spec = importlib.util.spec_from_loader(name, importlib.machinery.SourceFileLoader(name, str(file)))
     assert spec is not None and spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    before = set(METHODS)
+    before = _others()
     try:
         spec.loader.exec_module(module)
-        found = tuple(sorted(set(METHODS) - before))
+        found = tuple(sorted(_others() - before))
         if not found:
             raise ValueError("it registers no method; decorate a class with fastmerge.methods.method")
     except BaseException as error:
         del sys.modules[name]
-        for method in set(METHODS) - before:
+        for method in _others() - before:
             del METHODS[method]
         if not isinstance(error, Exception):
             raise
         raise FastmergeError(f"{path}: cannot be used as a plugin: {type(error).__name__}: {error}") from error
     _LOADED[file] = found
     return found
+
+
+def _others() -> set[str]:
+    """Return the names of the methods that are loaded and have no file in this folder, which a plugin may use."""
+    return METHODS.keys() - HOMES
 
 
 def load_installed() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..methods import BLOCKS, Method, all_methods
+from ..methods import BLOCKS, Method, method_called
 from .document import Findings, KeyPath
 from .document_schema import Filtered, ModelItem, ModuleItem, RecipeFile, RuleItem, SliceItem, SourceItem
 from .filters import NameFilter, parse_filter
@@ -137,7 +137,7 @@ class Assembly:
             findings.problem((*path, "source"), what, "delete source:, or merge_method: and models:")
         if rule.source is not None:
             own = "passthrough"
-        methods = [all_methods().get(own)] if own else list(dict.fromkeys([self._own, *self._of_slices(modules)]))
+        methods = [method_called(own)] if own else list(dict.fromkeys([self._own, *self._of_slices(modules)]))
         sources = [self._source((*path, "models", i), model, methods) for i, model in enumerate(rule.models or ())]
         if rule.source is not None:
             sources = [SourceSpec(self._tensor_source(rule.source, modules), where=findings.document.where(path))]
@@ -183,7 +183,7 @@ class Assembly:
 
     def _of_slices(self, modules: Sequence[Module]) -> list[Method | None]:
         """Return the methods that slices have of their own."""
-        return [all_methods().get(part.method) for module in modules for part in module.slices if part.method]
+        return [method_called(part.method) for module in modules for part in module.slices if part.method]
 
     def _tokenizer(self) -> TokenizerSpec | None:
         file, where = self._file, self._findings.document.where

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from ..errors import Problem
-from ..methods import REQUIRED, Parameter, all_methods, get_method
+from ..methods import REQUIRED, Parameter, get_method, method_called
 from .parts import Part, every_part, method_names
 from .resolving import how_to_set
 from .settings import coerce
@@ -21,7 +21,7 @@ def check(recipe: Recipe) -> list[Problem]:
     """
     problems = list(_layers(recipe))
     names = method_names(recipe)
-    if not all(name.partition("+")[0] in all_methods() for name in names):
+    if any(method_called(name.partition("+")[0]) is None for name in names):
         return problems
     unfit = [name for name in names if recipe.semantics not in (None, *get_method(name).semantics)]
     if unfit:

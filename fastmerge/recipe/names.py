@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from ..errors import nearest
-from ..methods import BLOCKS, Method, Parameter, all_methods, why_not, with_blocks
+from ..methods import BLOCKS, Method, Parameter, all_methods, method_called, method_names, why_not, with_blocks
 from . import mergekit_names
 from .document import Findings, KeyPath
 from .document_schema import (
@@ -27,12 +27,12 @@ _OWN_KEYS = (*BLOCKS, "rules", "missing", "semantics", "seed")
 
 def method_of(findings: Findings, path: KeyPath, name: str) -> Method | None:
     """Return the method that the recipe names; an unknown one is reported and gives None."""
-    methods = all_methods()
-    if name in methods:
-        return methods[name]
-    close = did_you_mean(name, [*methods])
-    findings.problem(path, f"unknown merge method {name!r}", f"{close} available: {_list(methods)}".lstrip())
-    return None
+    found = method_called(name)
+    if found is None:
+        names = method_names()
+        available = f"{did_you_mean(name, names)} available: {', '.join(names)}".lstrip()
+        findings.problem(path, f"unknown merge method {name!r}", available)
+    return found
 
 
 def parameter_of(
@@ -157,14 +157,10 @@ def _parameters_beside(level: type[Keys], method_name: str) -> Iterable[str]:
 
 
 def _taken(method_name: str) -> set[str]:
-    method = all_methods().get(method_name)
+    method = method_called(method_name)
     own = {p.name for p in method.parameters} if method else set()
     return own | mergekit_names.METHODS.get(method_name, frozenset())
 
 
 def _known_parameters() -> frozenset[str]:
     return mergekit_names.PARAMETERS.union(p.name for method in all_methods().values() for p in method.parameters)
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)

@@ -203,13 +203,16 @@ class Method(ABC):
 
 
 METHODS: dict[str, Method] = {}
+"""The methods that are loaded, by name."""
+
+HOMES: dict[str, str] = {}
+"""The modules of methods that are loaded when their name is used: they alone may register it."""
 
 
 def method(cls: type[Method]) -> type[Method]:
     """Register a merge method (class decorator)."""
-    if cls.name in METHODS:
-        raise ValueError(
-            f"two merge methods are called {cls.name!r}: {type(METHODS[cls.name]).__module__} and {cls.__module__}"
-        )
+    home = type(METHODS[cls.name]).__module__ if cls.name in METHODS else HOMES.get(cls.name, cls.__module__)
+    if cls.name in METHODS or home != cls.__module__:
+        raise ValueError(f"two merge methods are called {cls.name!r}: {home} and {cls.__module__}")
     METHODS[cls.name] = cls()
     return cls

@@ -13,7 +13,7 @@ import fastmerge
 from fastmerge import functional
 from fastmerge.errors import FastmergeError
 from fastmerge.methods import _plugins, all_methods, get_method, load_plugin
-from fastmerge.steps.method import METHODS
+from fastmerge.steps.method import HOMES, METHODS
 
 OWN = '''
 from fastmerge.methods import Group, Method, Parameter, method
@@ -129,3 +129,8 @@ def test_commands_take_plugins(tmp_path):
     assert call("plan", recipe, "--plugin", file).exit_code == 0
     failed = call("check", recipe, "--plugin", written(tmp_path, "1 / 0\n", "bad.py"), "--json")
     assert failed.exit_code == 2 and "bad.py: cannot be used as a plugin: ZeroDivisionError" in failed.stdout
+
+
+def test_every_file_is_the_method_of_its_name():
+    assert {name: type(get_method(name)).__module__ for name in HOMES} == HOMES
+    assert set(all_methods()) == set(HOMES) == METHODS.keys()

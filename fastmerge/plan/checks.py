@@ -8,7 +8,7 @@ from ..dtypes import DType
 from ..recipe.types import ModelRef
 from .equality import equal_values
 from .findings import Findings
-from .models import MERGED, OpenModel, is_vocabulary
+from .models import MERGED, OpenModel, has_token_rows
 from .rows import Row
 from .types import InputTensor
 
@@ -38,7 +38,7 @@ def check_shapes(rows: Sequence[Row], findings: Findings) -> list[Row]:
             continue
         for tensor, model in zip(row.inputs.every, row.members.models.every, strict=True):
             if tensor.shape != shape:
-                vocabulary = is_vocabulary(tensor.name) and tensor.shape[1:] == shape[1:]
+                vocabulary = has_token_rows(tensor.name) and tensor.shape[1:] == shape[1:]
                 wrong.setdefault((model.index, vocabulary), []).append((row, tensor, model))
     for (_, vocabulary), found in wrong.items():
         row, tensor, model = found[0]
@@ -46,7 +46,7 @@ def check_shapes(rows: Sequence[Row], findings: Findings) -> list[Row]:
         where = f"{model.checkpoint.folder}: {', '.join(t.name for _, t, _ in found[:3])}"
         if vocabulary:
             what = f"the vocabulary has {tensor.shape[0]} rows, that of {reference} has {expected[0]}"
-            remedy = "write tokenizer_source: union or base into the recipe, so that they are merged by token"
+            remedy = "write tokenizer_source: base or union into the recipe, so that they are merged by token"
         else:
             what = f"shape {list(tensor.shape)}, but {list(expected)} in {reference}"
             if len(found) > 1:

@@ -107,6 +107,11 @@ def is_vocabulary(name: str) -> bool:
     return _module(name) in _HEADS + _EMBEDDINGS
 
 
+def has_token_rows(name: str) -> bool:
+    """True for what is aligned by token: tensors of the vocabulary, and the bias of a head."""
+    return is_vocabulary(name) or is_head(name.removesuffix("bias") + "weight")
+
+
 def is_computed(tensor: InputTensor) -> bool:
     """True for a buffer that transformers computes itself, so that no checkpoint needs it."""
     name = tensor.name

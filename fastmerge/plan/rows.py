@@ -86,7 +86,7 @@ def pair_tensors(recipe: Recipe, models: Mapping[ModelRef, OpenModel], findings:
             continue
         before = len(found.rows)
         if slices[0].starts:
-            _pair_slices(found, slices)
+            _pair_slices(found, slices, by_token=recipe.tokenizer is not None)
         else:
             _check_names(found, slices[0])
             _pair_whole(found, slices[0])
@@ -144,9 +144,9 @@ def _pair_whole(found: Rows, part: OpenSlice) -> None:
         found.rows.append(Row(name, t, members, inputs))
 
 
-def _pair_slices(found: Rows, slices: Sequence[OpenSlice]) -> None:
+def _pair_slices(found: Rows, slices: Sequence[OpenSlice], by_token: bool) -> None:
     """Stack the layers of the slices. Tensors before the layers come from the first slice, the others from the last."""
-    check_stack(slices, found.findings)
+    check_stack(slices, found.findings, by_token)
     head, tail = slices[0], slices[-1]
     stack, position = next(iter(head.models.values())).stacks.main, 0
     for name, members, inputs in _align(found, head, _outside(head, belongs_before_layers)):

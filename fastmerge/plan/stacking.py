@@ -7,16 +7,19 @@ from typing import Any
 
 from ..checkpoint.layers import belongs_before_layers, stack_layers
 from .findings import Findings, listed
-from .models import OpenModel, is_computed, is_head
+from .models import OpenModel, has_token_rows, is_computed, is_head
 from .slices import OpenSlice
 from .types import InputTensor
 
 
-def check_stack(slices: Sequence[OpenSlice], findings: Findings) -> None:
+def check_stack(slices: Sequence[OpenSlice], findings: Findings, by_token: bool) -> None:
     """Compare the layers of every slice with those of the first model, whose config the output has.
 
     A tensor that has one shape in all layers of the first model has it in the output, too, and each layer holds the
     tensors of some layer of the first model. What follows the layers fits what lies before them.
+
+    Args:
+        by_token: the recipe has a tokenizer, so that heads and embeddings get the rows of its tokens.
     """
     donor = next(iter(slices[0].models.values()))
     if _rearranged(slices) and (donor.checkpoint.config or {}).get("hidden_size_per_layer_input"):
@@ -49,7 +52,7 @@ def check_stack(slices: Sequence[OpenSlice], findings: Findings) -> None:
             names = sorted(t.name for t in strange[0].values())
             what = f"{len(strange)} of its layers hold other tensors than any layer of {donor}: {listed(names, 3)}"
             findings.problem(model.checkpoint.folder, what, "stack layers of models of one architecture")
-    _check_end(slices, donor, findings)
+    _check_end(slices, donor, findings, by_token)
     for part in slices:
         for note in _other_kinds(part):
             findings.note(note)
@@ -123,7 +126,7 @@ def _report_shape(
     findings.problem(f"{model.checkpoint.folder}: {tensor.name}", what, "stack layers of models of one size")
 
 
-def _check_end(slices: Sequence[OpenSlice], donor: OpenModel, findings: Findings) -> None:
+def _check_end(slices: Sequence[OpenSlice], donor: OpenModel, findings: Findings, by_token: bool) -> None:
     """Check norm and head, which the last slice gives, against the model that gives the embedding."""
     last = next(iter(slices[-1].models.values()))
     if last.index == donor.index:
@@ -134,7 +137,12 @@ def _check_end(slices: Sequence[OpenSlice], donor: OpenModel, findings: Findings
         other = donor.outside.get(name)
         if other is None and is_head(name):
             other = donor.embedding
-        if other is not None and other.shape != tensor.shape and not is_computed(tensor):
-            what = f"shape {list(tensor.shape)}, but {list(other.shape)} in {donor}, which gives the embedding"
-            findings.problem(f"{last.checkpoint.folder}: {name}", what, "stack layers of models of one size")
-            return
+        if other is None or other.shape == tensor.shape or is_computed(tensor):
+            continue
+        what, remedy = f"shape {list(tensor.shape)}, but {list(other.shape)} in {donor}", "stack layers of one size"
+        if has_token_rows(name) and other.shape[1:] == tensor.shape[1:]:
+            if by_token:
+                continue
+            remedy = "write tokenizer_source: base or union into the recipe, so that both have the same tokens"
+        findings.problem(f"{last.checkpoint.folder}: {name}", f"{what}, which gives the embedding", remedy)
+        return

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..errors import InvalidInput, Problem
 from .findings import Findings
-from .models import is_vocabulary
+from .models import has_token_rows
 from .rows import Row
 from .types import Adapter, InputTensor
 
@@ -20,7 +20,7 @@ def truncate_vocabularies(rows: Sequence[Row], findings: Findings) -> list[Row]:
     cut = []
     for row in rows:
         shapes = {tensor.shape for tensor in row.inputs.every}
-        if len(shapes) == 1 or not is_vocabulary(row.name) or len({shape[1:] for shape in shapes}) > 1:
+        if len(shapes) == 1 or not has_token_rows(row.name) or len({shape[1:] for shape in shapes}) > 1:
             cut.append(row)
             continue
         least, most = min(shape[0] for shape in shapes), max(shape[0] for shape in shapes)

@@ -12,7 +12,7 @@ from .findings import Findings
 from .models import OpenModel
 
 _ADDED = ("added_tokens.json", "tokenizer_config.json")
-_REMEDY = "tokenizer_source: union or base in the recipe merges them by token"
+_REMEDY = "tokenizer_source: base or union in the recipe merges them by token"
 
 
 def compare_vocabularies(chosen: OpenModel, models: Sequence[OpenModel], findings: Findings) -> None:

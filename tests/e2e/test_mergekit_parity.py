@@ -35,7 +35,11 @@ FILES = [f"{kind}/{file.stem}" for kind in ("main", "synthetic") for file in sor
 SMALL = ["--hidden", "16", "--inter", "32", "--heads", "2", "--kv-heads", "1", "--vocab", "64"]
 
 # mergekit merges them, and a human must look at them first.
-REFUSED = {"main/088_sce": "dype", "main/136_ties": "nomalize"}
+MISSPELT = {"main/088_sce": "dype", "main/136_ties": "nomalize"}
+REFUSED = MISSPELT | {
+    # An embedding of 65 rows from one model and a head of 64 from another, which no loader takes.
+    "synthetic/005_multi_three_methods": r"lm_head.weight: shape \[64, 16\].*tokenizer_source: base or union",
+}
 # mergekit refuses: two documents without a name, a model that is listed four times.
 ONLY_HERE = {"main/063_multi", "main/120_task_arithmetic"}
 # mergekit writes float32 whatever the recipe says.
@@ -136,7 +140,7 @@ def test_names_shapes_dtypes_and_configs(name, merged):
     assert one == other
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name not in (REFUSED.keys() | ONLY_HERE)])
+@pytest.mark.parametrize("name", [name for name in FILES if name not in (MISSPELT.keys() | ONLY_HERE)])
 def test_values(name, merged):
     case = merged["float32", name]
     assert case.error is None

@@ -165,6 +165,42 @@ def test_ids_of_special_tokens_follow_the_tokenizer(models):
     assert generation["eos_token_id"] == vocabulary_of(models / "out")["a"] == 3
 
 
+def test_stacks_of_models_with_other_tokens(tmp_path, monkeypatch):
+    """The embedding of the first slice and the head of the last one get the same tokens."""
+    monkeypatch.chdir(tmp_path)
+    for salt, (name, tokens) in enumerate({"a": "xy", "b": "yxz"}.items()):
+        save_word_model(tmp_path / name, ["<unk>", *tokens], ["<s>"], salt=salt)
+    text = "merge_method: passthrough\nslices:\n" + "".join(
+        f"  - sources: [{{model: {name}, layer_range: [0, 1]}}]\n" for name in "ab"
+    )
+    with pytest.raises(InvalidInput, match=r"which gives the embedding .*tokenizer_source: base or union"):
+        fastmerge.check(text)
+    fastmerge.merge(text + "tokenizer_source: union\n", "out")
+    found, first, last = rows_of(tmp_path / "out"), rows_of(tmp_path / "a"), rows_of(tmp_path / "b")
+    assert found[EMBED].keys() == found[HEAD].keys() == {"<unk>", "x", "y", "z", "<s>"}
+    assert {token: found[EMBED][token] for token in first[EMBED]} == first[EMBED]
+    assert found[HEAD] == last[HEAD]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 5
+
+
+def test_biases_of_heads(tmp_path, monkeypatch):
+    """By token, or cut with the rows of the head; without either, models of different sizes are refused."""
+    monkeypatch.chdir(tmp_path)
+    for salt, (name, tokens) in enumerate({"a": "xy", "b": "yxz"}.items()):
+        folder = save_word_model(tmp_path / name, ["<unk>", *tokens], salt=salt)
+        tensors = load_file(folder / "model.safetensors") | {
+            "lm_head.bias": torch.arange(1.0 + len(tokens)) + 10 * salt
+        }
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    text = "merge_method: linear\nparameters: {weight: 0.5}\nmodels: [{model: a}, {model: b}]\n"
+    with pytest.raises(InvalidInput, match="the vocabulary has 4 rows, that of a has 3"):
+        fastmerge.check(text)
+    fastmerge.merge(text + "tokenizer_source: union\n", "out")
+    assert load_file("out/model.safetensors")["lm_head.bias"].tolist() == [5, 6.5, 6.5, 13]
+    fastmerge.merge(text, "cut", truncate_embeddings=True)
+    assert load_file("cut/model.safetensors")["lm_head.bias"].tolist() == [5, 6, 7]
+
+
 def test_files_of_other_kinds(models):
     for name, tokens in {"a": ["<unk>", "x"], "b": ["<unk>", "y", "x"]}.items():
         save_word_model(models / name, tokens, salt=len(tokens))

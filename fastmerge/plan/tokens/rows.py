@@ -11,7 +11,7 @@ import numpy as np
 from ...dtypes import promoted
 from ...recipe.types import ModelRef, TokenSpec
 from ..findings import Findings
-from ..models import MERGED, OpenModel, is_vocabulary
+from ..models import MERGED, OpenModel, has_token_rows
 from ..rows import Row
 from ..types import Gathered, InputTensor, Run
 from .merging import MergedVocabulary
@@ -43,7 +43,7 @@ def rows_by_token(
     those of the output already, or begin with them, its tensor is taken as it is.
     """
     aligner = _Aligner(vocabulary, models, base, findings)
-    return [aligner.aligned(row) if is_vocabulary(row.name) else row for row in rows]
+    return [aligner.aligned(row) if has_token_rows(row.name) else row for row in rows]
 
 
 class _Aligner:

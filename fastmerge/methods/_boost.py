@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from ..kernels.spectral import Info, subspace_boost
 from ..steps.apply import DeltaMerge
 from ..steps.method import Group, Parameter
 from ._heads import SPLITTINGS, Part, parts_of
 from ._spectral import MATRICES, NULL_SPACE, Change, SpectralMerge, is_spectral, scratch_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..kernels.spectral import Info
 
 # beta 0.2 is that of the study on language models (arXiv 2511.21437); the paper on vision models tuned over 0 .. 0.02.
 BOOST_PARAMETERS = (
@@ -79,6 +82,8 @@ class Boost:
 
     def _boost_part(self, matrix: Tensor, part: Part, noise: float) -> list[Info]:
         """Boost the pieces of a part in place."""
+        from ..kernels.spectral import subspace_boost
+
         pieces = matrix.narrow(part.axis, part.start, part.length).unflatten(part.axis, (part.count, -1))
         pieces = pieces.movedim(part.axis, 0)
         result, infos = subspace_boost(pieces, self.beta, null=self.null_space, noise=noise)

@@ -6,18 +6,19 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from .. import kernels
 from ..kernels import GRID, keep_all
-from ..kernels.spectral import Info
 from ..steps.apply import Apply, DeltaMerge, SparseMerge
 from ..steps.method import Group, Method, Parameter
 from ..steps.source import Chunk
 from ._sparse import LAMBDA
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..kernels.spectral import Info
 
 MATRICES = Parameter(
     "matrices", str, "attn_mlp", choices=("attn_mlp", "all"),
@@ -54,7 +55,7 @@ ROUNDING = 0.212
 
 # Makes one float32 matrix [m, n] of those of the steps, and says what was done. The number is the standard deviation
 # of the rounding noise in the elements of their sum.
-Change = Callable[[list[Tensor], float], tuple[Tensor, list[Info]]]
+Change: TypeAlias = "Callable[[list[Tensor], float], tuple[Tensor, list[Info]]]"
 
 
 def module_of(name: str) -> str:
@@ -111,6 +112,8 @@ def on_moved(change: Callable[[list[Tensor]], tuple[Tensor, list[Info]]]) -> Cha
     """Return a change that sees the deltas that are not all zeros; without any the result is zero."""
 
     def changed(matrices: list[Tensor], _: float) -> tuple[Tensor, list[Info]]:
+        import torch
+
         moved = [matrix for matrix in matrices if bool(matrix.any())]
         return change(moved) if moved else (torch.zeros_like(matrices[0]), [])
 
@@ -197,6 +200,8 @@ def merged_delta(step: Apply, base: Tensor, tensors: Sequence[Tensor]) -> Tensor
 
     ``step`` runs over deltas and a base of zeros, in blocks: keep rules and roundings are those of the sparse merge.
     """
+    import torch
+
     merged = torch.zeros(base.numel(), dtype=torch.float32, device=base.device)
     start, flat = base.view(-1), [tensor.view(-1) for tensor in tensors]
     for offset in range(0, len(merged), BLOCK):
@@ -213,6 +218,8 @@ def rounding_noise(tensors: Sequence[Tensor], gains: Sequence[float], merged: Te
 
     Rounding errors of models are independent; where a merged delta was trimmed to zero there are none.
     """
+    import torch
+
     variance = 0.0
     for tensor, gain in zip(tensors, gains, strict=True):
         blocks = tensor.view(-1).split(BLOCK)

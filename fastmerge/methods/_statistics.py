@@ -6,14 +6,15 @@ import functools
 import math
 import os
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..checkpoint import TensorEntry, open_checkpoint, read_header
 from ..dtypes import dtype_of
 from ..errors import CheckpointError
 from ..steps.method import Group
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Elements whose norm is formed at once.
 _STEP = 1 << 20
@@ -28,6 +29,8 @@ class Statistics:
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Return the elements ``start .. stop - 1`` of a tensor, flat, float32, on the CPU."""
+        import torch
+
         entry = self.entries[name]
         dtype = dtype_of(entry.dtype).torch
         size = dtype.itemsize

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from ..kernels.spectral import Info, top_singular
 from ..steps.apply import DeltaMerge
 from ..steps.method import Group, Parameter
 from ._spectral import MATRICES, SpectralMerge, delta_bytes, is_spectral, scratch_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..kernels.spectral import Info
 
 SVC_PARAMETERS = (
     Parameter(
@@ -63,6 +65,10 @@ def calibrate(merged: Tensor, deltas: list[Tensor], alpha: float) -> tuple[Tenso
     Of the K ``deltas``, ``a_i = u_r^T delta_i`` are the responses in the direction u_r, and ``a = s_r v_r^T`` is that
     of ``merged``. A delta without a response counts alpha.
     """
+    import torch
+
+    from ..kernels.spectral import top_singular
+
     u, s, vh, infos = top_singular(merged, min(merged.shape))
     total = torch.zeros_like(s)
     for delta in deltas:

@@ -6,9 +6,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from .. import kernels
 from ..kernels import keep_all
@@ -17,6 +15,10 @@ from ..steps.method import Group, Method, Solve, method
 from ..steps.rows import BLOCK, Rows
 from ..steps.source import Chunk, Source
 from ..steps.survey import Survey
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 # Added to probabilities.
 _FLOOR = 1e-8
@@ -46,6 +48,8 @@ class ArceeFusion(Method):
     neutral = False
 
     def merge(self, group: Group) -> Solve:
+        import torch
+
         rows = Rows.along(group.shape, -1)
         if not group.numel:
             return SparseMerge([1.0], [keep_all()])
@@ -68,6 +72,8 @@ class Importance(Survey):
     name: str
 
     def run(self, source: Source) -> tuple[Tensor, float]:
+        import torch
+
         (chunk,) = source.chunks()
         assert chunk.base is not None, "the method requires a base"
         base, tensor = chunk.base.view(self.rows.count, -1), chunk.tensors[0].view(self.rows.count, -1)
@@ -110,12 +116,16 @@ class Fusion(DeltaMerge):
 
 def _divergence(tensor: Tensor, base: Tensor) -> Tensor:
     """Return the divergence of every row of ``tensor`` from that of ``base``."""
+    import torch
+
     p, q = tensor.softmax(-1).add_(_FLOOR), base.softmax(-1).add_(_FLOOR)
     return (p * torch.div(p, q, out=q).log_()).sum(-1)
 
 
 def _threshold(scores: Tensor) -> float:
     """Return the median plus 1.5 times the distance of the quartiles. Rounding makes scores negative."""
+    import torch
+
     places = [share * (scores.numel() - 1) for share in (0.25, 0.5, 0.75)]
     ranks = sorted({rank for place in places for rank in (math.floor(place), math.ceil(place))})
     values = {rank: torch.tensor(value) for rank, value in zip(ranks, _ranked(scores, ranks), strict=True)}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from .. import kernels
 from ..kernels import GRID
@@ -15,6 +13,9 @@ from ..steps.method import Group, Method, Parameter, method
 from ..steps.source import Chunk
 from ._spans import divided
 from ._statistics import Statistics, open_statistics
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCK = 4 * GRID
 
@@ -73,6 +74,8 @@ class FisherMean(Apply):
     means: Sequence[float]
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
+        import torch
+
         flat, tensors = out.view(-1), [tensor.view(-1) for tensor in chunk.tensors]
         for start in range(0, len(flat), BLOCK):
             span = slice(start, min(start + BLOCK, len(flat)))

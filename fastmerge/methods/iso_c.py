@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..kernels.spectral import flatten_spectrum
 from ..steps.method import Group, method
 from ._spectral import Change, SpectralMethod
 
@@ -29,5 +28,7 @@ class IsoC(SpectralMethod):
     stacked = False
 
     def change(self, group: Group) -> Change:
+        from ..kernels.spectral import flatten_spectrum
+
         null = group["null_space"]
         return lambda matrices, noise: flatten_spectrum(matrices[0], null=null, noise=noise)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..kernels.spectral import flatten_tasks
 from ..steps.method import Group, Parameter, method
 from ._spectral import SPECTRAL_PARAMETERS, Change, SpectralMethod, on_moved
 
@@ -36,5 +35,7 @@ class IsoCts(SpectralMethod):
     ordered = True
 
     def change(self, group: Group) -> Change:
+        from ..kernels.spectral import flatten_tasks
+
         common, null = group["common_share"], group["null_space"]
         return on_moved(lambda deltas: flatten_tasks(deltas, common, null=null))

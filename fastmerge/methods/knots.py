@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from ..kernels.spectral import Info, shared_basis
 from ..steps.driver import merge_source
 from ..steps.method import Group, Parameter, method
 from ..steps.source import Resident
@@ -14,6 +12,11 @@ from ._spectral import LAMBDA, MATRICES, SPECTRAL_PARAMETERS, Change, SpectralMe
 from .dare_linear import DareLinear
 from .dare_ties import DareTies
 from .ties import Ties
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..kernels.spectral import Info
 
 _MERGES = {inner.name: inner for inner in (Ties(), DareTies(), DareLinear())}
 
@@ -50,6 +53,10 @@ class Knots(SpectralMethod):
     random = True
 
     def change(self, group: Group) -> Change:
+        import torch
+
+        from ..kernels.spectral import shared_basis
+
         inner = _MERGES[group["merge"]]
         values = {p.name: (p.default,) * group.models if p.per_model else p.default for p in inner.parameters}
         values |= {"weight": (1.0,) * group.models, "density": group["density"]}

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..steps.apply import Apply, WeightedSum
 from ..steps.method import Group, Method, Parameter, method
 from ..steps.source import Chunk
 from ._spans import divided
 from ._statistics import Statistics, open_statistics
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @method
@@ -77,6 +78,8 @@ class RegMeanSolve(Apply):
     means: Sequence[float]
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
+        import torch
+
         group, columns = self.group, self.group.shape[1]
         device = out.device
         left = torch.zeros(columns, columns, dtype=torch.float64, device=device)

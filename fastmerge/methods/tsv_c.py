@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from ..kernels.spectral import Info, top_singular
 from ..steps.method import Group, Parameter, method
 from ._spectral import LAMBDA, MATRICES, Change, SpectralMethod
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..kernels.spectral import Info
 
 
 @method
@@ -40,5 +44,7 @@ class TsvC(SpectralMethod):
 
 
 def _truncated(delta: Tensor, rank: int) -> tuple[Tensor, list[Info]]:
+    from ..kernels.spectral import top_singular
+
     u, s, vh, infos = top_singular(delta, rank)
     return (u * s) @ vh, infos

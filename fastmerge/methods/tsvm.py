@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..kernels.spectral import orthogonalize_blocks
 from ..steps.method import Group, method
 from ._spectral import Change, SpectralMethod, on_moved
 
@@ -34,5 +33,7 @@ class Tsvm(SpectralMethod):
     ordered = True
 
     def change(self, group: Group) -> Change:
+        from ..kernels.spectral import orthogonalize_blocks
+
         null = group["null_space"]
         return on_moved(lambda deltas: orthogonalize_blocks(deltas, null=null))

@@ -44,6 +44,7 @@ class Fisher(Method):
         Parameter("floor", float, 1e-6, minimum=0.0, doc="added to the information of every element"),
     )
     semantics = ("paper",)
+    adds_delta = False
     paper = "Matena and Raffel 2022, arXiv 2111.09832"
 
     def merge(self, group: Group) -> Apply:

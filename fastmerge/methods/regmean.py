@@ -42,6 +42,7 @@ class RegMean(Method):
         Parameter("ridge", float, 1e-6, minimum=0.0, doc="share of the mean of the diagonal that is added to it"),
     )
     semantics = ("paper",)
+    adds_delta = False
     paper = "Jin et al. 2023, arXiv 2212.09849"
 
     def merge(self, group: Group) -> Apply:

@@ -1,0 +1,37 @@
+"""What the integrations count: calls of another package's functions that were served here, or left to it and why."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+
+class Uncovered(Exception):
+    """A call is left to the package's own function; the text says why."""
+
+
+class Report:
+    """How many calls were served here, by function, and how many fell back, by function and reason."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+        self.served: Counter[str] = Counter()
+        self.fell_back: Counter[tuple[str, str]] = Counter()
+        self._lock = threading.Lock()
+
+    def count(self, function: str, why_not: str | None = None) -> None:
+        """Count one call, served where there is no reason against it. Threads may count at the same time."""
+        with self._lock:
+            if why_not is None:
+                self.served[function] += 1
+            else:
+                self.fell_back[function, why_not] += 1
+
+    def __str__(self) -> str:
+        served, fallen = self.served.total(), self.fell_back.total()
+        lines = [f"fastmerge served {served} of {served + fallen} calls of {self.package}"]
+        lines += [f"  {function}: {count}" for function, count in sorted(self.served.items())]
+        if fallen:
+            lines.append(f"left to {self.package}: {fallen}")
+            lines += [f"  {function}: {count} ({why})" for (function, why), count in sorted(self.fell_back.items())]
+        return "\n".join(lines)

@@ -7,18 +7,44 @@ lead to its own ``blobs``. Weights may lie behind links: they are safetensors or
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
 import os
 import stat
-from typing import Any, BinaryIO
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any, BinaryIO, NamedTuple
+
+import xxhash
 
 from ..errors import CheckpointError
 from .placeholders import placeholder
 
 MOST_BYTES = 128 << 20
 """Longest small file that is read: tokenizers and indexes have up to 40 MB."""
+
+
+class SmallFile(NamedTuple):
+    """A small file that was read: its length in bytes and the xxh3-64 of what was read, as 16 hex digits."""
+
+    nbytes: int
+    xxh3: str
+
+
+_seen: ContextVar[dict[str, SmallFile] | None] = ContextVar("_seen", default=None)
+
+
+@contextlib.contextmanager
+def noting_reads() -> Iterator[dict[str, SmallFile]]:
+    """Yield what ``open_small`` reads inside the block, by path."""
+    seen: dict[str, SmallFile] = {}
+    token = _seen.set(seen)
+    try:
+        yield seen
+    finally:
+        _seen.reset(token)
 
 
 def open_weights(path: str) -> BinaryIO:
@@ -33,7 +59,16 @@ def open_weights(path: str) -> BinaryIO:
 
 
 def open_small(path: str) -> BinaryIO:
-    """Open a small file of a checkpoint, within its folder; OSError as ``open`` raises it."""
+    """Return the content of a small file of a checkpoint, within its folder; OSError as ``open`` raises it."""
+    with _checked(path) as file:
+        data = file.read(MOST_BYTES + 1)
+    seen = _seen.get()
+    if seen is not None:
+        seen[path] = SmallFile(len(data), xxhash.xxh3_64_hexdigest(data))
+    return io.BytesIO(data)
+
+
+def _checked(path: str) -> BinaryIO:
     if out := leads_out(path):
         raise CheckpointError(f"{path}: is a link out of its folder, to {out} (copy that file into the folder)")
     file = open_weights(path)
@@ -63,7 +98,7 @@ def leads_out(path: str) -> str | None:
 def why_not_small(path: str) -> str | None:
     """Return why a small file cannot be taken, or None."""
     try:
-        open_small(path).close()
+        _checked(path).close()
     except CheckpointError as error:
         return str(error).removeprefix(f"{path}: ")
     except OSError as error:

@@ -13,7 +13,7 @@ from ..errors import InvalidInput, Problem
 from ..sizes import show_size
 from ._mergekit import mergekit_flags, translate
 from ._options import DEVICE, JSON, PLUGIN, QUIET, RAM, SEED, SEMANTICS, SHARD_SIZE, STRICT, VRAM, together
-from ._output import note, print_facts, print_json
+from ._output import note, print_facts, print_json, print_table
 
 if TYPE_CHECKING:
     from ..plan.types import Plan
@@ -82,6 +82,18 @@ def show_plans(found: Planned) -> None:
         if several:
             click.echo(f"{step.name or 'the result'}:")
         _show(plan, found.options)
+
+
+def show_files(found: Planned) -> None:
+    """Print the files that the merges read."""
+    from ..plan.trust import listing
+
+    rows = [row for plan in found.plans for row in listing(plan)]
+    if found.options["as_json"]:
+        print_json(rows)
+        return
+    keys = ("model", "name", "kind", "trusted", "bytes")
+    print_table(keys, ([str(row[key]) for key in keys] for row in rows), numbers=1)
 
 
 def _values(plan: Plan, options: dict[str, Any]) -> dict[str, Any]:

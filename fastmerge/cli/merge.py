@@ -12,7 +12,7 @@ from ._errors import Command
 from ._explaining import show_explanations
 from ._options import BACKEND, RECIPE, THREADS, together
 from ._output import note, print_facts, print_json
-from ._planning import PLANNING, Planned, planned, show_plans
+from ._planning import PLANNING, Planned, planned, show_files, show_plans
 from ._progress import progress
 
 if TYPE_CHECKING:
@@ -78,10 +78,13 @@ def multi(
     metavar="TENSOR",
     help="Say what is done to a tensor (a name, a part of it, or a pattern with *): method, parameters, sources.",
 )
+@click.option("--files", is_flag=True, help="List the files that are read, and how far each is trusted.")
 @PLANNING
-def plan(recipe: str, explain: str | None, **given: Any) -> None:
+def plan(recipe: str, explain: str | None, files: bool, **given: Any) -> None:
     """Print what a merge of RECIPE would read, write and need. Reads headers only."""
-    if explain is None:
+    if files:
+        show_files(planned(recipe, given))
+    elif explain is None:
         show_plans(planned(recipe, given))
     else:
         show_explanations(planned(recipe, given, explain=True), explain)

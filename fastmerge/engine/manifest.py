@@ -16,6 +16,7 @@ from .. import __version__
 from ..checkpoint.safetensors_header import header_digest
 from ..errors import CheckpointError
 from ..plan.digest import NUMERICS
+from ..plan.trust import gathered_rows, listing
 from ..plan.types import Plan
 from .checksums import NAME, Sums
 
@@ -29,7 +30,9 @@ def write_manifest(plan: Plan, checksums: Mapping[str, Sums], small_files: Seque
     Args:
         checksums:   by name of the output tensor. ``sources`` lists those of what it was made of: of every input, the
                      base first, the tensor as it is stored (several where it is quantized), then its adapters'
-                     lora_B and lora_A. What is copied has the checksum of the copy.
+                     lora_B and lora_A. What is copied has the checksum of the copy. Rows of several tensors have one
+                     checksum, as they are put together, and ``rows`` says which were read. "" stands for a tensor that
+                     is read in rows of less than 32 bytes.
         small_files: name, bytes and checksum of every file of the output beside weights and manifest.
     """
     manifest = {
@@ -59,6 +62,8 @@ def write_manifest(plan: Plan, checksums: Mapping[str, Sums], small_files: Seque
             }
             for model in plan.models
         ],
+        "read": listing(plan),
+        "rows": gathered_rows(plan),
         "files": [
             *({"name": s.filename, "bytes": s.nbytes, "header": header_digest(s.header[8:])} for s in plan.shards),
             *small_files,

@@ -163,13 +163,13 @@ class _Comparison:
     def finish(self, output: OutputTensor, checksum: str, inputs: Sequence[str] = ()) -> None:
         # What is copied has the checksum of the copy; a tensor that is only read back has no inputs here.
         was = self._sources.get(output.name, inputs if output.group else [self._checksums[output.name]])
-        parts = [(part.path, tensor.name) for tensor in output.inputs.every for part in tensor.stored]
+        parts = [(part.path, tensor.name) for tensor in output.inputs.every for part in tensor.summed]
         with self._lock:
             self.done += output.nbytes
             if checksum != self._checksums[output.name]:
                 self._unexpected.add(output.name)
             for part, before, now in zip(parts, was, inputs, strict=False):
-                if now != before:
+                if now and before and now != before:
                     self._swapped[part] = None
 
     def mismatches(self) -> Iterator[Problem]:
@@ -210,6 +210,10 @@ def _replan(manifest: dict[str, Any]) -> tuple[Plan, list[str]]:
             )
         if was["mtime_ns"] != file.mtime_ns:
             notes.append(f"{file.path} was written again after the merge.")
+    before = {(item["model"], item["name"]): item.get("xxh3") for item in manifest.get("read", ())}
+    for small in plan.read:
+        if before.get((small.model, small.name), small.xxh3) != small.xxh3:
+            notes.append(f"{small.path} is no longer what the merge read.")
     return plan, notes
 
 

@@ -38,7 +38,7 @@ class Watch:
             self._sums[key].add(start * dtype.itemsize, data)
 
     def checksums(self) -> list[str]:
-        """Return a checksum for each stored tensor, in the order of ``InputTensor.stored``; "" where there is none."""
-        parts = [part for tensor in self._output.inputs.every for part in tensor.stored]
+        """Return a checksum for each stored tensor, in the order of ``InputTensor.summed``; "" where there is none."""
+        parts = [part for tensor in self._output.inputs.every for part in tensor.summed]
         sums = [self._sums.get((part.path, part.offset)) for part in parts]
         return [found.hex() if found is not None else "" for found in sums]

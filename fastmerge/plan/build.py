@@ -7,9 +7,11 @@ import gc
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..checkpoint.layers import layouts
+from ..checkpoint.opening import noting_reads
 from ..methods import Group, Method, get_method
 from ..recipe.types import Recipe
 from ..steps.apply import Copy
@@ -30,6 +32,7 @@ from .rows import Rows, pair_tensors
 from .ties import tied_rows
 from .tokens import merge_vocabularies, rows_by_token
 from .truncation import truncate_vocabularies
+from .trust import read_files
 from .types import Dropped, OutputTensor, Plan
 from .values import Values
 
@@ -78,6 +81,17 @@ def make_plan(
     Raises:
         InvalidInput: with every problem that was found, each with its place and remedy.
     """
+    with noting_reads() as seen:
+        plan, opened = _planned(
+            recipe, shard_size, allow_mixed_types, truncate_embeddings, copy_tokenizer, model_card, strict, explain
+        )
+    return replace(plan, read=read_files(opened, seen))
+
+
+def _planned(
+    recipe: Recipe, shard_size: int, allow_mixed_types: bool, truncate_embeddings: bool, copy_tokenizer: bool,
+    model_card: bool, strict: bool, explain: bool,
+) -> tuple[Plan, list[OpenModel]]:  # fmt: skip
     findings = Findings(notes=list(recipe.notes))
     method = get_method(recipe.method)
     if shard_size < 1:
@@ -111,7 +125,7 @@ def make_plan(
     placed.sort(key=lambda output: (output.shard, output.offset))
     opened = list(models.values())
     semantics = recipe.semantics or method.semantics[0]
-    return Plan(
+    plan = Plan(
         recipe=recipe.text,
         method=recipe.method,
         semantics=semantics,
@@ -128,6 +142,7 @@ def make_plan(
         origins=origins or {},
         recipe_file=os.path.abspath(recipe.path) if os.path.isfile(recipe.path) else None,
     )
+    return plan, opened
 
 
 def _decide(

@@ -128,6 +128,11 @@ class InputTensor:
         return self.coded is not None or (self.gathered is not None and any(s.coded for s in self.gathered.sources))
 
     @property
+    def summed(self) -> tuple[InputTensor | TensorEntry, ...]:
+        """What gets a checksum as an input: what is stored, and rows as they are put together."""
+        return (self,) if self.gathered is not None else self.stored
+
+    @property
     def stored(self) -> tuple[InputTensor | TensorEntry, ...]:
         """Every range of a file that is read for this tensor."""
         if self.gathered is not None:
@@ -184,6 +189,17 @@ class InputModel:
 
 
 @dataclass(frozen=True)
+class ReadFile:
+    """A small file that planning read: of which model ("" for none), its name there, its place, length and xxh3-64."""
+
+    model: str
+    name: str
+    path: str
+    nbytes: int
+    xxh3: str
+
+
+@dataclass(frozen=True)
 class Dropped:
     """An input tensor that no output uses, and why."""
 
@@ -212,6 +228,7 @@ class Plan:
         truncated: True where vocabularies of different sizes were cut to the smallest.
         digest:   hash of everything that decides the output's bytes.
         recipe_file: absolute path of the recipe; None for text.
+        read:     every small file that planning read.
     """
 
     recipe: str
@@ -230,6 +247,7 @@ class Plan:
     truncated: bool = False
     digest: str = ""
     recipe_file: str | None = None
+    read: tuple[ReadFile, ...] = ()
 
     @property
     def gathered(self) -> dict[str, InputTensor]:

@@ -154,3 +154,10 @@ def test_errors_as_json(tmp_path):
     result = call("inspect", tmp_path, "--json")
     assert result.exit_code == 2
     assert "no weights" in json.loads(result.stdout)["error"]
+
+
+def test_plan_lists_the_files_that_are_read(ties):
+    rows = call_json("plan", ties, "--files")
+    assert {row["name"] for row in rows} >= {"config.json", "model.safetensors"}
+    assert all(row["trusted"] and ("header" in row) == (row["kind"] == "weights") for row in rows)
+    assert "a JSON header that is checked, and numbers" in call("plan", ties, "--files").stdout

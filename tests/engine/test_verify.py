@@ -8,12 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import xxhash
 from checkpoint_files import write_adapter
 from tiny_merges import expected, make_merge
 
 from fastmerge.engine import RunOptions, run, verify
 from fastmerge.engine.checksums import BLOCK
 from fastmerge.errors import CheckpointError
+from fastmerge.plan.trust import kind_of
 
 WIDE = {"hidden": 256, "inner": 640, "vocab": 768, "layers": 1}
 
@@ -139,3 +141,30 @@ def test_a_swapped_input_is_named(tmp_path, size, method, adapter):
         Path(part.path).write_bytes(data)
         os.utime(part.path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert verify(merge.out, threads=1, ram=64 << 20).ok
+
+
+def test_files_that_planning_read_are_listed(merged):
+    merge, plan = merged
+    manifest = json.loads((merge.out / "fastmerge.json").read_text())
+    listed = {(item["model"], item["name"]): item for item in manifest["read"]}
+    for model in plan.models:
+        config = listed[model.reference, "config.json"]
+        data = (Path(model.folder) / "config.json").read_bytes()
+        assert (config["bytes"], config["xxh3"]) == (len(data), xxhash.xxh3_64_hexdigest(data))
+        assert {Path(file.path).name for file in model.files} < {n for m, n in listed if m == model.reference}
+    config = Path(plan.models[0].folder) / "config.json"
+    config.write_text(config.read_text() + "\n")
+    report = verify(merge.out)
+    assert report.ok and f"{config} is no longer what the merge read." in report.notes
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("tokenizer_config.json", "tokenizer"), ("vocab.txt", "tokenizer"), ("generation_config.json", "config"),
+        ("chat_template.jinja", "chat template"), ("adapter_config.json", "config of an adapter"),
+        ("model.safetensors.index.json", "index"), ("pytorch_model.bin", "weights"), ("additional.x", "other"),
+    ],
+)  # fmt: skip
+def test_what_files_are_taken_for(name, kind):
+    assert kind_of(name)[0] == kind and kind_of(f"/a/b/{name}") == kind_of(name)

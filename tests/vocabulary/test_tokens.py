@@ -251,3 +251,29 @@ def test_transformers_loads_and_encodes(models):
     model = transformers.AutoModelForCausalLM.from_pretrained(models / "out")
     assert model.get_input_embeddings().weight.shape[0] == len(ids)
     assert torch.isfinite(model(text).logits).all()
+
+
+def test_the_manifest_says_which_rows_were_read(models):
+    fastmerge.merge(RECIPES["union"], "out")
+    manifest = json.loads((models / "out" / "fastmerge.json").read_text())
+    for name in (EMBED, HEAD):
+        sums = manifest["sources"][name]
+        assert len(sums) == len(manifest["rows"][name]) and all(sums)
+        for item in manifest["rows"][name]:
+            for source in item["of"]:
+                stored = load_file(models / source["model"] / "model.safetensors")[source["name"]]
+                assert sum(count for _, count in source["ranges"]) == source["read"] <= len(stored)
+                assert all(first + count <= len(stored) for first, count in source["ranges"])
+    assert not manifest["rows"].keys() - {EMBED, HEAD}
+
+
+def test_a_swapped_row_is_named(models):
+    fastmerge.merge(RECIPES["union"], "out")
+    manifest = json.loads((models / "out" / "fastmerge.json").read_text())
+    source = manifest["rows"][EMBED][0]["of"][0]
+    path = models / source["model"] / "model.safetensors"
+    tensors = load_file(path)
+    tensors[EMBED][source["ranges"][0][0]] += 1
+    save_file(tensors, path, metadata={"format": "pt"})
+    (swapped, *_) = verify("out").mismatches
+    assert swapped.where.startswith(f"{EMBED} of ") and "this input is not what was merged" in swapped.what

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .foreign import describe
+from .gguf import open_gguf
 from .opening import check_characters, read_text
 from .placeholders import placeholder
 from .safetensors_header import read_header
@@ -23,10 +24,14 @@ INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 def open_checkpoint(folder: str) -> Checkpoint:
     """Read the headers of the weights in ``folder``. safetensors is preferred to ``.bin``, a single file to an index.
 
+    ``folder`` may be a GGUF file, or hold a single one and nothing else.
+
     Raises:
         CheckpointError: no weights, a corrupt file, or an index that disagrees with its shards.
     """
     folder = os.path.abspath(folder)
+    if folder.endswith(".gguf") and not os.path.isdir(folder):
+        return open_gguf(folder, read_json(os.path.join(os.path.dirname(folder), "config.json"), missing_ok=True))
     config = read_json(os.path.join(folder, "config.json"), missing_ok=True)
     for single, index in zip(SINGLE, INDEX, strict=True):
         if os.path.lexists(os.path.join(folder, single)):
@@ -37,10 +42,20 @@ def open_checkpoint(folder: str) -> Checkpoint:
             files, tensors = _read_sharded(folder, index)
             notes = (*_unlisted(folder, files), *_second_format(folder, index))
             return _checked(Checkpoint(folder, files, tensors, config, notes))
+    if (gguf := only_gguf(folder)) is not None:
+        return open_gguf(gguf, config)
     if os.path.exists(os.path.join(folder, "adapter_config.json")):
         raise CheckpointError(f"{folder}: is a LoRA adapter, not a model (write it in the recipe as model+adapter)")
     found = "".join(f"; found {text}" for text in describe(folder))
     raise CheckpointError(f"{folder}: no weights; expected one of {', '.join(SINGLE + INDEX)}{found}")
+
+
+def only_gguf(folder: str) -> str | None:
+    """Return the GGUF file of a folder that holds one model in this format (the first of its parts)."""
+    names = sorted(fnmatch.filter(os.listdir(folder), "*.gguf"))
+    whole = [name for name in names if not fnmatch.fnmatch(name, "*-?????-of-?????.gguf")]
+    first = [name for name in names if fnmatch.fnmatch(name, "*-00001-of-?????.gguf")]
+    return os.path.join(folder, (*whole, *first)[0]) if len(whole) + len(first) == 1 else None
 
 
 def _stale(folder: str, single: str, index: str, tensors: Mapping[str, TensorEntry]) -> Iterator[str]:

@@ -60,8 +60,8 @@ _FORMATS: tuple[tuple[Sequence[str], str, str], ...] = (
     ),
     (
         ("*.gguf",),
-        "GGUF",
-        "save it from transformers: AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=NAME).save_pretrained(OUT)",
+        "several models in GGUF",
+        "name one of the files",
     ),
     (("flax_model*.msgpack", "*.msgpack"), "Flax weights", "load it in transformers 4 with from_flax=True and save it"),
     (("tf_model*.h5", "*.h5", "*.keras"), "TensorFlow weights", "load it in transformers 4 with from_tf=True and save"),

@@ -36,6 +36,8 @@ def locate(path: str, revision: str | None = None, beside: str | None = None) ->
     local = os.path.expanduser(path)
     if os.path.isdir(local):
         return _snapshot(os.path.abspath(local), revision)
+    if local.endswith(".gguf") and os.path.isfile(local):
+        return os.path.abspath(local)
     if os.path.exists(local):
         raise CheckpointError(f"{path}: is a file; name the folder of the checkpoint")
     meant = near_folder(path, beside)

@@ -114,6 +114,7 @@ class Checkpoint:
         notes:   what its user should know, one sentence each.
         quantized: names of the formats in which ``tensors`` are coded, none where they are not (or not read so).
         left_out: stored tensors that are no part of the model's weights, with the reason.
+        source:  what the checkpoint was opened by where that is a file; "" for a folder.
     """
 
     folder: str
@@ -123,3 +124,9 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     quantized: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def place(self) -> str:
+        """What opens this checkpoint again: its folder, or the file that it is."""
+        return self.source or self.folder

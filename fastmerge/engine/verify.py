@@ -191,7 +191,7 @@ def _replan(manifest: dict[str, Any]) -> tuple[Plan, list[str]]:
     recipe = load(manifest["recipe"] + "\n", semantics=manifest["semantics"], seed=manifest["seed"])
     folders = {item["reference"]: item["folder"] for item in manifest["inputs"]}
     for folder in folders.values():
-        if not os.path.isdir(folder):
+        if not os.path.exists(folder):
             raise CheckpointError(
                 f"{folder}: an input of the merge is missing; its output cannot be verified without it"
             )

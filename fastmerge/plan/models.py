@@ -94,7 +94,7 @@ class OpenModel:
     @property
     def record(self) -> InputModel:
         """The model as the plan lists it."""
-        return InputModel(str(self.reference), self.checkpoint.folder, self.files)
+        return InputModel(str(self.reference), self.checkpoint.place, self.files)
 
 
 def is_head(name: str) -> bool:
@@ -152,9 +152,9 @@ def open_models(recipe: Recipe, findings: Findings) -> dict[ModelRef, OpenModel]
 
 def _same_folder(where: str, reference: ModelRef, opened: Mapping[ModelRef, Checkpoint]) -> Iterator[Problem]:
     """Yield a problem for a hub id and a folder that turn out to be one model, which counts as two otherwise."""
-    place = os.path.realpath(opened[reference].folder)
+    place = os.path.realpath(opened[reference].place)
     for other, checkpoint in opened.items():
-        if other != reference and os.path.realpath(checkpoint.folder) == place:
+        if other != reference and os.path.realpath(checkpoint.place) == place:
             yield Problem(where, f"is the same folder as {other}: {place}", "write both in one way")
 
 

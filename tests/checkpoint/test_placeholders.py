@@ -64,7 +64,7 @@ def test_another_format_under_the_name(tmp_path, start, what):
 
 
 FORMATS = {
-    "GGUF": ["config.json", "model-Q4_K_M.gguf"],
+    "GGUF": ["config.json", "model-Q4_K_M.gguf", "model-Q8_0.gguf"],
     "Flax": ["flax_model.msgpack"],
     "TensorFlow": ["tf_model.h5"],
     "Meta": ["consolidated.00.pth", "params.json"],

@@ -46,6 +46,8 @@ def decoded(checkpoint: Checkpoint) -> Checkpoint:
     Raises:
         CheckpointError: a format that is not offered, scales that are missing or do not fit, codes without scales.
     """
+    if checkpoint.source:  # a GGUF file, which says itself how its tensors are coded
+        return checkpoint
     stored = Stored(checkpoint)
     refuse_method(stored)
     tensors: dict[str, TensorEntry] = {}

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .foreign import describe
-from .gguf import open_gguf
+from .gguf import models_in, open_gguf
 from .opening import check_characters, read_text
 from .placeholders import placeholder
 from .safetensors_header import read_header
@@ -52,10 +52,8 @@ def open_checkpoint(folder: str) -> Checkpoint:
 
 def only_gguf(folder: str) -> str | None:
     """Return the GGUF file of a folder that holds one model in this format (the first of its parts)."""
-    names = sorted(fnmatch.filter(os.listdir(folder), "*.gguf"))
-    whole = [name for name in names if not fnmatch.fnmatch(name, "*-?????-of-?????.gguf")]
-    first = [name for name in names if fnmatch.fnmatch(name, "*-00001-of-?????.gguf")]
-    return os.path.join(folder, (*whole, *first)[0]) if len(whole) + len(first) == 1 else None
+    models = models_in(os.listdir(folder))
+    return os.path.join(folder, models[0][0]) if len(models) == 1 else None
 
 
 def _stale(folder: str, single: str, index: str, tensors: Mapping[str, TensorEntry]) -> Iterator[str]:

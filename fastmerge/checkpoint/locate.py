@@ -6,6 +6,7 @@ import os
 import re
 
 from ..errors import CheckpointError
+from .gguf import models_in
 from .hub_names import hub_id_of, looks_like_hub_id, names_a_file, near_folder
 
 _SMALL_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".spm", ".v3", "README.md")
@@ -108,6 +109,8 @@ def _download(repository: str, revision: str | None) -> str:
         info = HfApi().model_info(repository, revision=revision)
         wanted = needed_files([file.rfilename for file in info.siblings or ()])
         return snapshot_download(repository, revision=info.sha, allow_patterns=wanted)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from None
     except Exception as error:  # Which errors a lost connection raises depends on the version and its HTTP library.
         response = getattr(error, "response", None) if isinstance(error, HfHubHTTPError) else None
         if response is not None and response.status_code in (401, 403, 404):
@@ -130,6 +133,9 @@ def needed_files(files: list[str]) -> list[str]:
 
     Repositories hold their weights in several formats and precisions (``consolidated.safetensors``,
     ``model.fp16.safetensors``, ``original/``), of which transformers loads one.
+
+    Raises:
+        CheckpointError: there are several models in GGUF and nothing else, of which one must be chosen.
     """
     top = [name for name in files if "/" not in name]
     adapters = [name for name in _ADAPTERS if name in top][:1]
@@ -147,4 +153,10 @@ def _weights(top: list[str]) -> list[str]:
             # A shard may have any name; other copies of the weights have telling ones.
             usual = [name for name in top if shard.fullmatch(name)]
             return usual or [name for name in top if name.endswith(ending) and not _OTHER_COPY.search(name)]
-    return []
+    models = models_in(top)
+    if len(models) > 1:
+        names = ", ".join(model[0] for model in models)
+        raise CheckpointError(
+            f"holds {len(models)} models in GGUF: {names} (download one with hf download, and name its file)"
+        )
+    return models[0] if models else []

@@ -27,6 +27,11 @@ class TensorEntry(NamedTuple):
     shape: tuple[int, ...]
     coded: Coded | None = None
 
+    @property
+    def quantized(self) -> bool:
+        """True where the values were rounded to codes."""
+        return self.coded is not None and not self.coded.moved
+
 
 class Part(NamedTuple):
     """One stored tensor of a quantized one, and whether row i of the values needs only row i of it."""
@@ -61,12 +66,14 @@ class Coded:
         parts:   the stored tensors, codes first.
         decoder: the arithmetic.
         step:    rows that are decoded together where possible, as layouts across rows want it.
+        moved:   the stored tensor holds the values themselves, in another order or with a constant added.
     """
 
     format: str
     parts: tuple[Part, ...]
     decoder: Decoder
     step: int = 1
+    moved: bool = False
 
     def decode(self, out: Tensor, parts: Sequence[Tensor], first: int) -> None:
         """Write the rows ``first ..`` of the values into ``out`` [n, columns], a few at a time (see ``Decoder``)."""

@@ -87,7 +87,7 @@ class OpenModel:
         sizes: dict[DType, int] = {}
         for tensor in self.tensors.values():
             if tensor.dtype in MERGED:
-                dtype = bfloat16 if tensor.coded else tensor.dtype
+                dtype = bfloat16 if tensor.quantized else tensor.dtype
                 sizes[dtype] = sizes.get(dtype, 0) + tensor.nbytes
         return max(sizes, key=lambda dtype: sizes[dtype], default=None)
 

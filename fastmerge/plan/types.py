@@ -124,8 +124,10 @@ class InputTensor:
 
     @property
     def quantized(self) -> bool:
-        """True where values are decoded."""
-        return self.coded is not None or (self.gathered is not None and any(s.coded for s in self.gathered.sources))
+        """True where the values were rounded to codes."""
+        if self.gathered is not None:
+            return any(source.quantized for source in self.gathered.sources)
+        return self.coded is not None and not self.coded.moved
 
     @property
     def summed(self) -> tuple[InputTensor | TensorEntry, ...]:

@@ -94,11 +94,20 @@ MODULES = ["modules.json", "1_Pooling/config.json", "2_Dense/model.safetensors",
         (["pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json", "pytorch_model.fp16.bin"], 2),
         (["adapter_model.safetensors", "adapter_model.bin", "optimizer.pt"], 1),
         (["model.safetensors", "adapter_model.safetensors", "onnx/model.onnx", "openvino_model.bin"], 2),
+        (["m-Q8_0.gguf", "flax_model.msgpack", "other/m-Q4_0.gguf"], 1),
+        (["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"], 2),
     ],
 )
 def test_one_copy_of_the_weights(files, weights):
     """The first ``weights`` of the repository's files are wanted, and what is small."""
     assert sorted(needed_files([*files, *SMALL, *MODULES])) == sorted([*files[:weights], *SMALL, *MODULES])
+
+
+def test_one_of_several_models_in_gguf_must_be_named():
+    with pytest.raises(
+        CheckpointError, match=r"holds 2 models in GGUF: m-Q4_0.gguf, m-Q8_0-00001-of-00002.gguf \(down"
+    ):
+        needed_files(["m-Q4_0.gguf", "m-Q8_0-00002-of-00002.gguf", "m-Q8_0-00001-of-00002.gguf", "config.json"])
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tiny_models import make_tensors, save_model
 
 gguf = pytest.importorskip("gguf")
 
-from gguf_files import SIZE, write_gguf  # noqa: E402
+from gguf_files import SIZE, make_experts, write_gguf  # noqa: E402
 
 from fastmerge.checkpoint import locate, open_checkpoint  # noqa: E402
 from fastmerge.engine import RunOptions, run, verify  # noqa: E402
@@ -66,17 +66,82 @@ def test_every_type_that_the_package_decodes_is_known():
         assert torch.equal(out.nan_to_num(7), want.nan_to_num(7)), name
 
 
-@pytest.mark.parametrize("architecture", ["gemma", "gemma2"])
+def assert_same_values(checkpoint, wanted):
+    assert checkpoint.tensors.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert checkpoint.tensors[name].shape == value.shape, name
+        assert torch.equal(decode(checkpoint.tensors[name]).view(value.shape).float(), value), name
+
+
+@pytest.mark.parametrize("architecture", ["gemma", "gemma2", "gemma3"])
 def test_norms_of_gemma(tmp_path, architecture):
     given = tensors(tied=True)
-    if architecture == "gemma2":
+    if architecture != "gemma":
         for part in ("pre_feedforward_layernorm", "post_feedforward_layernorm"):
             given[f"model.layers.0.{part}.weight"] = torch.rand(SIZE["hidden"])
+    if architecture == "gemma3":
+        for part in ("q_norm", "k_norm"):
+            given[f"model.layers.0.self_attn.{part}.weight"] = torch.rand(SIZE["hidden"] // SIZE["heads"])
     wanted = write_gguf(tmp_path / "model.gguf", given, architecture, "Q8_0")
     checkpoint = open_checkpoint(str(tmp_path))
-    assert checkpoint.tensors.keys() == wanted.keys() and checkpoint.config["tie_word_embeddings"] is True
-    for name, value in wanted.items():
-        assert torch.equal(decode(checkpoint.tensors[name]).view(value.shape), value), name
+    assert checkpoint.config["tie_word_embeddings"] is True
+    assert_same_values(checkpoint, wanted)
+    if architecture != "gemma":
+        assert checkpoint.config["query_pre_attn_scalar"] == SIZE["hidden"] // SIZE["heads"]
+
+
+EXPERTS = {"expert_count": 3, "expert_used_count": 2}
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2moe", "qwen3moe"])
+@pytest.mark.parametrize("quantized", ["F16", "Q8_0"])
+def test_experts_are_apart_again(tmp_path, kind, quantized):
+    given = {name: t for name, t in tensors().items() if ".mlp." not in name}
+    given |= make_experts(kind)
+    architecture = "llama" if kind == "mixtral" else kind
+    wanted = write_gguf(tmp_path / "model.gguf", given, architecture, quantized, **EXPERTS)
+    checkpoint = open_checkpoint(str(tmp_path))
+    assert_same_values(checkpoint, wanted)
+    expected = {
+        "mixtral": {"model_type": "mixtral", "num_local_experts": 3},
+        "qwen2moe": {"model_type": "qwen2_moe", "num_experts": 3, "norm_topk_prob": False, "moe_intermediate_size": 64,
+                     "shared_expert_intermediate_size": 64, "mlp_only_layers": []},
+        "qwen3moe": {"model_type": "qwen3_moe", "num_experts": 3, "norm_topk_prob": True, "moe_intermediate_size": 64},
+    }[kind]  # fmt: skip
+    assert {key: checkpoint.config[key] for key in expected} == expected
+    assert checkpoint.config["num_experts_per_tok"] == 2
+    write_gguf(tmp_path / "model.gguf", given, architecture, quantized, expert_count=4, expert_used_count=2)
+    with pytest.raises(CheckpointError, match="not that of all experts, stacked"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_all_parts_of_a_split_model(tmp_path):
+    wanted = write_gguf(tmp_path / "m.gguf", tensors(), "llama", "Q8_0", part_tensors=5)
+    parts = sorted(tmp_path.iterdir())
+    assert [part.name for part in parts] == [f"m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    for named in (tmp_path, parts[0], parts[2]):
+        checkpoint = open_checkpoint(str(named))
+        assert_same_values(checkpoint, wanted)
+        assert [file.path for file in checkpoint.files] == [str(part) for part in parts]
+
+
+def test_parts_that_do_not_belong_together(tmp_path):
+    write_gguf(tmp_path / "m.gguf", tensors(), "llama", "Q8_0", part_tensors=5)
+    one, two, three = sorted(tmp_path.iterdir())
+    whole = tmp_path / "whole.gguf"
+    whole.write_bytes(one.read_bytes())
+    with pytest.raises(CheckpointError, match=r"is part 0 \(from 0\) of 3, but it is named as part 0 of 1"):
+        open_checkpoint(str(whole))
+    kept = two.read_bytes()
+    two.write_bytes(three.read_bytes())
+    with pytest.raises(CheckpointError, match=r"part 2 \(from 0\) of 3, but it is named as part 1 of 3"):
+        open_checkpoint(str(one))
+    two.unlink()
+    with pytest.raises(CheckpointError, match=r"the part .*m-00002-of-00003.gguf is missing \(download all 3 parts"):
+        open_checkpoint(str(three))
+    two.write_bytes(kept[:-64])
+    with pytest.raises(CheckpointError, match=r"m-00002-of-00003.gguf: .* ends at byte"):
+        open_checkpoint(str(one))
 
 
 def test_as_transformers_reads_it(tmp_path):
@@ -120,20 +185,56 @@ def test_merges_with_ordinary_models(tmp_path, method):
 
 def test_config_beside_the_file_wins(tmp_path):
     write_gguf(tmp_path / "model.gguf", tensors(), "qwen2", "F16")
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2", "num_attention_heads": 4, "own": 1}))
+    config = {"model_type": "qwen2", "num_attention_heads": 4, "own": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     assert open_checkpoint(str(tmp_path)).config["own"] == 1
     assert locate(str(tmp_path / "model.gguf")) == str(tmp_path / "model.gguf")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_attention_heads": 8}))
+    with pytest.raises(CheckpointError, match=r"num_attention_heads is 8, but qwen2.attention.head_count .* is 4"):
+        open_checkpoint(str(tmp_path))
+
+
+def frequencies(factor=8.0, width=64):
+    """As llama.cpp's converter computes them, for a base of 10000."""
+    wavelengths = 2 * torch.pi * 10000.0 ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
+    smooth = ((8192 / wavelengths - 1) / 3).clamp(0, 1)
+    return (1 / ((1 - smooth) / factor + smooth)).float()
 
 
 def test_frequencies_of_llama_3(tmp_path):
-    buffers = {"rope_freqs.weight": torch.tensor([1.0, 2.0, 8.0])}
-    write_gguf(tmp_path / "model.gguf", tensors(), "llama", "F16", buffers=buffers)
-    checkpoint = open_checkpoint(str(tmp_path / "model.gguf"))
-    assert (checkpoint.config["rope_scaling"]["rope_type"], checkpoint.config["rope_scaling"]["factor"]) == (
-        "llama3",
-        8,
-    )
+    path = tmp_path / "model.gguf"
+    write_gguf(path, tensors(), "llama", "F16", buffers={"rope_freqs.weight": frequencies()})
+    checkpoint = open_checkpoint(str(path))
+    scaling = checkpoint.config["rope_scaling"]
+    assert (scaling["rope_type"], scaling["factor"], scaling["high_freq_factor"]) == ("llama3", 8, 4)
     assert checkpoint.left_out.keys() == {"rope_freqs.weight"}
+    write_gguf(path, tensors(), "llama", "F16", buffers={"rope_freqs.weight": torch.linspace(1, 8, 32)})
+    with pytest.raises(CheckpointError, match=r"rope_freqs.weight is not that of Llama 3.1"):
+        open_checkpoint(str(path))
+
+
+def test_scaled_positions(tmp_path):
+    path = tmp_path / "model.gguf"
+    write_gguf(path, tensors(), "qwen2", "F16", texts={"rope.scaling.type": "yarn"})
+    with pytest.raises(CheckpointError, match=r"rope.scaling is 'yarn' with the factor None"):
+        open_checkpoint(str(path))
+    extra = {"rope.scaling.factor": 4, "rope.scaling.original_context_length": 32}
+    write_gguf(path, tensors(), "qwen2", "F16", texts={"rope.scaling.type": "yarn"}, **extra)
+    assert open_checkpoint(str(path)).config["rope_scaling"] == {
+        "rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 32
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "F32"])
+def test_floats_keep_their_dtype(tmp_path, kind):
+    """Rows in another order are not quantized: F16 stays float16, F32 float32."""
+    write_gguf(tmp_path / "one.gguf", tensors(1), "llama", kind)
+    plan = make_plan(load(recipe_of("linear", tmp_path / "one.gguf")))
+    dtypes = {output.name: str(output.dtype).removeprefix("torch.") for output in plan.outputs}
+    own = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}[kind]
+    assert all(dtype == ("float32" if "norm" in name else own) for name, dtype in dtypes.items()), dtypes
+    assert not any("is quantized" in note for note in plan.notes)
+    assert any("the tokenizer in a GGUF file is not converted" in note for note in plan.notes)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +244,7 @@ def test_frequencies_of_llama_3(tmp_path):
         (lambda data: b"GGML" + data[4:], "is no GGUF file"),
         (lambda data: data[:4] + (1).to_bytes(4, "little") + data[8:], "is GGUF of version 1"),
         (lambda data: data[:4] + (3).to_bytes(4, "big") + data[8:], "is big-endian"),
-        (lambda data: data[:8] + (2**60).to_bytes(8, "little") + data[16:], "exceed the file"),
+        (lambda data: data[:8] + (2**60).to_bytes(8, "little") + data[16:], "more than the .* items that are read"),
         (lambda data: data[:-4000], r"ends at byte \d+, the file has"),
         (lambda data: data.replace(b"llama", b"lxama"), "its architecture is 'lxama'; read are llama"),
         (lambda data: data.replace(b"blk.0.ffn_up", b"blk.0.xxx_up"), "is no tensor of llama"),
@@ -162,6 +263,3 @@ def test_folders_with_several_files(tmp_path):
         write_gguf(tmp_path / f"{name}.gguf", tensors(), "llama", "Q8_0")
     with pytest.raises(CheckpointError, match="several models in GGUF"):
         open_checkpoint(str(tmp_path))
-    (tmp_path / "a.gguf").rename(tmp_path / "a-00001-of-00002.gguf")
-    with pytest.raises(CheckpointError, match="1 of 2 parts are missing"):
-        open_checkpoint(str(tmp_path / "a-00001-of-00002.gguf"))

@@ -1,14 +1,15 @@
-"""Architectures of GGUF files: names of tensors in transformers, what llama.cpp's converter changed, the config.
+"""Architectures of GGUF files: names of tensors in transformers, and what llama.cpp's converter changes.
 
 llama.cpp reorders the rows of q and k of Llama-like models (rotary pairs side by side), and adds 1 to the norms of
-Gemma; both are undone. Experts are stacked there and apart in transformers' files.
+Gemma. Experts are stacked there and apart in transformers' files.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 _COMMON = {
@@ -50,7 +51,9 @@ _GEMMA2 = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-_NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
+_NAME = re.compile(r"(?:blk\.(0|[1-9]\d{0,5})\.)?(\w+)\.(weight|bias)", re.ASCII)
+_LAYER_NAME = re.compile(r"model\.layers\.(0|[1-9]\d{0,5})\.(.+)", re.ASCII)
+_EXPERT = re.compile(r"\.experts\.(0|[1-9]\d{0,5})\.", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -58,19 +61,19 @@ class Architecture:
     """One architecture.
 
     Attributes:
-        model_type, causal: what transformers calls it.
+        model_type, causal: what transformers calls it; ``mixtral`` is another name of a llama with experts.
         layer:    names within a layer, beside those that all have.
         permuted: the rows of q and k are reordered.
-        shifted:  1 was added to the norms.
-        config:   constant members of the config.
+        shifted:  1 is added to the norms.
+        config:   members of the config that llama.cpp has as constants.
     """
 
     model_type: str
     causal: str
-    layer: Mapping[str, str]
+    layer: Mapping[str, str] = field(default_factory=dict)
     permuted: bool = False
     shifted: bool = False
-    config: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     def name_of(self, name: str) -> str | None:
         """Return the name in transformers of a GGUF tensor, with ``{}`` for the expert; None for an unknown one."""
@@ -80,63 +83,54 @@ class Architecture:
         layer, part, kind = match.groups()
         if layer is None:
             return f"{_COMMON[part]}.{kind}" if part in _COMMON else None
-        own = {**_LAYER, **self.layer}.get(part)
+        own = self._parts.get(part)
         return None if own is None else f"model.layers.{layer}.{own}.{kind}"
 
+    def gguf_name(self, name: str) -> tuple[str, int | None] | None:
+        """Return the name in GGUF of a tensor of transformers, and its expert; None for an unknown one."""
+        module, _, kind = name.rpartition(".")
+        if kind not in ("weight", "bias"):
+            return None
+        for part, own in _COMMON.items():
+            if module == own:
+                return f"{part}.{kind}", None
+        match = _LAYER_NAME.fullmatch(module)
+        if match is None:
+            return None
+        layer, inner = match.groups()
+        expert = _EXPERT.search(inner)
+        found = self._modules.get(_EXPERT.sub(".experts.{}.", inner))
+        return None if found is None else (f"blk.{layer}.{found}.{kind}", int(expert[1]) if expert else None)
 
+    def is_shifted(self, name: str) -> bool:
+        """True for a GGUF tensor to which 1 is added."""
+        return self.shifted and name.endswith("norm.weight")
+
+    def heads_key(self, name: str) -> str | None:
+        """Return the key of the number of heads of a GGUF tensor whose rows are reordered; None for others."""
+        part = name.rpartition(".")[0].rpartition(".")[2]
+        return _PERMUTED.get(part) if self.permuted else None
+
+    @cached_property
+    def _parts(self) -> dict[str, str]:
+        return {**_LAYER, **self.layer}
+
+    @cached_property
+    def _modules(self) -> dict[str, str]:
+        return {own: part for part, own in self._parts.items()}
+
+
+_PERMUTED = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}
 _GELU = {"hidden_activation": "gelu_pytorch_tanh"}
 
 ARCHITECTURES = {
     "llama": Architecture("llama", "LlamaForCausalLM", _MIXTRAL, permuted=True),
-    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", {}),
-    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", {}),
-    "qwen2moe": Architecture("qwen2_moe", "Qwen2MoeForCausalLM", _QWEN_EXPERTS),
-    "qwen3moe": Architecture("qwen3_moe", "Qwen3MoeForCausalLM", _QWEN_EXPERTS),
-    "gemma": Architecture("gemma", "GemmaForCausalLM", {}, shifted=True, config=_GELU),
+    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM"),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM"),
+    "qwen2moe": Architecture("qwen2_moe", "Qwen2MoeForCausalLM", _QWEN_EXPERTS, config={"norm_topk_prob": False}),
+    "qwen3moe": Architecture("qwen3_moe", "Qwen3MoeForCausalLM", _QWEN_EXPERTS, config={"norm_topk_prob": True}),
+    "gemma": Architecture("gemma", "GemmaForCausalLM", shifted=True, config=_GELU),
     "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", _GEMMA2, shifted=True, config=_GELU),
     "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", _GEMMA2, shifted=True, config=_GELU),
 }
-
-# Members of a config by the key behind the architecture's name.
-_CONFIG = {
-    "block_count": "num_hidden_layers",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "attention.key_length": "head_dim",
-    "attention.sliding_window": "sliding_window",
-    "rope.freq_base": "rope_theta",
-    "context_length": "max_position_embeddings",
-    "vocab_size": "vocab_size",
-    "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "moe_intermediate_size",
-    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
-}
-_TOKENS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "padding_token_id": "pad_token_id"}
-
-
-def config_of(metadata: Mapping[str, Any], tied: bool) -> dict[str, Any]:
-    """Return the ``config.json`` that the metadata of a known architecture describes."""
-    name = metadata["general.architecture"]
-    known = ARCHITECTURES[name]
-    config: dict[str, Any] = {"architectures": [known.causal], "model_type": known.model_type, **(known.config or {})}
-    for key, own in _CONFIG.items():
-        value = metadata.get(f"{name}.{key}")
-        if value is not None:
-            config[own] = round(value, 12) if isinstance(value, float) else value
-    experts = metadata.get(f"{name}.expert_count")
-    if experts:
-        config["num_local_experts" if name == "llama" else "num_experts"] = experts
-        if name == "llama":
-            config |= {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    if isinstance(tokens, list):
-        config.setdefault("vocab_size", len(tokens))
-    for key, own in _TOKENS.items():
-        if f"tokenizer.ggml.{key}" in metadata:
-            config[own] = metadata[f"tokenizer.ggml.{key}"]
-    return {**config, "tie_word_embeddings": tied, "torch_dtype": "bfloat16"}
+"""By ``general.architecture``."""

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
 import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
-
+from ...dtypes import float32, uint8
 from ...errors import CheckpointError
+from ..opening import open_weights
 from ..types import Checkpoint, Coded, Part, TensorEntry
-from .architectures import ARCHITECTURES, Architecture, config_of
+from .architectures import ARCHITECTURES, Architecture
 from .header import TYPES, GgufFile, GgufTensor, read_gguf
-from .values import FLOATS, GgufValues, require_package
+from .naming import parts_of
+from .settings import check_same, config_of, count_of, scaling_of_llama3
+from .values import FLOATS, GgufValues, GgufVector, require_package
 
-_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
-_COMPUTED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_FREQUENCIES = "rope_freqs.weight"
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 
 
 def open_gguf(path: str, config: dict[str, Any] | None = None) -> Checkpoint:
@@ -28,48 +29,59 @@ def open_gguf(path: str, config: dict[str, Any] | None = None) -> Checkpoint:
 
     Raises:
         CheckpointError: the files are damaged or incomplete, of an architecture that is not known, or of types that
-            cannot be decoded.
+            cannot be decoded; or the config beside it is of another model.
     """
     path = os.path.abspath(path)
-    files = [read_gguf(part) for part in _parts(path)]
+    files = _files(path)
     metadata = files[0].metadata
     name = metadata.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise CheckpointError(f"{path}: its architecture is {name!r}; read are {known} (use the original checkpoint)")
+        raise CheckpointError(
+            f"{path}: its architecture is {name!r:.50}; read are {known} (use the original checkpoint)"
+        )
     stored = _joined(path, files)
     require_package(path, {tensor.kind for tensor in stored.values()})
-    tied = "output.weight" not in stored
-    folder = os.path.dirname(path)
-    config = config or _config(path, metadata, stored, tied)
+    if config is None:
+        config = _config(path, metadata, stored)
+    else:
+        _checked(os.path.join(os.path.dirname(path), "config.json"), config, metadata)
     tensors: dict[str, TensorEntry] = {}
-    left_out = {}
     for own, tensor in stored.items():
-        if own in _COMPUTED:
-            left_out[own] = "a buffer that is computed from the config"
-            continue
-        for target, entry in _entries(path, own, tensor, ARCHITECTURES[name], config):
-            tensors[target] = entry
-    formats = sorted({entry.coded.format for entry in tensors.values() if entry.coded})
-    notes = () if os.path.exists(os.path.join(folder, "tokenizer.json")) else (
-        f"{path}: the tokenizer in a GGUF file is not converted (put the original tokenizer files beside it, or name "
-        "another model as tokenizer_source)",
-    )  # fmt: skip
+        if own != _FREQUENCIES:
+            for target, entry in _entries(path, own, tensor, ARCHITECTURES[name], metadata):
+                tensors[target] = entry
+    formats = sorted({entry.coded.format for entry in tensors.values() if entry.coded and entry.quantized})
+    left_out = {_FREQUENCIES: "a buffer that is computed from the config"} if _FREQUENCIES in stored else {}
+    folder = os.path.dirname(path)
+    notes = tuple(_without_tokenizer(path, folder))
     return Checkpoint(
-        folder, tuple(file.file for file in files), tensors, config, notes, tuple(formats), left_out, source=path
+        folder, tuple(file.file for file in files), tensors, config, notes, tuple(formats), left_out, path
     )
 
 
-def _parts(path: str) -> list[str]:
-    match = _SPLIT.fullmatch(os.path.basename(path))
-    if match is None:
-        return [path]
-    stem, count = match[1], int(match[3])
-    parts = [os.path.join(os.path.dirname(path), f"{stem}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
-    missing = [part for part in parts if not os.path.exists(part)]
-    if missing:
-        raise CheckpointError(f"{path}: {len(missing)} of {count} parts are missing: {missing[0]} (download them)")
-    return parts
+def _without_tokenizer(path: str, folder: str) -> Iterator[str]:
+    if not any(os.path.exists(os.path.join(folder, name)) for name in _TOKENIZERS):
+        yield (
+            f"{path}: the tokenizer in a GGUF file is not converted (put the original tokenizer files beside it, or "
+            "name a model that has them as tokenizer_source; otherwise the output has no tokenizer)"
+        )
+
+
+def _files(path: str) -> list[GgufFile]:
+    """Read all parts of the model that a file belongs to."""
+    parts = parts_of(path)
+    missing = [part for part in parts if not os.path.lexists(part)]
+    if missing and len(parts) > 1:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(f"{path}: the part {missing[0]}{more} is missing (download all {len(parts)} parts)")
+    files = [read_gguf(part) for part in parts]
+    for i, file in enumerate(files):
+        said = file.metadata.get("split.no", i), file.metadata.get("split.count", 0) or len(files)
+        if said != (i, len(files)):
+            what = f"says that it is part {said[0]} (from 0) of {said[1]}, but it is named as part {i} of {len(files)}"
+            raise CheckpointError(f"{file.file.path}: {what} (name the parts as they were named, -00001-of-00002.gguf)")
+    return files
 
 
 def _joined(path: str, files: list[GgufFile]) -> dict[str, GgufTensor]:
@@ -80,85 +92,87 @@ def _joined(path: str, files: list[GgufFile]) -> dict[str, GgufTensor]:
         stored |= file.tensors
     if not stored:
         raise CheckpointError(f"{path}: holds no tensors (it may be a vocabulary only)")
+    said = files[0].metadata.get("split.tensors.count", len(stored))
+    if said != len(stored):
+        raise CheckpointError(f"{path}: its parts hold {len(stored)} tensors, but it says {said} (download them again)")
     return stored
 
 
 def _entries(
-    path: str, own: str, tensor: GgufTensor, architecture: Architecture, config: Mapping[str, Any]
+    path: str, own: str, tensor: GgufTensor, architecture: Architecture, metadata: Mapping[str, Any]
 ) -> Iterator[tuple[str, TensorEntry]]:
     target = architecture.name_of(own)
     if target is None:
-        raise CheckpointError(f"{path}: {own} is no tensor of {architecture.model_type} that is known here")
+        raise CheckpointError(f"{path}: {own!r:.100} is no tensor of {architecture.model_type} that is known here")
+    if target.endswith("shared_expert_gate.weight") and len(tensor.shape) == 1:
+        tensor = tensor._replace(shape=(1, *tensor.shape))
     if "{}" not in target:
-        yield target, _entry(own, tensor, architecture, config)
+        yield target, _entry(own, tensor, architecture, metadata)
         return
-    if len(tensor.shape) != 3 or not tensor.shape[0]:
-        raise CheckpointError(f"{path}: {own} has shape {list(tensor.shape)}, expected stacked experts")
-    experts = tensor.shape[0]
-    nbytes = tensor.nbytes // experts
+    experts = tensor.shape[0] if tensor.shape else 0
+    if len(tensor.shape) != 3 or experts != count_of(metadata, f"{metadata['general.architecture']}.expert_count"):
+        raise CheckpointError(f"{path}: {own} has the shape {list(tensor.shape)}, not that of all experts, stacked")
+    nbytes = tensor.nbytes // experts if experts else 0
     for i in range(experts):
         one = tensor._replace(offset=tensor.offset + i * nbytes, nbytes=nbytes, shape=tensor.shape[1:])
-        yield target.format(i), _entry(own, one, architecture, config)
+        yield target.format(i), _entry(own, one, architecture, metadata)
 
 
-def _entry(own: str, tensor: GgufTensor, architecture: Architecture, config: Mapping[str, Any]) -> TensorEntry:
+def _entry(own: str, tensor: GgufTensor, architecture: Architecture, metadata: Mapping[str, Any]) -> TensorEntry:
     path, offset, nbytes, kind, shape = tensor
-    heads = _heads(own, architecture, config, shape)
-    shift = -1.0 if architecture.shifted and own.endswith("norm.weight") else 0.0
+    heads = _heads(own, tensor, architecture, metadata)
+    shift = -1.0 if architecture.is_shifted(own) else 0.0
     if kind in FLOATS and not heads and not shift:
         return TensorEntry(path, offset, nbytes, FLOATS[kind], shape)
     title, elements, size = TYPES[kind]
-    columns = shape[-1] if shape else 1
-    if heads and len(shape) == 1:  # a bias: its values are the rows
-        rows, width = columns, size
-    else:
-        rows, width = (nbytes // (columns // elements * size) if columns else 0), columns // elements * size
-    codes = TensorEntry(path, offset, nbytes, torch.uint8, (rows, width))
-    dtype = FLOATS.get(kind, torch.float32) if not shift else torch.float32
-    decoder = _Vector(kind, heads) if heads and len(shape) == 1 else GgufValues(kind, heads, shift)
-    return TensorEntry(
-        path, offset, nbytes, dtype, shape, Coded(f"gguf {title}", (Part(codes, by_row=not heads),), decoder)
-    )
+    vector = bool(heads) and len(shape) == 1  # a bias: its values are the rows
+    width = size if vector else (shape[-1] if shape else 1) // elements * size
+    codes = TensorEntry(path, offset, nbytes, uint8, (nbytes // width if width else 0, width))
+    dtype = float32 if shift else FLOATS.get(kind, float32)
+    decoder = GgufVector(kind, heads) if vector else GgufValues(kind, heads, shift)
+    parts = (Part(codes, by_row=not heads),)
+    return TensorEntry(path, offset, nbytes, dtype, shape, Coded(f"gguf {title}", parts, decoder, moved=kind in FLOATS))
 
 
-class _Vector(GgufValues):
-    """Decoder of a bias whose values are permuted: one row that is all of them."""
-
-    def decode(self, out: torch.Tensor, parts: Any, first: int) -> None:
-        column = torch.empty(out.shape[1], 1, dtype=out.dtype, device=out.device)
-        super().decode(column, parts, 0)
-        out.copy_(column.T)
-
-
-def _heads(own: str, architecture: Architecture, config: Mapping[str, Any], shape: tuple[int, ...]) -> int:
+def _heads(own: str, tensor: GgufTensor, architecture: Architecture, metadata: Mapping[str, Any]) -> int:
     """Return the heads whose rows llama.cpp reordered, 0 for other tensors."""
-    part = own.rpartition(".")[0].rpartition(".")[2]
-    if not architecture.permuted or part not in ("attn_q", "attn_k"):
+    key = architecture.heads_key(own)
+    if key is None:
         return 0
-    key = "num_attention_heads" if part == "attn_q" else "num_key_value_heads"
-    heads = config.get(key) or config.get("num_attention_heads")
-    rows = shape[0] if shape else 0
-    if not isinstance(heads, int) or heads < 1 or rows % (2 * heads):
-        raise CheckpointError(f"{own} has {rows} rows, which {heads!r} heads of the config do not divide into pairs")
+    name = metadata["general.architecture"]
+    try:
+        heads = count_of(metadata, f"{name}.{key}") or count_of(metadata, f"{name}.attention.head_count")
+    except ValueError as error:
+        raise CheckpointError(f"{tensor.path}: {error}") from error
+    rows = tensor.shape[0] if tensor.shape else 0
+    if not heads or rows % (2 * heads):
+        raise CheckpointError(f"{tensor.path}: {own} has {rows} rows, which are no pairs in {heads} heads")
     return heads
 
 
-def _config(path: str, metadata: Mapping[str, Any], stored: Mapping[str, GgufTensor], tied: bool) -> dict[str, Any]:
-    config = config_of(metadata, tied)
-    missing = [key for key in ("num_hidden_layers", "hidden_size", "num_attention_heads") if not config.get(key)]
-    if missing:
-        raise CheckpointError(f"{path}: its metadata have no {', '.join(missing)} (put config.json beside the file)")
-    embedding = stored.get("token_embd.weight")
-    if embedding is not None and len(embedding.shape) == 2:
-        config["vocab_size"] = embedding.shape[0]
-    freqs = stored.get("rope_freqs.weight")
-    if freqs is not None and freqs.kind == 0 and freqs.nbytes >= 4:
-        # Llama 3.1 and later: the lowest frequencies are divided by the factor; the other settings never differed.
-        with open(freqs.path, "rb") as file:
-            file.seek(freqs.offset + freqs.nbytes - 4)
-            (factor,) = struct.unpack("<f", file.read(4))
-        config["rope_scaling"] = {
-            "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        }  # fmt: skip
+def _checked(where: str, config: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    try:
+        check_same(config, metadata)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{where}: {error} (give each model a folder of its own, or remove what belongs to another one)"
+        ) from error
+
+
+def _config(path: str, metadata: Mapping[str, Any], stored: Mapping[str, GgufTensor]) -> dict[str, Any]:
+    try:
+        config = config_of(metadata, stored)
+        if _FREQUENCIES in stored and (scaling := scaling_of_llama3(_floats(stored[_FREQUENCIES]), config)):
+            config["rope_scaling"] = scaling
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error} (put the model's config.json beside the file)") from error
     return config
+
+
+def _floats(tensor: GgufTensor) -> list[float]:
+    """Return the values of a short float32 vector."""
+    if tensor.kind != 0 or tensor.nbytes > 1 << 16:
+        raise ValueError(f"{_FREQUENCIES} is no short vector of F32")
+    with open_weights(tensor.path) as file:
+        file.seek(tensor.offset)
+        return list(struct.unpack(f"<{tensor.nbytes // 4}f", file.read(tensor.nbytes)))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from ...dtypes import bfloat16, float16, float32
 from ...errors import CheckpointError
 from .header import TYPES
 
-FLOATS = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FLOATS = {0: float32, 1: float16, 30: bfloat16}
 """Types whose bytes are values."""
 
 
@@ -30,21 +32,36 @@ class GgufValues:
     offset: float = 0.0
 
     def decode(self, out: Tensor, parts: Sequence[Tensor], first: int) -> None:
+        import torch
+
         (codes,) = parts
         if self.heads:
             codes = codes.view(-1, codes.shape[-1])[self._rows(first, len(out), codes)]
         if self.kind in FLOATS:
-            values = codes.contiguous().view(FLOATS[self.kind])
+            values = codes.contiguous().view(FLOATS[self.kind].torch)
         else:
             values = torch.from_numpy(_quants().dequantize(codes.cpu().numpy(), _kind(self.kind))).to(out.device)
         out.copy_(values.float() + self.offset if self.offset else values)
 
     def _rows(self, first: int, count: int, codes: Tensor) -> Tensor:
         """Return where the rows lie in the file: there, both halves of a rotary pair are neighbours."""
+        import torch
+
         size = codes.view(-1, codes.shape[-1]).shape[0] // self.heads
         row = torch.arange(first, first + count, device=codes.device)
         head, within = row // size, row % size
         return head * size + within % (size // 2) * 2 + within // (size // 2)
+
+
+class GgufVector(GgufValues):
+    """Decoder of a bias whose values are permuted: one row that is all of them."""
+
+    def decode(self, out: Tensor, parts: Sequence[Tensor], first: int) -> None:
+        import torch
+
+        column = torch.empty(out.shape[1], 1, dtype=out.dtype, device=out.device)
+        super().decode(column, parts, 0)
+        out.copy_(column.T)
 
 
 def require_package(path: str, kinds: set[int]) -> None:

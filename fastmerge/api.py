@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .devices.names import DEFAULT
-from .engine import RecipeReport, Report, RunOptions, VerifyReport
-from .engine import verify_recipe as verify_output_of_recipe
-from .pipelines import merge_all, plan_all, verify_all
-from .plan import DEFAULT_SHARD_SIZE
-from .plan.types import Plan
+from .plan import DEFAULT_SHARD_SIZE, plan_all
 from .recipe import load
 from .recipe.pipeline import load_pipeline
 from .sizes import DEFAULT_RAM, parse_size
+
+if TYPE_CHECKING:
+    from .engine import RecipeReport, Report, VerifyReport
+    from .plan.types import Plan
 
 __all__ = ["check", "merge", "verify", "verify_recipe"]
 
@@ -69,6 +69,9 @@ def merge(
         Refused:        an input or a result holds NaN or infinity, or a method cannot merge what the inputs hold.
         FastmergeError: a file is corrupt, the disk is full, the budget is too small, ``out`` exists.
     """
+    from .engine import RunOptions
+    from .pipelines import merge_all
+
     options = RunOptions(
         ram=parse_size(ram), threads=threads, device=device, vram=None if vram is None else parse_size(vram),
         backend=backend, overwrite=overwrite, allow_nonfinite=allow_nonfinite,
@@ -139,6 +142,8 @@ def verify(
     Raises:
         CheckpointError: there is no manifest, or an input is missing or no longer the one of the merge.
     """
+    from .pipelines import verify_all
+
     return verify_all(
         out, sample=sample, backend=backend, seed=seed, ram=parse_size(ram), threads=threads,
         progress=progress,
@@ -164,7 +169,9 @@ def verify_recipe(
         InvalidInput:    the recipe or its models cannot be merged.
         CheckpointError: the output cannot be read.
     """
-    return verify_output_of_recipe(
+    from .engine import verify_recipe as verify_output
+
+    return verify_output(
         load(recipe, semantics=semantics, seed=seed), os.fspath(out), backend=backend, ram=parse_size(ram),
         threads=threads, progress=progress,
     )  # fmt: skip

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +16,8 @@ from .engine.manifest import read_manifest
 from .engine.publish import StagingFolder
 from .engine.workplace import fits_in_memory, intermediates_of
 from .errors import CheckpointError, OutputError
-from .plan import make_plan
-from .plan.types import CopiedFile, Plan, TextFile
+from .plan import make_plan, plan_all
+from .plan.types import Plan
 from .recipe import load
 from .recipe.pipeline import Pipeline, with_folders
 from .recipe.types import Recipe
@@ -36,23 +34,6 @@ class Merged:
     name: str
     plan: Plan
     report: Report | None
-
-
-@contextlib.contextmanager
-def plan_all(pipeline: Pipeline, **planning: Any) -> Iterator[list[Plan]]:
-    """Yield the plans of all steps, as ``make_plan``: what is wrong with a later step is found before any is merged.
-
-    Inside the block, intermediate results are stood in for by files that have their headers and no data.
-    """
-    plans: list[Plan] = []
-    folders: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="fastmerge-") as scratch:
-        for step in pipeline.steps:
-            plan = make_plan(with_folders(step, folders), **planning)
-            plans.append(plan)
-            if step.name and len(pipeline.steps) > 1:
-                folders[step.name] = _stand_in(plan, Path(scratch) / step.name)
-        yield plans
 
 
 def merge_all(
@@ -190,25 +171,6 @@ def _place(
     in_memory = 2 * nbytes <= options.ram and fits_in_memory(nbytes)
     with intermediates_of(real_target(out), in_memory) as place:
         yield place, replace(options, ram=options.ram - nbytes) if in_memory else options
-
-
-def _stand_in(plan: Plan, folder: Path) -> str:
-    """Write what planning needs of a result: its small files, and weights that are all header."""
-    folder.mkdir()
-    for name, file in plan.files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(file, CopiedFile):
-            shutil.copyfile(file.path, path)
-        elif isinstance(file, TextFile):
-            path.write_text(file.text, encoding="utf-8")
-    for shard in plan.shards:
-        with open(folder / shard.filename, "wb") as weights:
-            weights.write(shard.header)
-            weights.truncate(shard.nbytes)
-    if plan.index is not None:
-        (folder / "model.safetensors.index.json").write_text(plan.index, encoding="utf-8")
-    return str(folder)
 
 
 def _tensor_bytes(plan: Plan) -> int:

@@ -47,7 +47,7 @@ class Planned:
 
 def planned(recipe: str, given: dict[str, Any], **more: Any) -> Planned:
     """Plan a recipe until the command ends, and print the notes on options and plans. ``more``: of ``make_plan``."""
-    from ..pipelines import plan_all
+    from ..plan import plan_all
     from ..recipe.pipeline import load_pipeline
 
     said: list[str] = []

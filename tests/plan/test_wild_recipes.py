@@ -11,7 +11,7 @@ from stand_ins import StandIns
 from fastmerge.checkpoint import open_checkpoint
 from fastmerge.checkpoint.layers import split_layer
 from fastmerge.errors import InvalidInput
-from fastmerge.pipelines import plan_all
+from fastmerge.plan import plan_all
 from fastmerge.plan.types import Plan
 from fastmerge.recipe.pipeline import Pipeline, load_pipeline
 

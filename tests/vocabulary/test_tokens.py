@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from vocabularies import RECIPES, exact_tensors, rows_of, save_word_model, save_word_models, vocabulary_of
 
 import fastmerge
+from fastmerge.engine import verify
 from fastmerge.engine.running import RunOptions, run
-from fastmerge.engine.verify import verify
 from fastmerge.errors import InvalidInput
 from fastmerge.methods import all_methods
 from fastmerge.plan import make_plan

@@ -1,18 +1,18 @@
-"""Checkpoints on disk: safetensors and ``.bin`` headers, folders, LoRA adapters, and the hub."""
+"""Checkpoints on disk: safetensors and ``.bin`` headers, folders, PEFT adapters, and the hub."""
 
 from .folder import open_checkpoint, read_json, read_weights
 from .locate import locate, looks_like_hub_id
-from .lora import LoraAdapter, LowRank, read_adapter
+from .peft import Change, PeftAdapter, read_adapter
 from .safetensors_header import DTYPES, read_header
 from .types import Checkpoint, Coded, InputFile, TensorEntry
 
 __all__ = [
     "DTYPES",
+    "Change",
     "Checkpoint",
     "Coded",
     "InputFile",
-    "LoraAdapter",
-    "LowRank",
+    "PeftAdapter",
     "TensorEntry",
     "locate",
     "looks_like_hub_id",

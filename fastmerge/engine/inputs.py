@@ -14,7 +14,8 @@ from ..errors import CheckpointError
 from ..plan.types import InputTensor
 from .arena import LINE, PAGE, Arena, Memory, Slot, round_up
 from .files import InputFiles
-from .folding import Term, add_terms
+from .folding import made_shapes
+from .folding.terms import Term, add_terms, make_term
 from .report import Meter
 from .watching import Watch
 
@@ -108,20 +109,19 @@ class Beside:
     def __init__(self, tensor: InputTensor, memory: Memory, at: int):
         self.terms: list[Term] = []
         self.parts: list[Tensor | None] = []
-        self._factors: list[tuple[InputTensor, Tensor, Tensor | None]] = []
+        self._stored: list[tuple[InputTensor, Tensor]] = []
         self._places: list[tuple[TensorEntry, int]] = []
+
+        def room(shape: tuple[int, ...]) -> Tensor:
+            nonlocal at
+            view = memory.tensor(at, float32, shape)
+            at += round_up(4 * view.numel())
+            return view
+
         for adapter in tensor.adapters:
-            made: list[Tensor] = []
-            for factor in adapter.stored:
-                view = memory.tensor(at, float32, factor.shape)
-                at += round_up(4 * view.numel())
-                turned = None
-                if adapter.transposed and factor is not adapter.magnitude:
-                    turned = memory.tensor(at, float32, factor.shape[::-1])
-                    at += round_up(4 * view.numel())
-                made.append(view if turned is None else turned)
-                self._factors.append((factor, view, turned))
-            self.terms.append(Term(made[0], made[1], adapter.scale, *made[2:]))
+            stored = [room(part.shape) for part in adapter.parts]
+            self._stored += zip(adapter.parts, stored, strict=True)
+            self.terms.append(make_term(adapter, stored, [room(shape) for shape in made_shapes(adapter)]))
         for entry, by_row in tensor.coded.parts if tensor.coded else ():
             self.parts.append(None if by_row else memory.tensor(at, entry.dtype, entry.shape))
             if not by_row:
@@ -130,14 +130,14 @@ class Beside:
 
     def load(self, reader: Reader, slot: Slot, step: int) -> None:
         """Read what is resident, ``step`` elements at a time."""
-        for factor, view, turned in self._factors:
+        for part, view in self._stored:
             flat = view.view(-1)
             for start in range(0, len(flat), step):
                 stop = min(start + step, len(flat))
                 slot.reset()
-                flat[start:stop].copy_(reader.elements(factor, start, stop, None, slot))
-            if turned is not None:
-                turned.copy_(view.t())
+                flat[start:stop].copy_(reader.elements(part, start, stop, None, slot))
+        for term in self.terms:
+            term.make()
         for entry, at in self._places:
             for start in range(0, entry.nbytes, step):
                 stop = min(start + step, entry.nbytes)
@@ -148,11 +148,12 @@ class Beside:
 
 def beside_bytes(tensor: InputTensor) -> int:
     """Return the memory that ``Beside`` needs."""
-    factors = sum(
-        round_up(4 * factor.numel) * (2 if adapter.transposed and factor is not adapter.magnitude else 1)
+    shapes = (
+        shape
         for adapter in tensor.adapters
-        for factor in adapter.stored
+        for shape in (*(part.shape for part in adapter.parts), *made_shapes(adapter))
     )
+    factors = sum(round_up(4 * math.prod(shape)) for shape in shapes)
     if tensor.coded is None:
         return factors
     return factors + sum(round_up(entry.nbytes) for entry, by_row in tensor.coded.parts if not by_row)

@@ -9,6 +9,7 @@ from ..checkpoint.types import DECODED_AT_ONCE, DECODING_BYTES, matrix_shape
 from ..methods import get_method
 from ..plan.types import InputTensor, OutputTensor
 from .arena import PAGE, round_up
+from .folding import working_bytes
 from .inputs import beside_bytes, slot_bytes
 
 # Bytes that a run may take beside its budget and the interpreter with torch: threads, modules, tables of the plan.
@@ -73,9 +74,10 @@ def _coding(tensor: InputTensor) -> tuple | None:
 
 
 def decoding_bytes(kinds: Iterable[OutputTensor]) -> int:
-    """Return a bound of what one worker's decoding takes beside its arguments (``Coded.decode``)."""
+    """Return a bound of what one worker's decoding and folding take beside their arguments (``Coded.decode``)."""
     most = 0
     for tensor in (tensor for output in kinds for tensor in output.inputs.every):
+        most = max(most, *(working_bytes(a, matrix_shape(tensor.shape)[1]) for a in tensor.adapters), 0)
         if tensor.coded is not None:
             once = max(DECODED_AT_ONCE, tensor.coded.step * matrix_shape(tensor.shape)[1])
             most = max(most, DECODING_BYTES * min(once, tensor.numel))

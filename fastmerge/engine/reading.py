@@ -15,7 +15,8 @@ from ..dtypes import DType
 from ..errors import CheckpointError
 from ..plan.types import InputTensor
 from .files import InputFiles
-from .folding import add_terms, term_of
+from .folding import made_shapes, working_bytes
+from .folding.terms import add_terms, term_of
 
 __all__ = ["CHUNK", "DeltaReader", "Folded", "Values", "reading_bytes"]
 
@@ -33,10 +34,13 @@ def _bytes_of(tensor: InputTensor) -> int:
         return min(CHUNK, tensor.numel) * tensor.dtype.itemsize
     rows, columns = matrix_shape(tensor.shape)
     read = min(CHUNK // max(columns, 1) + 2, rows) * columns * (4 + tensor.dtype.itemsize)
-    factors = sum(2 * factor.numel for adapter in tensor.adapters for factor in adapter.stored)
+    factors = sum(2 * part.numel for adapter in tensor.adapters for part in adapter.parts)
+    folding = sum(
+        working_bytes(adapter, columns) + 4 * sum(map(math.prod, made_shapes(adapter))) for adapter in tensor.adapters
+    )
     # Parts are read whole or by row; what decoding takes is little (``Coded.decode``).
     codes = sum(part.nbytes for part, _ in tensor.coded.parts) + DECODING_BYTES * DECODED_AT_ONCE if tensor.coded else 0
-    return read + 8 * factors + codes
+    return read + 8 * factors + folding + codes
 
 
 class DeltaReader:

@@ -30,8 +30,7 @@ def digest(
             parts = ",".join(f"{numbers[part.path]}:{part.offset}" for part, _ in tensor.coded.parts)
             text += f"~{tensor.coded.decoder!r}({parts})"
         for a in tensor.adapters:
-            text += f"+{a.scale!r}*{source(a.up)}@{source(a.down)}{'T' * a.transposed}"
-            text += f"|{source(a.magnitude)}" if a.magnitude else ""
+            text += f"+{a.kind}({' '.join(map(source, a.parts))} {a.scale!r} {a.detail}){'T' * a.transposed}"
         return text if tensor.rounded is None else f"{text}>{tensor.rounded}"
 
     def values(output: OutputTensor) -> str:

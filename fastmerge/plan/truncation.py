@@ -37,8 +37,9 @@ def _first_rows(tensor: InputTensor, count: int) -> InputTensor:
 
 
 def _first_rows_of(adapter: Adapter, count: int) -> Adapter:
-    if adapter.transposed:
-        what = f"is adapted by {adapter.up.path}, whose factors cannot be cut"
-        raise InvalidInput([Problem(adapter.up.name, what, "merge the adapter into its base first")])
-    magnitude = adapter.magnitude and _first_rows(adapter.magnitude, count)
-    return replace(adapter, up=_first_rows(adapter.up, count), magnitude=magnitude)
+    if adapter.kind not in ("lora", "dora") or adapter.transposed:
+        first = adapter.parts[0]
+        what = f"is adapted by {first.path}, whose factors cannot be cut"
+        raise InvalidInput([Problem(first.name, what, "merge the adapter into its base first")])
+    up, down, *magnitude = adapter.parts
+    return replace(adapter, parts=(_first_rows(up, count), down, *(_first_rows(m, count) for m in magnitude)))

@@ -15,25 +15,21 @@ from ..steps.inputs import Inputs
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA term ``scale * up @ down`` that is folded into an input while it streams.
+    """What an adapter does to an input while it streams; ``engine.folding`` has the arithmetic of each kind.
 
     Attributes:
-        up, down:   [m, r] and [r, n], LoRA's B and A.
-        scale:      of the product.
-        transposed: the factors are stored transposed: ``up`` as [r, m], ``down`` as [n, r].
-        magnitude:  DoRA's: each row of the sum is scaled to this norm; None for plain LoRA.
+        kind:       ``lora``, ``loha``, ...
+        parts:      what it is stored in: for ``lora`` up [m, r] and down [r, n], LoRA's B and A.
+        scale:      of what is added.
+        transposed: the input is stored as [in, out]; the parts are those of its transpose.
+        detail:     numbers that the kind needs besides.
     """
 
-    up: InputTensor
-    down: InputTensor
-    scale: float
+    kind: str
+    parts: tuple[InputTensor, ...]
+    scale: float = 1.0
     transposed: bool = False
-    magnitude: InputTensor | None = None
-
-    @property
-    def stored(self) -> tuple[InputTensor, ...]:
-        """What is read for the term."""
-        return (self.up, self.down) if self.magnitude is None else (self.up, self.down, self.magnitude)
+    detail: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ class InputTensor:
         shape:  of the tensor.
         coded:  how the values follow from stored tensors, for a quantized one: dtype and shape are then those of the
                 values, and the range that of its codes.
-        adapters: low-rank terms that are added, in order; the sum is kept in float32.
+        adapters: what is done to the values, in order; the result is kept in float32.
         rounded: dtype to which the values are rounded before they take part; None takes them as they are.
         gathered: what the rows are, for a tensor that no file holds: ``path`` is then a name for it, and not a file's.
     """
@@ -140,7 +136,7 @@ class InputTensor:
         if self.gathered is not None:
             return tuple(part for source in self.gathered.sources for part in source.stored)
         own = (self,) if self.coded is None else tuple(part.entry for part in self.coded.parts)
-        return (*own, *(leaf for adapter in self.adapters for leaf in adapter.stored))
+        return (*own, *(leaf for adapter in self.adapters for leaf in adapter.parts))
 
 
 @dataclass(frozen=True)

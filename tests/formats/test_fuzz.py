@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from fastmerge.checkpoint import open_checkpoint
-from fastmerge.checkpoint.patterns import compile_pattern
+from fastmerge.checkpoint.peft.patterns import compile_pattern
 from fastmerge.checkpoint.quantized import decoded
 from fastmerge.errors import CheckpointError, FastmergeError
 from fastmerge.methods import all_methods

@@ -8,7 +8,7 @@ import re
 import sys
 from typing import Any
 
-from ..errors import CheckpointError
+from ...errors import CheckpointError
 
 _PRIVATE = sys.version_info >= (3, 11)
 parser: Any = importlib.import_module("re._parser" if _PRIVATE else "sre_parse")

@@ -1,0 +1,45 @@
+"""What each kind of adapter does to rows of a tensor, in float32.
+
+Products are summed in one order (``kernels.low_rank_update``), other operations are rounded one by one, so that a
+result does not depend on how a tensor is cut into rows, on threads, or on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from ...plan.types import Adapter, InputTensor
+from .elements import Hadamard, Kronecker, Rows, Scaling, Vector
+from .low_rank import Dora, Experts, Scaled, Term
+from .memory import made_shapes
+from .rotations import Rotation
+
+__all__ = ["Term", "add_terms", "make_term", "term_of"]
+
+_KINDS: dict[str, type[Term]] = {
+    "lora": Term, "dora": Dora, "adalora": Scaled, "vera": Scaled, "experts": Experts, "vector": Vector, "ia3": Scaling,
+    "rows": Rows, "loha": Hadamard, "lokr": Kronecker, "oft": Rotation, "boft": Rotation,
+}  # fmt: skip
+
+
+def make_term(adapter: Adapter, parts: Sequence[Tensor], made: Sequence[Tensor]) -> Term:
+    """Return a term; its parts may be filled later, before ``Term.make``."""
+    return _KINDS[adapter.kind](adapter, parts, made)
+
+
+def term_of(adapter: Adapter, load: Callable[[InputTensor], Tensor]) -> Term:
+    """Return a term whose parts ``load`` returns as they are stored."""
+    parts = [load(part).float() for part in adapter.parts]
+    term = make_term(adapter, parts, [torch.empty(shape) for shape in made_shapes(adapter)])
+    term.make()
+    return term
+
+
+def add_terms(out: Tensor, weight: Tensor, terms: Iterable[Term], first: int, last: int) -> None:
+    """Write the rows ``first .. last - 1``, ``weight``, with what every term does to them into ``out`` (float32)."""
+    for term in terms:
+        term.add(out, weight, first)
+        weight = out

@@ -164,6 +164,14 @@ def test_experts(tmp_path, stacked, width):
     assert len(changed) == (4 if stacked else 18)
 
 
+@pytest.mark.parametrize("names", [["q_proj.weight"], ["mlp.experts.down_proj", "q_proj.weight"]])
+def test_other_parameters(tmp_path, names):
+    """Weights of linear layers can be named as parameters, and one of several parameters of a module."""
+    config = peft.LoraConfig(r=2, init_lora_weights=False, target_modules=[], target_parameters=names)
+    changed = check(*fold(tmp_path, mixtral(), config), loaded(tmp_path))
+    assert len(changed) == 2 + 6 * (len(names) - 1)
+
+
 def test_tokens_of_a_tied_head(tmp_path):
     """PEFT stores the embedding's rows once more for the head that is tied to it."""
     config = peft.TrainableTokensConfig(token_indices=[1, 5])
@@ -257,10 +265,10 @@ def test_experts_of_another_model(tmp_path):
     config = peft.LoraConfig(r=2, init_lora_weights=False, **EXPERTS)
     tuned(tmp_path, mixtral(), config)
     mixtral(num_local_experts=2).save_pretrained(tmp_path / "base")
-    with pytest.raises(InvalidInput, match=r"do not fit the experts gate_up_proj \[2, 48, 16\]"):
+    with pytest.raises(InvalidInput, match=r"do not fit the experts .*gate_up_proj \[2, 48, 16\]"):
         fastmerge.check(recipe(tmp_path))
     llama().save_pretrained(tmp_path / "base")
-    with pytest.raises(InvalidInput, match=r"has no model.layers.0.mlp.experts.gate_up_proj, neither stacked nor one"):
+    with pytest.raises(InvalidInput, match=r"has no model.layers.0.mlp.experts.\w+_proj, neither stacked nor one"):
         fastmerge.check(recipe(tmp_path))
 
 

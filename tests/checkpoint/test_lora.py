@@ -18,15 +18,16 @@ MODULES = {"model.layers.0.self_attn.q_proj": (8, 6), "model.layers.0.mlp.up_pro
 
 def test_terms(tmp_path):
     tensors = write_adapter(tmp_path, MODULES, rank=2, lora_alpha=5)
-    file, terms, replaced = read_adapter(str(tmp_path))
-    assert not replaced
+    file, terms, replaced, experts = read_adapter(str(tmp_path))
+    assert not replaced and not experts
     assert file.path.endswith("adapter_model.safetensors")
     assert terms.keys() == {f"{module}.weight" for module in MODULES}
     for module in MODULES:
         term = terms[f"{module}.weight"]
         assert term.scale == 2.5
-        assert torch.equal(read_entry(term.up), tensors[f"base_model.model.{module}.lora_B.weight"])
-        assert torch.equal(read_entry(term.down), tensors[f"base_model.model.{module}.lora_A.weight"])
+        assert term.kind == "lora"
+        for part, side in zip(term.parts, "BA", strict=True):
+            assert torch.equal(read_entry(part), tensors[f"base_model.model.{module}.lora_{side}.weight"])
 
 
 def test_rank_stabilized(tmp_path):
@@ -56,17 +57,20 @@ def test_agrees_with_peft(tmp_path):
     terms = read_adapter(str(tmp_path))[1]
     for name, expected in tuned.merge_and_unload().state_dict().items():
         term = terms[name]
-        got = before[name] + term.scale * read_entry(term.up) @ read_entry(term.down)
+        up, down = map(read_entry, term.parts)
+        got = before[name] + term.scale * up @ down
         torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"peft_type": "LOHA"}, "peft_type is 'LOHA', expected 'LORA'"),
+        ({"peft_type": "LOHA"}, "alpha is None, expected a number"),
+        ({"peft_type": "NEW"}, "peft_type is 'NEW', expected one of LORA, ADALORA"),
         ({"use_dora": True}, "without its magnitude"),
-        ({"lora_bias": True}, "lora_bias is not offered"),
-        ({"target_parameters": ["experts"]}, "target_parameters is not offered"),
+        ({"lora_bias": True}, "without the bias of lora_B"),
+        ({"target_parameters": "experts"}, "target_parameters is 'experts', expected a list of names"),
+        ({"velora_config": {"x": 1}}, "velora_config is not offered"),
         ({"rank_pattern": {"*.q_proj": 2}}, r"adapter_config.json: rank_pattern: '\*.q_proj' is no regular expression"),
         ({"alpha_pattern": {"q_proj": "2"}}, "alpha_pattern: 'q_proj' is '2', expected a number"),
         ({"alpha_pattern": [2]}, "alpha_pattern is .2., expected a mapping"),
@@ -84,8 +88,8 @@ def test_refuses(tmp_path, change, message):
 
 
 def test_names_all_reasons(tmp_path):
-    write_adapter(tmp_path, MODULES, lora_bias=True, init_lora_weights="pissa")
-    with pytest.raises(CheckpointError, match=r"lora_bias.*pissa.*merge_and_unload"):
+    write_adapter(tmp_path, MODULES, use_qalora=True, init_lora_weights="pissa")
+    with pytest.raises(CheckpointError, match=r"use_qalora.*pissa.*merge_and_unload"):
         read_adapter(str(tmp_path))
 
 

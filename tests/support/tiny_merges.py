@@ -99,7 +99,7 @@ def _load(tensor: InputTensor) -> torch.Tensor:
     value = decode(tensor).view(tensor.shape) if tensor.coded else read_entry(tensor)
     for adapter in tensor.adapters:
         folded = torch.empty(tensor.shape, dtype=torch.float32)
-        low_rank_update(folded, value, _load(adapter.up).float(), _load(adapter.down).float(), adapter.scale)
+        low_rank_update(folded, value, *(_load(part).float() for part in adapter.parts), adapter.scale)
         value = folded
     return value
 

@@ -54,6 +54,8 @@ def _sort_module(
     if stored.config.get("use_dora") and (magnitude is None or embedding):
         stored.strange.append(f"{module} ({'DoRA of an embedding' if embedding else 'without its magnitude'})")
         return
+    if stored.config.get("lora_bias") and bias is None:
+        stored.strange.append(f"{module} (without the bias of lora_B)")
     if magnitude is None:
         stored.change(f"{module}.weight", Change("lora", (up, down), scale, embedding=embedding))
     else:
@@ -76,8 +78,9 @@ def _sort_experts(stored: Stored, factors: dict[str, dict[str, TensorEntry]]) ->
         module, _, parameter = name.rpartition(".")
         names.setdefault(module, []).append(parameter)
     for module in [m for m in factors if not m.endswith(_NESTED)]:
-        ends = [end for end in names if f".{module}".endswith(f".{end}")]
-        if not ends:
+        own = [name for end in names if f".{module}".endswith(f".{end}") for name in names[end]]
+        # The weight of a linear layer gets the term of a layer.
+        if not own or own == ["weight"]:
             continue
         wrapped, pairs = module, []
         while wrapped in factors:
@@ -86,7 +89,7 @@ def _sort_experts(stored: Stored, factors: dict[str, dict[str, TensorEntry]]) ->
                 return
             pairs.append((parts["B"], parts["A"]))
             wrapped += _NESTED
-        numbers = {name: _rank_and_scale(stored, f"{module}.{name}") for name in names[ends[0]]}
+        numbers = {name: _rank_and_scale(stored, f"{module}.{name}") for name in own}
         ranks = {name: rank for name, (rank, _) in numbers.items()}
         scales = {name: scale for name, (_, scale) in numbers.items()}
         stored.experts[module] = Experts(tuple(pairs), tuple(numbers), ranks, scales)

@@ -29,6 +29,19 @@ def resident_bytes(output: OutputTensor) -> int:
     return sum(beside_bytes(tensor) for tensor in output.inputs.every)
 
 
+def gathered_bytes(outputs: Iterable[OutputTensor]) -> int:
+    """Return the bytes of the host's memory that gathered inputs hold for the whole run: adapters, parts of codes.
+
+    A factor is converted to float32, and turned where it is stored so, while the one that was read is still there.
+    """
+    gathered = {t.path: t.gathered for output in outputs for t in output.inputs.every if t.gathered is not None}
+    held = 0
+    for source in (source for own in gathered.values() for source in own.sources):
+        held += sum(3 * 4 * factor.numel for adapter in source.adapters for factor in adapter.stored)
+        held += sum(part.nbytes for part, by_row in source.coded.parts if not by_row) if source.coded else 0
+    return held
+
+
 def whole_bytes(output: OutputTensor) -> int:
     """Return the bytes of a region that holds every input of a tensor, its adapters, and an output made at once."""
     out = 0 if scratch_bytes(output) is None else round_up(output.nbytes) + PAGE

@@ -15,7 +15,7 @@ holds a tensor whole, or its adapters. What operations take beside them is recko
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import BudgetError
 from ..plan.types import OutputTensor
@@ -24,6 +24,7 @@ from .checksums import BLOCK
 from .needs import (
     chunk_bytes,
     decoding_bytes,
+    gathered_bytes,
     kinds_of,
     numel_of,
     outside_bytes,
@@ -168,6 +169,8 @@ def divide(outputs: Iterable[OutputTensor], budget: Budget, workers: int, chunk:
     division needs.
     """
     outputs = list(outputs)
+    held = gathered_bytes(outputs)
+    budget = replace(budget, ram=budget.ram - held)
     demand = _Demand.of(outputs, budget.kind)
     chunks = (CHUNKS if budget.vram is None else DEVICE_CHUNKS) if chunk is None else (chunk,)
     each = -(-workers // budget.devices)
@@ -179,7 +182,7 @@ def divide(outputs: Iterable[OutputTensor], budget: Budget, workers: int, chunk:
         roomy = option.needed(int(demand.resident * demand.share)) <= budget.room // 2
         if fits and (roomy or option is options[-1]):
             return _sizes(option, outputs, demand, budget)
-    raise BudgetError(_too_small(options[-1], demand, budget))
+    raise BudgetError(_too_small(options[-1], demand, budget, held))
 
 
 def _sizes(option: _Option, outputs: Sequence[OutputTensor], demand: _Demand, budget: Budget) -> Sizes:
@@ -204,16 +207,18 @@ def _sizes(option: _Option, outputs: Sequence[OutputTensor], demand: _Demand, bu
     return Sizes(workers, option.chunk, slot, regions, workers * slot + regions)
 
 
-def _too_small(least: _Option, demand: _Demand, budget: Budget) -> str:
-    """Say how much the least option needs, of which memory."""
+def _too_small(least: _Option, demand: _Demand, budget: Budget, held: int) -> str:
+    """Say how much the least option needs, of which memory; ``held`` is gone before anything is divided."""
     needed = least.needed(demand.least)
     if needed > budget.room and budget.vram is not None:
         option, limit, where = "--vram", budget.vram, "of each device "
     else:
-        option, limit, where = "--ram", budget.ram, ""
-        needed = needed if needed > budget.room else least.staging
+        option, limit, where = "--ram", budget.ram + held, ""
+        needed = held + (needed if needed > budget.room else least.staging)
     what = f"the memory budget {where}of {limit} bytes is too small: this merge needs at least {needed} ({option})"
-    if demand.largest is not None and needed > least.staging:
+    if held > needed // 2 and option == "--ram":
+        what += f"; {held} of them hold adapters and codes of embeddings that are merged by token"
+    elif demand.largest is not None and needed > least.staging:
         what += f"; {demand.largest.method} needs {demand.least} for {demand.largest.name}, which it takes whole"
     elif demand.resident > needed // 2 and needed > least.staging:
         held = max(demand.kinds, key=resident_bytes)

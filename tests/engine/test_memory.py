@@ -2,11 +2,66 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
 import pytest
+import torch
+from checkpoint_files import write_adapter
+from quantizers import float8_blocks, gptq, nvfp4, quantize_model
+from safetensors.torch import load_file, save_file
 from tiny_merges import make_merge
+from vocabularies import tokenizer_json
+
+from fastmerge.engine.sizing import Budget, divide
+from fastmerge.errors import BudgetError
+
+QUANTIZERS = {
+    "fp8": (float8_blocks, {"quant_method": "fp8", "weight_block_size": [128, 128]}),
+    "nvfp4": (nvfp4, {"quant_method": "modelopt", "quant_algo": "NVFP4"}),
+    "gptq": (gptq, {"quant_method": "gptq", "bits": 4, "group_size": 32}),
+}
+SHIFT = 77
+
+
+def prepare(merge, kind: str, rank: int = 64) -> None:
+    """Change the models of a merge: quantize them, or add adapters, or give them vocabularies in other orders."""
+    folder = merge.out.parent
+    for number, place in enumerate(sorted(folder.iterdir())):
+        path = place / "model.safetensors"
+        config = json.loads((place / "config.json").read_text())
+        if kind in QUANTIZERS:
+            quantize, config["quantization_config"] = QUANTIZERS[kind]
+            save_file(quantize_model(load_file(path), quantize), path)
+            (place / "config.json").write_text(json.dumps(config))
+        if kind in ("tokens", "tokens+adapters"):
+            rows, turn = config["vocab_size"], SHIFT * number
+            tokens = [f"t{(i + turn) % rows}" for i in range(rows)]
+            tokens[tokens.index("t0")] = "<unk>"
+            (place / "tokenizer.json").write_text(tokenizer_json(tokens))
+        if kind == "tokens+adapters" and place.name != "base":
+            write_embedding_adapter(folder / f"lora-{place.name}", config, rank)
+            merge.recipe = merge.recipe.replace(f"model: {place}\n", f"model: {place}+{folder}/lora-{place.name}\n")
+        if kind == "adapters" and place.name != "base":
+            modules = {
+                f"model.layers.0.{part}_proj": (512, 512)
+                for part in ("self_attn.q", "self_attn.o", "mlp.up", "mlp.down")
+            }
+            write_adapter(folder / f"lora-{place.name}", modules, rank=rank)
+            merge.recipe = merge.recipe.replace(f"model: {place}\n", f"model: {place}+{folder}/lora-{place.name}\n")
+    if "tokens" in kind:
+        merge.recipe += "tokenizer_source: union\n"
+
+
+def write_embedding_adapter(folder, config, rank):
+    folder.mkdir()
+    name = "base_model.model.model.embed_tokens.lora_embedding_"
+    factors = {"A": torch.ones(rank, config["vocab_size"]), "B": torch.ones(config["hidden_size"], rank)}
+    save_file({name + key: factor for key, factor in factors.items()}, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["embed_tokens"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+
 
 RUN = """
 import sys
@@ -21,6 +76,17 @@ plan = make_plan(load(sys.argv[1]))
 report = run(plan, sys.argv[2], RunOptions(ram=int(sys.argv[3]) << 20, backend=sys.argv[4]))
 print(before, peak(), report.bytes_read / plan.bytes_read)
 """
+
+
+def measured(merge, budget: int, backend: str = "auto") -> tuple[float, float, float]:
+    """Return the peaks of the process before and after a run, in MiB, and how often the inputs were read."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, merge.recipe, merge.out, str(budget), backend], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    before, peak, reads = map(float, done.stdout.split())
+    print(f"torch alone {before:.0f} MiB, peak {peak:.0f} MiB, inputs read {reads:.2f} times")
+    return before, peak, reads
 
 
 @pytest.mark.slow
@@ -42,12 +108,42 @@ def test_peak_memory_stays_within_the_budget(tmp_path, method, backend, budget, 
     method, _, block = method.partition("+")
     merge = make_merge(tmp_path, method, vocab=vocab, hidden=512, inner=512, layers=1)
     merge.recipe += f"{block}: {{}}\n" if block else ""
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, merge.recipe, merge.out, str(budget), backend], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    before, peak, reads = map(float, done.stdout.split())
-    print(f"torch alone {before:.0f} MiB, peak {peak:.0f} MiB, inputs read {reads:.2f} times")
+    before, peak, reads = measured(merge, budget, backend)
     assert peak <= before + budget + 64
     if (method, backend, vocab) == ("ties", "auto", 16384):
         assert (reads > 1) == (budget == 24)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "method", "budget", "vocab"),
+    [
+        ("fp8", "ties", 48, 1024),
+        ("nvfp4", "linear", 48, 1024),
+        ("gptq", "ties", 48, 1024),
+        ("adapters", "ties", 48, 1024),
+        ("tokens", "ties", 48, 16384),
+        ("tokens+adapters", "task_arithmetic", 64, 16384),
+    ],
+)
+def test_peak_memory_of_inputs_that_are_made(tmp_path, kind, method, budget, vocab):
+    """Decoded, with adapters, by token; results are checked for NaN all the while."""
+    merge = make_merge(tmp_path, method, vocab=vocab, hidden=512, inner=512, layers=1)
+    prepare(merge, kind)
+    before, peak, _ = measured(merge, budget)
+    assert peak <= before + budget + 64
+
+
+def test_adapters_of_gathered_embeddings_count(tmp_path):
+    merge = make_merge(tmp_path, "task_arithmetic", vocab=64, hidden=8, inner=8, layers=1, heads=2, kv_heads=1)
+    prepare(merge, "tokens+adapters", rank=8192)
+    outputs = merge.plan().outputs
+    held = 3 * (64 + 8) * 8192 * 12  # three models; A and B of rank 8192
+    with pytest.raises(BudgetError, match=f"; {held} of them hold adapters and codes of embeddings"):
+        divide(outputs, Budget(held), workers=1)
+    with pytest.raises(BudgetError) as caught:
+        divide(outputs, Budget(1), workers=1)
+    least = int(str(caught.value).partition("at least ")[2].partition(" ")[0])
+    assert divide(outputs, Budget(least), workers=1).arena <= least - held
+    with pytest.raises(BudgetError):
+        divide(outputs, Budget(least - 1), workers=1)

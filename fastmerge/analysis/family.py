@@ -57,6 +57,7 @@ class Family:
         tensors: in the order of the base's files.
         files:   everything that is read.
         layers:  of the main stack.
+    notes:   what is to be known of the models, one sentence each.
     """
 
     base: str
@@ -65,6 +66,7 @@ class Family:
     tensors: tuple[Matched, ...]
     files: tuple[InputFile, ...]
     layers: int
+    notes: tuple[str, ...] = ()
 
     @property
     def matrices(self) -> list[Matched]:
@@ -103,7 +105,7 @@ def open_family(base: str, models: Sequence[str]) -> Family:
         layer, module = (part.index, part.rest) if part is not None and inside else (None, output.name)
         tensors.append(_matched(output, layer, module))
     files = tuple({file.path: file for model in plan.models for file in model.files}.values())
-    return Family(base, tuple(models), _labels(models), tuple(tensors), files, stacks.layers)
+    return Family(base, tuple(models), _labels(models), tuple(tensors), files, stacks.layers, plan.notes)
 
 
 def _matched(output: OutputTensor, layer: int | None, module: str) -> Matched:

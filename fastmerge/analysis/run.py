@@ -79,7 +79,8 @@ def analyze(
             analysis.theorem = rank_collapse()
         summary, notes = write_report(folder, analysis)
         files = tuple(sorted(path.name for path in folder.iterdir()))
-    return AnalysisReport(str(Path(out).absolute()), files, summary, tuple(notes))
+    of_models = analysis.family.notes if analysis.family else ()
+    return AnalysisReport(str(Path(out).absolute()), files, summary, (*of_models, *notes))
 
 
 def _analyze(

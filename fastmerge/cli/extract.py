@@ -69,7 +69,7 @@ def extract(base: str, finetuned: str, out: str, ram: int, as_json: bool, quiet:
     if as_json:
         print_json({**dataclasses.asdict(report), "energy": report.energy, "error": report.error})
         return
-    for text in _left_out(report):
+    for text in (*report.notes, *_left_out(report)):
         note(text, quiet)
     if not quiet:
         _show(report)

@@ -74,6 +74,7 @@ class ExtractionReport:
     unchanged: number of tensors that are equal in both models.
     nbytes:    size of the adapter's weights.
     seconds:   wall time.
+    notes:     what is to be known of the models, one sentence each.
     """
 
     folder: str
@@ -82,6 +83,7 @@ class ExtractionReport:
     unchanged: int
     nbytes: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
     @property
     def energy(self) -> float:
@@ -134,7 +136,8 @@ def extract(
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     started = time.perf_counter()
-    models = open_pair(os.fspath(base), os.fspath(tuned))
+    first, second, notes = open_pair(os.fspath(base), os.fspath(tuned))
+    models = first, second
     selection = select(*models, matrices)
     _check_budget(selection, rank, parse_size(ram))
     files = {file.path: file for model in models for file in model.files}.values()
@@ -174,6 +177,7 @@ def extract(
         unchanged=len(selection.pairs) - len(found) - len(others),
         nbytes=nbytes,
         seconds=time.perf_counter() - started,
+        notes=notes,
     )
 
 

@@ -55,8 +55,8 @@ class Selection:
         return [*self.matrices, *(pair for pair, _ in self.others)]
 
 
-def open_pair(base: str, tuned: str) -> tuple[OpenModel, OpenModel]:
-    """Open both models, given as recipes name models.
+def open_pair(base: str, tuned: str) -> tuple[OpenModel, OpenModel, tuple[str, ...]]:
+    """Open both models, given as recipes name models; return them, and what is to be noted of them.
 
     Raises:
         InvalidInput: one cannot be opened, is quantized or transposed; all problems are named.
@@ -77,7 +77,7 @@ def open_pair(base: str, tuned: str) -> tuple[OpenModel, OpenModel]:
             what = f"stores its matrices transposed (model_type {kind})"
             findings.problem(f"extract: model {model}", what, "extracting from such models is not offered")
     findings.stop()
-    return models[references[0]], models[references[1]]
+    return models[references[0]], models[references[1]], tuple(findings.notes)
 
 
 def select(base: OpenModel, tuned: OpenModel, matrices: str) -> Selection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 from commands import call, call_json
 
@@ -30,3 +31,11 @@ def test_analyze_errors_are_one_message(models, tmp_path):
     result = call("analyze", models / "one", "--base", tmp_path / "none", "--out", tmp_path / "r", "--json")
     assert result.exit_code == 2 and "neither an existing folder" in json.loads(result.stdout)["error"]
     assert call("analyze", models / "one", "--out", tmp_path / "r").exit_code == 2
+
+
+def test_notes_on_the_models_are_shown(models, tmp_path):
+    shutil.copytree(models / "one", tmp_path / "one")
+    (tmp_path / "one" / "pytorch_model.bin").touch()
+    result = call("analyze", tmp_path / "one", "--base", models / "base", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "model.safetensors is read, and not pytorch_model.bin, which is there as well" in result.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 from commands import call, call_json
 from safetensors.torch import load_file
@@ -35,3 +36,11 @@ def test_extract_errors_are_one_message(models, tmp_path):
     assert result.exit_code == 2
     assert "differ in no matrix" in json.loads(result.stdout)["error"]
     assert call("extract", models / "base", models / "one", "--out", tmp_path / "a", "--energy", 0).exit_code == 2
+
+
+def test_notes_on_the_models_are_shown(models, tmp_path):
+    shutil.copytree(models / "one", tmp_path / "one")
+    (tmp_path / "one" / "pytorch_model.bin").touch()
+    result = call("extract", models / "base", tmp_path / "one", "--out", tmp_path / "out", "--rank", 2)
+    assert result.exit_code == 0, result.output
+    assert "model.safetensors is read, and not pytorch_model.bin, which is there as well" in result.stderr

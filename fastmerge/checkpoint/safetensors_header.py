@@ -50,6 +50,13 @@ DTYPES: dict[str, DType] = {
 _LACKING = ("F6_E2M3", "F6_E3M2")
 _PACKED = {"F4": 2}
 
+Parsed = tuple[dict[str, str], dict[str, tuple[int, int, DType, tuple[int, ...]]]]
+"""The metadata, and offset, bytes, dtype and shape of every tensor."""
+
+# By digest and size of the file. More shards than most models have.
+_KNOWN: dict[tuple[str, int], Parsed] = {}
+_MOST_KNOWN = 64
+
 _SIZED = {name: (dtype, dtype.itemsize, _PACKED.get(name, 1)) for name, dtype in DTYPES.items()}
 
 
@@ -70,13 +77,25 @@ def read_header(path: str) -> tuple[InputFile, dict[str, TensorEntry]]:
         raise CheckpointError(f"{path}: {placeholder(path) or f'cannot be read: {error.strerror}'}") from error
     if len(raw) != length:
         raise _corrupt(path, f"the header of {length} bytes ends after {len(raw)}")
-    metadata, tensors = _parse(path, raw, 8 + length, status.st_size)
-    return InputFile(path, status.st_size, status.st_mtime_ns, header_digest(raw), metadata), tensors
+    digest = header_digest(raw)
+    metadata, ranges = _parsed(path, raw, digest, status.st_size)
+    tensors = {name: TensorEntry(path, *place) for name, place in ranges.items()}
+    return InputFile(path, status.st_size, status.st_mtime_ns, digest, metadata), tensors
 
 
 def header_digest(header: bytes) -> str:
     """Return the hash of a header, without its length prefix, by which files are told apart."""
     return hashlib.sha256(header).hexdigest()
+
+
+def _parsed(path: str, raw: bytes, digest: str, size: int) -> Parsed:
+    """Return what a header says; the fine-tunes of a family have the same one, which is parsed once."""
+    if (digest, size) not in _KNOWN:
+        found = _parse(path, raw, 8 + len(raw), size)
+        if len(_KNOWN) >= _MOST_KNOWN:
+            _KNOWN.clear()
+        _KNOWN[digest, size] = found
+    return _KNOWN[digest, size]
 
 
 def _corrupt(path: str, finding: str) -> CheckpointError:
@@ -106,7 +125,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _parse(path: str, raw: bytes, start: int, size: int) -> tuple[dict[str, str], dict[str, TensorEntry]]:
+def _parse(path: str, raw: bytes, start: int, size: int) -> Parsed:
     try:
         text = raw.decode("utf-8")
         header = json.loads(text, object_pairs_hook=_unique)
@@ -151,7 +170,7 @@ def _parse(path: str, raw: bytes, start: int, size: int) -> tuple[dict[str, str]
             kind = "overlap" if begin < position else "leave a hole"
             raise _corrupt(path, f"{name}: data_offsets {[begin, end]} {kind}: expected to begin at {position}")
         position = end
-        tensors[name] = TensorEntry(path, start + begin, end - begin, dtype, shape)
+        tensors[name] = start + begin, end - begin, dtype, shape
     if start + position != size:
         raise _corrupt(path, f"the file has {size} bytes, its header describes {start + position}")
     return metadata, tensors

@@ -22,11 +22,13 @@ def plan_all(pipeline: Pipeline, **planning: Any) -> Iterator[list[Plan]]:
     """
     plans: list[Plan] = []
     folders: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="fastmerge-") as scratch:
+    several = len(pipeline.steps) > 1
+    place = tempfile.TemporaryDirectory(prefix="fastmerge-") if several else contextlib.nullcontext("")
+    with place as scratch:
         for step in pipeline.steps:
             plan = make_plan(with_folders(step, folders), **planning)
             plans.append(plan)
-            if step.name and len(pipeline.steps) > 1:
+            if step.name and several:
                 folders[step.name] = _stand_in(plan, Path(scratch) / step.name)
         yield plans
 

@@ -134,3 +134,14 @@ def test_metadata(tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read: No such file"):
         read_header(str(tmp_path / "absent.safetensors"))
+
+
+def test_files_with_one_header_have_places_and_metadata_of_their_own(tmp_path):
+    paths = [write_raw(tmp_path / name, {"a": F32}, bytes(8)) for name in ("x", "y")]
+    longer = write_raw(tmp_path / "z", {"a": F32}, bytes(9))
+    found = [read_header(str(path)) for path in paths]
+    assert [entries["a"].path for _, entries in found] == list(map(str, paths))
+    found[0][1].clear()
+    assert list(read_header(str(paths[0]))[1]) == ["a"]
+    with pytest.raises(CheckpointError, match="the file has"):
+        read_header(str(longer))

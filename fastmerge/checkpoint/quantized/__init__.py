@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from ...dtypes import bfloat16, float16, float32, float64
 from ...errors import CheckpointError
 from ..types import Checkpoint, TensorEntry
 from . import awq, bitsandbytes, fp4, gpt_oss, gptq, mlx, packed_int, scaled
@@ -35,6 +36,7 @@ _RUNTIME = (
     "output_scale", "output_zero_point", "output_global_scale", "k_scale", "v_scale", "q_scale", "prob_output_scale",
     "weight_shape", "weight_format",
 )  # fmt: skip
+_NUMBERS = frozenset((float64, float32, bfloat16, float16))
 _REASON = "a scale of activations or of the cache, of use only to quantized arithmetic"
 
 
@@ -53,7 +55,9 @@ def decoded(checkpoint: Checkpoint) -> Checkpoint:
     tensors: dict[str, TensorEntry] = {}
     used: set[str] = set()
     formats: set[str] = set()
-    for name in checkpoint.tensors:
+    # Every format has codes, or descriptions of them, of another type.
+    whole = all(entry.dtype in _NUMBERS for entry in checkpoint.tensors.values())
+    for name in () if whole else checkpoint.tensors:
         found = _find(stored, name)
         if found is not None:
             if found.name in tensors or (found.name != name and found.name in checkpoint.tensors):
@@ -65,7 +69,8 @@ def decoded(checkpoint: Checkpoint) -> Checkpoint:
     rest = {name: entry for name, entry in checkpoint.tensors.items() if name not in used}
     left_out = {name: _REASON for name in rest if formats and name.rpartition(".")[2] in _RUNTIME}
     rest = {name: entry for name, entry in rest.items() if name not in left_out}
-    leftover_codes(stored, rest)
+    if not whole:
+        leftover_codes(stored, rest)
     if not formats:
         if stored.settings and any(sections(checkpoint.config or {})):
             kind = stored.method or "quantized"

@@ -26,7 +26,7 @@ from .keep import (
 )
 from .low_rank import low_rank_update
 from .norms import norm_partials
-from .philox import drop_threshold, keep_mask, tensor_key
+from .philox import drop_threshold, keep_mask, random_words, tensor_key
 from .rank_mask import rank_mask
 from .select import Selection, SelectJob, select_boundaries, select_boundaries_many, start_selection
 from .sparse_merge import MergeJob, sparse_merge, sparse_merge_many
@@ -68,6 +68,7 @@ __all__ = [
     "mask_words",
     "norm_partials",
     "pairs",
+    "random_words",
     "rank_mask",
     "select_boundaries",
     "select_boundaries_many",

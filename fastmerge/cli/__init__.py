@@ -19,6 +19,7 @@ from .extract import extract
 from .inspect import inspect
 from .merge import check, merge, multi, plan
 from .methods import methods
+from .moe import moe
 from .others import OTHERS
 from .schema import schema
 from .verify import verify
@@ -33,7 +34,8 @@ def main() -> None:
 
 
 COMMANDS = (
-    merge, multi, plan, check, verify, inspect, diff, analyze, extract, methods, schema, clean, doctor, bench, demo,
+    merge, multi, moe, plan, check, verify, inspect, diff, analyze, extract, methods, schema, clean, doctor, bench,
+    demo,
 )  # fmt: skip
 
 for command in (*COMMANDS, *OTHERS):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..pipelines import Merged
     from ..plan.types import Plan
 
-_RUNNING = together(
+RUNNING = together(
     click.option("--overwrite", is_flag=True, help="Replace an existing output of fastmerge."),
     click.option("--allow-nonfinite", is_flag=True, help="Let NaN and infinity pass, in inputs and results."),
     click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
@@ -33,7 +33,7 @@ _RUNNING = together(
 @click.command(cls=Command)
 @RECIPE
 @click.argument("out", type=click.Path())
-@_RUNNING
+@RUNNING
 def merge(recipe: str, out: str, dry_run: bool, **given: Any) -> None:
     """Merge the models of RECIPE (a file, or - for standard input) into the folder OUT.
 
@@ -44,7 +44,7 @@ def merge(recipe: str, out: str, dry_run: bool, **given: Any) -> None:
     if dry_run:
         show_plans(found)
     else:
-        _run(found, out)
+        run_plans(found, out)
 
 
 @click.command(cls=Command)
@@ -53,7 +53,7 @@ def merge(recipe: str, out: str, dry_run: bool, **given: Any) -> None:
 @click.option("--out-path", type=click.Path(), help="Same as OUT.")
 @click.option("-I", "--intermediate-dir", type=click.Path(), help="Folder that keeps the results of named documents.")
 @click.option("--lazy/--no-lazy", default=True, help="Take over results that are there.  [default: lazy]")
-@_RUNNING
+@RUNNING
 def multi(
     recipe: str,
     out: str | None,
@@ -68,7 +68,7 @@ def multi(
     if dry_run:
         show_plans(found)
     else:
-        _run(found, out or out_path, intermediates=intermediate_dir, lazy=lazy)
+        run_plans(found, out or out_path, intermediates=intermediate_dir, lazy=lazy)
 
 
 @click.command(cls=Command)
@@ -105,7 +105,8 @@ def check(recipe: str, **given: Any) -> None:
             click.echo(f"{name}: {verdict}; {len(plan.outputs)} tensors of {len(plan.models)} models")
 
 
-def _run(found: Planned, out: str | None, **how: Any) -> None:
+def run_plans(found: Planned, out: str | None, **how: Any) -> None:
+    """Carry out what is planned into ``out``, and print what came of it."""
     from ..engine import RunOptions
     from ..pipelines import merge_all
 

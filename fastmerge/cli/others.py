@@ -14,7 +14,6 @@ ANSWERS = {
     "mega": "fastmerge multi RECIPE OUT merges recipes of several documents",
     "pytorch": "put each weight file into a folder of its own and name the folders as models of fastmerge merge; "
     "missing: drop is --tensor-intersection and missing: merge is --tensor-union",
-    "moe": "building a mixture of experts from dense models is not offered yet",
     "extract-lora": "fastmerge extract BASE MODEL OUT extracts an adapter",
     "layershuffle": "write the order of the layers as slices: of a recipe with merge_method: passthrough",
     "tokensurgeon": "transplanting a tokenizer with new embeddings is not offered; "

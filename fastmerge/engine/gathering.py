@@ -13,6 +13,7 @@ from torch import Tensor
 from ..dtypes import float32, promoted
 from ..plan.types import InputFile, InputTensor, Plan, Run
 from .files import InputFiles
+from .making import MadeValues
 from .reading import Folded
 
 # Elements that are converted, decoded or averaged at once.
@@ -22,11 +23,12 @@ _BLOCK = 64
 
 
 class PlannedFiles(InputFiles):
-    """The files of a plan's models, and more; a gathered tensor is read like a range of a file of its own."""
+    """The files of a plan's models, and more; a gathered or made tensor is read like a range of a file of its own."""
 
     def __init__(self, plan: Plan, more: Iterable[InputFile] = ()):
         super().__init__((*(file for model in plan.models for file in model.files), *more))
-        self._gathered = {path: _Rows(tensor, self) for path, tensor in plan.gathered.items()}
+        self._gathered: dict[str, _Rows | MadeValues] = {p: _Rows(tensor, self) for p, tensor in plan.gathered.items()}
+        self._gathered |= {path: MadeValues(tensor) for path, tensor in plan.made.items()}
 
     def open(self) -> None:
         super().open()

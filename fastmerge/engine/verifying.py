@@ -88,7 +88,7 @@ def verify(
     out = Path(os.path.abspath(out))
     manifest = manifest or read_manifest(out)
     checkpoint = open_checkpoint(str(out))
-    plan, notes = _replan(manifest)
+    plan, notes = _replan(manifest, checkpoint)
     outputs, mismatches = _located(plan, checkpoint, manifest["tensors"])
     chosen = outputs if sample is None else random.Random(seed).sample(outputs, min(sample, len(outputs)))
     names = {output.name for output in chosen}
@@ -186,7 +186,7 @@ class _Comparison:
                 yield Problem(where, "the checksum is not the one in the manifest")
 
 
-def _replan(manifest: dict[str, Any]) -> tuple[Plan, list[str]]:
+def _replan(manifest: dict[str, Any], checkpoint: Checkpoint) -> tuple[Plan, list[str]]:
     """Plan the merge of a manifest again, from the very folders that it names, and compare the inputs."""
     recipe = load(manifest["recipe"] + "\n", semantics=manifest["semantics"], seed=manifest["seed"])
     folders = {item["reference"]: item["folder"] for item in manifest["inputs"]}
@@ -196,8 +196,9 @@ def _replan(manifest: dict[str, Any]) -> tuple[Plan, list[str]]:
                 f"{folder}: an input of the merge is missing; its output cannot be verified without it"
             )
     plan = make_plan(
-        _relocated(recipe, folders), allow_mixed_types=True, truncate_embeddings=manifest.get("truncated", False)
-    )
+        _relocated(recipe, folders), allow_mixed_types=True, truncate_embeddings=manifest.get("truncated", False),
+        routers=_Stored(checkpoint),
+    )  # fmt: skip
     recorded = [file for item in manifest["inputs"] for file in item["files"]]
     present = [file for model in plan.models for file in model.files]
     if len(recorded) != len(present):
@@ -215,6 +216,21 @@ def _replan(manifest: dict[str, Any]) -> tuple[Plan, list[str]]:
         if before.get((small.model, small.name), small.xxh3) != small.xxh3:
             notes.append(f"{small.path} is no longer what the merge read.")
     return plan, notes
+
+
+class _Stored:
+    """The tensors of an output as they are stored. Routers that a model was run for are checked by their checksums."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        self._checkpoint = checkpoint
+
+    def __call__(self, name: str) -> bytes | None:
+        entry = self._checkpoint.tensors.get(name)
+        if entry is None:
+            return None
+        with open(entry.path, "rb") as file:
+            file.seek(entry.offset)
+            return file.read(entry.nbytes)
 
 
 def _relocated(recipe: Recipe, folders: dict[str, str]) -> Recipe:

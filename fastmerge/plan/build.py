@@ -6,7 +6,7 @@ import contextlib
 import gc
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from .filters import unmatched
 from .findings import Findings
 from .layout import Sized, lay_out
 from .metadata import kept_aliases
+from .mixtures import pair_mixture
 from .models import OpenModel, open_models
 from .precision import Narrowed, output_dtype, rounded
 from .rows import Rows, pair_tensors
@@ -65,6 +66,7 @@ def make_plan(
     model_card: bool = True,
     strict: bool = False,
     explain: bool = False,
+    routers: Callable[[str], bytes | None] | None = None,
 ) -> Plan:
     """Plan the merge that ``recipe`` describes, from headers and configs alone.
 
@@ -78,19 +80,21 @@ def make_plan(
         model_card: write a ``README.md``.
         strict:     make every note a problem.
         explain:    keep what the recipe says of every tensor, in ``Plan.origins``.
+        routers:    the routers of a mixture of experts by name, where hidden states need not be computed again.
     Raises:
         InvalidInput: with every problem that was found, each with its place and remedy.
     """
     with noting_reads() as seen:
         plan, opened = _planned(
-            recipe, shard_size, allow_mixed_types, truncate_embeddings, copy_tokenizer, model_card, strict, explain
-        )
+            recipe, shard_size, allow_mixed_types, truncate_embeddings, copy_tokenizer, model_card, strict, explain,
+            routers,
+        )  # fmt: skip
     return replace(plan, read=read_files(opened, seen))
 
 
 def _planned(
     recipe: Recipe, shard_size: int, allow_mixed_types: bool, truncate_embeddings: bool, copy_tokenizer: bool,
-    model_card: bool, strict: bool, explain: bool,
+    model_card: bool, strict: bool, explain: bool, routers: Callable[[str], bytes | None] | None,
 ) -> tuple[Plan, list[OpenModel]]:  # fmt: skip
     findings = Findings(notes=list(recipe.notes))
     method = get_method(recipe.method)
@@ -102,7 +106,11 @@ def _planned(
     compare_configs(list(models.values()), sliced, allow_mixed_types, findings)
     if len(models) < len(recipe.models):
         findings.stop()
-    found = pair_tensors(recipe, models, findings)
+    if recipe.mixture is not None:
+        findings.stop()
+        found = pair_mixture(recipe, models, routers, findings)
+    else:
+        found = pair_tensors(recipe, models, findings)
     found.rows = tied_rows(found.rows)
     vocabulary = merge_vocabularies(recipe, models, findings)
     if vocabulary is not None:
@@ -127,7 +135,7 @@ def _planned(
     semantics = recipe.semantics or method.semantics[0]
     plan = Plan(
         recipe=recipe.text,
-        method=recipe.method,
+        method=recipe.method if recipe.mixture is None else "mixture of experts",
         semantics=semantics,
         seed=recipe.seed,
         models=tuple(model.record for model in opened),

@@ -22,6 +22,9 @@ _METADATA = ("license", "language", "datasets", "pipeline_tag")
 def model_card(recipe: Recipe, models: Sequence[OpenModel]) -> str:
     """Return the text of ``README.md``: metadata of the hub, recipe, method, inputs and how to reproduce."""
     method = get_method(recipe.method)
+    how = f"by the method `{recipe.method}` ({method.paper})"
+    if recipe.mixture is not None:
+        how = f"as a mixture of experts of dense models (gate mode `{recipe.mixture.gate_mode}`)"
     metadata: dict[str, Any] = {}
     references = [model.reference for model in models if model.reference.folder is None]
     published = [ref.path for ref in references if not os.path.isdir(os.path.expanduser(ref.path))]
@@ -47,7 +50,7 @@ def model_card(recipe: Recipe, models: Sequence[OpenModel]) -> str:
 ---
 # {title}
 
-{about}Made with fastmerge by the method `{recipe.method}` ({method.paper}).
+{about}Made with fastmerge {how}.
 
 Inputs:
 

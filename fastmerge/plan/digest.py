@@ -21,9 +21,13 @@ def digest(
 
     def source(tensor: InputTensor) -> str:
         if tensor.gathered is not None:
-            made = hashlib.sha256(repr((tensor.gathered.runs, tensor.gathered.mean_from, tensor.shape)).encode())
-            text = f"{made.hexdigest()}[{' '.join(map(source, tensor.gathered.sources))}]"
+            order = hashlib.sha256(repr((tensor.gathered.runs, tensor.gathered.mean_from, tensor.shape)).encode())
+            text = f"{order.hexdigest()}[{' '.join(map(source, tensor.gathered.sources))}]"
             return text if tensor.rounded is None else f"{text}>{tensor.rounded}"
+        if tensor.made is not None:
+            made = tensor.made
+            text = hashlib.sha256(repr(made).encode() + made.data).hexdigest()
+            return f"{text}:{tensor.dtype}" if tensor.rounded is None else f"{text}:{tensor.dtype}>{tensor.rounded}"
         # Dtype and shape follow from the file's header.
         text = f"{numbers[tensor.path]}:{tensor.offset}"
         if tensor.coded is not None:

@@ -13,6 +13,7 @@ from .card import model_card
 from .config import output_config
 from .copies import copied_files, is_tokenizer_file
 from .findings import Findings
+from .mixtures import mixture_config
 from .models import OpenModel
 from .rows import Rows
 from .templates import set_chat_template
@@ -49,6 +50,8 @@ def small_files(
         findings.note(f"{donor} has no config.json, so the output has none and transformers cannot load it")
     else:
         config = output_config(donor.checkpoint.config, found, outputs, wanted.truncated or vocabulary is not None)
+        if found.mixture is not None:
+            config = mixture_config(config, found.mixture)
         check_agreement(config, os.path.join(donor.checkpoint.folder, "config.json"), outputs, findings)
         files["config.json"] = TextFile(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     # A recipe with a tokenizer key that gives no vocabulary was reported, or its models have no tokenizers.
@@ -67,5 +70,6 @@ def small_files(
     if wanted.card:
         files["README.md"] = TextFile(model_card(recipe, list(models.values())))
     # What mergekit calls the recipe in its outputs, and other tools look for.
-    files["mergekit_config.yml"] = TextFile(recipe.whole_text)
+    name = "mergekit_config.yml" if recipe.mixture is None else "mergekit_moe_config.yml"
+    files[name] = TextFile(recipe.whole_text)
     return files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..checkpoint.layers import belongs_before_layers
 from ..recipe.types import ModelRef, Module, Recipe, SliceSpec, SourceSpec
@@ -15,6 +16,9 @@ from .models import OpenModel, is_computed
 from .slices import Key, Members, OpenSlice, key_of, open_slices, restrict
 from .stacking import check_stack
 from .types import InputTensor
+
+if TYPE_CHECKING:
+    from .mixtures.families import Shape
 
 _REST = "the rest"
 
@@ -61,6 +65,7 @@ class Rows:
         dropped:  reason by (model, name).
         tied:     whether the output's head is tied to its embedding, where that is decided here; None elsewhere.
         findings: so far.
+        mixture:  what the config of a mixture of experts says; None for other merges.
         missing:  what becomes of tensors that some models lack.
     """
 
@@ -69,6 +74,7 @@ class Rows:
     stacked: list[Stacked] = field(default_factory=list)
     dropped: dict[tuple[int, str], str] = field(default_factory=dict)
     tied: bool | None = None
+    mixture: Shape | None = None
     missing: Missing = field(init=False)
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ..checkpoint import Coded, InputFile, TensorEntry
 from ..dtypes import DType, float32
@@ -64,6 +64,25 @@ class Gathered:
 
 
 @dataclass(frozen=True)
+class Made:
+    """Values that no file holds: bytes that planning made, or random numbers that are drawn while they are read.
+
+    Attributes:
+        kind:  "given": ``data``; "normal": from the standard normal distribution; "uniform": from (-bound, bound).
+        name:  for the counters of the random numbers.
+        seed:  as well.
+        bound: of "uniform".
+        data:  of "given", as stored.
+    """
+
+    kind: Literal["given", "normal", "uniform"]
+    name: str
+    seed: int = 0
+    bound: float = 1.0
+    data: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True)
 class InputTensor:
     """Where one input tensor lies: a range of bytes of a file, contiguous and in row-major order.
 
@@ -80,6 +99,7 @@ class InputTensor:
         adapters: what is done to the values, in order; the result is kept in float32.
         rounded: dtype to which the values are rounded before they take part; None takes them as they are.
         gathered: what the rows are, for a tensor that no file holds: ``path`` is then a name for it, and not a file's.
+        made:   what the values are, where none of them come from a file; ``path`` is a name then, too.
     """
 
     model: int
@@ -93,6 +113,7 @@ class InputTensor:
     adapters: tuple[Adapter, ...] = ()
     rounded: DType | None = None
     gathered: Gathered | None = None
+    made: Made | None = None
 
     @property
     def plain(self) -> bool:
@@ -254,12 +275,19 @@ class Plan:
         return {tensor.path: tensor for tensor in every if tensor.gathered is not None}
 
     @property
+    def made(self) -> dict[str, InputTensor]:
+        """The inputs whose values come from no file, by the name that stands for their path."""
+        every = (tensor for output in self.outputs for tensor in output.inputs.every)
+        return {tensor.path: tensor for tensor in every if tensor.made is not None}
+
+    @property
     def bytes_read(self) -> int:
         """Bytes of the inputs, each range counted once."""
         ranges = {
             (part.path, part.offset, part.nbytes)
             for output in self.outputs
             for tensor in output.inputs.every
+            if tensor.made is None
             for part in tensor.stored
         }
         return sum(nbytes for _, _, nbytes in ranges)

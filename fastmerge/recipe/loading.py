@@ -16,6 +16,7 @@ from .checks import check, notes
 from .document import Document, Findings, KeyPath, read_document
 from .document_schema import CARD_KEYS, RecipeFile
 from .mergekit_names import OTHER_FILES
+from .mixtures import is_mixture, load_mixture
 from .names import unknown_key
 from .types import Recipe
 
@@ -62,14 +63,24 @@ def load_document(document: Document, *, semantics: str | None = None, seed: int
         if key in data:
             findings.problem((key,), f"this is {meaning}; it is not supported", "give a recipe of models or slices")
     findings.stop()
+    if is_mixture(data):
+        if seed is not None:
+            data = data | {"seed": seed}
+        keys = {key: value for key, value in data.items() if key not in CARD_KEYS}
+        mixture = load_mixture(findings, keys, _card(data))
+        findings.stop()
+        return replace(mixture, notes=tuple(dict.fromkeys(findings.notes)))
     overrides = {key: value for key, value in (("semantics", semantics), ("seed", seed)) if value is not None}
-    card = {key: value for key, value in data.items() if key in (*CARD_KEYS, "name") and value is not None}
     keys = {key: value for key, value in data.items() if key not in CARD_KEYS}
     file = _validate(findings, keys | overrides)
-    recipe = Assembly(findings, file).recipe(card)
+    recipe = Assembly(findings, file).recipe(_card(data))
     findings.problems += check(recipe)
     findings.stop()
     return replace(recipe, notes=tuple(dict.fromkeys((*findings.notes, *notes(recipe)))))
+
+
+def _card(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if key in (*CARD_KEYS, "name") and value is not None}
 
 
 def _validate(findings: Findings, data: Mapping[str, Any]) -> RecipeFile:

@@ -45,6 +45,5 @@ EVOLVE_KEYS = frozenset({"allow_negative_weights", "layer_granularity", "smooth"
 
 # A key that only this kind of file has, and what the file is.
 OTHER_FILES = {
-    "experts": "a recipe of mergekit-moe, which builds a mixture of experts from dense models",
     "genome": "a configuration of mergekit-evolve, which searches for the parameters of a merge",
 }

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .filters import NameFilter
+
+if TYPE_CHECKING:
+    from .mixtures import Mixture
 
 Scalar: TypeAlias = bool | int | float | str
 
@@ -194,6 +197,7 @@ class Recipe:
         seed:       of the random methods.
         card:       what the author says of the result, for its model card: ``description``, ``tags``, ``license``...
         notes:      what the author should know, one sentence each: keys that have no effect.
+        mixture:    for a mixture of experts of dense models: what its slices are.
     """
 
     path: str
@@ -215,6 +219,7 @@ class Recipe:
     seed: int = 0
     card: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    mixture: Mixture | None = None
 
     @property
     def whole_text(self) -> str:

@@ -38,6 +38,13 @@ def test_the_list_of_options_is_mergekits_own():
     assert set(listed) - {"--help"} == set(OPTIONS)
 
 
+def test_every_option_of_mergekit_moe_is_accepted():
+    listed = re.findall(r"(?<![\w-])(-[a-z]|--[a-z0-9][a-z0-9-]+[a-z])(?=[ ,/\n])", _declarations(help_of("moe")))
+    known = {n for parameter in main.commands["moe"].params for n in (*parameter.opts, *parameter.secondary_opts)}
+    assert set(listed) - {"--help"} <= known
+    assert "--load-in-4bit" in listed
+
+
 def _declarations(text: str) -> str:
     """Return the first columns of a help text: what declares options, not what explains them."""
     lines = [re.split(r"(?<=\S) {2,}", line.strip())[0] for line in text.splitlines() if line.strip().startswith("-")]

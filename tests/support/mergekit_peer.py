@@ -33,6 +33,21 @@ for name, (recipe, out) in json.load(sys.stdin).items():
 print("RESULTS " + json.dumps(results))
 """
 
+# Builds every mixture of experts likewise.
+_MIXTURES = """
+import json, sys
+from mergekit.scripts.moe import main
+results = {}
+for name, (recipe, out) in json.load(sys.stdin).items():
+    options = ["--random-seed", "0", "--quiet", "--i-understand-this-is-not-useful-without-training"]
+    try:
+        main([recipe, out, *options], standalone_mode=False)
+        results[name] = None
+    except BaseException as error:
+        results[name] = f"{type(error).__name__}: {error}"
+print("RESULTS " + json.dumps(results))
+"""
+
 
 def mergekit_python() -> str:
     """Return an interpreter that has mergekit: ``FASTMERGE_MERGEKIT_PYTHON``, or this one; skips without either."""
@@ -56,8 +71,17 @@ def help_of(script: str) -> str:
 
 def merge_all(recipes: Mapping[str, Sequence[Path]]) -> dict[str, str | None]:
     """Merge every (recipe, output folder); return the error of each, or None."""
+    return _run(_MERGE, recipes)
+
+
+def build_all(recipes: Mapping[str, Sequence[Path]]) -> dict[str, str | None]:
+    """As ``merge_all``, by mergekit-moe."""
+    return _run(_MIXTURES, recipes)
+
+
+def _run(program: str, recipes: Mapping[str, Sequence[Path]]) -> dict[str, str | None]:
     pairs = {name: [str(path) for path in pair] for name, pair in recipes.items()}
-    command = [mergekit_python(), "-c", _MERGE]
+    command = [mergekit_python(), "-c", program]
     result = subprocess.run(command, input=json.dumps(pairs), capture_output=True, text=True)
     lines = [line for line in result.stdout.splitlines() if line.startswith("RESULTS ")]
     assert lines, result.stderr[-2000:]

@@ -6,18 +6,30 @@ Tests give the engine another object with the methods of ``Cuda``, whose device 
 from __future__ import annotations
 
 import contextlib
-
-import torch
-from torch import Tensor
+import ctypes
+import os
+import sys
+from typing import TYPE_CHECKING
 
 from ..errors import BudgetError, FastmergeError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 # cudaHostRegisterPortable: pinned for every GPU.
 _PORTABLE = 1
 
+# ROCm's devices, on Linux itself and in WSL.
+_OF_AMD = ("/dev/kfd", "/dev/dxg")
+
 
 def why_none() -> str | None:
-    """Return the reason why there is no GPU to compute on, or None."""
+    """Return the reason why there is no GPU to compute on, or None. Without a driver torch is not asked, nor loaded."""
+    if why := why_no_driver():
+        return why
+    import torch
+
     if torch.version.cuda is None and torch.version.hip is None:
         return "this torch is built without CUDA and ROCm"
     if not torch.cuda.is_available():
@@ -25,8 +37,21 @@ def why_none() -> str | None:
     return None
 
 
+def why_no_driver() -> str | None:
+    """Return why no driver of GPUs can be here, or None where there is one, or where only torch can tell."""
+    if not sys.platform.startswith("linux") or any(map(os.path.exists, _OF_AMD)):
+        return None
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return f"no driver of GPUs is installed (neither libcuda.so.1 nor {' nor '.join(_OF_AMD)} is here)"
+    return None
+
+
 def visible() -> list[torch.device]:
     """Return every GPU that this process may use (``CUDA_VISIBLE_DEVICES``)."""
+    import torch
+
     return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
 
 
@@ -35,6 +60,8 @@ class Cuda:
 
     def free_bytes(self, device: torch.device) -> int:
         """Return the bytes of a GPU that nobody uses."""
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
 
     def pin(self, device: torch.device, address: int, nbytes: int) -> None:
@@ -42,6 +69,8 @@ class Cuda:
 
         It holds for all devices. ``device`` is one of those in use: CUDA would take memory of the first one otherwise.
         """
+        import torch
+
         with torch.cuda.device(device):
             status = int(torch.cuda.cudart().cudaHostRegister(address, nbytes, _PORTABLE))
         if status:
@@ -52,6 +81,8 @@ class Cuda:
 
     def unpin(self, device: torch.device, address: int) -> None:
         """Undo ``pin``; nothing may be copying."""
+        import torch
+
         with torch.cuda.device(device):
             status = int(torch.cuda.cudart().cudaHostUnregister(address))
         if status:
@@ -59,19 +90,27 @@ class Cuda:
 
     def synchronize(self, device: torch.device) -> None:
         """Wait for everything that was given to a GPU."""
+        import torch
+
         torch.cuda.synchronize(device)
 
     def return_free_memory(self, device: torch.device) -> None:
         """Give memory that the operations freed back: torch keeps it for the stream that freed it."""
+        import torch
+
         with torch.cuda.device(device):
             torch.cuda.empty_cache()
 
     def begin_peak(self, device: torch.device) -> None:
         """Measure ``peak_bytes`` from here on."""
+        import torch
+
         torch.cuda.reset_peak_memory_stats(device)
 
     def peak_bytes(self, device: torch.device) -> int:
         """Return the most bytes that torch's tensors took on a GPU since ``begin_peak``."""
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
 
     def queue(self, device: torch.device) -> Queue:
@@ -82,12 +121,16 @@ class Queue:
     """A stream of one GPU: what it is given runs in order, beside the work of other streams."""
 
     def __init__(self, device: torch.device):
+        import torch
+
         self._stream = torch.cuda.Stream(device)
         # A thread that waits sleeps instead of spinning: there are more workers than cores.
         self._event = torch.cuda.Event(blocking=True)
 
     def working(self) -> contextlib.AbstractContextManager[object]:
         """Return the context in which operations of this thread go to the stream; ``copy`` needs it too."""
+        import torch
+
         return torch.cuda.stream(self._stream)
 
     def copy(self, to: Tensor, source: Tensor) -> None:
@@ -104,4 +147,6 @@ def on_current_stream(device: torch.device) -> contextlib.AbstractContextManager
     """Return a context for another thread, in which it works on the stream that is current in this one."""
     if device.type != "cuda":
         return contextlib.nullcontext()
+    import torch
+
     return torch.cuda.stream(torch.cuda.current_stream(device))

@@ -8,8 +8,6 @@ import platform
 import shutil
 from typing import Any
 
-import torch
-
 from .. import __version__, kernels
 from ..devices import gpus
 from ..devices.names import DEFAULT
@@ -52,10 +50,7 @@ def diagnose() -> dict[str, Any]:
         },
         "extension": _extension(),
         "devices": _devices(),
-        "threads": {
-            "merge workers": f"{default_threads()} (one per core, and two that wait for the disk)",
-            "torch": str(torch.get_num_threads()),
-        },
+        "threads": {"merge workers": f"{default_threads()} (one per core, and two that wait for the disk)"},
         "backends": _choices("cpu"),
         **({} if gpus.why_none() else {"backends on GPUs": _choices("cuda")}),
         "environment": _environment(),
@@ -86,6 +81,8 @@ def _memory() -> str:
 def _gpu() -> str:
     if why := gpus.why_none():
         return f"none: {why}"
+    import torch
+
     count = torch.cuda.device_count()
     return f"{count} x {torch.cuda.get_device_name(0)} (CUDA {torch.version.cuda})"
 

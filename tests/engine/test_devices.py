@@ -232,3 +232,20 @@ def test_which_gpus_are_taken_and_why(monkeypatch):
     monkeypatch.undo()
     with use_backend("reference"):
         assert needs.why_not_compiled("cpu").endswith("has no kernel there (pinned)")
+
+
+def test_torch_is_asked_for_gpus_where_a_driver_is(monkeypatch):
+    monkeypatch.setattr(gpus.ctypes, "CDLL", lambda name: name)
+    assert gpus.why_no_driver() is None
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert gpus.why_none() == "this torch is built without CUDA and ROCm"
+
+    def absent(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(gpus.ctypes, "CDLL", absent)
+    monkeypatch.setattr(gpus, "_OF_AMD", ("/dev/null",))
+    assert gpus.why_none() == "this torch is built without CUDA and ROCm"
+    monkeypatch.setattr(gpus, "_OF_AMD", ("/absent",))
+    assert gpus.why_none() == "no driver of GPUs is installed (neither libcuda.so.1 nor /absent is here)"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from . import functional
     from .adapters import merge_adapters
     from .api import check, merge, verify, verify_recipe
+    from .averaging import average, greedy_soup
     from .errors import FastmergeError, InvalidInput
     from .methods import load_plugin
     from .state_dicts import merge_, merge_state_dicts
@@ -21,8 +22,10 @@ __version__ = "0.1.0"
 __all__ = [
     "FastmergeError",
     "InvalidInput",
+    "average",
     "check",
     "functional",
+    "greedy_soup",
     "load_plugin",
     "merge",
     "merge_",
@@ -35,7 +38,9 @@ __all__ = [
 _HOMES = {
     "FastmergeError": "errors",
     "InvalidInput": "errors",
+    "average": "averaging",
     "check": "api",
+    "greedy_soup": "averaging",
     "load_plugin": "methods",
     "merge": "api",
     "merge_": "state_dicts",

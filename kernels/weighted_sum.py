@@ -7,8 +7,9 @@ one addition per tensor, each rounded separately; rounded once (nearest, ties to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from . import _cuda, _native, _triton
@@ -17,6 +18,9 @@ from ._jobs import SumJob
 from ._registry import Order, operation
 
 __all__ = ["SumJob", "weighted_sum", "weighted_sum_many"]
+
+# Inputs of one launch on a GPU, where their addresses are parameters: kMaxTensors of csrc/cuda/operations.h.
+AT_ONCE = 64
 
 
 def weighted_sum(
@@ -80,11 +84,33 @@ def _cpu(job: SumJob) -> None:
 def _run_triton(job: SumJob) -> None:
     from ._triton.weighted_sum import weighted_sum as run
 
-    run(job)
+    _in_rounds(job, run)
 
 
 def _cuda_many(jobs: Sequence[SumJob]) -> None:
+    if few := [job for job in jobs if len(job.tensors) <= AT_ONCE]:
+        _launch_cuda(few)
+    for job in jobs:
+        if len(job.tensors) > AT_ONCE:
+            _in_rounds(job, lambda part: _launch_cuda([part]))
+
+
+def _launch_cuda(jobs: Sequence[SumJob]) -> None:
     _cuda.extension().weighted_sum([_native.sum_tuple(job) for job in jobs], _cuda.stream(jobs[0].out))
+
+
+def _in_rounds(job: SumJob, run: Callable[[SumJob], None]) -> None:
+    """Sum any number of tensors by launches of ``AT_ONCE``: what is summed so far is the first one of the next.
+
+    It is kept in float32 and multiplied by 1, which changes no bit, so that the result is that of one launch.
+    """
+    tensors, weights = list(job.tensors), list(job.weights)
+    if len(tensors) > AT_ONCE:
+        so_far = torch.empty_like(job.out, dtype=torch.float32)
+        while len(tensors) > AT_ONCE:
+            run(SumJob(so_far, tensors[:AT_ONCE], weights[:AT_ONCE]))
+            tensors, weights = [so_far, *tensors[AT_ONCE:]], [1.0, *weights[AT_ONCE:]]
+    run(SumJob(job.out, tensors, weights))
 
 
 @_weighted_sum.backend("cuda", probe=_cuda.why_unavailable, many=_cuda_many)

@@ -2,7 +2,7 @@
 
 from .folder import open_checkpoint, read_json, read_weights
 from .locate import locate, looks_like_hub_id
-from .peft import Change, PeftAdapter, read_adapter
+from .peft import Change, PeftAdapter, is_adapter, read_adapter
 from .safetensors_header import DTYPES, read_header
 from .types import Checkpoint, Coded, InputFile, TensorEntry
 
@@ -14,6 +14,7 @@ __all__ = [
     "InputFile",
     "PeftAdapter",
     "TensorEntry",
+    "is_adapter",
     "locate",
     "looks_like_hub_id",
     "open_checkpoint",

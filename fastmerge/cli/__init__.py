@@ -10,6 +10,7 @@ import click
 from .. import __version__
 from ._errors import Commands
 from .analyze import analyze
+from .average import average
 from .bench import bench
 from .clean import clean
 from .compare import diff
@@ -34,8 +35,8 @@ def main() -> None:
 
 
 COMMANDS = (
-    merge, multi, moe, plan, check, verify, inspect, diff, analyze, extract, methods, schema, clean, doctor, bench,
-    demo,
+    merge, multi, average, moe, plan, check, verify, inspect, diff, analyze, extract, methods, schema, clean, doctor,
+    bench, demo,
 )  # fmt: skip
 
 for command in (*COMMANDS, *OTHERS):

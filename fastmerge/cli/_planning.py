@@ -47,9 +47,6 @@ class Planned:
 
 def planned(recipe: str, given: dict[str, Any], **more: Any) -> Planned:
     """Plan a recipe until the command ends, and print the notes on options and plans. ``more``: of ``make_plan``."""
-    from ..plan import plan_all
-    from ..recipe.pipeline import load_pipeline
-
     said: list[str] = []
     mapped = translate(given, said.append)
     options = given | mapped
@@ -60,9 +57,18 @@ def planned(recipe: str, given: dict[str, Any], **more: Any) -> Planned:
         note(text, silent)
     # A line of its own makes text of a recipe that came in one line.
     source = sys.stdin.read() + "\n" if recipe == "-" else recipe
-    pipeline = load_pipeline(source, semantics=options["semantics"], seed=options["seed"])
+    return planned_source(source, options, **more)
+
+
+def planned_source(source: str, options: dict[str, Any], **more: Any) -> Planned:
+    """As ``planned``, of a path or text, with options in which mergekit's have been taken in."""
+    from ..plan import plan_all
+    from ..recipe.pipeline import load_pipeline
+
+    silent = options["quiet"] or options["as_json"]
+    pipeline = load_pipeline(source, semantics=options.get("semantics"), seed=options.get("seed"))
     planning = {"shard_size": options["shard_size"], "strict": options["strict"]}
-    planning |= {name: mapped[name] for name in _PASSED if name in mapped}
+    planning |= {name: options[name] for name in _PASSED if options.get(name) is not None}
     plans = click.get_current_context().with_resource(plan_all(pipeline, **planning, **more))
     for text in dict.fromkeys(text for plan in plans for text in plan.notes):
         note(text, silent)

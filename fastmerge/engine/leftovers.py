@@ -13,7 +13,7 @@ from ..errors import OutputError, explained
 from .folders import lock_folder
 from .publish import LOCKED, hold, is_held, plan_of, settle
 from .replacing import OwnFiles
-from .workplace import place_in_memory
+from .workplace import SCORES, place_in_memory
 
 __all__ = ["Leftover", "leftovers_in", "leftovers_of", "remove"]
 
@@ -105,7 +105,9 @@ def _folder(path: Path, target: Path) -> Leftover:
 
 
 def _is_of_a_step(path: Path) -> bool:
-    """True for a complete output that holds nothing else, and for what its merge left."""
+    """True for a complete output that holds nothing else, for what its merge left, and for scores."""
+    if path.name in (SCORES, f"{SCORES}.new") and path.is_file() and not path.is_symlink():
+        return True
     return _examine(path) is not None or (plan_of(path) is not None and not OwnFiles(path).in_the_way({}))
 
 

@@ -15,6 +15,9 @@ from .folders import lock_folder
 MEMORY = Path("/dev/shm")
 """A folder in memory."""
 
+SCORES = "scores.json"
+"""What a search for a soup (``averaging.greedy``) has scored, among its intermediate results."""
+
 
 def place_in_memory(target: Path) -> Path:
     """Return where in memory the intermediate results of an output lie."""

@@ -167,9 +167,10 @@ def _decide(
     places = layouts((row.name for row in found.rows), config) if asked else {}
     values = Values(findings)
     actions = {name: _Actions(method) for name, method in methods.items()}
+    counted = -1 if recipe.integers == "last" else 0
     outputs = []
     narrowed = Narrowed(recipe)
-    for row in check_dtypes(check_shapes(found.rows, findings), findings):
+    for row in check_dtypes(check_shapes(found.rows, findings), recipe.integers, findings):
         settings = values.of(row)
         if settings is None:
             continue
@@ -182,7 +183,7 @@ def _decide(
         shape, place = every[0].shape, places.get(row.key)
         group = Group(row.key, shape, models, settings, recipe.seed, part.semantics, place)
         nbytes = group.numel * dtype.itemsize
-        single = actions[name].copied(group) if dtype.is_floating_point else 0
+        single = actions[name].copied(group) if dtype.is_floating_point else counted
         if single is not None and every[single].dtype == dtype and every[single].plain and through is None:
             copied = Inputs(None, (every[single],))
             outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, "copy", copied))

@@ -56,8 +56,11 @@ def check_shapes(rows: Sequence[Row], findings: Findings) -> list[Row]:
     return good
 
 
-def check_dtypes(rows: Sequence[Row], findings: Findings) -> list[Row]:
-    """Return the rows that can be merged or copied; report the others, once per model and dtype."""
+def check_dtypes(rows: Sequence[Row], integers: str, findings: Findings) -> list[Row]:
+    """Return the rows that can be merged or copied; report the others, once per model and dtype.
+
+    ``integers`` is the recipe's.
+    """
     wrong: dict[tuple[int, DType], list[tuple[InputTensor, OpenModel]]] = {}
     good = []
     for row in rows:
@@ -71,7 +74,7 @@ def check_dtypes(rows: Sequence[Row], findings: Findings) -> list[Row]:
         remedy = "convert the model to bfloat16 or float32 first"
         what = f"{len(found)} tensors are {dtype}, which is not merged"
         findings.problem(f"{model.checkpoint.folder}: {tensor.name}", what, remedy)
-    return [row for row in good if _check_integers(row, findings)]
+    return [row for row in good if _check_integers(row, integers, findings)]
 
 
 def _inputs(row: Row):
@@ -82,15 +85,20 @@ def _mergeable(dtype: DType) -> bool:
     return dtype in MERGED or not (dtype.is_floating_point or dtype.is_complex)
 
 
-def _check_integers(row: Row, findings: Findings) -> bool:
-    """Check that a tensor that can only be copied is the same in all inputs."""
+def _check_integers(row: Row, integers: str, findings: Findings) -> bool:
+    """Check that a tensor that can only be copied is the same in all inputs, unless the recipe says whose is taken."""
     if all(tensor.dtype in MERGED for tensor in row.inputs.every):
         return True
     dtypes = {tensor.dtype for tensor in row.inputs.every}
+    if integers != "equal" and len(dtypes) == 1 and all(tensor.plain for tensor in row.inputs.every):
+        return True
     if equal_values(row.inputs.every):
         return True
     tensor, model = next((t, m) for t, m in _inputs(row) if t.dtype not in MERGED)
     what = f"a tensor of {', '.join(sorted(map(str, dtypes)))} differs between the models"
-    remedy = "integer and bool tensors are copied, so they must be equal in all models"
+    remedy = (
+        "integer and bool tensors are copied, so they must be equal in all models; integers: last (or first) in the "
+        "recipe takes those of that model"
+    )
     findings.problem(f"{model.checkpoint.folder}: {tensor.name}", what, remedy)
     return False

@@ -44,6 +44,7 @@ class Assembly:
             parameters=self._settings((), file, methods),
             rules=tuple(self._rule(("rules", i), rule, modules) for i, rule in enumerate(file.rules or ())),
             missing=file.missing,
+            integers=file.integers,
             name=file.name if isinstance(file.name, str) else "",
             dtype=file.dtype,
             out_dtype=file.out_dtype,

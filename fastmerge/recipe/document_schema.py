@@ -154,6 +154,10 @@ class RecipeFile(Keys):
     parameters: ParameterTable = {}
     rules: list[RuleItem] | None = Field(None, description="exceptions for single tensors; the first match counts")
     missing: Missing = "base"
+    integers: Annotated[
+        Literal["equal", "first", "last"],
+        Field(description="integer and bool tensors: equal in all inputs, or those of the first or last one"),
+    ] = "equal"
     lines: BlockTable = Field(None, description="LiNeS: scales merged deltas by the depth of their layer")
     svc: BlockTable = Field(None, description="singular value calibration of merged deltas")
     boost: BlockTable = Field(None, description="Subspace Boosting of merged deltas")

@@ -188,6 +188,8 @@ class Recipe:
         parameters: top level.
         rules:      exceptions for single tensors, first match first.
         missing:    what becomes of a tensor that some models lack, one of ``MISSING``.
+        integers:   whose integer and bool tensors are copied: the "first" or "last" input's, base first; "equal": any,
+                    since they must be the same.
         dtype:      name of the dtype of the output unless ``out_dtype`` is given; None keeps the inputs'.
         out_dtype:  overrides ``dtype`` for the output.
         keep_float32: parts of names of tensors that stay float32 where an input is, whatever ``dtype`` says.
@@ -208,6 +210,7 @@ class Recipe:
     parameters: Parameters = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
     missing: str = "base"
+    integers: str = "equal"
     name: str = ""
     earlier: tuple[str, ...] = ()
     dtype: str | None = None

@@ -7,6 +7,8 @@ import torch
 from kernel_cases import same_bits
 
 from fastmerge import kernels
+from fastmerge.kernels import _cuda
+from fastmerge.kernels.weighted_sum import AT_ONCE
 
 B, F, H = torch.bfloat16, torch.float32, torch.float16
 
@@ -39,10 +41,27 @@ def test_many_tensors(device, generator, count):
     _check(device, [torch.randn(3001, generator=generator).to(B) for _ in range(count)], B, [0] * count, 0, 2900)
 
 
-def test_more_tensors_than_parameters(device):
-    tensors = [torch.ones(8, device=device)] * 65
+@pytest.mark.parametrize("count", [65, 128, 200])
+def test_more_tensors_than_parameters(device, generator, count):
+    assert _cuda.extension().max_tensors == AT_ONCE < count
+    _check(device, [torch.randn(400, generator=generator).to(B) for _ in range(count)], B, [0] * count, 0, 301)
+    # Among jobs of few, and into a tensor that is an input.
+    tensors = [torch.randn(77, generator=generator) for _ in range(count)]
+    weights = torch.randn(count, generator=generator).tolist()
+    expected = torch.empty(2, 77)
+    for out, few in zip(expected, (count, 2), strict=True):
+        kernels.weighted_sum(out, tensors[:few], weights[:few], backend="reference")
+    there = [tensor.to(device, copy=True) for tensor in tensors]
+    pair = torch.empty(77, device=device)
+    jobs = [kernels.SumJob(there[-1], there, weights), kernels.SumJob(pair, there[:2], weights[:2])]
+    kernels.weighted_sum_many(jobs, backend="cuda")
+    assert same_bits(there[-1].cpu(), expected[0]) and same_bits(pair.cpu(), expected[1])
+
+
+def test_other_operations_say_that_there_are_too_many(device):
+    base, tensors = torch.zeros(8, device=device), [torch.ones(8, device=device)] * 65
     with pytest.raises(ValueError, match="the cuda backend takes at most 64 tensors, got 65; pin another backend"):
-        kernels.weighted_sum(tensors[0], tensors, [1.0] * 65, backend="cuda")
+        kernels.sparse_merge(base, base, tensors, factors=[1.0] * 65, keeps=[kernels.keep_all()] * 65, backend="cuda")
 
 
 @pytest.mark.parametrize("dtype", [B, H], ids=str)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from kernel_cases import CASES, SIZES, Draw, same_bits, variants
 
+from fastmerge import kernels
 from fastmerge.kernels import OPERATIONS, use_backend
 
 
@@ -35,10 +36,23 @@ def test_backends_agree(name, numel, generator):
             assert same_bits(found, expected) if isinstance(found, torch.Tensor) else found == expected, where
 
 
+@pytest.mark.parametrize("count", [64, 65, 130])
+def test_a_sum_of_many_tensors_is_added_up_in_order(count, generator):
+    """As a loop in torch does it: a soup of many checkpoints."""
+    tensors = [torch.randn(515, generator=generator).bfloat16() for _ in range(count)]
+    weights = torch.rand(count, generator=generator).tolist()
+    acc = tensors[0].float() * weights[0]
+    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+        acc += tensor.float() * weight
+    for variant in variants():
+        with variant.active():
+            out, wide = torch.full((515,), torch.nan, dtype=torch.bfloat16), torch.full((515,), torch.nan)
+            kernels.weighted_sum_many([kernels.SumJob(out, tensors, weights), kernels.SumJob(wide, tensors, weights)])
+        assert torch.equal(out, acc.bfloat16()) and torch.equal(wide, acc), variant.label
+
+
 @pytest.mark.parametrize("name", ["weighted_sum", "sparse_merge"])
 def test_zero_dimensions(name):
-    from fastmerge import kernels
-
     base, tensor, out = torch.tensor(1.0), torch.tensor(3.0), torch.tensor(float("nan"))
     for variant in variants():
         with variant.active():

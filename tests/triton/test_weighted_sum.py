@@ -11,7 +11,7 @@ B, F, H = torch.bfloat16, torch.float32, torch.float16
 
 
 @pytest.mark.parametrize("out_dtype", [B, F, H], ids=str)
-@pytest.mark.parametrize("dtypes", [[B, B], [F, F, F], [H, B, F, B], [B] * 16], ids=lambda d: f"{len(d)}")
+@pytest.mark.parametrize("dtypes", [[B, B], [F, F, F], [H, B, F, B], [B] * 16, [B] * 66], ids=lambda d: f"{len(d)}")
 def test_bits(device, sizes, make, same_bits, dtypes, out_dtype):
     weights = [0.7 - 0.3 * k for k in range(len(dtypes))]
     for numel in sizes:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 from ...errors import CheckpointError
-from ..folder import read_json, read_weights
+from ..folder import INDEX, SINGLE, read_json, read_weights
 from ..types import TensorEntry
 from .config import check_config
 from .kinds import SORTERS
@@ -15,11 +15,17 @@ from .stored import REMEDY, Stored
 from .tokens import sort_tokens
 from .types import PeftAdapter
 
-__all__ = ["read_adapter"]
+__all__ = ["is_adapter", "read_adapter"]
 
 _PREFIX = "base_model.model."
 # What PEFT saves of the base itself: the tensor under an adapted embedding or head, and modules trained whole.
 _OWN = re.compile(r"(.+)\.(?:base_layer|modules_to_save)\.(weight|bias)")
+
+
+def is_adapter(folder: str) -> bool:
+    """True for a folder that holds an adapter and no model."""
+    there = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+    return "adapter_config.json" in there and not there & {*SINGLE, *INDEX}
 
 
 def read_adapter(folder: str) -> PeftAdapter:

@@ -1,0 +1,147 @@
+"""``fastmerge average``: soups and windows of checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..devices.names import DEFAULT
+from ._errors import Command
+from ._options import BACKEND, DEVICE, JSON, QUIET, RAM, SHARD_SIZE, STRICT, THREADS, VRAM, together
+from ._output import note, print_facts, print_json, print_table
+from ._planning import planned_source, show_plans
+from .merge import run_plans
+
+if TYPE_CHECKING:
+    from ..averaging import Average, Trial
+
+
+class Numbers(click.ParamType):
+    """Numbers between commas: 0.5,0.3,0.2."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        try:
+            return [float(number) for number in value.split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers such as 3,2,1", param, ctx)
+
+
+_COUNTING = together(
+    click.option(
+        "--schedule",
+        default="uniform",
+        show_default=True,
+        help="How much each counts: uniform, linear, ema:DECAY, swa, lawa:K, warm, 1-sqrt, cosine, decay:F1,F2,...",
+    ),
+    click.option("--weights", type=Numbers(), metavar="W,W,...", help="One per checkpoint; divided by their sum."),
+    click.option("--counts", type=Numbers(), metavar="N,N,...", help="Samples per checkpoint (FedAvg)."),
+)
+_CHOOSING = together(
+    click.option("--from", "start", type=int, metavar="STEP", help="The first step that is taken."),
+    click.option("--to", "stop", type=int, metavar="STEP", help="The last step that is taken."),
+    click.option("--every", type=click.IntRange(min=1), metavar="N", help="Each N-th, counted from the last one."),
+    click.option("--last", type=click.IntRange(min=1), metavar="K", help="The K last ones."),
+)
+
+
+@click.command(cls=Command)
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
+@click.argument("out", type=click.Path())
+@_COUNTING
+@_CHOOSING
+@click.option("--base", metavar="MODEL", help="Model that adapters are added to before they are averaged.")
+@click.option("--dtype", type=click.Choice(("float32", "bfloat16", "float16")), help="Of OUT.  [default: the inputs']")
+@click.option(
+    "--greedy", metavar="SCORE", help="Make a greedy soup by a command or module:function that scores a folder."
+)
+@click.option("--minimize", is_flag=True, help="Less is better, of the scores of --greedy.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output of fastmerge.")
+@click.option("--allow-nonfinite", is_flag=True, help="Let NaN and infinity pass, in inputs and results.")
+@click.option("--dry-run", is_flag=True, help="Print the weights and the plan and stop.")
+@click.option("--show-recipe", is_flag=True, help="Print the average as a recipe of fastmerge merge and stop.")
+@together(THREADS, RAM, DEVICE, VRAM, BACKEND, SHARD_SIZE, STRICT, JSON, QUIET)
+def average(
+    checkpoints: tuple[str, ...],
+    out: str,
+    greedy: str | None,
+    minimize: bool,
+    dry_run: bool,
+    show_recipe: bool,
+    **given: Any,
+) -> None:
+    """Average CHECKPOINTs (folders, hub ids, or patterns in quotes) into the folder OUT.
+
+    \b
+    fastmerge average 'run/checkpoint-*' soup
+    fastmerge average 'run/checkpoint-*' out --last 10 --schedule ema:0.8
+    fastmerge average client-a client-b out --counts 1200,300
+    fastmerge average 'sweep/*' best --greedy 'python score.py'
+
+    Checkpoints whose names differ only in numbers are taken in the order of these, the oldest first; others, and those
+    with --weights or --counts, in the order given. Sums are float32 in that order, rounded once. docs/averages.md has
+    the formula of each schedule.
+    """
+    from ..averaging import average_of
+
+    given["device"] = given["device"] or DEFAULT
+    names = ("schedule", "weights", "counts", "start", "stop", "every", "last")
+    how = {name: given.pop(name) for name in names}
+    kind = {name: given.pop(name) for name in ("base", "dtype")}
+    if greedy is not None:
+        _refuse(greedy=greedy, **how, **{"dry-run": dry_run, "show-recipe": show_recipe})
+        _greedy(checkpoints, out, greedy, {"minimize": minimize, **kind, **given})
+        return
+    found = average_of(checkpoints, **how, **kind)
+    silent = given["quiet"] or given["as_json"]
+    for text in found.notes:
+        note(text, silent)
+    if show_recipe:
+        click.echo(found.recipe, nl=False)
+        return
+    plans = planned_source(found.recipe, given)
+    if dry_run:
+        if not silent:
+            _show_weights(found)
+        show_plans(plans)
+        return
+    if not silent:
+        first, last = (f"{found.models[k]} ({found.weights[k]:.4g})" for k in (0, -1))
+        print_facts([("average", f"of {len(found.models)}, from {first} to {last}")])
+    run_plans(plans, out)
+
+
+def _show_weights(found: Average) -> None:
+    rows = [(model, f"{weight:.6g}") for model, weight in zip(found.models, found.weights, strict=True)]
+    print_table(("checkpoint", "weight"), rows, numbers=1)
+
+
+def _refuse(**options: Any) -> None:
+    """Refuse options that mean nothing to a greedy soup."""
+    greedy = options.pop("greedy")
+    spelled = {"start": "from", "stop": "to"}
+    given = [f"--{spelled.get(name, name)}" for name, value in options.items() if value not in (None, False, "uniform")]
+    if given:
+        raise click.UsageError(f"{', '.join(given)} and --greedy {greedy}: a greedy soup chooses and counts by itself")
+
+
+def _greedy(checkpoints: tuple[str, ...], out: str, score: str, options: dict[str, Any]) -> None:
+    from ..averaging import greedy_soup
+
+    silent = options.pop("quiet") or options["as_json"]
+    as_json = options.pop("as_json")
+
+    def said(trial: Trial) -> None:
+        verdict = "" if len(trial.models) == 1 else ", joins" if trial.kept else ", stays out"
+        with_others = f" with {len(trial.models) - 1} others" if len(trial.models) > 1 else ""
+        note(f"{trial.models[-1]}{with_others}: {trial.score:g}{verdict}", silent)
+
+    found = greedy_soup(checkpoints, out, score, said=said, **options)
+    if as_json:
+        print_json(dataclasses.asdict(found))
+    elif not silent:
+        facts = [("output", f"{out}: {found.report.tensors} tensors"), ("score", f"{found.score:g}")]
+        print_facts([*facts, *((f"part {k}", model) for k, model in enumerate(found.models, 1))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from .. import kernels
@@ -9,7 +10,7 @@ from ..checkpoint.types import DECODED_AT_ONCE, DECODING_BYTES, matrix_shape
 from ..methods import get_method
 from ..plan.types import InputTensor, OutputTensor
 from .arena import PAGE, round_up
-from .folding import working_bytes
+from .folding import made_shapes, working_bytes
 from .inputs import beside_bytes, slot_bytes
 
 # Bytes that a run may take beside its budget and the interpreter with torch: threads, modules, tables of the plan.
@@ -32,12 +33,14 @@ def resident_bytes(output: OutputTensor) -> int:
 def gathered_bytes(outputs: Iterable[OutputTensor]) -> int:
     """Return the bytes of the host's memory that gathered inputs hold for the whole run: adapters, parts of codes.
 
-    A factor is converted to float32, and turned where it is stored so, while the one that was read is still there.
+    A part is converted to float32, and turned where it is stored so, while the one that was read is still there.
     """
     gathered = {t.path: t.gathered for output in outputs for t in output.inputs.every if t.gathered is not None}
     held = 0
     for source in (source for own in gathered.values() for source in own.sources):
-        held += sum(3 * 4 * factor.numel for adapter in source.adapters for factor in adapter.stored)
+        for adapter in source.adapters:
+            held += sum(2 * 4 * part.numel for part in adapter.parts)
+            held += sum(4 * math.prod(shape) for shape in made_shapes(adapter))
         held += sum(part.nbytes for part, by_row in source.coded.parts if not by_row) if source.coded else 0
     return held
 

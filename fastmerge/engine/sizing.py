@@ -169,8 +169,8 @@ def divide(outputs: Iterable[OutputTensor], budget: Budget, workers: int, chunk:
     division needs.
     """
     outputs = list(outputs)
-    held = gathered_bytes(outputs)
-    budget = replace(budget, ram=budget.ram - held)
+    gathered = gathered_bytes(outputs)
+    budget = replace(budget, ram=budget.ram - gathered)
     demand = _Demand.of(outputs, budget.kind)
     chunks = (CHUNKS if budget.vram is None else DEVICE_CHUNKS) if chunk is None else (chunk,)
     each = -(-workers // budget.devices)
@@ -182,7 +182,7 @@ def divide(outputs: Iterable[OutputTensor], budget: Budget, workers: int, chunk:
         roomy = option.needed(int(demand.resident * demand.share)) <= budget.room // 2
         if fits and (roomy or option is options[-1]):
             return _sizes(option, outputs, demand, budget)
-    raise BudgetError(_too_small(options[-1], demand, budget, held))
+    raise BudgetError(_too_small(options[-1], demand, budget, gathered))
 
 
 def _sizes(option: _Option, outputs: Sequence[OutputTensor], demand: _Demand, budget: Budget) -> Sizes:
@@ -207,17 +207,17 @@ def _sizes(option: _Option, outputs: Sequence[OutputTensor], demand: _Demand, bu
     return Sizes(workers, option.chunk, slot, regions, workers * slot + regions)
 
 
-def _too_small(least: _Option, demand: _Demand, budget: Budget, held: int) -> str:
-    """Say how much the least option needs, of which memory; ``held`` is gone before anything is divided."""
+def _too_small(least: _Option, demand: _Demand, budget: Budget, gathered: int) -> str:
+    """Say how much the least option needs, of which memory; ``gathered`` is gone before anything is divided."""
     needed = least.needed(demand.least)
     if needed > budget.room and budget.vram is not None:
         option, limit, where = "--vram", budget.vram, "of each device "
     else:
-        option, limit, where = "--ram", budget.ram + held, ""
-        needed = held + (needed if needed > budget.room else least.staging)
+        option, limit, where = "--ram", budget.ram + gathered, ""
+        needed = gathered + (needed if needed > budget.room else least.staging)
     what = f"the memory budget {where}of {limit} bytes is too small: this merge needs at least {needed} ({option})"
-    if held > needed // 2 and option == "--ram":
-        what += f"; {held} of them hold adapters and codes of embeddings that are merged by token"
+    if gathered > needed // 2 and option == "--ram":
+        what += f"; {gathered} of them hold adapters and codes of embeddings that are merged by token"
     elif demand.largest is not None and needed > least.staging:
         what += f"; {demand.largest.method} needs {demand.least} for {demand.largest.name}, which it takes whole"
     elif demand.resident > needed // 2 and needed > least.staging:

@@ -38,4 +38,4 @@ def test_notes_on_the_models_are_shown(models, tmp_path):
     (tmp_path / "one" / "pytorch_model.bin").touch()
     result = call("analyze", tmp_path / "one", "--base", models / "base", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert "model.safetensors is read, and not pytorch_model.bin, which is there as well" in result.stderr
+    assert "is read, and not pytorch_model.bin, which is there as well" in result.stderr

@@ -43,4 +43,4 @@ def test_notes_on_the_models_are_shown(models, tmp_path):
     (tmp_path / "one" / "pytorch_model.bin").touch()
     result = call("extract", models / "base", tmp_path / "one", "--out", tmp_path / "out", "--rank", 2)
     assert result.exit_code == 0, result.output
-    assert "model.safetensors is read, and not pytorch_model.bin, which is there as well" in result.stderr
+    assert "is read, and not pytorch_model.bin, which is there as well" in result.stderr

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from ..errors import FastmergeError
+from . import _garbage
 from ._output import note
 
 FAILED = 2
@@ -114,6 +115,11 @@ def _load_plugins(paths: Sequence[str]) -> None:
 
 class Commands(click.Group):
     """A group that lists its commands in the order in which they were added."""
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, **settings: Any) -> Any:
+        # Without arguments of its own it has those of the process, which then is this command.
+        with _garbage.uncollected() if args is None else contextlib.nullcontext():
+            return super().main(args, *more, **settings)
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.commands)

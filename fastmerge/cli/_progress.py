@@ -10,13 +10,18 @@ from collections.abc import Callable, Iterator
 import click
 
 from ..sizes import show_size
+from . import _garbage
 
 SECONDS_BETWEEN_LINES = 5.0
 
 
 @contextlib.contextmanager
 def progress(title: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Yield a function of the bytes done and of all bytes, or None when ``quiet``. Everything goes to stderr."""
+    """Yield a function of the bytes done and of all bytes, or None when ``quiet``. Everything goes to stderr.
+
+    What takes a progress takes long, so garbage is collected from here on.
+    """
+    _garbage.collect_from_here()
     if quiet:
         yield None
     elif sys.stderr.isatty():

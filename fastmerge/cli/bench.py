@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ._errors import Command
+from ._garbage import collect_from_here
 from ._options import BACKEND, JSON
 from ._output import print_json, print_table
 
@@ -22,6 +23,7 @@ def bench(elements: int, backend: str, as_json: bool) -> None:
     """
     from ..reports.roofline import RUNS, measure
 
+    collect_from_here()
     found = list(measure(elements, backend))
     copy = found[0].rate
     if as_json:

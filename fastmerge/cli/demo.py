@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ._errors import Command
+from ._garbage import collect_from_here
 from ._options import JSON
 from ._output import print_json, print_table
 
@@ -26,6 +27,7 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
     from ..demo import claim, run_demo
     from ..demo.tasks import LANGUAGES
 
+    collect_from_here()
     out = out.absolute()
     claim(out)
     rows = list(run_demo(out, seed, lambda text: click.echo(text, err=True)))

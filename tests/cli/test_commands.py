@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from commands import call, call_json
 from safetensors.torch import load_file, save_file
 
 from fastmerge import kernels
-from fastmerge.cli import _options
+from fastmerge.cli import _options, main
+from fastmerge.cli._progress import progress
 from fastmerge.methods import all_methods
 
 
@@ -161,3 +164,22 @@ def test_plan_lists_the_files_that_are_read(ties):
     assert {row["name"] for row in rows} >= {"config.json", "model.safetensors"}
     assert all(row["trusted"] and ("header" in row) == (row["kind"] == "weights") for row in rows)
     assert "a JSON header that is checked, and numbers" in call("plan", ties, "--files").stdout
+
+
+def test_a_process_that_is_a_command_collects_garbage_where_it_works_for_long(monkeypatch):
+    states = []
+
+    def command():
+        states.append(gc.isenabled())
+        with progress("working", quiet=True):
+            states.append(gc.isenabled() and gc.get_freeze_count() > 0)
+
+    monkeypatch.setattr(sys, "argv", ["fastmerge", "doctor"])
+    monkeypatch.setattr(main.commands["doctor"], "callback", lambda as_json: command())
+    try:
+        with pytest.raises(SystemExit):
+            main()
+    finally:
+        gc.unfreeze()
+        gc.enable()
+    assert states == [False, True]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ... import kernels
 from .low_rank import Term
 from .memory import STEP, kronecker_sides
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Hadamard", "Kronecker", "Rows", "Scaling", "Vector", "product"]
 
@@ -48,6 +49,8 @@ class Hadamard(Vector):
     """LoHa: ``scale * (w1_a @ w1_b) * (w2_a @ w2_b)``."""
 
     def add(self, out: Tensor, weight: Tensor, first: int) -> None:
+        import torch
+
         for start, rows, stored in _steps(out, weight):
             at = slice(first + start, first + start + len(rows))
             one, two = (product(a[at], b) for a, b in (self.parts[:2], self.parts[2:]))
@@ -64,6 +67,8 @@ class Kronecker(Term):
             made.copy_(own[0] if len(own) == 1 else product(*own))
 
     def add(self, out: Tensor, weight: Tensor, first: int) -> None:
+        import torch
+
         left, right = self.made
         for start, rows, stored in _steps(out, weight):
             at = torch.arange(first + start, first + start + len(rows), device=out.device)
@@ -74,6 +79,8 @@ class Kronecker(Term):
 
 def product(left: Tensor, right: Tensor) -> Tensor:
     """Return ``left @ right``, float32, summed in order."""
+    import torch
+
     out = torch.zeros(len(left), right.shape[1], device=left.device)
     kernels.low_rank_update(out, out, left.contiguous(), right.contiguous(), 1.0)
     return out

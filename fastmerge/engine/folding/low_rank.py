@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ... import kernels
 from ...plan.types import Adapter
 from .memory import scaled_shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Dora", "Experts", "Scaled", "Term"]
 
@@ -42,6 +43,8 @@ class Dora(Term):
     summed in float64."""
 
     def add(self, out: Tensor, weight: Tensor, first: int) -> None:
+        import torch
+
         super().add(out, weight, first)
         norms = torch.linalg.vector_norm(out, dim=1, dtype=torch.float64).float()
         out *= (self.parts[2][first : first + len(out)] / norms)[:, None]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from .elements import product
 from .low_rank import Term
 from .memory import STEP
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Rotation"]
 
@@ -19,6 +21,8 @@ class Rotation(Term):
     """
 
     def make(self) -> None:
+        import torch
+
         stored = self.parts[0].cpu().double()
         if self.adapter.kind == "boft":
             skew = 0.5 * (stored[0] - stored[0].mT)
@@ -53,6 +57,8 @@ class Rotation(Term):
 
 def _cayley(skew: Tensor, terms: int) -> Tensor:
     """Return ``(I - S) (I + S)^-1``; or of its series, I + 2 S + 2 S^2 + .., so many terms, the last one once."""
+    import torch
+
     identity = torch.eye(skew.shape[-1], dtype=skew.dtype).expand_as(skew)
     if not terms:
         return torch.linalg.solve(identity + skew, identity - skew, left=False)

@@ -7,15 +7,16 @@ result does not depend on how a tensor is cut into rows, on threads, or on the d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ...plan.types import Adapter, InputTensor
 from .elements import Hadamard, Kronecker, Rows, Scaling, Vector
 from .low_rank import Dora, Experts, Scaled, Term
 from .memory import made_shapes
 from .rotations import Rotation
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Term", "add_terms", "make_term", "term_of"]
 
@@ -32,6 +33,8 @@ def make_term(adapter: Adapter, parts: Sequence[Tensor], made: Sequence[Tensor])
 
 def term_of(adapter: Adapter, load: Callable[[InputTensor], Tensor]) -> Term:
     """Return a term whose parts ``load`` returns as they are stored."""
+    import torch
+
     parts = [load(part).float() for part in adapter.parts]
     term = make_term(adapter, parts, [torch.empty(shape) for shape in made_shapes(adapter)])
     term.make()

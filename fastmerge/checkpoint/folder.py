@@ -14,7 +14,6 @@ from .gguf import models_in, open_gguf
 from .opening import check_characters, read_text
 from .placeholders import placeholder
 from .safetensors_header import read_header
-from .torch_zip import read_torch_zip
 from .types import Checkpoint, InputFile, TensorEntry
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -103,7 +102,11 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
 
 def read_weights(path: str) -> tuple[InputFile, dict[str, TensorEntry]]:
     """Return the identity and the tensors of one weight file, by its ending."""
-    return read_header(path) if path.endswith(".safetensors") else read_torch_zip(path)
+    if path.endswith(".safetensors"):
+        return read_header(path)
+    from .torch_zip import read_torch_zip
+
+    return read_torch_zip(path)
 
 
 def read_json(path: str, missing_ok: bool = False, expected: type = dict) -> Any:

@@ -93,11 +93,13 @@ def _values(checkpoint: Checkpoint, manifest: dict | None) -> dict:
 
 
 def _manifest(folder: str) -> dict | None:
+    if not os.path.exists(os.path.join(folder, "fastmerge.json")):
+        return None
     from pathlib import Path
 
-    from ..engine.manifest import FILENAME, read_manifest
+    from ..engine.manifest import read_manifest
 
-    return read_manifest(Path(folder)) if os.path.exists(os.path.join(folder, FILENAME)) else None
+    return read_manifest(Path(folder))
 
 
 def _dtype(entry: TensorEntry) -> str:

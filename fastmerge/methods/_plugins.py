@@ -7,7 +7,6 @@ A file is loaded as a module of this folder, so that one written for it, with it
 from __future__ import annotations
 
 import importlib.machinery
-import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -65,6 +64,8 @@ def _others() -> set[str]:
 
 def load_installed() -> None:
     """Import what installed packages declare as methods; FastmergeError names the package of one that fails."""
+    import importlib.metadata  # slow, and of no use to methods of this folder
+
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
         try:
             entry.load()

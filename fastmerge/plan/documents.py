@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ def plan_all(pipeline: Pipeline, **planning: Any) -> Iterator[list[Plan]]:
     plans: list[Plan] = []
     folders: dict[str, str] = {}
     several = len(pipeline.steps) > 1
+    if several:
+        import tempfile
     place = tempfile.TemporaryDirectory(prefix="fastmerge-") if several else contextlib.nullcontext("")
     with place as scratch:
         for step in pipeline.steps:

@@ -56,7 +56,7 @@ BlockTable = Annotated[dict[str, Any] | None, BeforeValidator(_refuse_empty)]
 class Keys(BaseModel):
     """A mapping of the recipe that has exactly these keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 def _as_model(item: Any) -> Any:

@@ -43,7 +43,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "iso_cts": {"lambda": 0.5},
     "karcher": {},
     "knots": {},
-    "linear": {"weight": (1.0, 2.0, 0.5)},
+    "linear": {"weight": (0.5, 0.31, 0.23)},
     "magmax": {"weight": (1.0, 0.7, 1.2)},
     "magnitude_prune": SPARSE,
     "model_stock": {},

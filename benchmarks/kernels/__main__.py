@@ -13,12 +13,12 @@ from fastmerge.kernels import _native
 from .. import _record
 from .._bench import Bench
 from . import methods
-from .cases import CASES, OTHERS
+from .cases import CASES, OTHERS, WHOLE
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
-    every = {case.method: case for case in (*CASES, *OTHERS)}
+    every = {case.method: case for case in (*CASES, *OTHERS, *WHOLE)}
     parser.add_argument(
         "--ops", nargs="+", default=[case.method for case in CASES], metavar="METHOD", choices=[*every, "all"],
         help=f"of {', '.join(every)}, or all; default: {', '.join(case.method for case in CASES)}",

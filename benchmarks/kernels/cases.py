@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +12,9 @@ from fastmerge.methods import Group, get_method
 from fastmerge.steps.driver import Job, merge_source
 from fastmerge.steps.inputs import split
 from fastmerge.steps.source import Resident
+
+from ..accuracy.cases import STATISTICS
+from ..accuracy.statistics import files
 
 EXPERTS = 3
 
@@ -26,19 +30,22 @@ class Case:
         surveys: how often it reads its inputs before the pass that writes.
         columns: elements of a row, for a method that looks at rows; None takes vectors.
         near:   False where rounding in bfloat16 moves what the peers make so far that it cannot be compared.
+        most:   elements that it is measured on at most; for methods whose time grows faster than the size.
     """
 
     method: str
     inputs: int
-    values: dict[str, float | tuple[float, ...]]
+    values: dict[str, Any]
     surveys: int
     columns: int | None = None
     near: bool = True
+    most: int | None = None
 
     def shaped(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return vectors as the matrices that the case is measured on, without the elements beyond the last row."""
+        tensors = [t[: self.most] for t in tensors]
         if self.columns is None:
-            return list(tensors)
+            return tensors
         return [t[: t.numel() // self.columns * self.columns].view(-1, self.columns) for t in tensors]
 
     @property
@@ -63,6 +70,8 @@ class Case:
         method, count = get_method(self.method), self.inputs - self.has_base
         known, profile = method.parameters_of(method.semantics[0]), method.semantics[0]
         values = {p.name: (p.default,) * count if p.per_model else p.default for p in known} | self.values
+        if kind := STATISTICS.get(self.method):
+            values[kind] = files(kind, name, (shape[0], shape[1]), count)
         return Group(name, tuple(shape), count, values, semantics=profile)
 
     def job(self, out: Tensor, tensors: Sequence[Tensor], name: str = "benchmark.weight") -> Job:
@@ -88,7 +97,7 @@ CASES = (
 
 _WEIGHT, _DENSITY = (0.5, 0.3, 0.2), (0.5,) * EXPERTS
 
-# The other methods that see a tensor element by element or by its rows; benchmarks.spectral times decompositions.
+# The other methods that see a tensor element by element or by its rows.
 OTHERS = (
     Case("arcee_fusion", 2, {}, surveys=1, columns=4096, near=False),
     Case("breadcrumbs", EXPERTS + 1, {"weight": _WEIGHT, "density": _DENSITY}, surveys=1),
@@ -111,4 +120,19 @@ OTHERS = (
     Case("sce", EXPERTS + 1, {"select_topk": 0.4}, surveys=5),
     Case("tall_mask", EXPERTS + 1, {"task": 1}, surveys=0),
     Case("task_arithmetic", EXPERTS + 1, {"weight": _WEIGHT}, surveys=0),
+)
+
+_SQUARE = {"columns": 1024, "most": 1 << 20}
+
+# Those that take a matrix whole, or read statistics of it.
+WHOLE = (
+    Case("fisher", EXPERTS, {}, surveys=0, **_SQUARE),
+    Case("iso_c", EXPERTS + 1, {"matrices": "all"}, surveys=0, **_SQUARE),
+    Case("iso_cts", EXPERTS + 1, {"matrices": "all"}, surveys=0, **_SQUARE),
+    Case("knots", EXPERTS + 1, {"matrices": "all"}, surveys=0, near=False, **_SQUARE),
+    Case("regmean", EXPERTS, {}, surveys=0, near=False, **_SQUARE),
+    Case("task_arithmetic_sb", EXPERTS + 1, {"weight": _WEIGHT, "matrices": "all"}, surveys=0, **_SQUARE),
+    Case("ties_sb", EXPERTS + 1, {"weight": _WEIGHT, "density": _DENSITY, "matrices": "all"}, surveys=1, **_SQUARE),
+    Case("tsv_c", 2, {"share": 0.5, "matrices": "all"}, surveys=0, **_SQUARE),
+    Case("tsvm", EXPERTS + 1, {"matrices": "all"}, surveys=0, **_SQUARE),
 )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..accuracy import formulas
+from ..accuracy import formulas, spectral
 from ..accuracy.formulas import FORMULAS
 from .cases import Case
 
@@ -87,13 +87,20 @@ MERGES = {"linear": linear, "slerp": slerp, "ties": ties, "dare_ties": dare_ties
 
 
 def by_formula(case: Case) -> Callable[..., Tensor]:
-    """Return the formula of a method, written for reading, as a merge of tensors in their dtype."""
+    """Return the formula of a method, written for reading, as a merge of tensors in their dtype.
+
+    Decompositions are in float32: there are none in less.
+    """
+    formula = FORMULAS[case.method]
+    wide = formula.__module__ == spectral.__name__
 
     def merge(tensors: Sequence[Tensor], **_: object) -> Tensor:
+        dtype = tensors[0].dtype
+        tensors = [tensor.float() for tensor in tensors] if wide else tensors
         base, experts = (tensors[0], tensors[1:]) if case.has_base else (None, tensors)
         deltas = [] if base is None else [expert - base for expert in experts]
         values = case.group("benchmark.weight", experts[0].shape).values
         masks = [torch.rand(d.shape, device=d.device) < 0.5 for d in deltas] if case.random else []
-        return FORMULAS[case.method](formulas.Case(base, experts, deltas, values, masks))
+        return formula(formulas.Case(base, experts, deltas, values, masks)).to(dtype)
 
     return merge

@@ -196,13 +196,13 @@ def _check_budget(selection: Selection, rank: int, ram: int) -> None:
 def matrix_bytes(shape: tuple[int, ...], rank: int) -> int:
     """Return a bound of what the approximation of one matrix takes, its delta included.
 
-    From measurements (glibc, MKL), rounded up. The search is not sure to converge, so room for the full decomposition
-    is part of it; that of a search matters for the largest ranks that it takes, of long matrices.
+    The search is not sure to converge, so room for the full decomposition, in float64, is part of it; that of a search
+    (from measurements with glibc and MKL, rounded up) matters for the largest ranks that it takes, of long matrices.
     """
     n, m = sorted(shape)
     rank = min(rank, n // 8)
     search = 6 * (2 * rank + 5 * max(8, min(64, rank // 2))) * (m + n)
-    return 4 * (m * n + max(search, 7 * m * n // 2 + 5 * n * n))
+    return 4 * (m * n + max(search, 5 * m * n + 8 * n * n))
 
 
 class _Work:

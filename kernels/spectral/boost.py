@@ -38,9 +38,9 @@ def subspace_boost(
                 leaves them at zero; ``reference`` raises them too, along the vectors that a float32 SVD returns (these
                 differ from run to run between libraries, devices and thread counts).
         method: ``fast`` (float16 products, error about 2e-3), ``accurate`` (polynomial iteration at float32 accuracy),
-                ``exact`` (Gram matrix and eigenvectors in float64), ``svd`` (float32), or ``auto``: ``svd`` on a CPU,
-                where it is the fastest accurate one, by ``tol`` on a GPU. Where the certificate of a route fails, the
-                next more exact one takes over; ``Info.method`` says which it was.
+                ``exact`` (Gram matrix and eigenvectors in float64), ``svd`` (float32), or ``auto``: ``exact`` on a CPU,
+                then ``svd``; by ``tol`` on a GPU. Where the certificate of a route fails, the next one takes over;
+                ``Info.method`` says which it was.
         noise:  standard deviation of the rounding in the elements of ``delta``, for ``Info.noise``; 0: not known.
     Raises:
         ValueError: an argument is out of range; the message names it and its value.

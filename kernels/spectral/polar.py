@@ -1,6 +1,6 @@
 r"""Orthogonal polar factor ``P = U V^T`` of ``X = U diag(s) V^T``: the nearest matrix with orthonormal columns or rows.
 
-By a polynomial iteration on a GPU (``_polynomial``), by ``torch.linalg.svd`` on a CPU.
+By a polynomial iteration on a GPU (``_polynomial``), by the Gram matrix in float64 on a CPU (``_exact``).
 """
 
 from __future__ import annotations

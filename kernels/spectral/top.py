@@ -38,8 +38,8 @@ def top_singular(
         tol:    the search stops when ||X'u - s v|| <= tol * s_0 for every triplet returned. At 1e-4 the error of the
                 approximation of rank r exceeds the best one by less than 1e-7 of it on the spectra tested.
         method: ``krylov``, ``exact`` (Gram matrix and its eigenvectors in float64), ``svd`` (torch.linalg.svd in
-                float32), or ``auto``: Krylov where size and ``rank`` let it pay; on a GPU, then ``exact``; and the
-                SVD where the one before has not converged or cannot tell the last of the triplets from rounding.
+                float32), or ``auto``: Krylov where size and ``rank`` let it pay, then ``exact``, and the SVD where the
+                one before has not converged or cannot tell the last of the triplets from rounding.
     Raises:
         ValueError: an argument is out of range; the message names it and its value.
     """
@@ -54,7 +54,7 @@ def top_singular(
         found = None
         if method == "krylov" or (method == "auto" and min(m, n) > SMALL):
             found = by_krylov(tall, rank, tol, LARGEST_SHARE if method == "auto" else 1.0)
-        if found is None and (method == "exact" or (method == "auto" and x.is_cuda)):
+        if found is None and method in ("auto", "exact"):
             found = by_gram(tall, rank)
         u, s, v, infos = by_svd(tall, rank) if found is None else found
     if m < n:
@@ -94,7 +94,7 @@ def by_gram(x: Tensor, rank: int) -> Triplets | None:
     s, v = squares.flip(-1)[..., :rank].clamp(min=0).sqrt(), v.flip(-1)[..., :rank]
     if not bool((s[..., -1] > SMALLEST_SQUARED * s[..., 0]).all()):
         return None
-    u = (wide @ v) / s.unsqueeze(-2)
+    u = (wide @ v).div_(s.unsqueeze(-2))
     return u.to(x.dtype), s.to(x.dtype), v.to(x.dtype), [Info("exact")] * len(x)
 
 

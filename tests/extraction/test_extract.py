@@ -241,7 +241,7 @@ print(before, peak(), *{m.method for m in report.matrices})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rank", "method"), [(16, "krylov"), (900, "svd")])
+@pytest.mark.parametrize(("rank", "method"), [(16, "krylov"), (900, "exact")])
 def test_peak_memory_stays_within_the_budget(tmp_path, rank, method):
     size = {"hidden": 1024, "inner": 1536, "layers": 1, "vocab": 32768}
     base, generator = make_tensors(0, **size), torch.Generator().manual_seed(1)

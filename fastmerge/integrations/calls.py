@@ -4,10 +4,34 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Uncovered(Exception):
     """A call is left to the package's own function; the text says why."""
+
+
+def check_plain(tensors: Sequence[Tensor]) -> None:
+    """Raise ``Uncovered`` unless the kernels can take tensors together: alike, floats in memory, without gradients."""
+    import torch
+
+    from .. import kernels
+
+    for tensor in tensors:
+        if torch.is_grad_enabled() and tensor.requires_grad:
+            raise Uncovered("gradients are asked for")
+        if why := kernels.why_not_plain(tensor):
+            raise Uncovered(f"a tensor {why}")
+        if tensor.dtype not in kernels.FLOATS:
+            raise Uncovered(f"dtype {tensor.dtype}")
+        if tensor.dtype != tensors[0].dtype or tensor.shape != tensors[0].shape:
+            raise Uncovered("tensors of different dtypes or shapes")
+        if not tensor.numel() or not tensor.dim():
+            raise Uncovered("no elements" if not tensor.numel() else "a scalar")
 
 
 class Report:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ... import kernels
 from ...tensors import merge_tensors
-from ..calls import Uncovered
+from ..calls import Uncovered, check_plain
+from ..masks import draw
 from . import rounding
-from .masks import draw
 
 TASKS = ("task_arithmetic", "ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties")
 """The methods that trim, vote and add deltas, and whose rounding steps are known."""
@@ -76,7 +76,7 @@ def merge(call: Call, settings: Settings) -> Tensor:
     Raises:
         Uncovered: mergekit's own function has to do it.
     """
-    _check(call)
+    check_plain(call.every)
     contiguous = Call(
         call.method, call.name, None if call.base is None else call.base.contiguous(),
         [tensor.contiguous() for tensor in call.tensors], call.parameters, call.old_linear,
@@ -86,20 +86,6 @@ def merge(call: Call, settings: Settings) -> Tensor:
             return _way(contiguous, settings)(contiguous)
     except (ValueError, kernels.BackendError) as error:
         raise Uncovered(f"refused: {error}") from error
-
-
-def _check(call: Call) -> None:
-    for tensor in call.every:
-        if torch.is_grad_enabled() and tensor.requires_grad:
-            raise Uncovered("gradients are asked for")
-        if why := kernels.why_not_plain(tensor):
-            raise Uncovered(f"a tensor {why}")
-        if tensor.dtype not in kernels.FLOATS:
-            raise Uncovered(f"dtype {tensor.dtype}")
-        if tensor.dtype != call.tensors[0].dtype or tensor.shape != call.tensors[0].shape:
-            raise Uncovered("tensors of different dtypes or shapes")
-        if not tensor.numel() or not tensor.dim():
-            raise Uncovered("no elements" if not tensor.numel() else "a scalar")
 
 
 def _way(call: Call, settings: Settings) -> Callable[[Call], Tensor]:

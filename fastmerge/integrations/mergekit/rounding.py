@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ... import kernels
 from ..calls import Uncovered
-from .masks import draw
+from ..masks import draw
 
 if TYPE_CHECKING:
     from .merging import Call
@@ -124,5 +124,6 @@ def _above(magnitudes: Tensor, boundary: kernels.Boundary) -> Tensor:
     if boundary == kernels.NOTHING:
         return torch.zeros_like(magnitudes, dtype=torch.bool)
     bits = magnitudes.view(torch.int32)
-    index = torch.arange(bits.numel(), device=bits.device)
-    return (bits > boundary.threshold) | ((bits == boundary.threshold) & (index < boundary.break_index))
+    above, first = bits > boundary.threshold, slice(boundary.break_index)
+    above[first] |= bits[first] == boundary.threshold
+    return above

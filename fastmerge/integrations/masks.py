@@ -1,4 +1,4 @@
-"""The random masks that mergekit draws on the CPU, from torch's own generator and in its order."""
+"""The random masks that ``torch.bernoulli`` draws on the CPU, from torch's own generator and in its order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def draw(like: Tensor, density: float) -> Mask:
     """Return the next mask that ``torch.bernoulli`` would draw for a tensor shaped like ``like``, on the CPU.
 
     It keeps an element where a uniform float32 number lies below the density, which is first rounded to the dtype in
-    which mergekit draws: bfloat16 for bfloat16, float32 for others.
+    which both mergekit and PEFT draw: bfloat16 for bfloat16, float32 for others.
     """
     drawn_in = torch.bfloat16 if like.dtype is torch.bfloat16 else torch.float32
     bound = torch.tensor(density, dtype=drawn_in).float()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from .placeholders import placeholder
 
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _SAVE = "load it in the tool that made it and save it with save_pretrained"
 
 # (name patterns, what they are, what to do), the most telling first; a folder's name ends with a slash.
@@ -81,24 +82,36 @@ _FORMATS: tuple[tuple[Sequence[str], str, str], ...] = (
 def describe(folder: str) -> Iterator[str]:
     """Yield what the folder holds in place of weights, each with its remedy; the most telling first."""
     names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in os.scandir(folder))
+    yield from _described(names, lambda name: placeholder(os.path.join(folder, name.rstrip("/"))))
+    inner = [name for name in names if name.endswith("/") and holds_weights(os.path.join(folder, name))]
+    if inner:
+        yield f"the folder {inner[0]} in it holds weights (name that one)"
+
+
+def describe_repository(files: Sequence[str]) -> Iterator[str]:
+    """Yield what a repository's files are in place of weights, as ``describe``."""
+    names = sorted({name.partition("/")[0] + "/" if "/" in name else name for name in files})
+    yield from _described(names, lambda name: None)
+    inner = sorted({os.path.dirname(name) for name in files if os.path.basename(name) in _WEIGHTS} - {""})
+    if inner:
+        yield f"the folder {inner[0]}/ in it holds weights (download the repository, and name that folder)"
+
+
+def _described(names: Sequence[str], instead_of: Callable[[str], str | None]) -> Iterator[str]:
     shards = fnmatch.filter(names, "model-?????-of-?????.safetensors")
     if shards:
         yield f"{len(shards)} shards, {shards[0]} among them, without model.safetensors.index.json (download the index)"
     for patterns, what, remedy in _FORMATS:
         found = next((name for pattern in patterns for name in fnmatch.filter(names, pattern)), None)
         if found is not None:
-            instead = placeholder(os.path.join(folder, found.rstrip("/")))
+            instead = instead_of(found)
             yield f"{found} {instead}" if instead else f"{found}: {what} ({remedy})"
             return
     others = [name for name in fnmatch.filter(names, "*.safetensors") if name not in shards]
     if others and not shards:
         yield f"{others[0]}: weights under another name (rename the file to model.safetensors)"
-    inner = [name for name in names if name.endswith("/") and holds_weights(os.path.join(folder, name))]
-    if inner:
-        yield f"the folder {inner[0]} in it holds weights (name that one)"
 
 
 def holds_weights(folder: str) -> bool:
     """True for a folder with a checkpoint or an adapter in the Hugging Face layout."""
-    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-    return any(os.path.lexists(os.path.join(folder, name)) for name in (*names, "adapter_config.json"))
+    return any(os.path.lexists(os.path.join(folder, name)) for name in (*_WEIGHTS, "adapter_config.json"))

@@ -6,6 +6,7 @@ import os
 import re
 
 from ..errors import CheckpointError
+from .foreign import describe_repository
 from .gguf import models_in
 from .hub_names import hub_id_of, looks_like_hub_id, names_a_file, near_folder
 
@@ -64,7 +65,8 @@ def _remedy(path: str, meant: str | None) -> str:
         return f"did you mean {meant}?"
     if found := hub_id_of(path):
         return f"write {found}"
-    return "name the folder, not a file in it" if names_a_file(path) else "check the path"
+    in_folder = names_a_file(path) and not path.endswith(".gguf")
+    return "name the folder, not a file in it" if in_folder else "check the path"
 
 
 def _is_cached(repository: str) -> bool:
@@ -135,14 +137,19 @@ def needed_files(files: list[str]) -> list[str]:
     ``model.fp16.safetensors``, ``original/``), of which transformers loads one.
 
     Raises:
-        CheckpointError: there are several models in GGUF and nothing else, of which one must be chosen.
+        CheckpointError: there are several models in GGUF and nothing else, of which one must be chosen; or none in a
+            format that is read here, before anything is downloaded.
     """
     top = [name for name in files if "/" not in name]
     adapters = [name for name in _ADAPTERS if name in top][:1]
     small = [
         name for name in files if _MODULE_FILES.fullmatch(name) or ("/" not in name and name.endswith(_SMALL_FILES))
     ]
-    return [*_weights(top), *adapters, *small]
+    weights = _weights(top)
+    if not weights and not adapters:
+        found = "".join(f"; it holds {text}" for text in describe_repository(files))
+        raise CheckpointError(f"the repository holds no weights that are read here{found}")
+    return [*weights, *adapters, *small]
 
 
 def _weights(top: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -171,6 +172,29 @@ def test_download(hub, monkeypatch):
     assert locate("org/name", "v1") == "folder"
     wanted = {"revision": "sha of v1", "allow_patterns": ["model.safetensors", "config.json"]}
     assert calls == [("org/name", wanted)]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["consolidated.00.pth", "params.json"], "consolidated.00.pth: Meta's own format (run transformers'"),
+        (["unet/diffusion_pytorch_model.safetensors", "model_index.json"], "model_index.json: a pipeline of diffusers"),
+        (["flax_model.msgpack", "config.json"], "flax_model.msgpack: Flax weights"),
+        (["onnx/model.onnx", "config.json"], "the repository holds no weights"),
+        (["iter_0001/mp_rank_00/model.pt"], "iter_0001/: a Megatron checkpoint"),
+        (["7b/model.safetensors", "README.md"], "the folder 7b/ in it holds weights (download the repository"),
+        (["model-00001-of-00002.safetensors", "config.json"], "1 shards, model-00001-of-00002.safetensors among them"),
+        (["weights.safetensors"], "weights under another name"),
+        (["README.md"], "the repository holds no weights"),
+    ],
+)
+def test_foreign_formats_are_named_before_the_download(files, said, hub, monkeypatch):
+    listed = SimpleNamespace(sha="0", siblings=[SimpleNamespace(rfilename=name) for name in files])
+    monkeypatch.setattr(hub.HfApi, "model_info", lambda self, name, revision: listed)
+    monkeypatch.setattr(hub, "snapshot_download", lambda *args, **options: pytest.fail("was downloaded"))
+    with pytest.raises(CheckpointError, match=re.escape(said)) as caught:
+        locate("org/name", "v1")
+    assert str(caught.value).startswith("org/name@v1: ")
 
 
 def test_unknown_repository(hub, monkeypatch):

@@ -12,7 +12,7 @@ from typing import Any
 from .engine import Report, RunOptions, VerifyReport, run
 from .engine import verify as verify_output
 from .engine.folders import partial_folder, real_target
-from .engine.manifest import read_manifest
+from .engine.manifest import read_manifest, semantics_of
 from .engine.publish import StagingFolder
 from .engine.workplace import fits_in_memory, intermediates_of
 from .errors import CheckpointError, OutputError
@@ -119,7 +119,7 @@ def _rebuilt(manifest: dict[str, Any], scratch: Path, options: Mapping[str, Any]
 def _merge_again(name: str, manifest: dict[str, Any], scratch: Path, options: Mapping[str, Any]) -> str:
     target = scratch / name
     if not target.exists():
-        recipe = load(manifest["recipe"] + "\n", semantics=manifest["semantics"], seed=manifest["seed"])
+        recipe = load(manifest["recipe"] + "\n", semantics=semantics_of(manifest), seed=manifest["seed"])
         folders = {item["reference"].partition("+")[0]: item["folder"] for item in manifest["inputs"]}
         plan = make_plan(
             with_folders(recipe, folders), allow_mixed_types=True, truncate_embeddings=manifest["truncated"]

@@ -25,6 +25,7 @@ from .batches import units
 from .files import InputFiles
 from .gathering import PlannedFiles
 from .judging import Choices, Tolerance
+from .places import place_of
 from .reading import Folded
 from .report import Meter
 from .running import Progress
@@ -106,7 +107,8 @@ def verify_recipe(
     meter = Meter()
     with use_backend(backend), limited_threads(threads), PlannedFiles(plan, checkpoint.files) as inputs:
         inputs.open()
-        sink = _Judge(outputs, checkpoint.tensors, inputs, ALL[recipe.dtype] if recipe.dtype else None)
+        places = {output.name: entry for output in outputs if (entry := place_of(output, checkpoint))}
+        sink = _Judge(outputs, places, inputs, ALL[recipe.dtype] if recipe.dtype else None)
         total = sum(output.nbytes for output in outputs)
         sizes = divide(outputs, Budget(ram), threads or default_threads())
         work(
@@ -123,15 +125,15 @@ def _pair(plan: Plan, checkpoint: Checkpoint) -> tuple[list[OutputTensor], list[
     """Return the outputs that can be compared, each as a file of its own, and the verdicts on what cannot."""
     outputs: list[OutputTensor] = []
     judged: list[Judged] = []
-    planned = {output.name: output for output in plan.outputs}
+    planned = {entry.name: output for output in plan.outputs for entry in output.stored}
     reasons = {item.name: item.reason for item in plan.dropped}
     for name in checkpoint.tensors:
         if name not in planned:
             # What the merge leaves out on purpose, another tool may keep: buffers, heads that are tied.
             verdict = UNDECIDED if name in reasons else DIFFERENT
             judged.append(Judged(name, verdict, f"is not in the merge: {reasons.get(name, 'no input has it')}"))
-    for name, output in planned.items():
-        entry = checkpoint.tensors.get(name)
+    for output in plan.outputs:
+        name, entry = output.name, place_of(output, checkpoint)
         if entry is None:
             tied = is_head(name) and bool((checkpoint.config or {}).get("tie_word_embeddings"))
             detail = "is missing; the config ties it to the embedding" if tied else "is missing"

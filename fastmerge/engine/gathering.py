@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Iterable
 from threading import Lock
@@ -49,7 +48,7 @@ class _Rows:
     def __init__(self, tensor: InputTensor, files: InputFiles):
         assert tensor.gathered is not None
         self._dtype, self._files = tensor.dtype, files
-        self._width = math.prod(tensor.shape[1:])
+        self._width = tensor.shape[-1] if len(tensor.shape) > 1 else 1
         self._gathered = tensor.gathered
         self._starts = [run.start for run in tensor.gathered.runs]
         self._sources: list[Folded] = []

@@ -40,6 +40,7 @@ def write_manifest(plan: Plan, checksums: Mapping[str, Sums], small_files: Seque
         "versions": {"fastmerge": __version__, "torch": torch.__version__, "numerics": NUMERICS},
         "method": plan.method,
         "semantics": plan.semantics,
+        "given_semantics": plan.given_semantics,
         "seed": plan.seed,
         "recipe": plan.recipe,
         "plan": plan.digest,
@@ -77,6 +78,12 @@ def write_manifest(plan: Plan, checksums: Mapping[str, Sums], small_files: Seque
         ],
     }
     return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+
+
+def semantics_of(manifest: Mapping[str, Any]) -> str | None:
+    """Return the semantics that the recipe of a manifest was given; older manifests have only what was taken."""
+    taken = manifest["semantics"]
+    return manifest.get("given_semantics", None if taken == "mergekit" else taken)
 
 
 def read_manifest(out: Path) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from .censuses import knowing, take_all
 from .context import RunContext
 from .files import InputFiles
 from .gathering import PlannedFiles
-from .manifest import read_manifest
+from .manifest import read_manifest, semantics_of
+from .places import misfits
 from .rehash import Rehash
 from .report import Meter
 from .running import Progress
@@ -188,7 +189,7 @@ class _Comparison:
 
 def _replan(manifest: dict[str, Any], checkpoint: Checkpoint) -> tuple[Plan, list[str]]:
     """Plan the merge of a manifest again, from the very folders that it names, and compare the inputs."""
-    recipe = load(manifest["recipe"] + "\n", semantics=manifest["semantics"], seed=manifest["seed"])
+    recipe = load(manifest["recipe"] + "\n", semantics=semantics_of(manifest), seed=manifest["seed"])
     folders = {item["reference"]: item["folder"] for item in manifest["inputs"]}
     for folder in folders.values():
         if not os.path.exists(folder):
@@ -248,16 +249,16 @@ def _located(plan: Plan, checkpoint: Checkpoint, checksums: dict[str, str]) -> t
     """Return the planned outputs at their places in the files that are there, and what does not fit the plan."""
     shards = {file.path: i for i, file in enumerate(checkpoint.files)}
     located, problems = [], []
-    planned = {output.name: output for output in plan.outputs}
+    planned = {entry.name for output in plan.outputs for entry in output.stored}
     for name in [name for name in checkpoint.tensors if name not in planned]:
         problems.append(Problem(f"{checkpoint.tensors[name].path}: {name}", "is no tensor of this merge"))
-    for name, output in planned.items():
-        entry = checkpoint.tensors.get(name)
-        if entry is None or name not in checksums:
-            problems.append(Problem(f"{checkpoint.folder}: {name}", "is missing"))
-        elif (entry.dtype, entry.shape) != (output.dtype, output.shape):
-            what = f"is {entry.dtype} {entry.shape}; the merge gives {output.dtype} {output.shape}"
-            problems.append(Problem(f"{entry.path}: {name}", what))
+    for output in plan.outputs:
+        wrong = next(misfits(output, checkpoint), None)
+        if wrong is None and output.name not in checksums:
+            wrong = Problem(f"{checkpoint.folder}: {output.name}", "is missing")
+        if wrong is not None:
+            problems.append(wrong)
         else:
-            located.append(replace(output, shard=shards[entry.path], offset=entry.offset))
-    return sorted(located, key=lambda output: (output.shard, output.offset)), problems
+            first = checkpoint.tensors[output.stored[0].name]
+            located.append(replace(output, shard=shards[first.path], offset=first.offset + output.skip))
+    return sorted(located, key=lambda output: (output.shard, output.offset)), list(dict.fromkeys(problems))

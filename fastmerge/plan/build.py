@@ -20,11 +20,12 @@ from ..steps.inputs import Inputs
 from .checks import check_dtypes, check_models, check_shapes
 from .configs import compare_configs
 from .digest import digest
+from .experts import Naming, as_units, with_entries
 from .explain import Origin
 from .files import Wanted, small_files
 from .filters import unmatched
 from .findings import Findings
-from .layout import Sized, lay_out
+from .layout import Position, Sized, lay_out
 from .metadata import kept_aliases
 from .mixtures import pair_mixture
 from .models import OpenModel, open_models
@@ -109,7 +110,9 @@ def _planned(
     if recipe.mixture is not None:
         findings.stop()
         found = pair_mixture(recipe, models, routers, findings)
+        layout = Naming()
     else:
+        models, layout = as_units(recipe, models, findings)
         found = pair_tensors(recipe, models, findings)
     found.rows = tied_rows(found.rows)
     vocabulary = merge_vocabularies(recipe, models, findings)
@@ -120,16 +123,22 @@ def _planned(
         found.rows = truncate_vocabularies(found.rows, findings)
     origins: dict[str, Origin] | None = {} if explain else None
     outputs = _decide(recipe, found, models[recipe.models[0]].checkpoint.config, findings, origins)
+    outputs = with_entries(outputs, layout, findings)
     files = small_files(
         recipe, models, found, outputs, findings, Wanted(copy_tokenizer, model_card, truncate_embeddings), vocabulary
     )
-    aliases = kept_aliases(models[recipe.models[0]], [output.name for output in outputs], findings)
+    aliases = kept_aliases(models[recipe.models[0]], [e.name for output in outputs for e in output.stored], findings)
     if strict:
         findings.forbid_notes()
     findings.stop()
-    sized = [Sized(o.name, o.dtype, o.shape, o.nbytes) for o in outputs]
-    shards, positions, index = lay_out(sized, shard_size, aliases)
-    placed = [_placed(o, position.shard, position.offset) for o, position in zip(outputs, positions, strict=True)]
+    entries = {
+        entry.name: Sized(entry.name, entry.dtype, entry.shape, entry.nbytes, i > 0)
+        for o in outputs
+        for i, entry in enumerate(o.stored)
+    }
+    shards, positions, index = lay_out(list(entries.values()), shard_size, aliases)
+    places = dict(zip(entries, positions, strict=True))
+    placed = [_placed(output, places[output.stored[0].name]) for output in outputs]
     placed.sort(key=lambda output: (output.shard, output.offset))
     opened = list(models.values())
     semantics = recipe.semantics or method.semantics[0]
@@ -137,6 +146,7 @@ def _planned(
         recipe=recipe.text,
         method=recipe.method if recipe.mixture is None else "mixture of experts",
         semantics=semantics,
+        given_semantics=recipe.semantics,
         seed=recipe.seed,
         models=tuple(model.record for model in opened),
         outputs=tuple(placed),
@@ -221,10 +231,10 @@ class _Actions:
         return self._known[key]
 
 
-def _placed(output: OutputTensor, shard: int, offset: int) -> OutputTensor:
+def _placed(output: OutputTensor, place: Position) -> OutputTensor:
     return OutputTensor(
-        output.name, output.dtype, output.shape, shard, offset, output.nbytes,
-        output.method, output.inputs, output.group, output.through,
+        output.name, output.dtype, output.shape, place.shard, place.offset + output.skip, output.nbytes,
+        output.method, output.inputs, output.group, output.through, output.entries, output.skip,
     )  # fmt: skip
 
 

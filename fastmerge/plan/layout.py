@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ..checkpoint import DTYPES
@@ -17,12 +17,13 @@ _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Sized(NamedTuple):
-    """A tensor that needs a place."""
+    """A tensor that needs a place. One that is ``joined`` lies right behind the one before, in the same file."""
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
     nbytes: int
+    joined: bool = False
 
 
 class Position(NamedTuple):
@@ -46,12 +47,13 @@ def lay_out(
     """
     groups: list[list[int]] = [[]]
     filled = 0
-    for i, tensor in enumerate(tensors):
-        if groups[-1] and filled + tensor.nbytes > shard_size:
+    for block in _blocks(tensors):
+        nbytes = sum(tensors[i].nbytes for i in block)
+        if groups[-1] and filled + nbytes > shard_size:
             groups.append([])
             filled = 0
-        groups[-1].append(i)
-        filled += tensor.nbytes
+        groups[-1] += block
+        filled += nbytes
 
     shards: list[Shard] = []
     positions: list[Position] = [Position(0, 0)] * len(tensors)
@@ -83,6 +85,18 @@ def lay_out(
         return shards, positions, None
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors)}, "weight_map": weight_map}
     return shards, positions, json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+
+def _blocks(tensors: Sequence[Sized]) -> Iterator[list[int]]:
+    """Yield the numbers of tensors that lie in one file."""
+    block: list[int] = []
+    for i, tensor in enumerate(tensors):
+        if block and not tensor.joined:
+            yield block
+            block = []
+        block.append(i)
+    if block:
+        yield block
 
 
 def _header(entries: dict[str, object]) -> bytes:

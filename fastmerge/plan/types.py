@@ -161,6 +161,19 @@ class InputTensor:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A tensor as the header of an output file has it."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
 class OutputTensor:
     """One tensor of the output.
 
@@ -175,6 +188,9 @@ class OutputTensor:
         inputs: with a base for methods that take one.
         group:  what the method is told; None for copies.
         through: dtype to which the result is rounded before it becomes ``dtype``; None rounds once.
+        entries: of the file, where they are not the tensor itself: one that it is a part of, or several that it
+                 consists of, one behind the other.
+        skip:   bytes of the first entry that lie before it.
     """
 
     name: str
@@ -187,6 +203,13 @@ class OutputTensor:
     inputs: Inputs[InputTensor]
     group: Group | None = None
     through: DType | None = None
+    entries: tuple[Entry, ...] = ()
+    skip: int = 0
+
+    @property
+    def stored(self) -> tuple[Entry, ...]:
+        """What the file calls it: mostly one entry of its name."""
+        return self.entries or (Entry(self.name, self.dtype, self.shape),)
 
 
 @dataclass(frozen=True)
@@ -247,6 +270,7 @@ class Plan:
         truncated: True where vocabularies of different sizes were cut to the smallest.
         digest:   hash of everything that decides the output's bytes.
         recipe_file: absolute path of the recipe; None for text.
+        given_semantics: as the recipe or its caller has them; None where the method's default was taken.
         read:     every small file that planning read.
     """
 
@@ -266,6 +290,7 @@ class Plan:
     truncated: bool = False
     digest: str = ""
     recipe_file: str | None = None
+    given_semantics: str | None = None
     read: tuple[ReadFile, ...] = ()
 
     @property

@@ -1,0 +1,146 @@
+"""Inputs by the unit that methods see: one projection of one expert, or the stack of a layer, whatever is stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ...checkpoint.layers import find_stacks, split_layer
+from ...dtypes import promoted
+from ...recipe.types import ModelRef, Recipe
+from ..findings import Findings, listed
+from ..models import OpenModel
+from ..types import Gathered, InputTensor, Run
+from .naming import ROLES, Naming, naming_of, single_of, stack_of
+
+
+def as_units(
+    recipe: Recipe, models: Mapping[ModelRef, OpenModel], findings: Findings
+) -> tuple[dict[ModelRef, OpenModel], Naming]:
+    """Return the models with their experts in one layout and under the names of the first model, and its own layout.
+
+    With ``semantics: mergekit`` in the recipe, the unit is the stack of a layer, as in mergekit 0.1.5; else it is one
+    projection of one expert. What is quantized or adapted as one stack stays one in all models, with a note.
+    """
+    namings = {reference: naming_of(model.tensors) for reference, model in models.items()}
+    donor = namings[recipe.models[0]]
+    whole = recipe.semantics == "mergekit"
+    if all(naming.stacked is None or (naming.stacked == whole and naming == donor) for naming in namings.values()):
+        return dict(models), donor
+    if donor.stacked is None:
+        return dict(models), donor
+    renamed = {ref: _renamed(model, namings[ref], donor) for ref, model in models.items()}
+    kept = {name for model in renamed.values() for name, t in model.items() if stack_of(name) and not _cuttable(t)}
+    if kept and not whole:
+        findings.note(
+            f"{len(kept)} stacks of experts are quantized or adapted as one, so methods see them whole: "
+            f"{listed(sorted(kept), 3)}"
+        )
+    changed = {}
+    for reference, tensors in renamed.items():
+        tensors = _joined(tensors, donor, None if whole else kept)
+        if not whole:
+            tensors = _split(tensors, donor, kept)
+        changed[reference] = _with(models[reference], tensors)
+    return changed, donor
+
+
+def _with(model: OpenModel, tensors: dict[str, InputTensor]) -> OpenModel:
+    names = {name: parts for name in tensors if (parts := split_layer(name)) is not None}
+    stacks = find_stacks(names.values(), model.checkpoint.config)
+    return replace(model, tensors=tensors, layer_names=names, stacks=stacks)
+
+
+def _renamed(model: OpenModel, own: Naming, donor: Naming) -> dict[str, InputTensor]:
+    """Return a model's tensors under the donor's names: of the block with the experts, and of their projections."""
+    moved = {}
+    if own.block != donor.block and own.stacked is not None:
+        experts = {s.before for name in model.tensors if (s := single_of(name) or stack_of(name))}
+        moved = {f"{before}{own.block}.": f"{before}{donor.block}." for before in experts}
+    tensors = {}
+    for name, tensor in model.tensors.items():
+        for old, new in moved.items() if f".{own.block}." in name else ():
+            if name.startswith(old):
+                name = new + name.removeprefix(old)
+        if single := single_of(name):
+            projection = donor.projections[ROLES[single.projection]]
+            name = f"{single.before}{single.block}.experts.{single.expert}.{projection}.weight"
+        tensors[name] = tensor if name == tensor.name else replace(tensor, name=name)
+    return tensors
+
+
+def _cuttable(tensor: InputTensor) -> bool:
+    """True where experts are ranges of bytes of their stack."""
+    whole = tensor.coded is None and not tensor.adapters and tensor.gathered is None and tensor.made is None
+    return whole and len(tensor.shape) == 3
+
+
+def _split(tensors: dict[str, InputTensor], donor: Naming, kept: set[str]) -> dict[str, InputTensor]:
+    found = {}
+    for name, tensor in tensors.items():
+        if (stack := stack_of(name)) is None or name in kept or len(tensor.shape) != 3:
+            found[name] = tensor
+            continue
+        down = tensors.get(f"{stack.before}{stack.block}.experts.down_proj")
+        halves = stack.parameter == "gate_up_proj" and down is not None and _gate_above_up(tensor, down)
+        roles = ("gate", "up") if halves else ("down",) if stack.parameter == "down_proj" else ("gate_up",)
+        experts, rows, columns = tensor.shape
+        step, size = rows // len(roles), tensor.nbytes // max(experts * len(roles), 1)
+        for i in range(experts):
+            for j, role in enumerate(roles):
+                called = donor.projections.get(role, "gate_up_proj")
+                own = f"{stack.before}{stack.block}.experts.{i}.{called}.weight"
+                offset = tensor.offset + (i * len(roles) + j) * size
+                found[own] = replace(tensor, name=own, offset=offset, nbytes=size, shape=(step, columns))
+    return found
+
+
+def _gate_above_up(both: InputTensor, down: InputTensor) -> bool:
+    """True for stacks [experts, 2 inner, hidden] and [experts, hidden, inner]; False for their transposes."""
+    return len(down.shape) == 3 and both.shape[2] == down.shape[1] and both.shape[1] == 2 * down.shape[2]
+
+
+def _joined(tensors: dict[str, InputTensor], donor: Naming, names: set[str] | None) -> dict[str, InputTensor]:
+    """Return the tensors with single experts put together to stacks: those of ``names``, or all."""
+    parts: dict[str, dict[tuple[int, str], InputTensor]] = {}
+    for name, tensor in tensors.items():
+        if single := single_of(name):
+            before, block, parameter = single.stack
+            stack = f"{before}{block}.experts.{parameter}"
+            if names is None or stack in names:
+                parts.setdefault(stack, {})[single.expert, ROLES[single.projection]] = tensor
+    stacks = {name: made for name, own in parts.items() if (made := _stack(name, own)) is not None}
+    found: dict[str, InputTensor] = {}
+    for name, tensor in tensors.items():
+        single = single_of(name)
+        stack = "{}{}.experts.{}".format(*single.stack) if single else ""
+        if stack in stacks:
+            found.setdefault(stack, stacks[stack])
+        else:
+            found[name] = tensor
+    return found
+
+
+def _stack(name: str, parts: Mapping[tuple[int, str], InputTensor]) -> InputTensor | None:
+    """Return the stack of single experts, which is put together as it is read; None where one is missing."""
+    roles = ("down",) if name.endswith("down_proj") else ("gate", "up")
+    experts = len(parts) // len(roles)
+    order = [(expert, role) for expert in range(experts) for role in roles]
+    if set(order) != parts.keys() or len({tensor.shape for tensor in parts.values()}) > 1:
+        return None
+    sources = tuple(parts[place] for place in order)
+    rows, columns = sources[0].shape
+    shape = (experts, rows * len(roles), columns)
+    dtype = promoted(source.value_dtype for source in sources)
+    runs = tuple(Run(i * rows, rows, ((i, 0),)) for i in range(len(sources)))
+    return InputTensor(
+        sources[0].model,
+        name,
+        f"{name} of model {sources[0].model}, stacked",
+        0,
+        math.prod(shape) * dtype.itemsize,
+        dtype,
+        shape,
+        gathered=Gathered(sources, runs, len(sources) * rows, promoted(source.stored_dtype for source in sources)),
+    )

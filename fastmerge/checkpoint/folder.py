@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import CheckpointError
 from .foreign import describe
 from .gguf import models_in, open_gguf
+from .locate import WEIGHT_FILES
 from .opening import check_characters, read_text
 from .placeholders import placeholder
 from .safetensors_header import read_header
@@ -23,14 +24,19 @@ INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 def open_checkpoint(folder: str) -> Checkpoint:
     """Read the headers of the weights in ``folder``. safetensors is preferred to ``.bin``, a single file to an index.
 
-    ``folder`` may be a GGUF file, or hold a single one and nothing else.
+    ``folder`` may be a file of weights, with its config beside it; or hold a single GGUF file and nothing else.
 
     Raises:
         CheckpointError: no weights, a corrupt file, or an index that disagrees with its shards.
     """
     folder = os.path.abspath(folder)
-    if folder.endswith(".gguf") and not os.path.isdir(folder):
-        return open_gguf(folder, read_json(os.path.join(os.path.dirname(folder), "config.json"), missing_ok=True))
+    if folder.endswith(WEIGHT_FILES) and not os.path.isdir(folder):
+        home = os.path.dirname(folder)
+        config = read_json(os.path.join(home, "config.json"), missing_ok=True)
+        if folder.endswith(".gguf"):
+            return open_gguf(folder, config)
+        file, tensors = read_weights(folder)
+        return _checked(Checkpoint(home, (file,), tensors, config, source=folder))
     config = read_json(os.path.join(folder, "config.json"), missing_ok=True)
     for single, index in zip(SINGLE, INDEX, strict=True):
         if os.path.lexists(os.path.join(folder, single)):

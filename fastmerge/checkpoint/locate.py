@@ -10,6 +10,9 @@ from .foreign import describe_repository
 from .gguf import models_in
 from .hub_names import hub_id_of, looks_like_hub_id, names_a_file, near_folder
 
+WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
+"""Endings of files that are models by themselves."""
+
 _SMALL_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".spm", ".v3", "README.md")
 # Of sentence-transformers (1_Pooling, 2_Dense) and of tokenizers with several templates.
 _MODULE_FILES = re.compile(r"\d+_\w+/[^/]+\.(json|safetensors|txt)|additional_chat_templates/[^/]+\.jinja")
@@ -22,7 +25,7 @@ _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def locate(path: str, revision: str | None = None, beside: str | None = None) -> str:
-    """Return the folder of a model or adapter: a local folder, else the hub's snapshot of ``revision``.
+    """Return the folder of a model or adapter: a local folder, or a file; else the hub's snapshot of ``revision``.
 
     The hub is asked only for what can be a hub id, and is no near miss of a folder here, of the recipe's folder
     ``beside`` included. Whoever means the hub in spite of such a folder names a revision (``owner/name@main``).
@@ -38,10 +41,11 @@ def locate(path: str, revision: str | None = None, beside: str | None = None) ->
     local = os.path.expanduser(path)
     if os.path.isdir(local):
         return _snapshot(os.path.abspath(local), revision)
-    if local.endswith(".gguf") and os.path.isfile(local):
+    if local.endswith(WEIGHT_FILES) and os.path.isfile(local):
         return os.path.abspath(local)
     if os.path.exists(local):
-        raise CheckpointError(f"{path}: is a file; name the folder of the checkpoint")
+        endings = ", ".join(WEIGHT_FILES)
+        raise CheckpointError(f"{path}: is a file; name the folder of the checkpoint, or a file of weights ({endings})")
     meant = near_folder(path, beside)
     if not looks_like_hub_id(path) or (names_a_file(path) and revision is None):
         remedy = _remedy(path, meant)

@@ -12,7 +12,7 @@ from ._errors import Command
 ANSWERS = {
     "yaml": "fastmerge merge RECIPE OUT does what mergekit-yaml does",
     "mega": "fastmerge multi RECIPE OUT merges recipes of several documents",
-    "pytorch": "put each weight file into a folder of its own and name the folders as models of fastmerge merge; "
+    "pytorch": "name the weight files as models of fastmerge merge; "
     "missing: drop is --tensor-intersection and missing: merge is --tensor-union",
     "extract-lora": "fastmerge extract BASE MODEL OUT extracts an adapter",
     "layershuffle": "write the order of the layers as slices: of a recipe with merge_method: passthrough",

@@ -45,9 +45,10 @@ def copied_files(donor: OpenModel, tokenizer: OpenModel, findings: Findings) -> 
 
     Pointers of Git LFS and links to nothing are problems; files that no pattern knows are named in a note.
     """
-    own, theirs = donor.checkpoint.folder, tokenizer.checkpoint.folder
+    own = donor.checkpoint.folder
     patterns = (*MODEL_FILES, *_modules(own, findings))
-    files = _matching(own, patterns) | _matching(theirs, TOKENIZER_FILES)
+    files = {} if _is_bare(donor) else _matching(own, patterns)
+    files |= {} if _is_bare(tokenizer) else _matching(tokenizer.checkpoint.folder, TOKENIZER_FILES)
     files.pop("zero_to_fp32.py", None)
     for file in files.values():
         if not file.path.endswith((".safetensors", ".bin")) and (why := why_not_small(file.path)):
@@ -62,10 +63,15 @@ def copied_files(donor: OpenModel, tokenizer: OpenModel, findings: Findings) -> 
     weights = sorted(name for name in files if name.endswith((".safetensors", ".bin")))
     if weights:
         findings.note(f"modules behind the model are copied from {donor} and not merged: {listed(weights)}")
-    left = list(_left_behind(own, files, (*patterns, *TOKENIZER_FILES)))
+    left = [] if _is_bare(donor) else list(_left_behind(own, files, (*patterns, *TOKENIZER_FILES)))
     if left:
         findings.note(f"files of {donor} that are not copied: {listed(left)}")
     return files
+
+
+def _is_bare(model: OpenModel) -> bool:
+    """True for a file of weights without a config beside it: what else lies there is not of this model."""
+    return bool(model.checkpoint.source) and model.checkpoint.config is None
 
 
 def is_tokenizer_file(name: str) -> bool:

@@ -71,10 +71,13 @@ def hub_is_asked(monkeypatch):
     return asked
 
 
-def test_refuses_files(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="is a file; name the folder"):
-        locate(str(tmp_path / "model.safetensors"))
+def test_files(tmp_path):
+    for name in ("model.safetensors", "a.bin", "b.pt"):
+        (tmp_path / name).write_bytes(b"")
+        assert locate(str(tmp_path / name)) == str(tmp_path / name)
+    (tmp_path / "config.json").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"is a file; name the folder of the checkpoint, or a file of weights"):
+        locate(str(tmp_path / "config.json"))
 
 
 SMALL = ["config.json", "tokenizer.model", "tekken.json", "merges.txt", "chat_template.jinja", "README.md"]

@@ -34,6 +34,8 @@ def read_adapter(folder: str) -> PeftAdapter:
     Raises:
         CheckpointError: no adapter, or of a kind that cannot be folded; all reasons are named.
     """
+    if os.path.isfile(folder):
+        raise CheckpointError(f"{folder}: is a file; name the folder of the adapter, which has its adapter_config.json")
     config_path = os.path.join(folder, "adapter_config.json")
     config = read_json(config_path) or {}
     check_config(config_path, config)

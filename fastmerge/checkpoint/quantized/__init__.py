@@ -48,7 +48,7 @@ def decoded(checkpoint: Checkpoint) -> Checkpoint:
     Raises:
         CheckpointError: a format that is not offered, scales that are missing or do not fit, codes without scales.
     """
-    if checkpoint.source:  # a GGUF file, which says itself how its tensors are coded
+    if checkpoint.source.endswith(".gguf"):  # which says itself how its tensors are coded
         return checkpoint
     stored = Stored(checkpoint)
     refuse_method(stored)

@@ -1,34 +1,25 @@
 """Quantized checkpoints: which stored tensors make up a weight, and how its values follow. One format per file.
 
 A format is a function ``find(stored, name)``: it returns the tensor whose codes are stored as ``name``, or None. A new
-one is a file of its own and a line in ``FORMATS``.
+one is a file of its own and a name in ``FORMATS``. The files are loaded where a checkpoint may have codes.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from ...dtypes import bfloat16, float16, float32, float64
 from ...errors import CheckpointError
 from ..types import Checkpoint, TensorEntry
-from . import awq, bitsandbytes, fp4, gpt_oss, gptq, mlx, packed_int, scaled
 from ._stored import CONFIG_KEYS, Found, Stored, levels, sections
-from .refused import leftover_codes, refuse_method
 
 __all__ = ["CONFIG_KEYS", "FORMATS", "decoded", "levels"]
 
 # In this order: the first that knows a tensor takes it.
-FORMATS: tuple[Callable[[Stored, str], Found | None], ...] = (
-    bitsandbytes.find,
-    gpt_oss.find,
-    gptq.find,
-    awq.find,
-    packed_int.find,
-    fp4.find,
-    mlx.find,
-    scaled.find,
-)
+FORMATS = ("bitsandbytes", "gpt_oss", "gptq", "awq", "packed_int", "fp4", "mlx", "scaled")
 
 # What belongs to quantized arithmetic and not to the weights: scales of activations and of the cache.
 _RUNTIME = (
@@ -51,7 +42,10 @@ def decoded(checkpoint: Checkpoint) -> Checkpoint:
     if checkpoint.source.endswith(".gguf"):  # which says itself how its tensors are coded
         return checkpoint
     stored = Stored(checkpoint)
-    refuse_method(stored)
+    if stored.settings:
+        from .refused import refuse_method
+
+        refuse_method(stored)
     tensors: dict[str, TensorEntry] = {}
     used: set[str] = set()
     formats: set[str] = set()
@@ -70,6 +64,8 @@ def decoded(checkpoint: Checkpoint) -> Checkpoint:
     left_out = {name: _REASON for name in rest if formats and name.rpartition(".")[2] in _RUNTIME}
     rest = {name: entry for name, entry in rest.items() if name not in left_out}
     if not whole:
+        from .refused import leftover_codes
+
         leftover_codes(stored, rest)
     if not formats:
         if stored.settings and any(sections(checkpoint.config or {})):
@@ -82,8 +78,13 @@ def decoded(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, tensors=_in_order(tensors | rest), quantized=tuple(sorted(formats)), left_out=left_out)
 
 
+@functools.cache
+def _finders() -> tuple[Callable[[Stored, str], Found | None], ...]:
+    return tuple(importlib.import_module(f"{__name__}.{name}").find for name in FORMATS)
+
+
 def _find(stored: Stored, name: str) -> Found | None:
-    return next((found for find in FORMATS if (found := find(stored, name)) is not None), None)
+    return next((found for find in _finders() if (found := find(stored, name)) is not None), None)
 
 
 def _in_order(tensors: dict[str, TensorEntry]) -> dict[str, TensorEntry]:

@@ -18,6 +18,8 @@ from .tensors import in_memory, promoted
 
 __all__ = ["merge_", "merge_state_dicts"]
 
+_FLOATS = tuple(dtype.torch for dtype in FLOATS)
+
 StateDict = Mapping[str, Tensor]
 """Tensors by name. Where one is expected, a module stands for its own."""
 
@@ -209,7 +211,7 @@ def _tensor_problems(where: str, tensor: Any, like_where: str, like: Any) -> lis
         return [Problem(where, f"has shape {tuple(tensor.shape)}, {like_where} has {tuple(like.shape)}")]
     if tensor.device != like.device:
         return [Problem(where, f"is on {tensor.device}, {like_where} is on {like.device}")]
-    if tensor.is_floating_point() and tensor.dtype not in FLOATS:
+    if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
         return [Problem(where, f"has dtype {tensor.dtype}; expected float32, bfloat16 or float16", "convert it")]
     if tensor.is_floating_point() != like.is_floating_point():
         return [Problem(where, f"has dtype {tensor.dtype}, {like_where} has {like.dtype}")]
@@ -221,7 +223,7 @@ def _tensor_problems(where: str, tensor: Any, like_where: str, like: Any) -> lis
 
 
 def _out_problems(reference: StateDict, out: Mapping[str, Tensor] | None, dtype: torch.dtype | None) -> list[Problem]:
-    if dtype is not None and dtype not in FLOATS:
+    if dtype is not None and dtype not in _FLOATS:
         return [Problem("dtype", f"is {dtype}; expected float32, bfloat16 or float16")]
     if out is None:
         return []
@@ -235,7 +237,7 @@ def _out_problems(reference: StateDict, out: Mapping[str, Tensor] | None, dtype:
         elif target.shape != like.shape or target.device != like.device or not target.is_contiguous():
             expected = f"a contiguous tensor of shape {tuple(like.shape)} on {like.device}"
             problems.append(Problem(where, f"is {tuple(target.shape)} on {target.device}; expected {expected}"))
-        elif like.is_floating_point() and target.dtype not in (FLOATS if dtype is None else (dtype,)):
+        elif like.is_floating_point() and target.dtype not in (_FLOATS if dtype is None else (dtype,)):
             expected = "float32, bfloat16 or float16" if dtype is None else str(dtype)
             problems.append(Problem(where, f"has dtype {target.dtype}; expected {expected}"))
         elif not like.is_floating_point() and target.dtype != like.dtype:

@@ -30,6 +30,7 @@ from .philox import drop_threshold, keep_mask, random_words, tensor_key
 from .rank_mask import rank_mask
 from .select import Selection, SelectJob, select_boundaries, select_boundaries_many, start_selection
 from .sparse_merge import MergeJob, sparse_merge, sparse_merge_many
+from .strip import Strip, as_strip, empty, on_host, zeros
 from .weighted_sum import SumJob, weighted_sum, weighted_sum_many
 
 __all__ = [
@@ -47,11 +48,14 @@ __all__ = [
     "MergeJob",
     "SelectJob",
     "Selection",
+    "Strip",
     "SumJob",
+    "as_strip",
     "check_group",
     "cpu_extension",
     "download",
     "drop_threshold",
+    "empty",
     "equal_counts",
     "float32",
     "gram_matrix",
@@ -67,6 +71,7 @@ __all__ = [
     "magnitude_histogram",
     "mask_words",
     "norm_partials",
+    "on_host",
     "pairs",
     "random_words",
     "rank_mask",
@@ -82,4 +87,5 @@ __all__ = [
     "weighted_sum_many",
     "why_no_cpu_extension",
     "why_not_plain",
+    "zeros",
 ]

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from fastmerge.dtypes import DType, bfloat16, float16
+from fastmerge.dtypes import float32 as _float32
+
+from .strip import Strip
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Job = TypeVar("Job", bound=Sequence[Any])
 Checked = TypeVar("Checked")
 
 _FLOAT32_MAX = 3.4028234663852886e38
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+# Their places are the numbers of csrc/fastmerge_math.h.
+FLOATS = (_float32, bfloat16, float16)
 
 # Reductions are summed over this grid of elements, whatever the chunking, thread count or backend.
 GRID = 16384
@@ -23,12 +30,48 @@ GRID = 16384
 LANES = 256
 
 
+@functools.cache
+def code_of(dtype: torch.dtype | DType) -> int | None:
+    """Return the number by which compiled backends know a type of elements, torch's or this package's, or None."""
+    names = [str(known) for known in FLOATS]
+    name = str(dtype).removeprefix("torch.")
+    return names.index(name) if name in names else None
+
+
+def is_dtype(dtype: torch.dtype | DType, known: DType) -> bool:
+    """Return whether a type, torch's or this package's, is the one that is known here."""
+    return dtype is known or str(dtype).removeprefix("torch.") == known.name
+
+
+def check_table(name: str, table: Tensor, dtype: DType, shape: tuple[int, ...]) -> None:
+    """Refuse a table for results that has another type or shape, or gaps."""
+    if not is_dtype(table.dtype, dtype) or tuple(table.shape) != shape or not table.is_contiguous():
+        raise ValueError(f"{name} is {table.dtype} {tuple(table.shape)}; expected contiguous {dtype} {shape}")
+
+
+@functools.cache
+def _torch() -> Any:
+    import torch
+
+    return torch
+
+
+@functools.cache
+def _fake_tensor() -> type:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return FakeTensor
+
+
 def why_not_plain(tensor: Tensor) -> str | None:
     """Return why the elements of ``tensor`` are not what lies in memory at its address, or None where they are."""
     kind = type(tensor)
-    if issubclass(kind, FakeTensor):  # a dry run; torch itself refuses its address
+    if kind is Strip:
         return None
-    if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+    torch = _torch()
+    if kind is not torch.Tensor and issubclass(kind, _fake_tensor()):  # a dry run; torch itself refuses its address
+        return None
+    if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         remedy = (
             "give .to_local() of each, or .full_tensor()" if kind.__name__ == "DTensor" else "make it a plain tensor"
         )
@@ -50,7 +93,7 @@ def check_float(name: str, tensor: Tensor) -> None:
     """Refuse a tensor that is not contiguous float32, bfloat16 or float16 in memory of its own."""
     if why := why_not_plain(tensor):
         raise ValueError(f"{name} {why}")
-    if tensor.dtype not in FLOATS:
+    if code_of(tensor.dtype) is None:
         raise ValueError(f"{name} has dtype {tensor.dtype}; expected float32, bfloat16 or float16")
     if not tensor.is_contiguous():
         raise ValueError(f"{name} is not contiguous (strides {tuple(tensor.stride())}); call .contiguous() first")
@@ -64,8 +107,8 @@ def check_group(tensors: Sequence[Tensor], base: Tensor | None, out: Tensor | No
     shape, device = like.shape, like.device
     # Names are made where something is wrong: merges of thousands of tiny tensors ask again and again.
     for tensor in (*tensors, *(() if base is None else (base,)), *(() if out is None else (out,))):
-        usual = tensor.shape == shape and tensor.device == device and tensor.dtype in FLOATS and tensor.is_contiguous()
-        if not usual or why_not_plain(tensor) is not None:
+        usual = tensor.shape == shape and tensor.device == device and code_of(tensor.dtype) is not None
+        if not usual or not tensor.is_contiguous() or why_not_plain(tensor) is not None:
             _explain_group(tensors, base, out)
 
 
@@ -104,7 +147,7 @@ def checked_jobs(jobs: Sequence[Job], check: Callable[[Job], Checked]) -> list[C
 
 def device_of(argument: Tensor | Sequence[Any]) -> torch.device:
     """Return the device of a tensor, or of the first one in a sequence or in the first of nested sequences."""
-    while not isinstance(argument, Tensor):
+    while not hasattr(argument, "device"):
         argument = argument[0]
     return argument.device
 
@@ -145,6 +188,8 @@ def lane_sums(values: Tensor) -> Tensor:
     The order is fixed: 256 lanes take the elements of a chunk in turn, then lanes are added in a
     binary tree (lane i with lane i + 128, then i + 64, ...). A missing element counts as +0.
     """
+    import torch
+
     chunks = grid_chunks(values.numel())
     padded = torch.zeros(chunks * GRID, dtype=torch.float64, device=values.device)
     padded[: values.numel()] = values

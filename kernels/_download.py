@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def download(tensor: Tensor) -> Callable[[], Tensor]:
     """Begin to copy a tensor to the host; the function that is returned waits for it and returns it."""
+    import torch
+
     if tensor.device.type != "cuda":  # the emulator of the tests
         return lambda: tensor
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

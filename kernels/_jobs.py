@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ._checks import float32
 from .keep import Keep
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The positions are the numbers of csrc/fastmerge_math.h.
 VOTES = ("none", "weighted", "sum", "count")

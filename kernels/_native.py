@@ -9,14 +9,14 @@ import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from ._checks import code_of
 from ._jobs import DIVIDES, VOTES, MergeJob, SelectJob, SumJob
 
-# The numbers of csrc/fastmerge_math.h.
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+if TYPE_CHECKING:
+    from torch import Tensor
+
 # That of csrc/arguments.h.
 INTERFACE = 2
 
@@ -75,9 +75,15 @@ def limited_threads(threads: int | None) -> Iterator[None]:
         pool.set_threads(before)
 
 
+def _code(tensor: Tensor) -> int:
+    code = code_of(tensor.dtype)
+    assert code is not None, "checks refuse other types"
+    return code
+
+
 def array(tensor: Tensor) -> ArrayTuple:
     """Return ``(address, dtype number)`` of a tensor."""
-    return tensor.data_ptr(), DTYPE_CODES[tensor.dtype]
+    return tensor.data_ptr(), _code(tensor)
 
 
 def arrays(tensors: Sequence[Tensor], base: Tensor | None) -> TensorsTuple:
@@ -85,7 +91,7 @@ def arrays(tensors: Sequence[Tensor], base: Tensor | None) -> TensorsTuple:
     base_address, base_code = (0, 0) if base is None else array(base)
     return (
         [t.data_ptr() for t in tensors],
-        [DTYPE_CODES[t.dtype] for t in tensors],
+        [_code(t) for t in tensors],
         base_address,
         base_code,
         tensors[0].numel(),

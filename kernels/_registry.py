@@ -12,12 +12,13 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._checks import device_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 # Fastest first, on kinds of devices where that is the same for every operation. A backend that is not in the row of a
 # device never runs there.
@@ -86,7 +87,8 @@ class Operation:
 
         ``many`` asks for what runs several calls at a time.
         """
-        order = self._order(torch.device(device).type, many)
+
+        order = self._order(_kind(device), many)
         pinned = _pin(backend)
         if pinned == "auto":
             missing: list[str] = []
@@ -100,14 +102,15 @@ class Operation:
             raise BackendError(f"unknown backend {pinned!r}; expected one of auto, {', '.join(BACKENDS)}")
         why = self._unavailable(pinned)
         if why is None and pinned not in order.backends:
-            why = f"it does not run on {torch.device(device).type} tensors"
+            why = f"it does not run on {_kind(device)} tensors"
         if why is not None:
             raise BackendError(f"{self.name}: backend {pinned!r} was asked for but cannot run: {why}")
         return pinned, "pinned"
 
     def can_run(self, device: torch.device | str, backend: str) -> bool:
         """Return whether a backend has this operation for tensors on ``device``, here."""
-        return backend in self._order(torch.device(device).type, False).backends and self._unavailable(backend) is None
+
+        return backend in self._order(_kind(device), False).backends and self._unavailable(backend) is None
 
     def _order(self, kind: str, many: bool) -> Order:
         """Return what can run on a kind of device, fastest first; the reference runs everywhere."""
@@ -142,6 +145,10 @@ class Operation:
             name, _ = self.choose(device, backend)
             run = self._chosen[key] = self.reference if name == "reference" else self.implementations[name].run
         return run(first, *args)
+
+
+def _kind(device: torch.device | str) -> str:
+    return device.partition(":")[0] if isinstance(device, str) else device.type
 
 
 def _pin(backend: str | None) -> str:

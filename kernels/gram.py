@@ -9,14 +9,19 @@ backend, thread count and chunking returns the same bits. Error bound: each entr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+
+from fastmerge.dtypes import float64
 
 from . import _cuda, _native, _triton
-from ._checks import check_group, grid_chunks, lane_sums
+from ._checks import check_group, check_table, grid_chunks, lane_sums
 from ._registry import Order, operation
 from ._sums import total
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["gram_matrix", "gram_partials", "pairs"]
 
@@ -39,16 +44,16 @@ def gram_partials(
     Raises:
         ValueError: shapes, dtypes or devices disagree; the message names the argument and its value.
     """
+
     check_group(tensors, base)
     shape = (grid_chunks(tensors[0].numel()), len(pairs(len(tensors))))
-    if partials.dtype != torch.float64 or tuple(partials.shape) != shape or not partials.is_contiguous():
-        raise ValueError(f"partials is {partials.dtype} {tuple(partials.shape)}; expected contiguous float64 {shape}")
+    check_table("partials", partials, float64, shape)
     _gram(partials, tensors, base, backend=backend)
 
 
-def gram_matrix(partials: Tensor, count: int) -> Tensor:
-    """Return the [count, count] float64 Gram matrix (on the CPU) of the summed ``partials``."""
-    matrix = torch.zeros(count, count, dtype=torch.float64)
+def gram_matrix(partials: Tensor | np.ndarray, count: int) -> np.ndarray:
+    """Return the [count, count] float64 Gram matrix of the summed ``partials``."""
+    matrix = np.zeros((count, count))
     for (i, j), value in zip(pairs(count), total(partials), strict=True):
         matrix[i, j] = matrix[j, i] = value
     return matrix

@@ -8,15 +8,22 @@ The order is that of ``keep``: magnitude of ``tensors[k] - base`` (one float32 s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+
+from fastmerge.dtypes import float32, int64
 
 from . import _cuda, _native, _triton
-from ._checks import GRID, check_group, grid_chunks
+from ._checks import GRID, check_group, check_table, grid_chunks
 from ._cuda import histogram as _cuda_histogram
 from ._registry import Order, operation
-from .keep import magnitude_bits
+from .keep import NAN_MAGNITUDE, magnitude_bits
+from .strip import Strip, empty, on_host
+from .weighted_sum import weighted_sum
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["HISTOGRAM_BINS", "descend", "equal_counts", "magnitude_histogram", "nth_equal"]
 
@@ -45,14 +52,14 @@ def magnitude_histogram(
     Raises:
         ValueError: shapes, level or prefixes disagree.
     """
+
     check_group(tensors, base)
     if level not in (0, 1) or len(prefixes) != (len(tensors) if level else 0):
         raise ValueError(
             f"level is {level} with {len(prefixes)} prefixes; expected 0 with none, or 1 with {len(tensors)}"
         )
     shape = (len(tensors), HISTOGRAM_BINS[level])
-    if counts.dtype != torch.int64 or tuple(counts.shape) != shape or not counts.is_contiguous():
-        raise ValueError(f"counts is {counts.dtype} {tuple(counts.shape)}; expected contiguous int64 {shape}")
+    check_table("counts", counts, int64, shape)
     _histogram(counts, tensors, base, level, list(prefixes), backend=backend)
 
 
@@ -60,6 +67,8 @@ def magnitude_histogram(
 def _histogram(
     counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None, level: int, prefixes: Sequence[int]
 ) -> None:
+    import torch
+
     for i, tensor in enumerate(tensors):
         delta = tensor.float() if base is None else tensor.float() - base.float()
         bits = magnitude_bits(delta.flatten())
@@ -93,17 +102,19 @@ def equal_counts(
     Raises:
         ValueError: shapes or counts disagree.
     """
+
     check_group(tensors, base)
     if len(thresholds) != len(tensors):
         raise ValueError(f"thresholds has {len(thresholds)} values; expected {len(tensors)}, one per tensor")
     shape = (len(tensors), grid_chunks(tensors[0].numel()))
-    if counts.dtype != torch.int64 or tuple(counts.shape) != shape or not counts.is_contiguous():
-        raise ValueError(f"counts is {counts.dtype} {tuple(counts.shape)}; expected contiguous int64 {shape}")
+    check_table("counts", counts, int64, shape)
     _equal_counts(counts, tensors, base, list(thresholds), backend=backend)
 
 
 @operation("equal_counts", gpu=Order(("triton", "cuda"), "1.0 to 1.9 times as fast as CUDA on an H200"))
 def _equal_counts(counts: Tensor, tensors: Sequence[Tensor], base: Tensor | None, thresholds: Sequence[int]) -> None:
+    import torch
+
     for i, tensor in enumerate(tensors):
         delta = tensor.float() if base is None else tensor.float() - base.float()
         equal = magnitude_bits(delta.flatten()) == thresholds[i]
@@ -147,15 +158,21 @@ def nth_equal(tensor: Tensor, base: Tensor | None, threshold: int, nth: int, beg
     It must be one of the ``size`` elements from there on.
     """
     part = slice(begin, begin + size)
-    delta = tensor.flatten()[part].float()
+    models, signs = [tensor.flatten()[part]], [1.0]
     if base is not None:
-        delta = delta - base.flatten()[part].float()
+        models, signs = [*models, base.flatten()[part]], [1.0, -1.0]
+    delta = empty(tensor, float32, models[0].numel())
+    weighted_sum(delta, models, signs)
+    if type(delta) is Strip:
+        bits = np.minimum(delta.numpy().view(np.int32) & 0x7FFFFFFF, NAN_MAGNITUDE)
+        return begin + int(np.flatnonzero(bits == threshold)[nth - 1])
     return begin + int((magnitude_bits(delta) == threshold).nonzero()[nth - 1])
 
 
-def descend(counts: Tensor, rank: int) -> tuple[int, int, int]:
+def descend(counts: Tensor | np.ndarray, rank: int) -> tuple[int, int, int]:
     """Return where the running sum of ``counts`` reaches ``rank``, the rank from there on, and the count there."""
-    sums = counts.cumsum(0)
-    place = int(torch.searchsorted(sums, rank))
+    counts = on_host(counts)
+    sums = np.cumsum(counts)
+    place = int(np.searchsorted(sums, rank))
     count = int(counts[place])
     return place, rank - int(sums[place]) + count, count

@@ -14,12 +14,15 @@ infinity (their payloads differ between processors), so a NaN is the last to be 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+from fastmerge.dtypes import int32
 
+from ._checks import is_dtype
 from .philox import keep_mask
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "ALL_EQUAL",
@@ -108,13 +111,14 @@ def mask_words(numel: int) -> int:
 
 def check_keeps(keeps: Sequence[Keep], tensors: Sequence[Tensor], offset: int) -> None:
     """Refuse rules that are not one per tensor, or a mask that ends before the elements from ``offset`` on do."""
+
     if len(keeps) != len(tensors):
         raise ValueError(f"keeps has {len(keeps)} rules; expected {len(tensors)}, one per tensor")
     for k, (keep, tensor) in enumerate(zip(keeps, tensors, strict=True)):
         if keep.rule != RULE_MASK:
             continue
         mask, words = keep.mask, mask_words(offset + tensor.numel())
-        if mask is None or mask.dtype != torch.int32 or mask.dim() != 1 or not mask.is_contiguous():
+        if mask is None or not is_dtype(mask.dtype, int32) or mask.dim() != 1 or not mask.is_contiguous():
             found = "None" if mask is None else f"{mask.dtype} {tuple(mask.shape)}, strides {tuple(mask.stride())}"
             raise ValueError(f"keeps[{k}].mask is {found}; expected contiguous int32 words in one dimension")
         if mask.numel() < words:
@@ -125,11 +129,15 @@ def check_keeps(keeps: Sequence[Keep], tensors: Sequence[Tensor], offset: int) -
 
 def magnitude_bits(delta: Tensor) -> Tensor:
     """Return the float32 bits of ``|delta|`` as int32 (ordered like the magnitudes), NAN_MAGNITUDE for a NaN."""
+    import torch
+
     return (delta.view(torch.int32) & 0x7FFFFFFF).clamp(max=NAN_MAGNITUDE)
 
 
 def kept(delta: Tensor, keep: Keep, offset: int) -> Tensor:
     """Return the bool mask of the kept elements of a flat float32 ``delta`` that starts at global index ``offset``."""
+    import torch
+
     if keep.rule == RULE_ALL:
         return torch.ones_like(delta, dtype=torch.bool)
     if keep.rule == RULE_RANDOM:
@@ -146,6 +154,8 @@ def kept(delta: Tensor, keep: Keep, offset: int) -> Tensor:
 
 def _unpacked(mask: Tensor, offset: int, count: int) -> Tensor:
     """Return the bits of the elements offset .. offset + count - 1 as a bool tensor."""
+    import torch
+
     words = mask[offset >> 5 : (offset + count + 31) >> 5]
     bits = (words[:, None] >> torch.arange(32, dtype=torch.int32, device=mask.device)) & 1
     return bits.flatten()[offset & 31 :][:count].bool()

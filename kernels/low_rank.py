@@ -8,11 +8,14 @@ and every backend returns the same bits.
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from . import _cuda, _native, _triton
 from ._checks import check_float, check_scalars, float32
 from ._registry import Order, operation
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["low_rank_update"]
 

@@ -9,14 +9,17 @@ subtraction) and p = 1 or 2. Powers are exact in float64 and are accumulated ove
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from fastmerge.dtypes import float64
 
 from . import _cuda, _native, _triton
-from ._checks import check_group, check_offset, grid_chunks, lane_sums
+from ._checks import check_group, check_offset, check_table, grid_chunks, lane_sums
 from ._registry import Order, operation
 from .keep import Keep, check_keeps, kept
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["norm_partials"]
 
@@ -44,14 +47,14 @@ def norm_partials(
     Raises:
         ValueError: shapes, counts, power or offset are wrong; the message names the argument and its value.
     """
+
     check_group(tensors, base)
     check_offset(offset)
     if power not in (1, 2):
         raise ValueError(f"power is {power}; expected 1 or 2")
     check_keeps(keeps, tensors, offset)
     shape = (grid_chunks(tensors[0].numel()), 2 * len(tensors))
-    if partials.dtype != torch.float64 or tuple(partials.shape) != shape or not partials.is_contiguous():
-        raise ValueError(f"partials is {partials.dtype} {tuple(partials.shape)}; expected contiguous float64 {shape}")
+    check_table("partials", partials, float64, shape)
     _norms(partials, tensors, base, list(keeps), power, offset, backend=backend)
 
 

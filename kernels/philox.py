@@ -14,9 +14,11 @@ e & 7 of stream 1. The counter is ``(block low, block high, model, stream)``. Th
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["drop_threshold", "keep_mask", "philox4x32", "random_words", "tensor_key"]
 
@@ -44,6 +46,8 @@ def drop_threshold(probability: float) -> int:
 
 def philox4x32(counter: Tensor, key: int) -> Tensor:
     """Return Philox4x32-10 of ``counter`` [..., 4] (int64 holding 32-bit words) under a 64-bit key: [..., 4] int64."""
+    import torch
+
     c0, c1, c2, c3 = (counter[..., i] for i in range(4))
     k0, k1 = key & _MASK, key >> 32
     for _ in range(10):
@@ -64,6 +68,8 @@ def _multiply(a: Tensor, constant: int) -> tuple[Tensor, Tensor]:
 
 def random_words(key: int, model: int, offset: int, count: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the 32-bit words (int64, [count]) of the elements offset .. offset + count - 1 of a model."""
+    import torch
+
     first = offset >> 3
     blocks = torch.arange(first, ((offset + count + 7) >> 3), dtype=torch.int64, device=device)
     halves = [_half_words(blocks, key, model, stream) for stream in (0, 1)]
@@ -72,6 +78,8 @@ def random_words(key: int, model: int, offset: int, count: int, device: torch.de
 
 
 def _half_words(blocks: Tensor, key: int, model: int, stream: int) -> Tensor:
+    import torch
+
     counter = torch.stack(
         [blocks & _MASK, blocks >> 32, torch.full_like(blocks, model), torch.full_like(blocks, stream)], dim=-1
     )

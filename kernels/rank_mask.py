@@ -21,15 +21,18 @@ Deep, Bhardwaj and Poria 2024, arXiv 2406.11617.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from fastmerge.dtypes import int32
 
 from . import _cuda, _native
-from ._checks import check_group
+from ._checks import check_group, check_table
 from ._registry import Order, operation
 from .keep import magnitude_bits, mask_words
 from .philox import drop_threshold, random_words
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["rank_mask"]
 
@@ -62,10 +65,10 @@ def rank_mask(
         ValueError: a shape or a number is wrong; the message names the argument and its value.
         BackendError: a pinned backend cannot run.
     """
+
     check_group([tensor], base)
     words = mask_words(tensor.numel())
-    if mask.dtype != torch.int32 or tuple(mask.shape) != (words,) or not mask.is_contiguous():
-        raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}; expected contiguous int32 ({words},)")
+    check_table("mask", mask, int32, (words,))
     if mask.device != tensor.device:
         raise ValueError(f"mask is on {mask.device}, tensor is on {tensor.device}")
     if math.prod(rows) != tensor.numel() or min(rows) < 0 or rows[1] >= 2**31:
@@ -99,6 +102,8 @@ def _rank_mask(
     mask: Tensor, tensor: Tensor, base: Tensor | None, rows: tuple[int, int, int], first: int, step: int, key: int,
     model: int,
 ) -> None:  # fmt: skip
+    import torch
+
     delta = tensor.float() if base is None else tensor.float() - base.float()
     order = magnitude_bits(delta.flatten()).view(rows).argsort(dim=1, stable=True)
     positions = torch.arange(rows[1], device=order.device)[None, :, None].expand_as(order)
@@ -124,6 +129,8 @@ def _run_cuda(
     mask: Tensor, tensor: Tensor, base: Tensor | None, rows: tuple[int, int, int], first: int, step: int, key: int,
     model: int,
 ) -> None:  # fmt: skip
+    import torch
+
     arrays, stream, extension = _native.arrays([tensor], base), _cuda.stream(tensor), _cuda.extension()
     nbytes = extension.rank_workspace(rows[0] * rows[2], rows[1], stream)
     workspace = torch.empty(nbytes // 8, dtype=torch.int64, device=tensor.device)

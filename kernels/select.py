@@ -11,9 +11,7 @@ GPU at most 0.26 n bytes + 128 KiB. Many jobs on a GPU take turns in 256 MiB, or
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from . import _cuda, _native, _triton
 from ._checks import GRID, check_group, checked_jobs, grid_chunks
@@ -22,6 +20,10 @@ from ._jobs import SelectJob
 from ._registry import Order, operation
 from .histogram import HISTOGRAM_BINS, descend, equal_counts, magnitude_histogram, nth_equal
 from .keep import ALL_EQUAL, EVERYTHING, NOTHING, Boundary, magnitude_bits
+from .strip import on_host
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["SelectJob", "Selection", "select_boundaries", "select_boundaries_many", "start_selection"]
 
@@ -129,23 +131,27 @@ def _inner(ranks: Sequence[int], numel: int) -> list[int]:
 
 def _by_histograms(tensor: Tensor, base: Tensor | None, rank: int, backend: str) -> Boundary:
     """Return the boundary of a rank, in two or three readings."""
+    import torch
+
     threshold = equal = 0
     for level, bins in enumerate(HISTOGRAM_BINS):
         counts = torch.zeros(1, bins, dtype=torch.int64, device=tensor.device)
         magnitude_histogram(counts, [tensor], base, level, [threshold] if level else [], backend=backend)
-        place, rank, equal = descend(counts[0].cpu().flip(0), rank)
+        place, rank, equal = descend(on_host(counts)[0, ::-1], rank)
         threshold = (threshold << 16) | (bins - 1 - place)
     if rank == equal:
         return Boundary(threshold, ALL_EQUAL)
     counts = torch.empty(1, grid_chunks(tensor.numel()), dtype=torch.int64, device=tensor.device)
     equal_counts(counts, [tensor], base, [threshold], backend=backend)
-    chunk, rank, _ = descend(counts[0].cpu(), rank)
+    chunk, rank, _ = descend(on_host(counts)[0], rank)
     return Boundary(threshold, nth_equal(tensor, base, threshold, rank, chunk * GRID, GRID) + 1)
 
 
 @operation("select", gpu=Order(("cuda", "triton"), "2.9 to 27 times as fast as Triton on an H200"))
 def _select(job: SelectJob) -> Sequence[Sequence[Boundary | None]]:
     """Return boundaries; None where the backend did not find one, and leaves it to the histograms."""
+    import torch
+
     result = []
     for tensor, wanted in zip(job.tensors, job.ranks, strict=True):
         delta = tensor.float() if job.base is None else tensor.float() - job.base.float()

@@ -25,15 +25,16 @@ DARE (Yu et al. 2024), breadcrumbs (Davari and Belilovsky 2023) and their relati
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from . import _cuda, _native, _triton
 from ._checks import check_group, check_scalars, checked_jobs, float32, floats32
 from ._jobs import DIVIDES, VOTES, Divide, MergeJob, Vote
 from ._registry import Order, operation
 from .keep import Keep, check_keeps, kept
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["DIVIDES", "VOTES", "Divide", "MergeJob", "Vote", "sparse_merge", "sparse_merge_many"]
 
@@ -112,6 +113,8 @@ def _checked(job: MergeJob) -> MergeJob:
     gpu_many=Order(("cuda", "triton"), "2.5 times as fast as Triton on an H200"),
 )
 def _sparse_merge(job: MergeJob) -> None:
+    import torch
+
     assert job.weights is not None, "a checked job has weights"
     start = job.base.float().flatten()
     deltas, contributions = [], []

@@ -8,14 +8,15 @@ one addition per tensor, each rounded separately; rounded once (nearest, ties to
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from . import _cuda, _native, _triton
 from ._checks import check_group, check_scalars, checked_jobs, floats32
 from ._jobs import SumJob
 from ._registry import Order, operation
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["SumJob", "weighted_sum", "weighted_sum_many"]
 
@@ -104,6 +105,8 @@ def _in_rounds(job: SumJob, run: Callable[[SumJob], None]) -> None:
 
     It is kept in float32 and multiplied by 1, which changes no bit, so that the result is that of one launch.
     """
+    import torch
+
     tensors, weights = list(job.tensors), list(job.weights)
     if len(tensors) > AT_ONCE:
         so_far = torch.empty_like(job.out, dtype=torch.float32)

@@ -93,7 +93,7 @@ def measure(reader: DeltaReader, tensor: Matched, labels: Sequence[str]) -> Meas
         shared += int(torch.count_nonzero(signs.sum(0) >= 2))
         conflicts += int(torch.count_nonzero(apart))
         numel += len(base)
-    gram = kernels.gram_matrix(torch.cat(products), count)
+    gram = torch.from_numpy(kernels.gram_matrix(torch.cat(products), count))
     broken = [label for label, square in zip(labels, gram.diagonal(), strict=True) if not square.isfinite()]
     if broken:
         raise FastmergeError(

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from ..checkpoint import Checkpoint, TensorEntry, open_checkpoint
 from ..dtypes import ALL, DType
 from ..kernels import GRID, limited_threads, use_backend
@@ -203,6 +201,8 @@ class _Open:
 
     def compare(self, start: int, data: memoryview, inputs: InputFiles, lock: threading.Lock) -> None:
         """Compare one part of the tensor, from an element on."""
+        import torch
+
         merged = torch.frombuffer(bytearray(data), dtype=self._output.dtype.torch)
         found = torch.empty(len(merged), dtype=self._entry.dtype.torch)
         inputs.read(self._entry.path, self._entry.offset + start * found.itemsize, found.view(torch.uint8).numpy().data)

@@ -14,11 +14,15 @@ import math
 import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..dtypes import DType
+from ..kernels import Strip
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PAGE = 4096
 LINE = 64
@@ -58,20 +62,33 @@ class Memory(ABC):
 
     @abstractmethod
     def tensor(self, start: int, dtype: DType, shape: tuple[int, ...]) -> Tensor:
-        """Return a view of the bytes from ``start`` on."""
+        """Return a view of the bytes from ``start`` on: a tensor, or a strip (see ``Arena``)."""
 
 
 class Arena(Memory):
-    """An anonymous mapping of the host's memory; physical memory is taken on first touch."""
+    """An anonymous mapping of the host's memory; physical memory is taken on first touch.
 
-    def __init__(self, size: int):
+    Attributes:
+        bytes:   all of it.
+        address: of the first byte.
+    """
+
+    def __init__(self, size: int, strips: bool = False):
+        """Make a mapping that hands out strips, which need no torch, or tensors."""
         super().__init__(size)
+        self._strips = strips
         self._map = mmap.mmap(-1, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._map.madvise(mmap.MADV_HUGEPAGE)
         self.bytes = memoryview(self._map)
+        self.address = np.frombuffer(self._map, np.uint8).ctypes.data
 
     def tensor(self, start: int, dtype: DType, shape: tuple[int, ...]) -> Tensor:
+        if self._strips:
+            strip: Any = Strip(self, start, dtype, shape)
+            return strip
+        import torch
+
         count = math.prod(shape)
         if count == 0:
             return torch.empty(shape, dtype=dtype.torch)

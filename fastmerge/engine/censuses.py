@@ -31,6 +31,7 @@ def take_all(
     inputs: InputFiles,
     meter: Meter,
     tick: Callable[[], None],
+    strips: bool,
 ) -> dict[str, Any]:
     """Return what the censuses found that the methods of a model's outputs ask for, by name.
 
@@ -44,7 +45,7 @@ def take_all(
         def make_units(context: RunContext) -> Iterator[Unit]:
             return (Counted(context, knowing(asking[name], found), taken) for name in names)
 
-        work(make_units, target, sizes, inputs, _Nothing(), meter, tick)
+        work(make_units, target, sizes, inputs, _Nothing(), meter, tick, strips=strips)
         return taken
 
     return take_censuses(list(asking), take)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable
 from threading import Lock
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..dtypes import float32, promoted
 from ..plan.types import InputFile, InputTensor, Plan, Run
 from .files import InputFiles
 from .making import MadeValues
 from .reading import Folded
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Elements that are converted, decoded or averaged at once.
 _STEP = 1 << 16
@@ -62,11 +63,15 @@ class _Rows:
 
     def read(self, offset: int, into: memoryview) -> None:
         """Fill ``into`` with the bytes from ``offset`` on, both multiples of an element."""
+        import torch
+
         if len(into):
             at = offset // self._dtype.itemsize
             self._elements(at, torch.frombuffer(into, dtype=self._dtype.torch))
 
     def _elements(self, at: int, out: Tensor) -> None:
+        import torch
+
         end, padding = at + len(out), self._gathered.mean_from * self._width
         first = max(bisect_right(self._starts, at // self._width) - 1, 0)
         for index in range(first, len(self._starts)):
@@ -84,6 +89,8 @@ class _Rows:
 
     def _fill(self, run: Run, skip: int, out: Tensor) -> None:
         """Write the elements of a run from ``skip`` on."""
+        import torch
+
         places = [(source, row * self._width + skip) for source, row in run.terms]
         if not places:
             out.zero_()
@@ -108,6 +115,8 @@ class _Rows:
 
     def _mean(self) -> Tensor:
         """Return the mean of the rows that are not padding; summed in float64."""
+        import torch
+
         with self._lock:
             if self._made is None:
                 rows = self._gathered.mean_from

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..checkpoint import TensorEntry
 from ..checkpoint.types import matrix_shape
@@ -18,6 +17,9 @@ from .folding import made_shapes
 from .folding.terms import Term, add_terms, make_term
 from .report import Meter
 from .watching import Watch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Reader:

@@ -19,12 +19,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ..steps.inputs import Inputs
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 SMALLEST_ROUNDOFF = 2.0**-20
 
@@ -54,6 +55,8 @@ class Tolerance:
     @classmethod
     def of(cls, values: Mapping[str, Any], models: int, arithmetic: torch.dtype, stored: torch.dtype) -> Tolerance:
         """Return the tolerance by a method's ``values``; ``models`` counts the inputs without the base."""
+        import torch
+
         given = _each(values.get("weight", 1.0), models)
         gain = abs(float(values.get("lambda") or 1.0))
         if values.get("normalize"):
@@ -66,6 +69,8 @@ class Tolerance:
 
     def allows(self, found: Tensor, merged: Tensor, inputs: Inputs[Tensor]) -> Tensor:
         """Return which elements of ``found`` are within the rounding of ``merged`` (float32): bool."""
+        import torch
+
         models = [tensor.float() for tensor in inputs.tensors]
         if inputs.base is not None:
             models = [tensor - inputs.base.float() for tensor in models]
@@ -82,6 +87,8 @@ class Tolerance:
 
     def deltas(self, inputs: Inputs[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return deltas as a tool computes them in ``dtype``, and their products with the weights: [N, n]."""
+        import torch
+
         assert inputs.base is not None
         base = inputs.base.to(dtype)
         deltas = torch.stack([(tensor.to(dtype) - base).float() for tensor in inputs.tensors])
@@ -113,6 +120,8 @@ class Choices:
 
     def explain(self) -> bool:
         """True when every one of the elements hangs on a choice among equals."""
+        import torch
+
         if self.count > MOST_HANGING:
             return False
         deltas, weighted = (torch.cat(side, 1) for side in zip(*self.blocks, strict=True))
@@ -127,6 +136,8 @@ class Choices:
 
 def _cancelling(deltas: Tensor, tolerance: float) -> Tensor:
     """Return which columns have deltas, of some of the models, that cancel up to a tolerance."""
+    import torch
+
     models, elements = deltas.shape
     found = torch.zeros(elements, dtype=torch.bool)
     for size in range(2, min(models, MOST_MODELS) + 1):

@@ -6,11 +6,13 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+import numpy as np
 
 from ..checkpoint.types import matrix_shape
 from ..dtypes import DType
+from ..kernels import Strip
 from ..methods import get_method
 from ..plan.types import InputTensor, OutputTensor
 from ..steps.census import Round
@@ -24,6 +26,9 @@ from .inputs import Beside, Reader, beside_bytes
 from .needs import input_bytes, resident_bytes, scratch_bytes, whole_bytes
 from .scheduler import Task
 from .watching import Watch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,8 @@ class Large:
         self._watch.finite = self._context.finite and not self._apply.carries
 
     def _check_held(self, tensor: Tensor, slot: Slot) -> None:
-        if not tensor.isfinite().all():
+        finite = all_finite(tensor.memory(), tensor.dtype) if isinstance(tensor, Strip) else tensor.isfinite().all()
+        if not finite:
             raise Suspect([self._output])
 
     def _source(self, slot: Slot) -> Source:
@@ -263,7 +269,7 @@ class _Streamed:
         # Unwatched: surveys read what they need, some of it more than once.
         return self._large.chunk(start, stop, self._slot, self._large.unwatched)
 
-    def reduce(self, state: Tensor) -> Tensor:
+    def reduce(self, state: np.ndarray) -> np.ndarray:
         return state
 
 

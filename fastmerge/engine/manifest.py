@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from .. import __version__
 from ..checkpoint.safetensors_header import header_digest
@@ -37,7 +36,7 @@ def write_manifest(plan: Plan, checksums: Mapping[str, Sums], small_files: Seque
     """
     manifest = {
         "format": FORMAT,
-        "versions": {"fastmerge": __version__, "torch": torch.__version__, "numerics": NUMERICS},
+        "versions": {"fastmerge": __version__, "torch": version("torch"), "numerics": NUMERICS},
         "method": plan.method,
         "semantics": plan.semantics,
         "given_semantics": plan.given_semantics,

@@ -19,6 +19,9 @@ BESIDE = 64 << 20
 # Operations whose memory is part of what methods ask for by ``scratch_bytes``.
 BOUNDED_BY_METHODS = {"rank_mask"}
 
+# Operations that only methods on torch's tensors call.
+TAKES_TENSORS = {"low_rank"}
+
 
 def numel_of(output: OutputTensor) -> int:
     """Return the elements of an output."""
@@ -109,6 +112,42 @@ def why_not_compiled(kind: str) -> str | None:
         backend, reason = operation.choose(kind)
         if backend == "reference" and name not in BOUNDED_BY_METHODS:
             return f"{name} has no kernel there ({reason})"
+    return None
+
+
+def why_torch(outputs: Iterable[OutputTensor]) -> str | None:
+    """Return why outputs are merged on the processor with torch's tensors, or None where strips will do.
+
+    Strips need the compiled backend, inputs whose bytes are the values, a method that takes them, and one rounding.
+    """
+    asked: dict[tuple[str, int], bool] = {}
+    backend: str | None = None
+    for output in outputs:
+        if output.group is None:
+            continue
+        if not asked:
+            backend = _why_interpreted()
+        if backend is not None:
+            return backend
+        key = output.method, id(output.group.values)
+        if key not in asked:
+            asked[key] = get_method(output.method).takes_strips(output.group)
+        if not asked[key]:
+            return f"{output.name}: {output.method} computes with them"
+        if output.through is not None:
+            return f"{output.name}: it is rounded twice"
+        for tensor in output.inputs.every:
+            if not tensor.plain:
+                return f"{tensor.path}: {tensor.name} is made of what is stored"
+    return None
+
+
+def _why_interpreted() -> str | None:
+    """Return which operation has another backend than the compiled one of the processor, or None."""
+    for name, operation in kernels.OPERATIONS.items():
+        backend, reason = operation.choose("cpu")
+        if backend != "cpu" and name not in TAKES_TENSORS:
+            return f"{name} has the backend {backend} ({reason})"
     return None
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from .. import kernels
 from ..checkpoint import InputFile, TensorEntry
@@ -17,6 +15,9 @@ from ..plan.types import InputTensor
 from .files import InputFiles
 from .folding import made_shapes, working_bytes
 from .folding.terms import add_terms, term_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["CHUNK", "DeltaReader", "Folded", "Values", "reading_bytes"]
 
@@ -76,6 +77,8 @@ class DeltaReader:
 
     def delta(self, base: InputTensor, model: InputTensor) -> Tensor:
         """Return ``model - base``, whole: float32, shaped like the tensor, one rounded subtraction per element."""
+        import torch
+
         delta = torch.empty(base.shape, dtype=torch.float32)
         rest = delta.view(-1)
         for origin, tuned in self.chunks([base, model]):
@@ -94,6 +97,8 @@ class Folded:
 
     def elements(self, start: int, stop: int) -> Tensor:
         """Return the elements ``start .. stop - 1``, flat."""
+        import torch
+
         if not self._terms:
             return self._values.elements(start, stop)
         columns = self._columns
@@ -121,6 +126,8 @@ class Values:
 
     def elements(self, start: int, stop: int) -> Tensor:
         """Return the elements ``start .. stop - 1``, flat."""
+        import torch
+
         tensor, coded = self._tensor, self._tensor.coded
         if coded is None:
             return self._read(tensor, tensor.dtype, start, stop)
@@ -139,6 +146,8 @@ class Values:
         return rows.view(-1)[start - first * self._columns : stop - first * self._columns]
 
     def _read(self, entry: InputTensor | TensorEntry, dtype: DType, start: int, stop: int) -> Tensor:
+        import torch
+
         values = torch.empty(stop - start, dtype=dtype.torch)
         into = values.view(torch.uint8).numpy().data
         self._inputs.read(entry.path, entry.offset + start * values.itemsize, into)

@@ -130,7 +130,7 @@ class _Run:
             return (Rehash(context, output, self.outputs.read) for output in outputs)
 
         if promised:
-            work(make_units, Host(), self.sizes, self.inputs, found, Meter(), lambda: None)
+            work(make_units, Host(), self.sizes, self.inputs, found, Meter(), lambda: None, strips=True)
         finished = {name: sums for name, sums in promised.items() if found.checksums.get(name) == sums.output}
         return Journal(self.staging.journal, self.plan, self.outputs, finished)
 
@@ -146,15 +146,16 @@ class _Run:
                 progress(done + meter.bytes_written, total)
 
         try:
+            strips = target.why_torch(self.plan.outputs) is None
             if todo:
-                found = take_all(self.plan.outputs, target, self.sizes, self.inputs, meter, tick)
+                found = take_all(self.plan.outputs, target, self.sizes, self.inputs, meter, tick, strips)
                 todo = [knowing(output, found) for output in todo]
 
             def make_units(context: RunContext) -> Iterator[Unit]:
                 return units(context, todo)
 
             sink = FileSink(self.outputs, journal)
-            work(make_units, target, self.sizes, self.inputs, sink, meter, tick, self.finite)
+            work(make_units, target, self.sizes, self.inputs, sink, meter, tick, self.finite, strips)
             self.inputs.check()
             journal.flush()
         except BaseException:

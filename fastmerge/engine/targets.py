@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-
-import torch
+from typing import TYPE_CHECKING
 
 from .. import kernels
-from ..devices import gpus
 from ..devices.names import parse_devices
-from ..dtypes import uint8
 from ..errors import FastmergeError
+from ..plan.types import OutputTensor
 from .arena import Arena, Slot
-from .devices import DeviceMemory, DeviceSlot, Driver, failures_of
-from .needs import why_not_compiled
+from .needs import why_not_compiled, why_torch
 from .report import Meter
 from .sizing import Budget, Sizes
+
+if TYPE_CHECKING:
+    import torch
+
+    from .devices import Driver
 
 # Share of a device's free memory that is taken where no budget is given.
 SHARE = 0.9
@@ -42,6 +44,10 @@ class Target(ABC):
     def slots(self, arena: Arena, sizes: Sizes, meter: Meter) -> contextlib.AbstractContextManager[list[Slot]]:
         """Return a context that yields the scratch of every worker."""
 
+    def why_torch(self, outputs: Sequence[OutputTensor]) -> str | None:
+        """Return why torch's tensors are needed for a merge of outputs here, or None where strips will do."""
+        return f"{', '.join(self.names)} computes"
+
     def peak_bytes(self) -> int:
         """Return the most bytes that one device held in the last ``slots``; 0 for the host."""
         return 0
@@ -57,6 +63,9 @@ class Host(Target):
 
     def budget(self, ram: int) -> Budget:
         return Budget(ram)
+
+    def why_torch(self, outputs: Sequence[OutputTensor]) -> str | None:
+        return why_torch(outputs)
 
     @contextlib.contextmanager
     def slots(self, arena: Arena, sizes: Sizes, meter: Meter) -> Iterator[list[Slot]]:
@@ -80,12 +89,15 @@ class Accelerators(Target):
 
     @contextlib.contextmanager
     def slots(self, arena: Arena, sizes: Sizes, meter: Meter) -> Iterator[list[Slot]]:
+        from .devices import failures_of
+
         with failures_of(*self._devices):
             yield from self._slots(arena, sizes, meter)
 
     def _slots(self, arena: Arena, sizes: Sizes, meter: Meter) -> Iterator[list[Slot]]:
-        address = arena.tensor(0, uint8, (1,)).data_ptr()
-        self._driver.pin(self._devices[0], address, arena.size)
+        from .devices import DeviceMemory, DeviceSlot
+
+        self._driver.pin(self._devices[0], arena.address, arena.size)
         try:
             each = sizes.workers // len(self._devices)
             slots: list[Slot] = []
@@ -104,9 +116,9 @@ class Accelerators(Target):
             with contextlib.suppress(RuntimeError, FastmergeError):
                 self._wait()
             with contextlib.suppress(RuntimeError, FastmergeError):
-                self._driver.unpin(self._devices[0], address)
+                self._driver.unpin(self._devices[0], arena.address)
             raise
-        self._driver.unpin(self._devices[0], address)
+        self._driver.unpin(self._devices[0], arena.address)
 
     def _wait(self) -> None:
         for device in self._devices:
@@ -126,11 +138,17 @@ def choose(device: str, vram: int | None) -> Target:
         FastmergeError: a GPU was asked for and cannot be used.
     """
     wanted = parse_devices(device)
-    why_not = None if wanted == "cpu" else gpus.why_none()
+    if wanted == "cpu":
+        return Host("--device cpu")
+    import torch
+
+    from ..devices import gpus
+
+    why_not = gpus.why_none()
     if wanted == "auto" and why_not is None:
         why_not = _why_no_kernels()
-    if wanted == "cpu" or (wanted == "auto" and why_not):
-        return Host(f"no GPU is used: {why_not}" if why_not else "--device cpu")
+    if wanted == "auto" and why_not:
+        return Host(f"no GPU is used: {why_not}")
     if why_not:
         raise FastmergeError(f"--device {device}: {why_not}; take --device cpu or auto")
     present = gpus.visible()

@@ -116,8 +116,10 @@ def verify(
             if progress is not None:
                 progress(sink.done, total)
 
-        found = take_all(plan.outputs, Host(), sizes, inputs, meter, tick) if again else {}
-        work(make_units, Host(), sizes, inputs, sink, meter, tick)
+        host = Host()
+        strips = not again or host.why_torch(plan.outputs) is None
+        found = take_all(plan.outputs, host, sizes, inputs, meter, tick, strips) if again else {}
+        work(make_units, host, sizes, inputs, sink, meter, tick, strips=strips)
     if progress is not None:
         progress(total, total)
     report = meter.report(len(outputs), 0, sizes.workers)

@@ -7,8 +7,6 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 
-import torch
-
 from .arena import Arena
 from .context import RunContext, Sink
 from .files import InputFiles
@@ -34,14 +32,17 @@ def work(
     meter: Meter,
     tick: Callable[[], None],
     finite: bool = False,
+    strips: bool = False,
 ) -> None:
     """Run units on ``sizes.workers`` threads in one arena; ``finite`` insists on finite numbers.
 
+    Units get strips, or torch's tensors.
+
     Refused: the inputs hold what the method cannot merge, or, where it is insisted, numbers are not finite.
     """
-    arena = Arena(sizes.arena)
+    arena = Arena(sizes.arena, strips)
     context = RunContext(arena, sizes, Reader(arena, inputs, meter), sink, meter, finite)
-    with _one_torch_thread(), _only_new_garbage(), torch.no_grad(), target.slots(arena, sizes, meter) as slots:
+    with _only_new_garbage(), _torch_at_rest(strips), target.slots(arena, sizes, meter) as slots:
         try:
             Scheduler(make_units(context), slots).run(tick)
         except Suspect as suspect:
@@ -49,12 +50,18 @@ def work(
 
 
 @contextlib.contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Let each worker compute alone: the units are what runs in parallel."""
+def _torch_at_rest(strips: bool) -> Iterator[None]:
+    """Let each worker compute alone, without gradients: the units are what runs in parallel."""
+    if strips:
+        yield
+        return
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with torch.no_grad():
+            yield
     finally:
         torch.set_num_threads(threads)
 

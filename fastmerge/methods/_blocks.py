@@ -45,6 +45,10 @@ class Block(ABC):
         """As ``Method.censuses``, of the block itself."""
         return 0
 
+    def takes_strips(self, group: Group) -> bool:
+        """As ``Method.takes_strips``, of the block itself."""
+        return False
+
 
 def _prefixed(name: str, parameters: Sequence[Parameter]) -> tuple[Parameter, ...]:
     return tuple(replace(parameter, name=f"{name}.{parameter.name}") for parameter in parameters)
@@ -72,6 +76,9 @@ class LinesBlock(Block):
 
     def censuses(self, group: Group) -> int:
         return int(group["lines.auto"])
+
+    def takes_strips(self, group: Group) -> bool:
+        return True
 
 
 class SvcBlock(Block):
@@ -152,6 +159,9 @@ class Extended(Method):
 
     def censuses(self, group: Group) -> int:
         return self.inner.censuses(group) + sum(block.censuses(group) for block in self.blocks)
+
+    def takes_strips(self, group: Group) -> bool:
+        return self.inner.takes_strips(group) and all(block.takes_strips(group) for block in self.blocks)
 
     @property
     def uses_layout(self) -> bool:

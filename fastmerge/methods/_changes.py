@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from ..steps.arrays import zeros_like
 from ..steps.method import Parameter
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EPSILON = Parameter(
     "epsilon", float, 1e-5, minimum=0.0, neutral=0.0, example=1e-3,
@@ -17,8 +19,8 @@ EPSILON = Parameter(
 
 def changes(deltas: Sequence[Tensor], epsilon: float) -> tuple[list[Tensor], Tensor]:
     """Return, per model, where it changed an element (bool), and the number of models that did (float32)."""
-    changed = [delta.abs() > epsilon for delta in deltas]
-    count = torch.zeros_like(deltas[0])
+    changed = [abs(delta) > epsilon for delta in deltas]
+    count = zeros_like(deltas[0])
     for mask in changed:
         count += mask
     return changed, count

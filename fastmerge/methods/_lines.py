@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from .. import kernels
-from ..kernels import keep_all
+from ..dtypes import float32
+from ..kernels import empty, keep_all, zeros
 from ..steps.apply import DeltaMerge, delta_blocks
+from ..steps.arrays import as_strip
 from ..steps.census import Census
 from ..steps.method import Group, Parameter, Solve
 from ..steps.source import Chunk
 from ..steps.survey import TableSurvey, grid_table
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LINES_PARAMETERS = (
     Parameter("alpha", float, 1.0, doc="factor of the first layer, and of tensors outside the layers"),
@@ -44,26 +49,32 @@ class MergeNorms(TableSurvey):
     step: DeltaMerge
 
     def partials(self, chunk: Chunk) -> Tensor:
-        table = grid_table(chunk.tensors[0], 4)
+        with np.errstate(all="ignore"):  # infinity and NaN are results like others
+            return self._partials(chunk)
+
+    def _partials(self, chunk: Chunk) -> Tensor:
+        like = chunk.tensors[0]
+        table = grid_table(like, 4)
         row = 0
         for block in delta_blocks(chunk, [1.0] * len(chunk.tensors)):
+            merged, deltas = as_strip(block.merged), [as_strip(delta) for delta in block.deltas]
             if not self.step.at_once:
-                part = Chunk(torch.zeros_like(block.merged), tuple(block.deltas), chunk.offset + block.span.start)
-                self.step(block.merged, part)
+                base = zeros(merged, float32, merged.numel())
+                self.step(merged, Chunk(base, tuple(deltas), chunk.offset + block.span.start))
             plain = block.deltas[0]
             for delta in block.deltas[1:]:
                 plain += delta
-            rows = slice(row, row + len(grid_table(plain, 4)))
-            kernels.norm_partials(table[rows], [plain, block.merged], None, [keep_all()] * 2)
+            rows = slice(row, row + len(grid_table(merged, 4)))
+            kernels.norm_partials(table[rows], [deltas[0], merged], None, [keep_all()] * 2)
             row = rows.stop
         if self.step.at_once:
-            merged = torch.empty(chunk.tensors[0].shape, dtype=torch.float32, device=table.device)
+            merged = empty(like, float32, *like.shape)
             self.step(merged, chunk)
-            partials = table[:, 2:].contiguous()
+            partials = grid_table(like, 2)
             kernels.norm_partials(partials, [merged], chunk.base, [keep_all()])
             table[:, 2:] = partials
         return table
 
-    def answer(self, table: Tensor) -> list[tuple[float, float]]:
+    def answer(self, table: np.ndarray) -> list[tuple[float, float]]:
         plain, _, merged, _ = kernels.total(table)
         return [(plain, merged)]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from functools import partial
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..kernels import ALL_EQUAL, Boundary, keep_all, keep_top
 from ..kernels.sparse_merge import Divide
 from ..steps.apply import ElementwiseMerge, SparseMerge
+from ..steps.arrays import float_of, maximum, minimum, where, zeros_like
 from ..steps.census import Census, model_thresholds
 from ..steps.elements import ElementSums
 from ..steps.method import Group, Solve
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def merge_whole_model(group: Group) -> Solve:
@@ -43,7 +45,7 @@ def _added(a: Sequence[float], b: Sequence[float]) -> list[float]:
 
 
 def _signs(deltas: Sequence[Tensor], merged: Tensor) -> list[Tensor]:
-    return [(merged > 0).float(), (merged < 0).float()]
+    return [float_of(merged > 0), float_of(merged < 0)]
 
 
 def _magnitude(bits: int) -> float:
@@ -52,10 +54,10 @@ def _magnitude(bits: int) -> float:
 
 def _largest(deltas: Sequence[Tensor], merged: Tensor, thresholds: Sequence[float], plus: bool) -> Tensor:
     """Return the largest of the kept deltas that have the elected sign."""
-    highest, lowest = torch.zeros_like(merged), torch.zeros_like(merged)
+    highest, lowest = zeros_like(merged), zeros_like(merged)
     for delta, threshold in zip(deltas, thresholds, strict=True):
-        delta *= delta.abs() >= threshold
+        delta *= abs(delta) >= threshold
         merged += delta
-        torch.maximum(highest, delta, out=highest)
-        torch.minimum(lowest, delta, out=lowest)
-    return torch.where(merged >= 0 if plus else merged > 0, highest, lowest)
+        maximum(highest, delta, out=highest)
+        minimum(lowest, delta, out=lowest)
+    return where(merged >= 0 if plus else merged > 0, highest, lowest)

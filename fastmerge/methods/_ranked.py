@@ -35,6 +35,7 @@ class RankedMethod(Method):
 
     base = "required"
     random = True
+    on_strips = True
 
     def scratch_bytes(self, group: Group) -> int | None:
         """The masks, and the work space of ranking.

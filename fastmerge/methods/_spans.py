@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 
-from torch import Tensor
+import numpy as np
 
 from ..steps.method import Group
 from ..steps.survey import Gram, Survey
@@ -26,10 +26,10 @@ def divided(group: Group, switch: str = "normalize") -> tuple[float, ...]:
     return tuple(w / total for w in weights)
 
 
-def finite_gram(group: Group) -> Generator[Survey, Tensor, list[Row]]:
+def finite_gram(group: Group) -> Generator[Survey, np.ndarray, list[Row]]:
     """Return the Gram matrix [N][N] (float64) of the deltas, or of the inputs where there is no base."""
     gram = yield Gram()
-    if not gram.isfinite().all():
+    if not np.isfinite(gram).all():
         raise ValueError(f"{group.name}: an input holds NaN or infinity; there are no directions to average")
     return gram.tolist()
 

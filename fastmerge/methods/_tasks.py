@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ..kernels import keep_all
 from ..steps.apply import SparseMerge
 from ..steps.method import Group, Parameter
 from ..steps.survey import Survey
 from ._sparse import density_parameter, keep_largest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TASK_WEIGHT = Parameter("weight", float, 1.0, per_model=True, doc="coefficient of the model's delta")
 MASK_LAMBDA = Parameter(
@@ -32,4 +33,4 @@ def merged_tasks(group: Group) -> Generator[Survey, Any, SparseMerge]:
 
 def needed(delta: Tensor, merged: Tensor, mask_lambda: float) -> Tensor:
     """Return where a model needs ``merged``: its ``delta`` is there, and not drowned by the others."""
-    return delta.abs() > (merged - delta).abs_().mul_(mask_lambda)
+    return abs(delta) > abs(merged - delta) * mask_lambda

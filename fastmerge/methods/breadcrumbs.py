@@ -26,6 +26,7 @@ class Breadcrumbs(Method):
     base = "required"
     parameters = BAND_PARAMETERS
     paper = "Davari and Belilovsky 2023, arXiv 2312.06795"
+    on_strips = True
 
     def merge(self, group: Group) -> Solve:
         keeps = yield from keep_bands(group)

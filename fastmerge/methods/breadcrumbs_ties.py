@@ -24,6 +24,7 @@ class BreadcrumbsTies(Method):
     base = "required"
     parameters = BAND_PARAMETERS
     paper = "Davari and Belilovsky 2023, arXiv 2312.06795; Yadav et al. 2023, arXiv 2306.01708"
+    on_strips = True
 
     def merge(self, group: Group) -> Solve:
         keeps = yield from keep_bands(group)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..steps.apply import ElementwiseMerge
+from ..steps.arrays import zeros_like
 from ..steps.method import Group, Method, Parameter, Solve, method
 from ._sparse import SCALE
 from ._tasks import MASK_LAMBDA, MERGE, TASK_DENSITY, TASK_WEIGHT, merged_tasks, needed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @method
@@ -39,6 +41,7 @@ class Consensus(Method):
         SCALE,
     )
     paper = "Wang et al. 2024, arXiv 2405.07813"
+    on_strips = True
 
     def merge(self, group: Group) -> Solve:
         step = yield from merged_tasks(group)
@@ -48,8 +51,9 @@ class Consensus(Method):
 
 def _needed(deltas: Sequence[Tensor], merged: Tensor, mask_lambdas: Sequence[float], threshold: int) -> Tensor:
     """Return the elements of ``merged`` that at least ``threshold`` models need, and 0 for the others."""
-    votes = torch.zeros(merged.shape, dtype=torch.int16, device=merged.device)
+    votes = zeros_like(merged)
     for delta, mask_lambda in zip(deltas, mask_lambdas, strict=True):
         votes += needed(delta, merged, mask_lambda)
     # A product, so that NaN and infinity stay.
-    return merged.mul_(votes >= threshold)
+    merged *= votes >= threshold
+    return merged

@@ -26,6 +26,7 @@ class DareLinear(Method):
     parameters = DARE_PARAMETERS
     semantics = ("mergekit", "peft")
     paper = "Yu et al. 2024, arXiv 2311.03099"
+    on_strips = True
     random = True
 
     def merge(self, group: Group) -> Solve:

@@ -28,6 +28,7 @@ class DareTies(Method):
     parameters = (*DARE_PARAMETERS, SIGN_METHOD)
     semantics = ("mergekit", "peft")
     paper = "Yu et al. 2024, arXiv 2311.03099"
+    on_strips = True
     random = True
 
     def merge(self, group: Group) -> Solve:

@@ -7,16 +7,18 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..steps.apply import ElementwiseMerge
+from ..steps.arrays import maximum, minimum, where, zeros_like
 from ..steps.census import Census
 from ..steps.elements import ElementSums
 from ..steps.method import Group, Method, Parameter, Solve, method
 from ..steps.source import Source
 from ..steps.survey import Survey
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @method
@@ -43,6 +45,7 @@ class Emr(Method):
     )
     semantics = ("paper",)
     paper = "Huang et al. 2024, arXiv 2405.17461"
+    on_strips = True
     ordered = True
 
     def censuses(self, group: Group) -> int:
@@ -64,15 +67,15 @@ def unify(deltas: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     Per element the sign is that of the sum, - where that is 0; the magnitude is the largest of the deltas that have it.
     NaN and infinity make the unified delta NaN or infinite.
     """
-    total, highest, lowest = (torch.zeros_like(deltas[0]) for _ in range(3))
+    total, highest, lowest = (zeros_like(deltas[0]) for _ in range(3))
     for delta in deltas:
         total += delta
-        torch.maximum(highest, delta, out=highest)
-        torch.minimum(lowest, delta, out=lowest)
+        maximum(highest, delta, out=highest)
+        minimum(lowest, delta, out=lowest)
     plus = total > 0
-    unified = torch.where(plus, highest, lowest)
+    unified = where(plus, highest, lowest)
     unified += total - total  # NaN where infinities met
-    return unified, [torch.where(plus, delta > 0, delta < 0) for delta in deltas]
+    return unified, [where(plus, delta > 0, delta < 0) for delta in deltas]
 
 
 def scale_of(means: Sequence[tuple[float, float]]) -> float:
@@ -103,7 +106,8 @@ def _unified(deltas: Sequence[Tensor], merged: Tensor) -> Tensor:
 def _masked(deltas: Sequence[Tensor], merged: Tensor, task: int) -> Tensor:
     unified, masks = unify(deltas)
     # A product, so that NaN and infinity stay.
-    return unified.mul_(masks[task])
+    unified *= masks[task]
+    return unified
 
 
 def _magnitudes(deltas: Sequence[Tensor], merged: Tensor, task: int) -> list[Tensor]:

@@ -22,6 +22,7 @@ class Expo(Method):
     parameters = (Parameter("alpha", float, doc="how far to go on, as a share of the step", neutral=0.0, example=0.3),)
     semantics = ("paper",)
     paper = "Zheng et al. 2024, arXiv 2404.16792"
+    on_strips = True
 
     def merge(self, group: Group) -> Apply:
         return SparseMerge([1 + group["alpha"]], [keep_all()])

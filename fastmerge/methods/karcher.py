@@ -35,6 +35,7 @@ class Karcher(Method):
         Parameter("tol", float, 1e-5, minimum=0.0, doc="length of a step, in radians, that is taken for 0"),
     )
     paper = "Karcher 1977 (10.1002/cpa.3160300502); mergekit (Goddard et al. 2024, arXiv 2403.13257)"
+    on_strips = True
     adds_delta = False
 
     def merge(self, group: Group) -> Solve:

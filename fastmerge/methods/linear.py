@@ -25,6 +25,7 @@ class Linear(Method):
         Parameter("normalize", bool, True, doc="divide by the sum of the weights"),
     )
     paper = "Wortsman et al. 2022, arXiv 2203.05482"
+    on_strips = True
     adds_delta = False
 
     def merge(self, group: Group) -> Apply:

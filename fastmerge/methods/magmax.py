@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..steps.apply import Apply, ElementwiseMerge
+from ..steps.arrays import copy, maximum, minimum, where
 from ..steps.method import Group, Method, Parameter, method
 from ._sparse import SCALE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @method
@@ -28,15 +30,16 @@ class MagMax(Method):
     )
     semantics = ("paper",)
     paper = "Marczak et al. 2024, arXiv 2407.06322"
+    on_strips = True
 
     def merge(self, group: Group) -> Apply:
         return ElementwiseMerge(group["weight"], _largest, scale=group["lambda"])
 
 
 def _largest(deltas: Sequence[Tensor], merged: Tensor) -> Tensor:
-    highest, lowest = deltas[0].clone(), deltas[0]
+    highest, lowest = copy(deltas[0]), deltas[0]
     for delta in deltas[1:]:
-        torch.maximum(highest, delta, out=highest)
-        torch.minimum(lowest, delta, out=lowest)
+        maximum(highest, delta, out=highest)
+        minimum(lowest, delta, out=lowest)
     # Both are NaN where any delta is.
-    return torch.where(lowest.neg() > highest, lowest, highest)
+    return where(-lowest > highest, lowest, highest)

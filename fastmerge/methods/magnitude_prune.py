@@ -29,6 +29,7 @@ class MagnitudePrune(Method):
     )
     semantics = ("peft",)
     paper = "PEFT (huggingface/peft), add_weighted_adapter"
+    on_strips = True
 
     def censuses(self, group: Group) -> int:
         return 3 if group["scope"] == "model" and any(0 < density < 1 for density in group["density"]) else 0

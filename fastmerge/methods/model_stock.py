@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..kernels import keep_all
 from ..steps.apply import SparseMerge
@@ -34,16 +33,20 @@ class ModelStock(Method):
     inputs = (2, None)
     parameters = (Parameter("filter_wise", bool, False, doc="one angle per vector along the last dimension"),)
     paper = "Jang et al. 2024, arXiv 2403.19522"
+    on_strips = True
 
     def merge(self, group: Group) -> Solve:
         rows = _rows(group)
         gram = (yield Gram())[None] if rows is None else (yield RowGram(rows))
-        if not gram.isfinite().all():
+        if not np.isfinite(gram).all():
             raise ValueError(f"{group.name}: a delta holds NaN or infinity; there are no angles between the models")
         shares = _ratios(gram) / group.models
         if rows is None:
             return SparseMerge(shares.tolist() * group.models, [keep_all()] * group.models)
-        return RowMerge(rows, shares.float()[:, None].expand(-1, group.models))
+        return RowMerge(rows, np.repeat(shares.astype(np.float32)[:, None], group.models, 1))
+
+    def takes_strips(self, group: Group) -> bool:
+        return _rows(group) is None
 
     def scratch_bytes(self, group: Group) -> int | None:
         rows = _rows(group)
@@ -55,14 +58,15 @@ def _rows(group: Group) -> Rows | None:
     return Rows.along(group.shape, -1) if group["filter_wise"] else None
 
 
-def _ratios(gram: Tensor) -> Tensor:
+def _ratios(gram: np.ndarray) -> np.ndarray:
     """Return t [vectors] from Gram matrices [vectors, N, N] of the deltas."""
     count = gram.shape[1]
-    norms = gram.diagonal(dim1=1, dim2=2).sqrt()
+    norms = np.sqrt(gram.diagonal(axis1=1, axis2=2))
     cosines = [
-        (gram[:, i, j] / (norms[:, i] * norms[:, j]).clamp(min=_EPSILON)).clamp(-1, 1)
+        np.clip(gram[:, i, j] / np.maximum(norms[:, i] * norms[:, j], _EPSILON), -1, 1)
         for i, j in combinations(range(count), 2)
     ]
-    cosine = torch.stack(cosines).sum(0) / len(cosines)
+    cosine = np.sum(cosines, axis=0) / len(cosines)
     denominator = 1 + (count - 1) * cosine
-    return torch.where(denominator.abs() < _EPSILON, 0.0, count * cosine / denominator)
+    opposite = np.abs(denominator) < _EPSILON
+    return np.where(opposite, 0.0, count * cosine / np.where(opposite, 1.0, denominator))

@@ -37,6 +37,7 @@ class MultiSlerp(Method):
         ),
     )  # fmt: skip
     paper = "mergekit (Goddard et al. 2024, arXiv 2403.13257)"
+    on_strips = True
     adds_delta = False
     homogeneous = False
 

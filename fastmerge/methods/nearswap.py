@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..steps.apply import Apply, Copy, ElementwiseMerge
+from ..steps.arrays import clamp, where
 from ..steps.method import Group, Method, Parameter, method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # mergekit's: smaller differences count as this.
 _TINY = 1e-6
@@ -35,6 +37,7 @@ class NearSwap(Method):
         ),
     )  # fmt: skip
     paper = "mergekit (Goddard et al. 2024, arXiv 2403.13257)"
+    on_strips = True
     homogeneous = False
 
     def merge(self, group: Group) -> Apply:
@@ -43,8 +46,9 @@ class NearSwap(Method):
 
 def _swapped(deltas: Sequence[Tensor], merged: Tensor, t: float) -> Tensor:
     (delta,) = deltas
-    step = delta.clamp(-t, t)
+    step = clamp(delta, -t, t)
     if t < _TINY:
-        step = torch.where(delta.abs() < _TINY, delta * (t / _TINY), step)
+        step = where(abs(delta) < _TINY, delta * (t / _TINY), step)
     # Infinity less itself is NaN, so that what was infinite is not finite.
-    return step.add_(delta.sub_(delta.clone()))
+    step += delta - delta
+    return step

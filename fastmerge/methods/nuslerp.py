@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..steps.apply import SpanSum
 from ..steps.method import Group, Method, Parameter, Solve, method
@@ -43,15 +42,19 @@ class NuSlerp(Method):
         ),
     )  # fmt: skip
     paper = "mergekit (Goddard et al. 2024, arXiv 2403.13257)"
+    on_strips = True
     adds_delta = False
 
     def merge(self, group: Group) -> Solve:
         rows = _rows(group)
         gram = (yield Gram())[None] if rows is None else (yield RowGram(rows))
-        if not gram.isfinite().all():
+        if not np.isfinite(gram).all():
             raise ValueError(f"{group.name}: an input holds NaN or infinity; there is no angle to interpolate on")
         coefficients = _coefficients(gram, group["weight"])
-        return SpanSum(coefficients[0].tolist()) if rows is None else RowMerge(rows, coefficients.float())
+        return SpanSum(coefficients[0].tolist()) if rows is None else RowMerge(rows, coefficients.astype(np.float32))
+
+    def takes_strips(self, group: Group) -> bool:
+        return _rows(group) is None
 
     def scratch_bytes(self, group: Group) -> int | None:
         rows = _rows(group)
@@ -63,11 +66,12 @@ def _rows(group: Group) -> Rows | None:
     return None if group["nuslerp_flatten"] else Rows.along(group.shape, 0 if group["nuslerp_row_wise"] else -1)
 
 
-def _coefficients(gram: Tensor, weights: tuple[float, float]) -> Tensor:
+def _coefficients(gram: np.ndarray, weights: tuple[float, float]) -> np.ndarray:
     """Return the coefficients [vectors, 2] of the inputs from Gram matrices [vectors, 2, 2]."""
     total = sum(weights)
-    shares = gram.new_tensor([0.5, 0.5] if abs(total) < 1e-6 else [weight / total for weight in weights])
-    norms = gram.diagonal(dim1=1, dim2=2).sqrt().clamp(min=_TINY_NORM)
-    cosine = (gram[:, 0, 1] / (norms[:, 0] * norms[:, 1])).clamp(-1, 1)[:, None]
+    shares = np.array([0.5, 0.5] if abs(total) < 1e-6 else [weight / total for weight in weights])
+    norms = np.maximum(np.sqrt(gram.diagonal(axis1=1, axis2=2)), _TINY_NORM)
+    cosine = np.clip(gram[:, 0, 1] / (norms[:, 0] * norms[:, 1]), -1, 1)[:, None]
     square = (1 - cosine) * (1 + cosine)
-    return torch.where(square <= _COLINEAR, shares, (shares * cosine.acos()).sin() / square.sqrt())
+    line = square <= _COLINEAR
+    return np.where(line, shares, np.sin(shares * np.arccos(cosine)) / np.sqrt(np.where(line, 1.0, square)))

@@ -18,6 +18,7 @@ class Passthrough(Method):
     inputs = (1, 1)
     parameters = (Parameter("scale", float, 1.0, per_model=True, doc="factor of the tensor"),)
     paper = "mergekit (Goddard et al. 2024, arXiv 2403.13257)"
+    on_strips = True
     adds_delta = False
 
     def merge(self, group: Group) -> Apply:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..steps.apply import Apply, ElementwiseMerge
+from ..steps.arrays import clamp
 from ..steps.method import Group, Method, method
 from ._changes import EPSILON, changes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @method
@@ -26,6 +29,7 @@ class Ram(Method):
     base = "required"
     parameters = (EPSILON,)
     paper = "Yuan et al. 2026, arXiv 2601.13572"
+    on_strips = True
     homogeneous = False
 
     def merge(self, group: Group) -> Apply:
@@ -34,7 +38,9 @@ class Ram(Method):
 
 def _mean(deltas: Sequence[Tensor], merged: Tensor, epsilon: float) -> Tensor:
     changed, count = changes(deltas, epsilon)
-    count.clamp_(min=1)
+    count = clamp(count, 1)
     for delta, mask in zip(deltas, changed, strict=True):
-        merged += delta.mul_(mask).div_(count)
+        delta *= mask
+        delta /= count
+        merged += delta
     return merged

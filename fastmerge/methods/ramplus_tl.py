@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..steps.apply import ElementwiseMerge
+from ..steps.arrays import clamp, float_of, zeros_like
 from ..steps.elements import ElementSums
 from ..steps.method import Group, Method, Parameter, Solve, method
 from ._changes import EPSILON, changes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Where epsilon is 0, no unique change leaves every ratio at alpha.
 _TINY = 1e-30
@@ -40,6 +42,7 @@ class RamPlusTl(Method):
         EPSILON,
     )
     paper = "Yuan et al. 2026, arXiv 2601.13572"
+    on_strips = True
     homogeneous = False
 
     def merge(self, group: Group) -> Solve:
@@ -55,13 +58,18 @@ class RamPlusTl(Method):
 def _unique_and_shared(deltas: Sequence[Tensor], merged: Tensor, epsilon: float) -> list[Tensor]:
     changed, count = changes(deltas, epsilon)
     alone = count == 1
-    return [(mask & alone).float() for mask in changed] + [(mask & ~alone).float() for mask in changed]
+    return [float_of(mask & alone) for mask in changed] + [float_of(mask & ~alone) for mask in changed]
 
 
 def _merged(deltas: Sequence[Tensor], merged: Tensor, epsilon: float, factors: Sequence[float]) -> Tensor:
     changed, count = changes(deltas, epsilon)
     alone = count == 1
-    count.clamp_(min=1)
+    count, scale = clamp(count, 1), zeros_like(merged)
     for delta, mask, factor in zip(deltas, changed, factors, strict=True):
-        merged += delta.mul_(mask).mul_(torch.ones_like(delta).masked_fill_(alone, factor)).div_(count)
+        scale[:] = 1
+        scale[alone] = factor
+        delta *= mask
+        delta *= scale
+        delta /= count
+        merged += delta
     return merged

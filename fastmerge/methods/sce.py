@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..kernels import float32, keep_top
 from ..steps.apply import ElementwiseMerge, Selection
+from ..steps.arrays import clamp, float_of, where, zeros_like
 from ..steps.elements import ElementSums, OfElements
 from ..steps.method import Group, Method, Parameter, Solve, method
 from ..steps.survey import Boundaries
 from ._sparse import INT8_MASK
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # mergekit's: weights whose sum is smaller are taken for equal, and divisors are at least this.
 _TINY = 1e-6
@@ -47,6 +49,7 @@ class Sce(Method):
         INT8_MASK,
     )
     paper = "Wan et al. 2024, arXiv 2408.07990"
+    on_strips = True
 
     def merge(self, group: Group) -> Solve:
         ones, share = [1.0] * group.models, group["select_topk"]
@@ -70,13 +73,16 @@ def _same(deltas: Sequence[Tensor], merged: Tensor) -> Sequence[Tensor]:
 
 def _variance(deltas: Sequence[Tensor]) -> Tensor:
     """Return the variance of every element over the models."""
-    mean, sum_of_squares = torch.zeros_like(deltas[0]), torch.zeros_like(deltas[0])
+    mean, sum_of_squares = zeros_like(deltas[0]), zeros_like(deltas[0])
     for delta in deltas:
         mean += delta
     mean /= len(deltas)
     for delta in deltas:
-        sum_of_squares += (delta - mean).square_()
-    return sum_of_squares.div_(len(deltas))
+        apart = delta - mean
+        apart *= apart
+        sum_of_squares += apart
+    sum_of_squares /= len(deltas)
+    return sum_of_squares
 
 
 def _variances(deltas: Sequence[Tensor], merged: Tensor) -> Sequence[Tensor]:
@@ -84,16 +90,20 @@ def _variances(deltas: Sequence[Tensor], merged: Tensor) -> Sequence[Tensor]:
 
 
 def _varies(deltas: Sequence[Tensor], merged: Tensor) -> Sequence[Tensor]:
-    return [(_variance(deltas) != 0).float()]
+    return [float_of(_variance(deltas) != 0)]
 
 
 def _erased(deltas: Sequence[Tensor], merged: Tensor, weights: Sequence[float]) -> Tensor:
-    vote, divisor = torch.zeros_like(merged), torch.zeros_like(merged)
+    vote, divisor = zeros_like(merged), zeros_like(merged)
     for delta in deltas:
         vote += delta
     plus = vote >= 0
     for delta, weight in zip(deltas, weights, strict=True):
-        agrees = torch.where(plus, delta > 0, delta < 0)
-        merged += delta.mul_(weight).mul_(agrees)
-        divisor += agrees.float().mul_(weight)
-    return merged.div_(divisor.clamp_(min=_TINY))
+        agrees = float_of(where(plus, delta > 0, delta < 0))
+        delta *= weight
+        delta *= agrees
+        merged += delta
+        agrees *= weight
+        divisor += agrees
+    merged /= clamp(divisor, _TINY)
+    return merged

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from ..steps.apply import Copy, WeightedSum
 from ..steps.method import Group, Method, Parameter, Solve, method
 from ..steps.survey import Gram
@@ -35,6 +37,7 @@ class Slerp(Method):
         ),
     )  # fmt: skip
     paper = "Shoemake 1985 (SIGGRAPH, 10.1145/325334.325242)"
+    on_strips = True
     adds_delta = False
 
     def merge(self, group: Group) -> Solve:
@@ -42,10 +45,10 @@ class Slerp(Method):
         if t in (0, 1):
             return Copy(int(t))
         gram = yield Gram(deltas=False)
-        if not gram.isfinite().all():
+        if not np.isfinite(gram).all():
             raise ValueError(f"{group.name}: an input holds NaN or infinity; there is no angle to interpolate on")
-        norms = [norm if norm > _TINY_NORM else 1.0 for norm in gram.diagonal().sqrt().tolist()]
-        cosine = max(-1.0, min(1.0, gram[0, 1].item() / (norms[0] * norms[1])))
+        norms = [norm if norm > _TINY_NORM else 1.0 for norm in np.sqrt(gram.diagonal()).tolist()]
+        cosine = max(-1.0, min(1.0, float(gram[0, 1]) / (norms[0] * norms[1])))
         if abs(cosine) > _COLINEAR:
             return WeightedSum([1 - t, t])
         angle = math.acos(cosine)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..steps.apply import ElementwiseMerge
 from ..steps.method import Group, Method, Parameter, Solve, method
 from ._sparse import SCALE
 from ._tasks import MASK_LAMBDA, MERGE, TASK_DENSITY, TASK_WEIGHT, merged_tasks, needed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @method
@@ -37,6 +39,7 @@ class TallMask(Method):
     semantics = ("paper",)
     ordered = True
     paper = "Wang et al. 2024, arXiv 2405.07813"
+    on_strips = True
 
     def merge(self, group: Group) -> Solve:
         task = group["task"]
@@ -49,4 +52,5 @@ class TallMask(Method):
 
 def _masked(deltas: Sequence[Tensor], merged: Tensor, task: int, mask_lambda: float) -> Tensor:
     # A product, so that NaN and infinity stay.
-    return merged.mul_(needed(deltas[task], merged, mask_lambda))
+    merged *= needed(deltas[task], merged, mask_lambda)
+    return merged

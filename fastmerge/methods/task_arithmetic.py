@@ -31,6 +31,7 @@ class TaskArithmetic(Method):
     )
     semantics = ("mergekit", "peft")
     paper = "Ilharco et al. 2023, arXiv 2212.04089"
+    on_strips = True
 
     def merge(self, group: Group) -> Apply:
         keeps = [keep_all()] * group.models

@@ -71,6 +71,7 @@ class Ties(Method):
     )  # fmt: skip
     semantics = ("mergekit", "peft", *_WHOLE_MODEL)
     paper = "Yadav et al. 2023, arXiv 2306.01708"
+    on_strips = True
 
     def censuses(self, group: Group) -> int:
         return 0 if group.semantics not in _WHOLE_MODEL else 3 if min(group["density"]) < 1 else 1

@@ -6,15 +6,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from .. import kernels
-from ..kernels import GRID, Keep, keep_all
+from ..dtypes import float32
+from ..kernels import GRID, Keep, Strip, empty, keep_all
 from ..kernels.sparse_merge import Divide, Vote
+from .arrays import as_strip, values_of
 from .source import Chunk
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Elements of an ``ElementwiseMerge`` at once. On one thread of the processor what is computed from four models takes
 # 1.5 MiB, about a core's cache. torch splits what is larger than half of that over its threads, and each operation then
@@ -24,8 +28,9 @@ BLOCK, SHARED_BLOCK, DEVICE_BLOCK = 4 * GRID, 2 * GRID, 1 << 20
 PART = 16 * GRID
 
 # Makes the merged delta of a block from the deltas of the models and what the step of the merge makes of them; all
-# are float32 vectors of the same elements, of which no other can be seen. It may overwrite its arguments.
-Change = Callable[[Sequence[Tensor], Tensor], Tensor]
+# are float32 vectors of the same elements, of which no other can be seen: torch's, or numpy's (``arrays``). It may
+# overwrite its arguments.
+Change = Callable[[Sequence["Tensor"], "Tensor"], "Tensor"]
 
 
 class Apply(ABC):
@@ -157,7 +162,7 @@ class SparseMerge(DeltaMerge):
 class ElementwiseMerge(DeltaMerge):
     """``base + scale * change(deltas, merged)``: for methods with a formula of their own per element.
 
-    ``change`` is called on blocks that fit a core's cache. torch passes over a block once per operation, so this takes
+    ``change`` is called on blocks that fit a core's cache. It passes over a block once per operation, so this takes
     several times the CPU time of a ``SparseMerge``, and no more memory traffic.
 
     Attributes:
@@ -183,7 +188,7 @@ class ElementwiseMerge(DeltaMerge):
 
         def merge(part: Chunk, start: int) -> None:
             for block in delta_blocks(part, self.weights, self.step, self.selection):
-                result = self.change(block.deltas, block.merged)
+                result = as_strip(self.change(block.deltas, block.merged))
                 base, plus = ([], []) if block.base is None else ([block.base], [1.0])
                 span = slice(start + block.span.start, start + block.span.start + len(result))
                 kernels.weighted_sum(flat[span], [*base, result], [*plus, self.scale])
@@ -206,9 +211,9 @@ class Selection:
 
     def mask(self, deltas: Sequence[Tensor], zeros: Tensor, offset: int) -> Tensor:
         """Return where the elements from ``offset`` on are kept (bool); NaN is."""
-        scores = self.score(deltas)
-        kernels.sparse_merge(scores, zeros, [scores], factors=[1.0], keeps=[self.keep], offset=offset)
-        return scores != 0
+        found = as_strip(self.score(deltas))
+        kernels.sparse_merge(found, as_strip(zeros), [found], factors=[1.0], keeps=[self.keep], offset=offset)
+        return values_of(found) != 0
 
 
 @dataclass(frozen=True)
@@ -232,24 +237,25 @@ def delta_blocks(
     chunk: Chunk, weights: Sequence[float], step: SparseMerge | None = None, selection: Selection | None = None
 ) -> Iterator[Block]:
     """Cut a chunk into blocks on the grid of the reductions. Each is valid until the next one is taken."""
-    size = _block_size(chunk.tensors[0].device)
+    size = _block_size(chunk.tensors[0])
     inputs = chunk.map(lambda tensor: tensor.view(-1))
     like = inputs.tensors[0]
     numel = like.numel()
-    scratch = torch.empty(len(chunk.tensors) + 1, min(numel, size), dtype=torch.float32, device=like.device)
+    scratch = [empty(like, float32, min(numel, size)) for _ in range(len(chunk.tensors) + 1)]
     for start in range(0, max(1, numel), size):
         span = slice(start, start + size)
         base, minus = ([], []) if inputs.base is None else ([inputs.base[span]], [-1.0])
-        *deltas, merged = scratch[:, : min(size, numel - start)]
-        for delta, tensor in zip(deltas, inputs.tensors, strict=True):
+        *places, place = [part[: min(size, numel - start)] for part in scratch]
+        for delta, tensor in zip(places, inputs.tensors, strict=True):
             kernels.weighted_sum(delta, [*base, tensor[span]], [*minus, 1.0])
-        merged.zero_()
+        *deltas, merged = map(values_of, (*places, place))
+        merged[:] = 0
         if selection is not None:
             mask = selection.mask(deltas, merged, chunk.offset + start)
             for delta in deltas:
                 delta *= mask
         if step is not None:
-            step(merged, Chunk(merged, tuple(deltas), chunk.offset + start))
+            step(place, Chunk(place, tuple(places), chunk.offset + start))
         for delta, weight in zip(deltas, weights, strict=True):
             if weight != 1:
                 delta *= weight
@@ -263,10 +269,13 @@ def in_parts(chunk: Chunk, run: Callable[[Chunk, int], None]) -> None:
     """
     flat = chunk.map(lambda tensor: tensor.view(-1))
     numel, like = flat.tensors[0].numel(), flat.tensors[0]
-    threads = min(torch.get_num_threads(), numel // PART) if like.device.type == "cpu" else 1
+    threads = min(_torch_threads(), numel // PART) if like.device.type == "cpu" and type(like) is not Strip else 1
     if threads < 2:
-        run(Chunk.of(flat, chunk.offset), 0)
+        with np.errstate(all="ignore"):  # infinity and NaN are results like others
+            run(Chunk.of(flat, chunk.offset), 0)
         return
+    import torch
+
     step = -(-numel // (threads * GRID)) * GRID
     pieces = [tensor.split(step) for tensor in flat.every]
 
@@ -278,10 +287,16 @@ def in_parts(chunk: Chunk, run: Callable[[Chunk, int], None]) -> None:
         list(pool.map(work, range(len(pieces[0]))))
 
 
-def _block_size(device: torch.device) -> int:
-    if device.type != "cpu":
+def _block_size(like: Tensor) -> int:
+    if like.device.type != "cpu":
         return DEVICE_BLOCK
-    return BLOCK if torch.get_num_threads() == 1 else SHARED_BLOCK
+    return BLOCK if type(like) is Strip or _torch_threads() == 1 else SHARED_BLOCK
+
+
+def _torch_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _base(chunk: Chunk) -> Tensor:

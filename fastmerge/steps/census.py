@@ -8,8 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from .. import kernels
 from ..kernels import Boundary
@@ -116,7 +115,7 @@ class MagnitudeCounts(Survey):
     models: int
     prefixes: tuple[int, ...] = ()
 
-    def run(self, source: Source) -> Tensor:
+    def run(self, source: Source) -> np.ndarray:
         return histograms(source, list(range(self.models)), 1 if self.prefixes else 0, list(self.prefixes))
 
 
@@ -129,9 +128,9 @@ class EqualMagnitudes(Survey):
 
     def run(self, source: Source) -> dict[str, tuple[int, ...]]:
         models = range(len(self.thresholds))
-        total = torch.zeros(len(models), dtype=torch.int64)
+        total = np.zeros(len(models), np.int64)
         for chunk in source.chunks():
-            total += equal_by_grid(chunk, models, self.thresholds).sum(0).cpu()
+            total += equal_by_grid(chunk, models, self.thresholds).sum(0)
         return {self.name: tuple(source.reduce(total).tolist())}
 
 
@@ -166,13 +165,13 @@ def model_thresholds(
 
     Returns per delta the magnitude (float32 bits), the rank among those that equal it, and how many do.
     """
-    counts = yield Census(f"magnitudes {label}", MagnitudeCounts(group.models), torch.add, group)
+    counts = yield Census(f"magnitudes {label}", MagnitudeCounts(group.models), operator.add, group)
     if not counts[0].any():
         return [0] * group.models, [0] * group.models, [0] * group.models
     ranks = [rank_of(k, int(row.sum())) for k, row in enumerate(counts)]
     highs, ranks, _ = bins(counts, ranks)
     lower = MagnitudeCounts(group.models, tuple(highs))
-    counts = yield Census(f"lower magnitudes {label}", lower, torch.add, group)
+    counts = yield Census(f"lower magnitudes {label}", lower, operator.add, group)
     lows, ranks, equal = bins(counts, ranks)
     return [(high << 16) | low for high, low in zip(highs, lows, strict=True)], ranks, equal
 

@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from ..devices import gpus
 from .apply import Apply
 from .census import Census, Round, take_censuses
 from .method import Group, Method, Solve
 from .source import Chunk, Resident, Source
 from .survey import Survey
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 # Bytes of inputs of small tensors that are merged side by side: on the processor they stay in its cache.
 WINDOW_BYTES = 1 << 20
@@ -103,6 +103,8 @@ def merge_sources(jobs: Sequence[Job]) -> None:
     if len(queues) < 2:
         merge_on_device(jobs)
         return
+    from ..devices import gpus
+
     with ThreadPoolExecutor(len(queues)) as pool:
         runs = [pool.submit(_drive, queue, gpus.on_current_stream(device)) for device, queue in queues.items()]
     for run in runs:
@@ -123,9 +125,10 @@ def _after_censuses(jobs: Sequence[Job]) -> Sequence[Job]:
     return [replace(job, group=replace(job.group, censuses=found)) for job in jobs] if found else jobs
 
 
-@torch.no_grad()
 def _drive(jobs: Sequence[Job], stream: AbstractContextManager[object]) -> None:
-    with stream:
+    import torch
+
+    with stream, torch.no_grad():
         merge_on_device(jobs)
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from .. import kernels
 from ..kernels import GRID, keep_all
 from .apply import Selection, SparseMerge, delta_blocks, in_parts
+from .arrays import as_strip, copy, join
 from .source import Chunk, Resident, Source
 from .survey import Survey, TableSurvey, grid_table
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 # Makes float32 vectors of a block from the deltas of the models and what a step makes of them (see ``apply.Change``).
-Map = Callable[[Sequence[Tensor], Tensor], Sequence[Tensor]]
+Map = Callable[[Sequence["Tensor"], "Tensor"], Sequence["Tensor"]]
 
 # Elements whose images are kept in memory at once: those of a larger tensor are made again for every reading.
 WHOLE = 1 << 20
@@ -44,7 +47,7 @@ class ElementSums(TableSurvey):
         def survey(part: Chunk, start: int) -> None:
             row = start // GRID
             for block in delta_blocks(part, self.weights, self.step, self.selection):
-                images = self.change(block.deltas, block.merged)
+                images = [as_strip(image) for image in self.change(block.deltas, block.merged)]
                 rows = slice(row, row + -(-len(images[0]) // GRID))
                 kernels.norm_partials(table[rows], images, None, [keep_all()] * self.count, power=self.power)
                 row = rows.stop
@@ -52,7 +55,7 @@ class ElementSums(TableSurvey):
         in_parts(chunk, survey)
         return table
 
-    def answer(self, table: Tensor) -> list[float]:
+    def answer(self, table: np.ndarray) -> list[float]:
         return kernels.total(table)[::2]
 
 
@@ -79,11 +82,11 @@ class OfElements(Survey):
 
         def make(part: Chunk, start: int) -> None:
             blocks = delta_blocks(part, self.weights)
-            parts[start] = [[image.clone() for image in self.change(b.deltas, b.merged)] for b in blocks]
+            parts[start] = [[copy(image) for image in self.change(b.deltas, b.merged)] for b in blocks]
 
         in_parts(chunk, make)
         blocks = [images for start in sorted(parts) for images in parts[start]]
-        return tuple(torch.cat(vectors) for vectors in zip(*blocks, strict=True))
+        return tuple(as_strip(join(vectors)) for vectors in zip(*blocks, strict=True))
 
 
 class _Images:
@@ -106,5 +109,5 @@ class _Images:
         chunk = self._source.read(start, stop)
         return None if chunk is None else Chunk(None, self._survey.images(chunk), start)
 
-    def reduce(self, state: Tensor) -> Tensor:
+    def reduce(self, state: np.ndarray) -> np.ndarray:
         return self._source.reduce(state)

@@ -154,6 +154,8 @@ class Method(ABC):
         random:     True when it draws random numbers, by the seed, the name of the tensor and the index of the model.
         ordered:    True when the order of the models matters, if only to the last bits.
         homogeneous: True when inputs times a power of two give the result times it.
+        on_strips:  True when operations, the steps and surveys of this package, and functions of ``arrays`` do all
+                    work on elements: it then runs without torch, on strips. False gets tensors.
         neutral:    True when there are values, ``Parameter.neutral``, with which one model returns itself; those that
                     decompose matrices, on other tensors.
     """
@@ -169,6 +171,7 @@ class Method(ABC):
     ordered: ClassVar[bool] = False
     homogeneous: ClassVar[bool] = True
     neutral: ClassVar[bool] = True
+    on_strips: ClassVar[bool] = False
 
     @abstractmethod
     def merge(self, group: Group) -> Solve | Apply:
@@ -185,6 +188,10 @@ class Method(ABC):
     def censuses(self, group: Group) -> int:
         """Return how often the method surveys all tensors of a model before any of them is merged, at most."""
         return 0
+
+    def takes_strips(self, group: Group) -> bool:
+        """Return True when this tensor can be merged on strips; see ``on_strips``."""
+        return self.on_strips
 
     @property
     def uses_layout(self) -> bool:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from ..kernels import GRID, pairs
+from ..kernels import GRID, on_host, pairs
 from .apply import DeltaMerge
 from .source import Chunk, Source
 from .survey import Survey
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Elements at once: their temporaries stay in a core's cache.
 BLOCK = 1 << 16
@@ -73,7 +76,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class RowGram(Survey):
-    """The Gram matrices [vectors, N, N] (float64, CPU) of the deltas, or of the inputs where there is no base.
+    """The Gram matrices [vectors, N, N] (float64) of the deltas, or of the inputs where there is no base.
 
     One read, of a whole tensor where ``rows.unit`` is None. Products are exact; a sum of n of them has at most
     ``n / 256 + 8`` roundings in a unit and then one per unit, in a fixed order.
@@ -81,20 +84,20 @@ class RowGram(Survey):
 
     rows: Rows
 
-    def run(self, source: Source) -> Tensor:
+    def run(self, source: Source) -> np.ndarray:
         unit = self.rows.unit
         if unit is None:
             (chunk,) = source.chunks()
-            return _symmetric(_gram(chunk, self.rows).cpu())
+            return _symmetric(on_host(_gram(chunk, self.rows)))
         table = None
         for chunk in source.chunks():
-            part = _gram(chunk, Rows(chunk.tensors[0].numel() // unit, unit, 1)).cpu()
+            part = on_host(_gram(chunk, Rows(chunk.tensors[0].numel() // unit, unit, 1)))
             if table is None:
-                table = torch.zeros(source.numel // unit, part.shape[1], dtype=part.dtype)
+                table = np.zeros((source.numel // unit, part.shape[1]), part.dtype)
             table[chunk.offset // unit : chunk.offset // unit + len(part)] = part
         assert table is not None, "a source yields at least one chunk"
-        units = source.reduce(table).view(self.rows.count, -1, table.shape[1])
-        sums = torch.zeros(self.rows.count, table.shape[1], dtype=table.dtype)
+        units = source.reduce(table).reshape(self.rows.count, -1, table.shape[1])
+        sums = np.zeros((self.rows.count, table.shape[1]), table.dtype)
         for i in range(units.shape[1]):
             sums += units[:, i]
         return _symmetric(sums)
@@ -109,7 +112,7 @@ class RowMerge(DeltaMerge):
     """
 
     rows: Rows
-    coefficients: Tensor
+    coefficients: np.ndarray
     scale: float = 1.0
 
     @property
@@ -120,12 +123,14 @@ class RowMerge(DeltaMerge):
     def gains(self) -> list[float]:
         if not len(self.coefficients):
             return [0.0] * self.coefficients.shape[1]
-        return (self.coefficients.abs().amax(0) * abs(self.scale)).tolist()
+        return (np.abs(self.coefficients).max(0) * abs(self.scale)).tolist()
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
+        import torch
+
         if not out.numel():
             return
-        coefficients = self.coefficients.to(out.device)
+        coefficients = torch.from_numpy(self.coefficients).to(out.device)
         every = [t.view(-1) for t in (out, *chunk.every)]
         if self.rows.inner == 1:
             for block, row, rows in self.rows.blocks(chunk.offset, out.numel()):
@@ -153,6 +158,8 @@ class RowMerge(DeltaMerge):
 
 def _gram(chunk: Chunk, rows: Rows) -> Tensor:
     """Return the products [vectors, pairs] of the vectors of a chunk."""
+    import torch
+
     shape = rows.outer, rows.length, rows.inner
     tensors = [t.view(shape) for t in chunk.tensors]
     base = None if chunk.base is None else chunk.base.view(shape)
@@ -189,10 +196,10 @@ def _lane_sums(values: Tensor) -> Tensor:
     return sums[:, 0]
 
 
-def _symmetric(products: Tensor) -> Tensor:
+def _symmetric(products: np.ndarray) -> np.ndarray:
     """Return the matrices [vectors, N, N] of products [vectors, pairs]."""
     count = (math.isqrt(8 * products.shape[1] + 1) - 1) // 2
-    matrices = products.new_zeros(len(products), count, count)
+    matrices = np.zeros((len(products), count, count))
     for column, (i, j) in enumerate(pairs(count)):
         matrices[:, i, j] = matrices[:, j, i] = products[:, column]
     return matrices

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+import numpy as np
 
 from .inputs import Inputs
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @dataclass(frozen=True)
-class Chunk(Inputs[Tensor]):
+class Chunk(Inputs["Tensor"]):
     """The same range of elements of every input of one output tensor; one shape, dtypes may differ.
 
     ``offset`` is the global index of the first element, in the flattened tensor; a multiple of ``kernels.GRID``.
@@ -46,12 +49,12 @@ class Source(Protocol):
         The chunk is valid until the next read.
         """
 
-    def reduce(self, state: Tensor) -> Tensor:
-        """Add up ``state`` (CPU) over everything that holds a part of the tensor; the identity in one process."""
+    def reduce(self, state: np.ndarray) -> np.ndarray:
+        """Add up ``state`` over everything that holds a part of the tensor; the identity in one process."""
 
 
 @dataclass(frozen=True)
-class Resident(Inputs[Tensor]):
+class Resident(Inputs["Tensor"]):
     """A source whose tensors are in memory, whole."""
 
     @classmethod
@@ -73,5 +76,5 @@ class Resident(Inputs[Tensor]):
     def read(self, start: int, stop: int) -> Chunk:
         return Chunk.of(self.map(lambda tensor: tensor.flatten()[start:stop]), start)
 
-    def reduce(self, state: Tensor) -> Tensor:
+    def reduce(self, state: np.ndarray) -> np.ndarray:
         return state

@@ -11,15 +11,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from .. import kernels
-from ..kernels import GRID, Boundary, Keep, download
+from ..dtypes import float64, int32, int64
+from ..kernels import GRID, Boundary, Keep, download, empty, on_host, zeros
 from ..kernels.histogram import descend, nth_equal
 from .source import Chunk, Resident, Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The kind of device on which nothing needs to be waited for.
 HOST = "cpu"
@@ -50,8 +53,8 @@ class TableSurvey(Survey):
         """Return the rows [chunks of the grid, columns] (float64) of a chunk, on its device."""
 
     @abstractmethod
-    def answer(self, table: Tensor) -> Any:
-        """Return the answer of a whole table (CPU)."""
+    def answer(self, table: np.ndarray) -> Any:
+        """Return the answer of a whole table."""
 
     def run(self, source: Source) -> Any:
         return self.answer(_over_grid(source, self.partials))
@@ -60,20 +63,24 @@ class TableSurvey(Survey):
     def start_all(cls, surveys: Sequence[Any], sources: Sequence[Resident]) -> Callable[[], list[Any]]:
         tables = [survey.partials(*source.chunks()) for survey, source in zip(surveys, sources, strict=True)]
         if tables[0].device.type == HOST:
-            return lambda: [survey.answer(table) for survey, table in zip(surveys, tables, strict=True)]
+            return lambda: [survey.answer(on_host(table)) for survey, table in zip(surveys, tables, strict=True)]
+        import torch
+
         shapes = [table.shape for table in tables]
         wait = download(torch.cat([table.flatten() for table in tables]))
 
         def answers() -> list[Any]:
-            parts = wait().split([shape.numel() for shape in shapes])
-            return [survey.answer(part.view(shape)) for survey, part, shape in zip(surveys, parts, shapes, strict=True)]
+            parts = np.split(on_host(wait()), np.cumsum([shape.numel() for shape in shapes])[:-1])
+            return [
+                survey.answer(part.reshape(shape)) for survey, part, shape in zip(surveys, parts, shapes, strict=True)
+            ]
 
         return answers
 
 
 @dataclass(frozen=True)
 class Gram(TableSurvey):
-    """The Gram matrix [N, N] (float64, CPU) of the deltas, or of all inputs (base first) when ``deltas`` is False.
+    """The Gram matrix [N, N] (float64) of the deltas, or of all inputs (base first) when ``deltas`` is False.
 
     One read. Error bound of an entry: ``127 * 2**-53 * sum |v_i * v_j|`` (see ``kernels.gram``).
     """
@@ -86,7 +93,7 @@ class Gram(TableSurvey):
         kernels.gram_partials(part, tensors, chunk.base if self.deltas else None)
         return part
 
-    def answer(self, table: Tensor) -> Tensor:
+    def answer(self, table: np.ndarray) -> np.ndarray:
         # N vectors have N (N + 1) / 2 pairs, one per column.
         count = (math.isqrt(8 * table.shape[1] + 1) - 1) // 2
         return kernels.gram_matrix(table, count)
@@ -107,7 +114,7 @@ class Norms(TableSurvey):
         kernels.norm_partials(part, chunk.tensors, chunk.base, self.keeps, power=self.power, offset=chunk.offset)
         return part
 
-    def answer(self, table: Tensor) -> list[tuple[float, float]]:
+    def answer(self, table: np.ndarray) -> list[tuple[float, float]]:
         sums = kernels.total(table)
         return list(zip(sums[::2], sums[1::2], strict=True))
 
@@ -159,7 +166,7 @@ class RankMasks(Survey):
         if chance is None:
             return None
         density, epsilon = chance
-        mask = torch.empty(kernels.mask_words(tensor.numel()), dtype=torch.int32, device=tensor.device)
+        mask = empty(tensor, int32, kernels.mask_words(tensor.numel()))
         kernels.rank_mask(
             mask, tensor, chunk.base, rows=self.rows, density=density, epsilon=epsilon, key=self.key, model=model
         )  # fmt: skip
@@ -168,16 +175,16 @@ class RankMasks(Survey):
 
 def grid_table(like: Tensor, columns: int) -> Tensor:
     """Return an uninitialized float64 table with one row per chunk of the grid that ``like`` covers."""
-    return torch.empty(-(-like.numel() // GRID), columns, dtype=torch.float64, device=like.device)
+    return empty(like, float64, -(-like.numel() // GRID), columns)
 
 
-def _over_grid(source: Source, partials: Callable[[Chunk], Tensor]) -> Tensor:
+def _over_grid(source: Source, partials: Callable[[Chunk], Tensor | np.ndarray]) -> np.ndarray:
     """Return the table [chunks of the grid, columns] of the whole tensor; the rows of other shards are added in."""
     table = None
     for chunk in source.chunks():
-        part = partials(chunk).cpu()
+        part = on_host(partials(chunk))
         if table is None:
-            table = torch.zeros(-(-source.numel // GRID), part.shape[1], dtype=part.dtype)
+            table = np.zeros((-(-source.numel // GRID), part.shape[1]), part.dtype)
         first = chunk.offset // GRID
         table[first : first + len(part)] = part
     assert table is not None, "a source yields at least one chunk"
@@ -199,40 +206,39 @@ def _select_by_tables(source: Source, wanted: list[tuple[int, int]]) -> list[Bou
     return boundaries
 
 
-def histograms(source: Source, models: list[int], level: int, prefixes: list[int]) -> Tensor:
+def histograms(source: Source, models: list[int], level: int, prefixes: list[int]) -> np.ndarray:
     counts = None
     for chunk in source.chunks():
         tensors = [chunk.tensors[k] for k in models]
         if counts is None:
-            shape = (len(models), kernels.HISTOGRAM_BINS[level])
-            counts = torch.zeros(shape, dtype=torch.int64, device=tensors[0].device)
+            counts = zeros(tensors[0], int64, len(models), kernels.HISTOGRAM_BINS[level])
         kernels.magnitude_histogram(counts, tensors, chunk.base, level, prefixes)
     assert counts is not None, "a source yields at least one chunk"
-    return source.reduce(counts.cpu())
+    return source.reduce(on_host(counts))
 
 
-def bins(counts: Tensor, ranks: list[int]) -> tuple[list[int], list[int], list[int]]:
+def bins(counts: np.ndarray, ranks: list[int]) -> tuple[list[int], list[int], list[int]]:
     """Return, per row, the bin of the element of that rank (largest first), its rank inside, and the bin's count."""
-    found = [descend(row.flip(0), rank) for row, rank in zip(counts, ranks, strict=True)]
+    found = [descend(row[::-1], rank) for row, rank in zip(counts, ranks, strict=True)]
     last = counts.shape[1] - 1
     return [last - place for place, _, _ in found], [rank for _, rank, _ in found], [count for _, _, count in found]
 
 
-def equal_by_grid(chunk: Chunk, models: Sequence[int], thresholds: Sequence[int]) -> Tensor:
+def equal_by_grid(chunk: Chunk, models: Sequence[int], thresholds: Sequence[int]) -> np.ndarray:
     """Return the number of magnitudes that equal the thresholds, int64 [chunks of the grid, models]."""
     tensors = [chunk.tensors[k] for k in models]
-    counts = torch.empty(len(models), -(-tensors[0].numel() // GRID), dtype=torch.int64, device=tensors[0].device)
+    counts = empty(tensors[0], int64, len(models), -(-tensors[0].numel() // GRID))
     kernels.equal_counts(counts, tensors, chunk.base, thresholds)
-    return counts.t()
+    return on_host(counts).T
 
 
 def break_indices(source: Source, models: list[int], thresholds: list[int], keep: list[int]) -> list[int]:
     """Return, per model, the index below which exactly ``keep`` magnitudes equal its threshold."""
 
     counts = _over_grid(source, lambda chunk: equal_by_grid(chunk, models, thresholds))
-    found = torch.zeros(len(models), dtype=torch.int64)
+    found = np.zeros(len(models), np.int64)
     for i, (model, threshold, rank) in enumerate(zip(models, thresholds, keep, strict=True)):
-        position, rank, _ = descend(counts[:, i].contiguous(), rank)
+        position, rank, _ = descend(counts[:, i], rank)
         start = position * GRID
         chunk = source.read(start, min(start + GRID, source.numel))
         # Where another shard holds the chunk of the grid, it adds the index in the reduction.

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import functools
 from types import ModuleType
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from .. import _native
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @functools.cache
@@ -38,6 +39,8 @@ def why_unavailable() -> str | None:
 
 def stream(tensor: Tensor) -> tuple[int, int]:
     """Return ``(device index, stream)`` that an operation on ``tensor`` runs on."""
+    import torch
+
     if tensor.device.type != "cuda":  # the emulator of the tests
         return 0, 0
     return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream

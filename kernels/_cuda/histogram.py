@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from .. import _native
 from . import extension, stream
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def magnitude_histogram(

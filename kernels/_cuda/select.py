@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-import torch
-
 from .. import _native
 from .._download import download
 from .._jobs import SelectJob
@@ -24,6 +22,8 @@ _STATUS = {1: "missed", 2: "overflowed"}
 
 def start(jobs: Sequence[SelectJob]) -> Callable[[], list[list[list[Boundary | None]]]]:
     """Launch selections; the function that is returned waits for the boundaries, None where a sample misled."""
+    import torch
+
     like = jobs[0].tensors[0]
     ranks = [len(wanted) for job in jobs for wanted in job.ranks]
     rows = torch.empty(sum(ranks), 3, dtype=torch.int64, device=like.device)

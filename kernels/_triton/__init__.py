@@ -9,12 +9,12 @@ import functools
 import importlib.util
 import os
 
-import torch
-
 
 @functools.cache
 def why_unavailable() -> str | None:
     """Return the reason why the Triton backend cannot run, or None. Imports nothing."""
+    import torch
+
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; pip install 'fastmerge[triton]'"
     if os.environ.get("TRITON_INTERPRET") == "1":

@@ -189,7 +189,7 @@ def _at_end(tensor: Tensor, base: Tensor | None, threshold: int, rank: int, coun
 
 def _break_index(tensor: Tensor, base: Tensor | None, threshold: int, rank: int, counts: Tensor) -> int:
     """Return the index after the element of that rank among the equal ones, of which ``counts`` are in each block."""
-    block, rank, _ = descend(counts.cpu(), rank)
+    block, rank, _ = descend(counts, rank)
     return nth_equal(tensor, base, threshold, rank, block * BLOCK.value, BLOCK.value) + 1
 
 

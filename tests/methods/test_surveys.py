@@ -78,7 +78,7 @@ def test_norms(power, generator):
 @pytest.mark.parametrize("deltas", [True, False])
 def test_gram(deltas, generator):
     base, tensors = tied(generator)
-    answers = everywhere(Gram(deltas), base, tensors)
+    answers = [torch.from_numpy(answer) for answer in everywhere(Gram(deltas), base, tensors)]
     assert all(torch.equal(answer, answers[0]) for answer in answers)
     vectors = (
         [(t.float() - base.float()).double() for t in tensors] if deltas else [t.double() for t in (base, *tensors)]

@@ -137,6 +137,6 @@ def compute_on_mirrors(monkeypatch, devices: int = 1, **options) -> MirrorDriver
         return places.Accelerators([torch.device("cpu", i) for i in range(devices)], driver, vram, "a test")
 
     monkeypatch.setattr(running, "choose", choose)
-    monkeypatch.setattr(places, "DeviceMemory", MirrorMemory)
-    monkeypatch.setattr(places, "DeviceSlot", MirrorSlot)
+    monkeypatch.setattr("fastmerge.engine.devices.DeviceMemory", MirrorMemory)
+    monkeypatch.setattr("fastmerge.engine.devices.DeviceSlot", MirrorSlot)
     return driver

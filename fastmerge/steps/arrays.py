@@ -1,0 +1,74 @@
+"""What functions of elements compute with: torch's tensors, or numpy's arrays where a merge needs no torch.
+
+Both have operators, comparisons, ``abs`` and in-place forms (``+=``) in common, and keep float32 where a factor is a
+number of Python; what they call by different names stands here. Annotations say ``Tensor`` for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..kernels import Strip, as_strip
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["as_strip", "clamp", "copy", "float_of", "join", "maximum", "minimum", "values_of", "where", "zeros_like"]
+
+
+def _module(values: Any) -> ModuleType:
+    if isinstance(values, np.ndarray):
+        return np
+    import torch
+
+    return torch
+
+
+def values_of(tensor: Tensor) -> Tensor:
+    """Return what computes with the elements of a tensor or strip, on the same memory; float32 of a strip."""
+    return tensor.numpy() if type(tensor) is Strip else tensor
+
+
+def copy(values: Tensor) -> Tensor:
+    return values.copy() if isinstance(values, np.ndarray) else values.clone()
+
+
+def zeros_like(values: Tensor) -> Tensor:
+    return _module(values).zeros_like(values)
+
+
+def where(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    return _module(condition).where(condition, yes, no)
+
+
+def maximum(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return the larger of each two elements, NaN where one is."""
+    return _module(a).maximum(a, b, out=out)
+
+
+def minimum(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return the smaller of each two elements, NaN where one is."""
+    return _module(a).minimum(a, b, out=out)
+
+
+def clamp(values: Tensor, least: float, most: float | None = None) -> Tensor:
+    """Return values that lie below ``least`` or above ``most`` as these; NaN stays."""
+    if isinstance(values, np.ndarray):
+        return np.clip(values, np.float32(least), None if most is None else np.float32(most))
+    return values.clamp(least, most)
+
+
+def float_of(mask: Tensor) -> Tensor:
+    """Return 1 where ``mask`` is true and 0 elsewhere, float32."""
+    return mask.astype(np.float32) if isinstance(mask, np.ndarray) else mask.float()
+
+
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """Return vectors in one."""
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    return _module(parts[0]).cat(tuple(parts))

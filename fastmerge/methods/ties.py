@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ..steps.apply import SparseMerge
 from ..steps.method import Group, Method, Parameter, Solve, method
+from ._mecha_ties import merge_by_number
 from ._model_ties import merge_whole_model
 from ._sparse import (
     INT8_MASK,
@@ -48,6 +49,11 @@ class Ties(Method):
 
     semantics fusionbench: the same with FusionBench's defaults, a sum times 0.3.
 
+    semantics sd-mecha: ``ties_sum`` of sd-mecha 1.1.8. The threshold of a tensor of n elements is the smallest of its
+    n + 1 - max(1, int((1 - density_k) n)) largest magnitudes, and is kept with all that equal it. The sign is elected
+    by number (``majority_sign_method: frequency``, its ``vote_sgn`` off) or by the sum; where neither wins, nothing is
+    added. The deltas with that sign are averaged, without weights. NaN and infinity stay; there they become 0.
+
     Raises ValueError with ``rescale`` when a delta holds NaN or infinity. Otherwise they propagate.
     """
 
@@ -61,15 +67,15 @@ class Ties(Method):
         ),
         Parameter("normalize", bool, True, semantics=("mergekit",), doc="divide by the weights that agree in sign"),
         Parameter("rescale", bool, False, semantics=("mergekit",), doc="give each trimmed delta its L1 norm back"),
-        replace(SCALE, semantics=("mergekit", *_WHOLE_MODEL), defaults=(("fusionbench", 0.3),)),
+        replace(SCALE, semantics=("mergekit", *_WHOLE_MODEL, "sd-mecha"), defaults=(("fusionbench", 0.3),)),
         INT8_MASK,
-        SIGN_METHOD,
+        replace(SIGN_METHOD, semantics=("peft", "sd-mecha"), defaults=(("sd-mecha", "frequency"),)),
         Parameter(
             "merge_func", str, "mean", choices=("mean", "sum", "max"), semantics=_WHOLE_MODEL,
             defaults=(("fusionbench", "sum"),), doc="what becomes of the deltas that agree in sign",
         ),
     )  # fmt: skip
-    semantics = ("mergekit", "peft", *_WHOLE_MODEL)
+    semantics = ("mergekit", "peft", *_WHOLE_MODEL, "sd-mecha")
     paper = "Yadav et al. 2023, arXiv 2306.01708"
     on_strips = True
 
@@ -79,6 +85,8 @@ class Ties(Method):
     def merge(self, group: Group) -> Solve:
         if group.semantics in _WHOLE_MODEL:
             return (yield from merge_whole_model(group))
+        if group.semantics == "sd-mecha":
+            return (yield from merge_by_number(group))
         if group.semantics == "peft":
             keeps = yield from keep_largest(group, least=0)
             return SparseMerge(group["weight"], keeps, vote=SIGN_VOTES[group["majority_sign_method"]], divide="count")

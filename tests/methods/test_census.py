@@ -162,3 +162,17 @@ def test_lines_of_a_sum_is_one_over_the_number_of_models(generator):
     for layer, factor in ((0, 0.25), (1, 0.5)):
         name = PREFIX.format(layer)
         assert torch.allclose(merged[name], factor * sum(delta[name] for delta in deltas), rtol=1e-6, atol=1e-7)
+
+
+def test_ties_is_that_of_sd_mecha():
+    """Every bit: thresholds are exact, and the deltas are added in their order."""
+    folder = FOLDER / "sd-mecha"
+    stored = load_file(folder / "ties_sum.safetensors")
+    for name, case in json.loads((folder / "cases.json").read_text()).items():
+        for tensor in ("m", "v"):
+            deltas = [stored[f"delta{i}.{tensor}"] for i in range(4)]
+            vote = "total" if case["vote_sgn"] else "frequency"
+            merged = functional.ties(
+                torch.zeros_like(deltas[0]), deltas, semantics="sd-mecha", density=case["k"], majority_sign_method=vote
+            )
+            assert torch.equal(merged, stored[f"{name}.{tensor}"]), (name, tensor)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import yaml
+from mergekit_peer import merge_all, mergekit_python
+from safetensors.torch import load_file, save_file
 
 import fastmerge
+from fastmerge.plan import make_plan
+from fastmerge.recipe import load
 
 SIZE = {
     "hidden_size": 16, "intermediate_size": 24, "moe_intermediate_size": 24, "num_hidden_layers": 2,
@@ -62,7 +67,7 @@ def recipe(folder: Path, layouts: tuple[str, str], method: str, **more) -> dict:
     ]
     data = {"merge_method": method, "models": entries, "dtype": "float32"} | more
     if method == "slerp":
-        data = {**data, "models": [base, tuned], "parameters": METHODS[method]}
+        data |= {"models": [{"model": base}, {"model": tuned}], "parameters": METHODS[method]}
     return data if method == "linear" else data | {"base_model": base}
 
 
@@ -137,7 +142,7 @@ def test_stacks_of_transposed_experts_are_cut_by_experts(models, tmp_path, kind)
     found = merged(data, tmp_path / "out")
     whole = merged(data | {"semantics": "mergekit"}, tmp_path / "whole")
     assert found.keys() == whole.keys() == base.keys()
-    for name in (n for n in base if n.endswith(("experts.gate_up_proj", "experts.down_proj"))):
+    for name in (n for n in base if ".experts." in n):
         pairs = list(zip(base[name], tuned[name], strict=True))
         units = [ties(a, b) for a, b in pairs]
         stack = ties(base[name], tuned[name])
@@ -182,3 +187,57 @@ def test_a_rule_for_one_expert_of_a_stack(models, tmp_path):
     found = load_file(tmp_path / "out" / "model.safetensors")["model.layers.0.mlp.experts.gate_up_proj"]
     assert torch.equal(found[1, :24], base[1, :24])
     assert not torch.equal(found[1, 24:], base[1, 24:])
+
+
+def test_a_stack_that_is_transposed(models, tmp_path):
+    base, other = models / "qwen3_moe" / "base" / "stacked", tmp_path / "other"
+    shutil.copytree(base, other)
+    tensors = load_file(base / "model.safetensors")
+    turned = {n: t.transpose(1, 2).contiguous() if t.dim() == 3 else t for n, t in tensors.items()}
+    save_file(turned, other / "model.safetensors")
+    data = {"merge_method": "linear", "models": [str(base), str(other)], "parameters": {"weight": 1}}
+    with pytest.raises(fastmerge.InvalidInput, match=r"down_proj: is \[3, 24, 16\], but \[3, 16, 24\] in the first"):
+        fastmerge.merge(data, tmp_path / "out")
+
+
+def test_stacks_that_cannot_be_cut_stay_whole(models, tmp_path):
+    """An adapter of stacked experts is folded into the stack, and the others are stacked for it."""
+    base, hub = models / "qwen3_moe" / "base" / "stacked", models / "qwen3_moe" / "tuned" / "hub"
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    factors = {"lora_A.weight": torch.randn(6, 24), "lora_B.weight": torch.randn(16, 6)}
+    prefix = "base_model.model.model.layers.1.mlp.experts."
+    save_file({prefix + name: tensor for name, tensor in factors.items()}, adapter / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_parameters": ["mlp.experts.down_proj"],
+              "target_modules": []}  # fmt: skip
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    entries = [{"model": model, "parameters": METHODS["ties"]} for model in (f"{base}+{adapter}", str(hub))]
+    data = {"merge_method": "ties", "base_model": str(base), "models": entries}
+    assert "1 stacks of experts are quantized or adapted as one" in " ".join(make_plan(load(data)).notes)
+    found = merged(data, tmp_path / "out")
+    assert names(tmp_path / "out") == names(base)
+    whole = merged(data | {"semantics": "mergekit"}, tmp_path / "whole")
+    down = "model.layers.{}.mlp.experts.down_proj"
+    assert torch.equal(found[down.format(1)], whole[down.format(1)])
+    assert not torch.equal(found[down.format(0)], whole[down.format(0)])
+    assert fastmerge.verify(tmp_path / "out").ok
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BOTH)
+def test_semantics_mergekit_is_what_mergekit_does(models, tmp_path, kind):
+    """mergekit 0.1.5 stacks the experts of both layouts, merges stacks, and writes them."""
+    mergekit_python()
+    cases = {}
+    for method in ("ties", "slerp", "linear"):
+        file = tmp_path / f"{method}.yml"
+        file.write_text(yaml.safe_dump(recipe(models / kind, ("hub", "stacked"), method)))
+        cases[method] = (file, tmp_path / "theirs" / method)
+    assert merge_all(cases) == dict.fromkeys(cases)
+    for method, (file, theirs) in cases.items():
+        fastmerge.merge(file, tmp_path / method, semantics="mergekit")
+        found, wanted = loaded(tmp_path / method), loaded(theirs)
+        assert found.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            # Ten units in the last place of the largest element, as in the parity of dense models.
+            assert (found[name] - tensor).abs().max() <= 10 * 2**-24 * tensor.abs().max().clamp(min=1e-9), name

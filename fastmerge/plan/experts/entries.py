@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ..findings import Findings
 from ..types import Entry, OutputTensor
 from .naming import ROLES, Naming, single_of, stack_of
+
+_WHOLE = re.compile(r"(.*\.experts\.)(\d+)\.((?:gate_up|down)_proj)\.(weight|bias)")
 
 
 def with_entries(outputs: Sequence[OutputTensor], donor: Naming, findings: Findings) -> list[OutputTensor]:
@@ -48,11 +51,9 @@ def _part(name: str) -> tuple[str, tuple[int, int]] | None:
     if single := single_of(name):
         before, block, parameter = single.stack
         return f"{before}{block}.experts.{parameter}", (single.expert, int(ROLES[single.projection] == "up"))
-    # Stacks whose halves lie side by side in every row are merged by experts, and not by halves.
-    head, dot, tail = name.rpartition(".gate_up_proj.weight")
-    before, _, expert = head.rpartition(".experts.")
-    if dot and not tail and expert.isdigit():
-        return f"{before}.experts.gate_up_proj", (int(expert), 0)
+    # Stacks whose halves lie side by side in every row are merged by experts, and not by halves; biases likewise.
+    if match := _WHOLE.fullmatch(name):
+        return f"{match[1]}{match[3]}{'_bias' if match[4] == 'bias' else ''}", (int(match[2]), 0)
     return None
 
 
@@ -60,13 +61,13 @@ def _stacked(name: str, parts: dict[tuple[int, int], OutputTensor], findings: Fi
     order = sorted(parts)
     halves, experts = 1 + order[-1][1], 1 + order[-1][0]
     first = parts[order[0]]
-    rows, columns = first.shape
+    rows, *columns = first.shape
     alike = {(part.dtype, part.shape) for part in parts.values()}
     if order != [(i, j) for i in range(experts) for j in range(halves)] or len(alike) > 1:
         what = f"{len(parts)} of {experts * halves} parts are merged, of {len(alike)} dtypes and shapes"
         findings.problem(name, what, "a stack of experts is written whole: give all of them one dtype and one rule")
         return
-    entry = Entry(name, first.dtype, (experts, halves * rows, columns))
+    entry = Entry(name, first.dtype, (experts, halves * rows, *columns))
     for i, place in enumerate(order):
         yield replace(parts[place], entries=(entry,), skip=i * first.nbytes)
 

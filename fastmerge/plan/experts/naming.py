@@ -12,7 +12,7 @@ ROLES = {
 """The projections of an expert by their names on the hub."""
 
 _SINGLE = re.compile(r"(.*\.)(\w+)\.experts\.(\d+)\.(\w+)\.weight")
-_STACK = re.compile(r"(.*\.)(\w+)\.experts\.(gate_up_proj|down_proj)")
+_STACK = re.compile(r"(.*\.)(\w+)\.experts\.((?:gate_up|down)_proj(?:_bias)?)")
 
 
 class Single(NamedTuple):
@@ -30,11 +30,15 @@ class Single(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """The weights of one or two projections of all experts of a layer: ``before`` + ``block.experts.gate_up_proj``."""
+    """The weights, or biases, of projections of all experts of a layer: ``before`` + ``block.experts.gate_up_proj``."""
 
     before: str
     block: str
     parameter: str
+
+    @property
+    def dimensions(self) -> int:
+        return 2 if self.parameter.endswith("_bias") else 3
 
 
 def single_of(name: str) -> Single | None:

@@ -12,7 +12,7 @@ from ...recipe.types import ModelRef, Recipe
 from ..findings import Findings, listed
 from ..models import OpenModel
 from ..types import Gathered, InputTensor, Run
-from .naming import ROLES, Naming, naming_of, single_of, stack_of
+from .naming import ROLES, Naming, Stack, naming_of, single_of, stack_of
 
 
 def as_units(
@@ -31,7 +31,14 @@ def as_units(
     if donor.stacked is None:
         return dict(models), donor
     renamed = {ref: _renamed(model, namings[ref], donor) for ref, model in models.items()}
-    kept = {name for model in renamed.values() for name, t in model.items() if stack_of(name) and not _cuttable(t)}
+    _compare(models, renamed, renamed[recipe.models[0]], findings)
+    findings.stop()
+    kept = {
+        name
+        for model in renamed.values()
+        for name, t in model.items()
+        if (stack := stack_of(name)) and not _cuttable(t, stack)
+    }
     if kept and not whole:
         findings.note(
             f"{len(kept)} stacks of experts are quantized or adapted as one, so methods see them whole: "
@@ -44,6 +51,27 @@ def as_units(
             tensors = _split(tensors, donor, kept)
         changed[reference] = _with(models[reference], tensors)
     return changed, donor
+
+
+def _compare(
+    models: Mapping[ModelRef, OpenModel],
+    renamed: Mapping[ModelRef, Mapping[str, InputTensor]],
+    donor: Mapping[str, InputTensor],
+    findings: Findings,
+) -> None:
+    """Report stacks that are transposed in some model: their halves lie in other places."""
+    for reference, tensors in renamed.items():
+        for name, tensor in tensors.items():
+            other = donor.get(name) if stack_of(name) else None
+            if (
+                other is not None
+                and len(tensor.shape) == 3
+                and tensor.shape[:0:-1] == other.shape[1:] != tensor.shape[1:]
+            ):
+                what = f"is {list(tensor.shape)}, but {list(other.shape)} in the first model: it is transposed"
+                remedy = "save one of them again, as the other is: save_pretrained(..., save_original_format=...)"
+                findings.problem(f"{models[reference].checkpoint.folder}: {name}", what, remedy)
+                break
 
 
 def _with(model: OpenModel, tensors: dict[str, InputTensor]) -> OpenModel:
@@ -70,30 +98,37 @@ def _renamed(model: OpenModel, own: Naming, donor: Naming) -> dict[str, InputTen
     return tensors
 
 
-def _cuttable(tensor: InputTensor) -> bool:
+def _cuttable(tensor: InputTensor, stack: Stack) -> bool:
     """True where experts are ranges of bytes of their stack."""
     whole = tensor.coded is None and not tensor.adapters and tensor.gathered is None and tensor.made is None
-    return whole and len(tensor.shape) == 3
+    return whole and len(tensor.shape) == stack.dimensions
 
 
 def _split(tensors: dict[str, InputTensor], donor: Naming, kept: set[str]) -> dict[str, InputTensor]:
     found = {}
     for name, tensor in tensors.items():
-        if (stack := stack_of(name)) is None or name in kept or len(tensor.shape) != 3:
+        if (stack := stack_of(name)) is None or name in kept:
             found[name] = tensor
             continue
         down = tensors.get(f"{stack.before}{stack.block}.experts.down_proj")
         halves = stack.parameter == "gate_up_proj" and down is not None and _gate_above_up(tensor, down)
-        roles = ("gate", "up") if halves else ("down",) if stack.parameter == "down_proj" else ("gate_up",)
-        experts, rows, columns = tensor.shape
-        step, size = rows // len(roles), tensor.nbytes // max(experts * len(roles), 1)
-        for i in range(experts):
-            for j, role in enumerate(roles):
-                called = donor.projections.get(role, "gate_up_proj")
-                own = f"{stack.before}{stack.block}.experts.{i}.{called}.weight"
-                offset = tensor.offset + (i * len(roles) + j) * size
-                found[own] = replace(tensor, name=own, offset=offset, nbytes=size, shape=(step, columns))
+        if halves:
+            called = [f"{donor.projections[role]}.weight" for role in ("gate", "up")]
+        else:
+            called = [_whole_part(stack, donor)]
+        experts, rows = tensor.shape[:2]
+        shape, size = (rows // len(called), *tensor.shape[2:]), tensor.nbytes // max(experts * len(called), 1)
+        for i in range(experts * len(called)):
+            own = f"{stack.before}{stack.block}.experts.{i // len(called)}.{called[i % len(called)]}"
+            found[own] = replace(tensor, name=own, offset=tensor.offset + i * size, nbytes=size, shape=shape)
     return found
+
+
+def _whole_part(stack: Stack, donor: Naming) -> str:
+    """Return what one expert's part of a stack is called, where it is not cut into halves."""
+    if stack.parameter.endswith("_bias"):
+        return f"{stack.parameter.removesuffix('_bias')}.bias"
+    return f"{donor.projections['down'] if stack.parameter == 'down_proj' else stack.parameter}.weight"
 
 
 def _gate_above_up(both: InputTensor, down: InputTensor) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import functional
-    from .adapters import merge_adapters
+    from .adapters import merge_adapter_folders, merge_adapters
     from .api import check, merge, verify, verify_recipe
     from .averaging import average, greedy_soup
     from .errors import FastmergeError, InvalidInput
@@ -29,6 +29,7 @@ __all__ = [
     "load_plugin",
     "merge",
     "merge_",
+    "merge_adapter_folders",
     "merge_adapters",
     "merge_state_dicts",
     "verify",
@@ -44,6 +45,7 @@ _HOMES = {
     "load_plugin": "methods",
     "merge": "api",
     "merge_": "state_dicts",
+    "merge_adapter_folders": "adapters",
     "merge_adapters": "adapters",
     "merge_state_dicts": "state_dicts",
     "verify": "api",

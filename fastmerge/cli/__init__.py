@@ -19,6 +19,7 @@ from .doctor import doctor
 from .extract import extract
 from .inspect import inspect
 from .merge import check, merge, multi, plan
+from .merge_adapters import merge_adapters
 from .methods import methods
 from .moe import moe
 from .others import OTHERS
@@ -35,8 +36,8 @@ def main() -> None:
 
 
 COMMANDS = (
-    merge, multi, average, moe, plan, check, verify, inspect, diff, analyze, extract, methods, schema, clean, doctor,
-    bench, demo,
+    merge, multi, average, moe, plan, check, verify, inspect, diff, analyze, extract, merge_adapters, methods, schema,
+    clean, doctor, bench, demo,
 )  # fmt: skip
 
 for command in (*COMMANDS, *OTHERS):

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import InvalidInput, Problem
-from .kernels import why_not_plain
-from .methods import find_method
-from .tensors import in_memory, merge_tensors
+from ..errors import InvalidInput, Problem
+from ..kernels import why_not_plain
+from ..methods import find_method
+from ..tensors import in_memory, merge_tensors
 
 __all__ = ["merge_adapters"]
 

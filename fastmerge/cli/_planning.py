@@ -62,11 +62,12 @@ def planned(recipe: str, given: dict[str, Any], **more: Any) -> Planned:
 
 def planned_source(source: str, options: dict[str, Any], **more: Any) -> Planned:
     """As ``planned``, of a path or text, with options in which mergekit's have been taken in."""
-    from ..plan import plan_all
     from ..recipe.pipeline import load_pipeline
 
     silent = options["quiet"] or options["as_json"]
     pipeline = load_pipeline(source, semantics=options.get("semantics"), seed=options.get("seed"))
+    from ..plan import plan_all  # of use to a recipe without mistakes
+
     planning = {"shard_size": options["shard_size"], "strict": options["strict"]}
     planning |= {name: options[name] for name in _PASSED if options.get(name) is not None}
     plans = click.get_current_context().with_resource(plan_all(pipeline, **planning, **more))

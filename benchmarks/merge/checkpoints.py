@@ -75,20 +75,22 @@ SHAPES = {
     "llama-1b": Shape(hidden=2048, inner=8192, layers=16, heads=32, kv_heads=8, vocab=128256, tied=True, shards=1),
     # Almost no data: what is left is the cost per tensor, and with one layer the cost of starting.
     "llama-start": Shape(hidden=16, inner=32, layers=1, heads=2, kv_heads=2, vocab=64, tied=False, shards=1),
+    # Twenty checkpoints of it are 0.6 GB.
+    "llama-15m": Shape(hidden=384, inner=1024, layers=5, heads=6, kv_heads=6, vocab=8192, tied=False, shards=1),
     "llama-tiny": Shape(hidden=16, inner=32, layers=800, heads=2, kv_heads=2, vocab=64, tied=False, shards=1),
 }
 
 
-def model_names() -> list[str]:
-    return ["base", *(f"expert{i + 1}" for i in range(EXPERTS))]
+def model_names(experts: int = EXPERTS) -> list[str]:
+    return ["base", *(f"expert{i + 1}" for i in range(experts))]
 
 
-def make_checkpoints(folder: Path, shape: Shape, seed: int = 0, device: str = "cpu") -> None:
+def make_checkpoints(folder: Path, shape: Shape, seed: int = 0, device: str = "cpu", experts: int = EXPERTS) -> None:
     """Write the base and the experts under ``folder``; random numbers are drawn on ``device``."""
     import torch
 
     generator = torch.Generator(device).manual_seed(seed)
-    folders = [folder / name for name in model_names()]
+    folders = [folder / name for name in model_names(experts)]
     for model in folders:
         model.mkdir(parents=True)
         (model / "config.json").write_text(json.dumps(shape.config(), indent=2))
@@ -151,8 +153,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.merge.checkpoints", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shape", choices=list(SHAPES), default="llama-0.5b")
+    parser.add_argument("--experts", type=int, default=EXPERTS)
     options = parser.parse_args()
-    make_checkpoints(options.folder, SHAPES[options.shape])
+    make_checkpoints(options.folder, SHAPES[options.shape], experts=options.experts)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,12 @@ def grams(
 
         return add
 
+    transposed = [name for name, layer in network.named_modules() if type(layer).__name__ == "Conv1D"]
+    if transposed:
+        raise FastmergeError(
+            f"{len(transposed)} layers ({transposed[0]}, ..) are Conv1D of transformers, whose weights are transposed: "
+            "regmean takes linear layers only; merge this model by fisher"
+        )
     linear = {name: layer for name, layer in network.named_modules() if isinstance(layer, torch.nn.Linear)}
     hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in linear.items()]
     texts_done = 0

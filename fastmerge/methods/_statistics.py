@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,24 @@ def _opened(path: str, stamp: tuple[int, int]) -> Statistics:
     return Statistics(path, dict(read_header(path)[1]))
 
 
+def _open(path: str) -> Statistics:
+    state = os.stat(path)
+    return _opened(os.path.abspath(path), (state.st_mtime_ns, state.st_size))
+
+
+def strangers(groups: Sequence[Group], parameter: str) -> Iterator[str]:
+    """Yield a sentence on each file in which nothing has the name of a tensor that is merged: it would change none."""
+    names = {group.name for group in groups}
+    for path in dict.fromkeys(path for group in groups for path in group[parameter] if path):
+        try:
+            found = _open(path).entries
+        except (OSError, CheckpointError):  # which every single tensor refuses
+            continue
+        if not names & found.keys():
+            held = f"{len(found)} tensors ({next(iter(found), '')}, ..)"
+            yield f"{parameter} {path}: none of its {held} has the name of one that is merged, such as {groups[0].name}"
+
+
 def open_statistics(group: Group, parameter: str) -> list[Statistics | None]:
     """Return the statistics that a per-model parameter names; None for models without.
 
@@ -76,8 +95,7 @@ def open_statistics(group: Group, parameter: str) -> list[Statistics | None]:
             opened.append(None)
             continue
         try:
-            state = os.stat(path)
-            opened.append(_opened(os.path.abspath(path), (state.st_mtime_ns, state.st_size)))
+            opened.append(_open(path))
         except (OSError, CheckpointError) as error:
             raise ValueError(f"{group.name}: {parameter} {path} cannot be read: {error}") from error
     having = [item for item in opened if item is not None and group.name in item.entries]

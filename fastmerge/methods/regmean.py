@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from ..steps.apply import Apply, WeightedSum
 from ..steps.method import Group, Method, Parameter, method
 from ..steps.source import Chunk
 from ._spans import divided
-from ._statistics import Statistics, open_statistics
+from ._statistics import Statistics, open_statistics, strangers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +51,9 @@ class RegMean(Method):
         if not statistics:
             return WeightedSum(means)
         return RegMeanSolve(group, statistics, means)
+
+    def refusals(self, groups: Sequence[Group]) -> Iterable[str]:
+        return strangers(groups, "gram")
 
     def scratch_bytes(self, group: Group) -> int | None:
         """Gram matrices as they are read, added up and factored, and right sides, all in float64."""

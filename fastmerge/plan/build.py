@@ -202,8 +202,9 @@ def _decide(
     narrowed.report(found.rows, findings)
     for note in unmatched(recipe, (row.key for row in found.rows)):
         findings.note(note)
-    for action in actions.values():
-        for message in action.refusals.values():
+    for name, action in actions.items():
+        groups = [output.group for output in outputs if output.method == name and output.group is not None]
+        for message in (*action.refusals.values(), *(methods[name].refusals(groups) if groups else ())):
             findings.problem(recipe.path, message)
     return outputs
 

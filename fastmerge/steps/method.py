@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -192,6 +192,10 @@ class Method(ABC):
     def takes_strips(self, group: Group) -> bool:
         """Return True when this tensor can be merged on strips; see ``on_strips``."""
         return self.on_strips
+
+    def refusals(self, groups: Sequence[Group]) -> Iterable[str]:
+        """Return why the method cannot merge what it is to merge in all, where no single tensor tells."""
+        return ()
 
     @property
     def uses_layout(self) -> bool:

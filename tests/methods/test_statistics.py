@@ -145,6 +145,18 @@ def test_recipes_name_the_files(method, tmp_path, generator):
     assert not torch.equal(found[linear], means)
 
 
+def test_files_without_a_name_that_is_merged_are_refused(tmp_path):
+    for k in range(2):
+        save_model(tmp_path / f"model{k}", make_tensors(k, hidden=16, inner=24, vocab=40, layers=1))
+        save_file({"base.norm.weight": torch.ones(16)}, tmp_path / f"{k}.safetensors")
+    models = [
+        {"model": str(tmp_path / f"model{k}"), "parameters": {"fisher": str(tmp_path / f"{k}.safetensors")}}
+        for k in range(2)
+    ]
+    with pytest.raises(FastmergeError, match=r"fisher .*0\.safetensors: none of its 1 tensors \(base\.norm\.weight"):
+        fastmerge.check({"merge_method": "fisher", "models": models})
+
+
 class Network(torch.nn.Module):
     """A language model of two linear layers, with the outputs of transformers."""
 
@@ -209,6 +221,10 @@ def test_grams(tmp_path, generator):
 
 def test_statistics_of_mistakes(tmp_path, generator):
     network = Network(generator)
+    network.inner = type("Conv1D", (torch.nn.Module,), {})()
+    with pytest.raises(FastmergeError, match=r"1 layers \(inner, \.\.\) are Conv1D of transformers"):
+        fastmerge.statistics.grams(network, TEXTS, tmp_path / "g", tokenizer=encode)
+    del network.inner
     with pytest.raises(FastmergeError, match="none of 1 texts has two tokens"):
         fastmerge.statistics.grams(network, ["a"], tmp_path / "g", tokenizer=encode)
     with pytest.raises(FastmergeError, match="a model that is loaded needs its tokenizer"):

@@ -108,7 +108,7 @@ def _models(names: Sequence[str], base: str | None) -> list[Any]:
         config = read_json(os.path.join(os.path.expanduser(adapters[0]), "adapter_config.json"))
         what = "is an adapter, whose factors have no average that is that of what they add to a model"
         remedy = f"give that model with --base, such as {config.get('base_model_name_or_path') or 'org/model'}"
-        raise InvalidInput([Problem(adapters[0], what, f"{remedy}: adapters are averaged on it")])
+        raise InvalidInput([Problem(adapters[0], what, f"{remedy}; for an adapter, fastmerge merge-adapters")])
     return list(names)
 
 

@@ -173,7 +173,9 @@ def adapters(tmp_path):
 
 
 def test_adapters_are_averaged_on_their_base(adapters):
-    with pytest.raises(InvalidInput, match=r"is an adapter.*--base, such as o/m: adapters are averaged on it"):
+    with pytest.raises(
+        InvalidInput, match=r"is an adapter.*--base, such as o/m; for an adapter, fastmerge merge-adapters"
+    ):
         fastmerge.average(adapters / "lora-*", adapters / "out")
     with pytest.raises(InvalidInput, match=r"is an adapter, and .*base is a model"):
         fastmerge.average([adapters / "lora-5", adapters / "base"], adapters / "out")

@@ -78,8 +78,11 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
 
 
 @contextlib.contextmanager
-def explained(path: str, doing: str) -> Iterator[None]:
-    """Raise OutputError in place of OSError, with the path, what was done, and what to do where the disk is full."""
+def explained(path: str, doing: str, keeps: bool = True) -> Iterator[None]:
+    """Raise OutputError in place of OSError, with the path, what was done, and what to do where the disk is full.
+
+    ``keeps``: what is finished is taken over when the command is run again.
+    """
     try:
         yield
     except FastmergeError:
@@ -90,6 +93,6 @@ def explained(path: str, doing: str) -> Iterator[None]:
             free = disk.f_bavail * disk.f_frsize
             raise OutputError(
                 f"{path}: no space left on the disk ({doing}, {free} bytes are free); "
-                "free some and run the same command again: finished tensors are kept"
+                f"free some and run the same command again{': finished tensors are kept' if keeps else ''}"
             ) from error
         raise OutputError(f"{path}: {doing}: {error.strerror}") from error

@@ -18,7 +18,7 @@ ROOT = Path(fastmerge.__file__).resolve().parents[1]
 ROOMS = (
     "errors", "sizes", "dtypes", "kernels", "devices", "steps", "checkpoint", "methods", "recipe", "plan", "engine",
     "tensors", "functional", "state_dicts", "pipelines", "api", "schedules", "averaging", "analysis", "extraction",
-    "adapters", "emr", "statistics", "reports", "integrations", "demo", "cli", "__main__",
+    "conversion", "adapters", "emr", "statistics", "reports", "integrations", "demo", "cli", "__main__",
 )  # fmt: skip
 # What the root holds for all: its version, and the extensions that are built into it.
 OF_THE_ROOT = {"__version__", "_C", "_cuda"}

@@ -14,6 +14,7 @@ from .average import average
 from .bench import bench
 from .clean import clean
 from .compare import diff
+from .convert import convert
 from .demo import demo
 from .doctor import doctor
 from .extract import extract
@@ -36,8 +37,8 @@ def main() -> None:
 
 
 COMMANDS = (
-    merge, multi, average, moe, plan, check, verify, inspect, diff, analyze, extract, merge_adapters, methods, schema,
-    clean, doctor, bench, demo,
+    merge, multi, average, moe, plan, check, verify, inspect, diff, analyze, extract, merge_adapters, convert, methods,
+    schema, clean, doctor, bench, demo,
 )  # fmt: skip
 
 for command in (*COMMANDS, *OTHERS):

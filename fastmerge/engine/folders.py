@@ -24,9 +24,12 @@ def real_target(target: str | os.PathLike[str]) -> Path:
     """Return where ``target`` lies behind links and ``..``; a folder can appear there.
 
     Raises:
-        OutputError: it is a file, a link to nothing, a mount point, or is or holds the current directory.
+        OutputError: it is a file, or named as one, a link to nothing, a mount point, or is or holds the current
+            directory.
     """
     named, real = Path(os.path.abspath(target)), Path(os.path.realpath(target))
+    if named.suffix == ".gguf":
+        raise OutputError(f"{named}: the output is a folder; merge into one, then run fastmerge convert FOLDER {named}")
     if named.is_symlink() and not real.exists():
         raise OutputError(f"{named} is a link to {real}, which does not exist; make that folder, or choose another one")
     if real.exists() and not real.is_dir():

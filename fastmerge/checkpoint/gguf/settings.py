@@ -20,6 +20,7 @@ COUNTS = {
     "attention.key_length": "head_dim",
     "attention.sliding_window": "sliding_window",
     "context_length": "max_position_embeddings",
+    "vocab_size": "vocab_size",
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",

@@ -1,0 +1,367 @@
+"""GGUF outputs: read back by the ``gguf`` package, value by value, and as inputs again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from click.testing import CliRunner
+from quantized_files import decode
+from safetensors.torch import save_file
+from tiny_models import make_tensors, save_model
+
+gguf = pytest.importorskip("gguf")
+
+from gguf_files import gguf_name, make_experts, permuted, stacked  # noqa: E402
+
+from fastmerge.checkpoint import open_checkpoint  # noqa: E402
+from fastmerge.cli import main  # noqa: E402
+from fastmerge.conversion import convert, values  # noqa: E402
+from fastmerge.engine import run  # noqa: E402
+from fastmerge.engine.leftovers import leftovers_in  # noqa: E402
+from fastmerge.errors import CheckpointError, FastmergeError, OutputError  # noqa: E402
+from fastmerge.plan import make_plan  # noqa: E402
+from fastmerge.recipe import load  # noqa: E402
+
+SIZE = {"hidden": 64, "inner": 160, "heads": 4, "kv_heads": 2, "layers": 2, "vocab": 96}
+NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+# model_type: architecture, further tensors and settings.
+GELU = {"hidden_activation": "gelu_pytorch_tanh", "head_dim": 16}
+EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+MODELS = {
+    "llama": ("llama", "", {}),
+    "mistral": ("llama", "", {"head_dim": None, "sliding_window": 4096}),
+    "qwen2": ("qwen2", "biases", {"use_sliding_window": False}),
+    "qwen3": ("qwen3", "head norms", {"head_dim": 16}),
+    "mixtral": ("llama", "mixtral", {"num_local_experts": 3, "num_experts_per_tok": 2, "intermediate_size": 64}),
+    "qwen2_moe": ("qwen2moe", "qwen2moe biases", {
+        **EXPERTS, "norm_topk_prob": False, "shared_expert_intermediate_size": 64}),
+    "qwen3_moe": ("qwen3moe", "qwen3moe head norms", {**EXPERTS, "norm_topk_prob": True, "head_dim": 16}),
+    "gemma": ("gemma", "tied", {"hidden_activation": None, "hidden_act": "gelu", "head_dim": 16}),
+    "gemma2": ("gemma2", "tied, more norms", {
+        **GELU, "sliding_window": 32, "attn_logit_softcapping": 50.0, "query_pre_attn_scalar": 16}),
+    "gemma3_text": ("gemma3", "tied, more norms, head norms", {
+        **GELU, "sliding_window": 32, "rope_local_base_freq": 10000.0, "query_pre_attn_scalar": 16,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+}  # fmt: skip
+
+
+def write_model(folder, kind="llama", **config):
+    """Write a model of two layers in bfloat16; return its tensors."""
+    _, extra, settings = MODELS[kind]
+    tensors = make_tensors(1, tied="tied" in extra, **SIZE)
+    save_model(folder, tensors, **{"model_type": kind, **settings, **config})
+    make = torch.Generator().manual_seed(2)
+    for i in range(SIZE["layers"]):
+        block = f"model.layers.{i}."
+        if "biases" in extra:
+            for part, rows in (("q", 64), ("k", 32), ("v", 32)):
+                tensors[f"{block}self_attn.{part}_proj.bias"] = torch.randn(rows, generator=make).bfloat16()
+        if "more norms" in extra:
+            tensors |= {f"{block}{part}.weight": torch.rand(64, generator=make).bfloat16() for part in NORMS}
+        if "head norms" in extra:
+            for part in ("q_norm", "k_norm"):
+                tensors[f"{block}self_attn.{part}.weight"] = torch.rand(16, generator=make).bfloat16()
+        if (experts := extra.partition(" ")[0]) in ("mixtral", "qwen2moe", "qwen3moe"):
+            tensors = {name: t for name, t in tensors.items() if not name.startswith(f"{block}mlp.")}
+            made = make_experts(experts, hidden=64, inner=64, seed=i)
+            tensors |= {name.replace(".0.", f".{i}.", 1): t.bfloat16() for name, t in made.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return tensors
+
+
+def read(path):
+    """What the package's reader finds: bytes, type and shape (row-major) by name, and the fields."""
+    reader = gguf.GGUFReader(path)
+    found = {t.name: (t.data, t.tensor_type, tuple(int(n) for n in t.shape[::-1])) for t in reader.tensors}
+    return found, {name: field.contents() for name, field in reader.fields.items()}
+
+
+def stored_values(name, tensor, architecture):
+    """The values of a tensor as llama.cpp wants them, float32."""
+    result = tensor.float()
+    heads = {"q": 4, "k": 2}.get(name.split("_proj.")[0][-1]) if "_proj." in name and "self_attn" in name else None
+    if architecture == "llama" and heads:
+        result = permuted(result, heads)
+    if architecture.startswith("gemma") and name.endswith("norm.weight"):
+        result = result + 1
+    return result[0] if "shared_expert_gate" in name else result
+
+
+@pytest.mark.parametrize("type", ["f32", "f16", "bf16", "q8_0"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_value_by_value(tmp_path, kind, type, monkeypatch):
+    monkeypatch.setattr(values, "AT_ONCE", 3 * 64)
+    tensors = write_model(tmp_path / "model", kind)
+    architecture = MODELS[kind][0]
+    report = convert(tmp_path / "model", tmp_path / "m.gguf", type=type, tokenizer=False)
+    found, fields = read(tmp_path / "m.gguf")
+    wanted = {gguf_name(name, architecture): (name, t) for name, t in stacked(tensors).items()}
+    assert found.keys() == wanted.keys() and report.tensors == len(found)
+    for own, (name, tensor) in wanted.items():
+        data, stored, shape = found[own]
+        want = stored_values(name, tensor, architecture)
+        vector = want.dim() == 1 or own.endswith("_norm.weight") or ".ffn_gate_inp." in own
+        title = "F32" if vector else type.upper()
+        assert (stored.name, shape) == (title, tuple(want.shape)), own
+        expected = gguf.quants.quantize(want.contiguous().numpy(), gguf.GGMLQuantizationType[title])
+        assert (
+            torch.from_numpy(data.copy())
+            .view(torch.uint8)
+            .flatten()
+            .equal(torch.from_numpy(expected.copy()).view(torch.uint8).flatten())
+        ), own
+    assert fields["general.architecture"] == architecture
+    assert fields[f"{architecture}.attention.head_count_kv"] == 2
+    assert fields[f"{architecture}.block_count"] == 2
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_and_back(tmp_path, kind):
+    tensors = write_model(tmp_path / "model", kind)
+    convert(tmp_path / "model", tmp_path / "m.gguf", tokenizer=False)
+    back = open_checkpoint(str(tmp_path / "m.gguf"))
+    assert back.tensors.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(decode(back.tensors[name]).view(tensor.shape).to(tensor.dtype), tensor), name
+    own = json.loads((tmp_path / "model" / "config.json").read_text())
+    alike = {
+        "hidden_size",
+        "num_attention_heads",
+        "rms_norm_eps",
+        "attn_logit_softcapping",
+        "rope_scaling",
+        "model_type",
+    }
+    for key in alike & own.keys() & back.config.keys() - ({"model_type"} if kind == "mistral" else set()):
+        assert back.config[key] == own[key], key
+
+
+def assert_same_model(one, two):
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, two.state_dict()[name]), name
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        assert torch.equal(one(ids).logits, two(ids).logits)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_merge_of_the_file_computes_the_same(tmp_path, kind):
+    """The config that is made from the metadata says all that the model's own said."""
+    transformers = pytest.importorskip("transformers")
+    write_model(tmp_path / "model", kind)
+    convert(tmp_path / "model", tmp_path / "m.gguf", tokenizer=False)
+    plan = make_plan(load(f"merge_method: passthrough\nmodels: [{{model: {tmp_path / 'm.gguf'}}}]\ndtype: bfloat16\n"))
+    run(plan, tmp_path / "out")
+    read_model = transformers.AutoModelForCausalLM.from_pretrained
+    one, two = (read_model(tmp_path / name, dtype=torch.float32) for name in ("model", "out"))
+    assert_same_model(one, two)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])  # whose metadata transformers reads whole
+def test_transformers_computes_the_same(tmp_path, kind):
+    transformers = pytest.importorskip("transformers")
+    write_model(tmp_path / "model", kind)
+    convert(tmp_path / "model", tmp_path / "m.gguf", type="f32", tokenizer=False)
+    read_model = transformers.AutoModelForCausalLM.from_pretrained
+    one = read_model(tmp_path / "model", dtype=torch.float32)
+    try:
+        two = read_model(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
+    except (ImportError, ValueError, OSError, KeyError, TypeError) as error:
+        pytest.skip(f"this transformers does not read the file: {error}")
+    assert_same_model(one, two)
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 8192}  # fmt: skip
+
+
+def test_positions(tmp_path):
+    write_model(tmp_path / "a", rope_scaling=LLAMA3, rope_theta=500000.0)
+    convert(tmp_path / "a", tmp_path / "a.gguf", tokenizer=False)
+    back = open_checkpoint(str(tmp_path / "a.gguf")).config
+    assert (back["rope_scaling"], back["rope_theta"]) == (LLAMA3, 500000.0)
+    parameters = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e6}
+    write_model(tmp_path / "b", "qwen2", rope_parameters=parameters)
+    convert(tmp_path / "b", tmp_path / "b.gguf", tokenizer=False)
+    back = open_checkpoint(str(tmp_path / "b.gguf")).config
+    assert {**back["rope_scaling"], "rope_theta": back["rope_theta"]} == parameters
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "message"),
+    [
+        ("llama", {"model_type": "phi3"}, "model_type is 'phi3'; converted are llama"),
+        ("llama", {"hidden_act": "relu"}, "its activation is 'relu'"),
+        ("llama", {"rope_scaling": {"rope_type": "longrope"}}, "scaled by 'longrope'"),
+        ("llama", {"partial_rotary_factor": 0.5}, "scaled in part only"),
+        ("llama", {"rms_norm_eps": None}, "does not say rms_norm_eps"),
+        ("llama", {"num_attention_heads": "4"}, "num_attention_heads is '4', expected a count"),
+        ("qwen2", {"use_sliding_window": True}, "has a sliding window, which"),
+        ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob is False, but llama.cpp computes"),
+        ("gemma2", {"query_pre_attn_scalar": 8}, "query_pre_attn_scalar is 8, but llama.cpp computes with 16"),
+        (
+            "gemma2",
+            {"attn_logit_softcapping": None},
+            "attn_logit_softcapping is None, but llama.cpp computes gemma2 with",
+        ),
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0, but .* gemma3 without it"),
+        ("gemma3_text", {"sliding_window": None}, "does not say sliding_window"),
+        ("gemma3_text", {"layer_types": ["full_attention"] * 2}, "another order of sliding windows"),
+        ("llama", {"head_dim": 32}, "a head has 16 rows, but the metadata say 32"),
+    ],
+)
+def test_what_llama_cpp_computes_otherwise_is_refused(tmp_path, kind, config, message):
+    write_model(tmp_path / "model", kind, **config)
+    with pytest.raises(CheckpointError, match=message):
+        convert(tmp_path / "model", tmp_path / "m.gguf", tokenizer=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_values_that_do_not_fit(tmp_path):
+    tensors = write_model(tmp_path / "model")
+    name = "model.layers.1.mlp.up_proj.weight"
+    for value, type, message in (
+        (float("nan"), "f32", "NaN or infinity"),
+        (1e5, "f16", "cannot hold"),
+        (1e8, "q8_0", "cannot"),
+    ):
+        tensors[name][3, 5] = value
+        save_model(tmp_path / "model", tensors)
+        with pytest.raises(CheckpointError, match=rf"blk.1.ffn_up.weight holds .*{message}"):
+            convert(tmp_path / "model", tmp_path / "m.gguf", type=type, tokenizer=False)
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_rows_of_no_whole_blocks(tmp_path):
+    save_model(tmp_path / "model", make_tensors(0, **{**SIZE, "inner": 40}))
+    report = convert(tmp_path / "model", tmp_path / "m.gguf", type="q8_0", tokenizer=False)
+    assert report.others == ("blk.0.ffn_down.weight", "blk.1.ffn_down.weight")
+    assert read(tmp_path / "m.gguf")[0]["blk.0.ffn_down.weight"][1].name == "F16"
+
+
+def test_nothing_is_replaced_or_left(tmp_path, monkeypatch):
+    write_model(tmp_path / "model")
+    (tmp_path / "m.gguf").write_text("mine")
+    with pytest.raises(OutputError, match="exists"):
+        convert(tmp_path / "model", tmp_path / "m.gguf", tokenizer=False)
+    assert (tmp_path / "m.gguf").read_text() == "mine"
+
+    def appears(done, total):
+        (tmp_path / "n.gguf").write_text("theirs")
+
+    with pytest.raises(OutputError, match="appeared meanwhile"):
+        convert(tmp_path / "model", tmp_path / "n.gguf", tokenizer=False, progress=appears)
+    assert (tmp_path / "n.gguf").read_text() == "theirs"
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(tmp_path / "model", tmp_path / "o.gguf", tokenizer=False, progress=stop)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "model", "n.gguf"]
+    with pytest.raises(OutputError, match=r"name a file that ends in .gguf"):
+        convert(tmp_path / "model", tmp_path / "o", tokenizer=False)
+
+
+def test_what_a_killed_conversion_leaves_is_found(tmp_path):
+    write_model(tmp_path / "model")
+    code = (
+        "import os; from fastmerge.conversion import convert;"
+        f"convert({str(tmp_path / 'model')!r}, {str(tmp_path / 'm.gguf')!r}, tokenizer=False,"
+        " progress=lambda *a: os.kill(os.getpid(), 9))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    assert not (tmp_path / "m.gguf").exists()
+    (left,) = leftovers_in(tmp_path)
+    assert left.target == tmp_path / "m.gguf" and not left.in_use
+    assert CliRunner().invoke(main, ["clean", str(tmp_path), "--yes"]).exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_package_is_named_where_it_is_missing(tmp_path, monkeypatch):
+    write_model(tmp_path / "model")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(FastmergeError, match=r"pip install 'fastmerge\[gguf\]'"):
+        convert(tmp_path / "model", tmp_path / "m.gguf")
+
+
+def bytes_tokenizer(pattern, vocab=90):
+    from fastmerge.conversion.tokenizer import _REST, _WORDS
+
+    regex = {"llama": _WORDS + r"\p{N}{1,3}" + _REST, "qwen": _WORDS + r"\p{N}" + _REST}.get(pattern, pattern)
+    split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"}
+    return {
+        "model": {"type": "BPE", "vocab": {f"t{i}": i for i in range(vocab)}, "merges": [["t", "1"], "t 2"][:1]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, {"type": "ByteLevel"}]},
+        "decoder": {"type": "ByteLevel"},
+        "added_tokens": [{"id": vocab, "content": "<s>", "special": True}, {"id": vocab + 1, "content": "<x>"}],
+    }
+
+
+def write_tokenizer(folder, tokenizer):
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<s>", "chat_template": "{{ messages }}", "add_bos_token": True})
+    )
+
+
+@pytest.mark.parametrize(("pattern", "name"), [("llama", "llama-bpe"), ("qwen", "qwen2")])
+def test_tokenizer_of_bytes(tmp_path, pattern, name):
+    write_model(tmp_path / "model")
+    write_tokenizer(tmp_path / "model", bytes_tokenizer(pattern))
+    result = CliRunner().invoke(main, ["convert", str(tmp_path / "model"), str(tmp_path / "m.gguf"), "--quiet"])
+    assert result.exit_code == 0, result.output
+    _, fields = read(tmp_path / "m.gguf")
+    own = {key.removeprefix("tokenizer."): value for key, value in fields.items() if key.startswith("tokenizer.")}
+    assert (own["ggml.model"], own["ggml.pre"], own["ggml.merges"]) == ("gpt2", name, ["t 1"])
+    assert own["ggml.tokens"] == [f"t{i}" for i in range(90)] + ["<s>", "<x>"] + [f"[PAD{i}]" for i in range(92, 96)]
+    assert own["ggml.token_type"] == [1] * 90 + [3, 4] + [5] * 4
+    assert (own["ggml.bos_token_id"], own["chat_template"], own["ggml.add_bos_token"]) == (90, "{{ messages }}", True)
+
+
+def test_tokenizers_that_cannot_be_said(tmp_path):
+    model, out = tmp_path / "model", tmp_path / "m.gguf"
+    write_model(model)
+    with pytest.raises(CheckpointError, match=r"holds no tokenizer that can be said in GGUF.*--no-tokenizer"):
+        convert(model, out)
+    write_tokenizer(model, bytes_tokenizer("x+"))
+    with pytest.raises(CheckpointError, match=r"not recognized here \(name llama.cpp's with --pre-tokenizer"):
+        convert(model, out)
+    write_tokenizer(model, bytes_tokenizer("llama", vocab=95))
+    with pytest.raises(CheckpointError, match="has the id 96, the embedding 96 rows"):
+        convert(model, out)
+    write_tokenizer(model, bytes_tokenizer("x+"))
+    assert convert(model, out, pre_tokenizer="mine").tokenizer == "gpt2"
+    assert read(out)[1]["tokenizer.ggml.pre"] == "mine"
+
+
+def test_sentencepiece(tmp_path):
+    trainer = pytest.importorskip("sentencepiece").SentencePieceTrainer
+    write_model(tmp_path / "model", "gemma")
+    (tmp_path / "text").write_text(
+        "".join(f"{chr(97 + i % 26) * 3} cat {chr(97 + i % 7)}og sat on {i}\n" for i in range(300))
+    )
+    trainer.train(input=str(tmp_path / "text"), model_prefix=str(tmp_path / "model" / "tokenizer"), vocab_size=40,
+                  minloglevel=2)  # fmt: skip
+    (tmp_path / "model" / "tokenizer_config.json").write_text(
+        json.dumps({"added_tokens_decoder": {"1": {"content": "<s>", "special": True}, "41": {"content": "<y>"}}})
+    )
+    assert convert(tmp_path / "model", tmp_path / "m.gguf").tokenizer == "llama"
+    _, fields = read(tmp_path / "m.gguf")
+    assert fields["tokenizer.ggml.tokens"][:3] == ["<unk>", "<s>", "</s>"]
+    assert fields["tokenizer.ggml.token_type"][:3] == [2, 3, 3]
+    assert fields["tokenizer.ggml.tokens"][40:43] == ["[PAD40]", "<y>", "[PAD42]"]
+    assert fields["tokenizer.ggml.token_type"][40:43] == [5, 4, 5]
+    assert fields["tokenizer.ggml.add_space_prefix"] is False
+    assert len(fields["tokenizer.ggml.scores"]) == 96
+
+
+def test_merge_says_how_to_get_a_gguf_file(tmp_path):
+    write_model(tmp_path / "model")
+    (tmp_path / "r.yml").write_text(f"merge_method: passthrough\nmodels: [{{model: {tmp_path / 'model'}}}]\n")
+    result = CliRunner().invoke(main, ["merge", str(tmp_path / "r.yml"), str(tmp_path / "out.gguf")])
+    assert result.exit_code != 0 and "then run fastmerge convert FOLDER" in result.output.replace("\n", " ")

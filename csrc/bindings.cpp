@@ -3,7 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
+#include <string>
 
 #include "arguments.h"
 #include "cpu/operations.h"
@@ -38,6 +40,12 @@ class Unlocked {
   static constexpr std::size_t kLeast = std::size_t{1} << 15;
   std::optional<py::gil_scoped_release> release_;
 };
+
+py::buffer_info contiguous(const py::buffer& data) {
+  py::buffer_info bytes = data.request();
+  if (!PyBuffer_IsContiguous(bytes.view(), 'C')) throw std::invalid_argument("data: expected contiguous bytes");
+  return bytes;
+}
 
 }  // namespace
 
@@ -133,6 +141,32 @@ PYBIND11_MODULE(_C, m) {
         return rounded;
       },
       "The sums of the columns of a float64 table, each rounded once.");
+
+  m.def(
+      "cell_digests",
+      [](const py::buffer& data, std::size_t step) {
+        const py::buffer_info bytes = contiguous(data);
+        const std::size_t nbytes = static_cast<std::size_t>(bytes.size * bytes.itemsize);
+        if (step == 0) throw std::invalid_argument("step: expected at least one byte");
+        std::string digests(8 * std::max<std::size_t>(1, (nbytes + step - 1) / step), '\0');
+        {
+          const Unlocked unlocked(nbytes / 2);
+          loops().cell_digests(reinterpret_cast<unsigned char*>(digests.data()),
+                               static_cast<const unsigned char*>(bytes.ptr), nbytes, step);
+        }
+        return py::bytes(digests);
+      },
+      "The xxh3-64 of every `step` bytes, big-endian, in one string.");
+
+  m.def(
+      "all_finite",
+      [](const py::buffer& data, int dtype) {
+        const py::buffer_info bytes = contiguous(data);
+        const std::size_t count = static_cast<std::size_t>(bytes.size * bytes.itemsize) / (dtype == kFloat32 ? 4 : 2);
+        const Unlocked unlocked(count);
+        return loops().all_finite({bytes.ptr, dtype}, count);
+      },
+      "Whether no number of a dtype in these bytes is infinite or NaN.");
 
   m.def("low_rank", [](const ArrayTuple& out, const ArrayTuple& weight, Address up, Address down, std::size_t rows,
                        std::size_t columns, std::size_t rank, float scale) {

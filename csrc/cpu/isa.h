@@ -60,6 +60,9 @@ struct Loops {
   // Rows first_row .. last_row - 1 of out = weight + scale * up @ down, for `columns` columns.
   void (*low_rank)(Output out, Array weight, const float* up, const float* down, std::size_t columns, std::size_t rank,
                    float scale, std::size_t first_row, std::size_t last_row);
+  // Writes the xxh3-64 of every `step` bytes, the last of fewer, big-endian; that of no bytes where there are none.
+  void (*cell_digests)(unsigned char* digests, const unsigned char* data, std::size_t nbytes, std::size_t step);
+  bool (*all_finite)(Array array, std::size_t count);
 };
 
 extern const Loops kBaseline;

@@ -5,7 +5,7 @@ by blocks, so that its parts can be finished in any order and by several threads
 the xxh3-64 of the (big-endian) digests of its blocks of ``BLOCK`` elements. Written as 16 hex digits.
 
 xxh3 runs at memory speed (about 25 GB/s on one core; zlib.crc32 3 GB/s, SHA-256 2 GB/s). It finds
-damage, not forgery.
+damage, not forgery. The compiled backend sums all blocks of a part in one call, in which other threads run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import xxhash
+
+from ..kernels import cpu_extension, why_no_cpu_extension
 
 NAME = "xxh3-64 by cells of 65536 elements"
 BLOCK = 1 << 16
@@ -38,23 +40,25 @@ class Checksum:
 
     def add(self, offset: int, data: memoryview) -> None:
         """Add the bytes from ``offset`` on: whole cells, except at the end of the tensor."""
-        block = offset // self._step
-        for start in range(0, max(len(data), 1), self._step):
-            digest = xxhash.xxh3_64_digest(data[start : start + self._step])
-            self._digests[8 * block : 8 * block + 8] = digest
-            block += 1
+        first, digests = 8 * (offset // self._step), digests_of(data, self._step)
+        self._digests[first : first + len(digests)] = digests
 
     def hex(self) -> str:
         """Return the checksum; every part must have been added."""
-        if len(self._digests) == 8:
-            return self._digests.hex()
-        return xxhash.xxh3_64_hexdigest(bytes(self._digests))
+        return _hex(self._digests)
 
 
 def checksum_of(data: memoryview, itemsize: int) -> str:
     """Return the checksum of a tensor whose bytes are ``data``."""
-    if len(data) <= BLOCK * itemsize:
-        return xxhash.xxh3_64_hexdigest(data)
-    checksum = Checksum(len(data) // itemsize, itemsize)
-    checksum.add(0, data)
-    return checksum.hex()
+    return _hex(digests_of(data, BLOCK * itemsize))
+
+
+def digests_of(data: memoryview, step: int) -> bytes:
+    """Return the xxh3-64 of every ``step`` bytes, the last of fewer, 8 bytes each; that of no bytes for none."""
+    if why_no_cpu_extension() is None:
+        return cpu_extension().cell_digests(data, step)
+    return b"".join(xxhash.xxh3_64_digest(data[start : start + step]) for start in range(0, max(len(data), 1), step))
+
+
+def _hex(digests: bytes | bytearray) -> str:
+    return digests.hex() if len(digests) == 8 else xxhash.xxh3_64_hexdigest(digests)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..dtypes import DType, bfloat16, float16, float32, float64
 from ..errors import CheckpointError, Refused
+from ..kernels import FLOATS, cpu_extension, why_no_cpu_extension
 from ..plan.types import InputTensor, OutputTensor
 from .files import InputFiles
 
@@ -36,6 +37,8 @@ def all_finite(data: memoryview, dtype: DType) -> bool:
     """True when no number in ``data`` is infinite or NaN; always True for dtypes that are not merged."""
     if dtype not in _PATTERNS:
         return True
+    if why_no_cpu_extension() is None:
+        return cpu_extension().all_finite(data, FLOATS.index(dtype))
     kind, infinity = _PATTERNS[dtype]
     signed = np.frombuffer(data, kind)
     unsigned = signed.view(kind.str.replace("i", "u"))

@@ -23,7 +23,7 @@ from .batches import units
 from .files import InputFiles
 from .gathering import PlannedFiles
 from .judging import Choices, Tolerance
-from .places import place_of
+from .places import place_of, under_names_of
 from .reading import Folded
 from .report import Meter
 from .running import Progress
@@ -101,6 +101,7 @@ def verify_recipe(
     """
     checkpoint = open_checkpoint(os.path.abspath(out))
     plan = make_plan(replace(recipe, out_dtype="float32"), allow_mixed_types=True)
+    checkpoint = under_names_of(plan, checkpoint)
     outputs, judged = _pair(plan, checkpoint)
     meter = Meter()
     with use_backend(backend), limited_threads(threads), PlannedFiles(plan, checkpoint.files) as inputs:
@@ -123,7 +124,7 @@ def _pair(plan: Plan, checkpoint: Checkpoint) -> tuple[list[OutputTensor], list[
     """Return the outputs that can be compared, each as a file of its own, and the verdicts on what cannot."""
     outputs: list[OutputTensor] = []
     judged: list[Judged] = []
-    planned = {entry.name: output for output in plan.outputs for entry in output.stored}
+    planned = {name for output in plan.outputs for name in (output.name, *(entry.name for entry in output.stored))}
     reasons = {item.name: item.reason for item in plan.dropped}
     for name in checkpoint.tensors:
         if name not in planned:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ..checkpoint import Checkpoint, TensorEntry
 from ..errors import Problem
-from ..plan.types import OutputTensor
+from ..plan.experts import in_block, naming_of
+from ..plan.types import OutputTensor, Plan
+
+
+def under_names_of(plan: Plan, checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint with the block that holds experts called as the plan calls it: Mixtral's has two names."""
+    block = naming_of(output.name for output in plan.outputs).block
+    names = in_block(checkpoint.tensors, block)
+    return replace(checkpoint, tensors={names[name]: entry for name, entry in checkpoint.tensors.items()})
 
 
 def misfits(output: OutputTensor, checkpoint: Checkpoint) -> Iterator[Problem]:
@@ -30,9 +39,10 @@ def misfits(output: OutputTensor, checkpoint: Checkpoint) -> Iterator[Problem]:
 def place_of(output: OutputTensor, checkpoint: Checkpoint) -> TensorEntry | None:
     """Return where an output lies, with the shape that the checkpoint has; None where it, or a part, is not there.
 
-    An output that is an entry of its own may have another shape and dtype; experts in another layout must fit.
+    An output that is an entry of its own may have another shape and dtype; experts in another layout must fit. A stack
+    of experts may be an entry of its own in a checkpoint of another tool.
     """
-    if not output.entries:
+    if not output.entries or output.name in checkpoint.tensors:
         return checkpoint.tensors.get(output.name)
     first = checkpoint.tensors.get(output.stored[0].name)
     if first is None or next(misfits(output, checkpoint), None) is not None:

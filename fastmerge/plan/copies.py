@@ -31,7 +31,7 @@ TOKENIZER_FILES = (
 _OF_NO_USE = (
     "config.json", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.msgpack", "*.h5", "*.onnx*",
     "*.index.json", "*.index.*.json", "*.xml", "adapter_config.json", "params.json", "fastmerge.json",
-    "mergekit_config.y*ml", "README*", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "*.md", "*.pdf", "*.png", "*.jpg",
+    "mergekit_*config.y*ml", "README*", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "*.md", "*.pdf", "*.png", "*.jpg",
     "*.jpeg", "*.gif", "*.svg", "*.webp", "*.ipynb", ".*", "*.log", "*.out", "*.lock",
     "optimizer*", "scheduler*", "rng_state*", "scaler*", "trainer_*", "training_*", "*_results.json", "*metrics*",
     "events.out*", "latest", "zero_to_fp32.py", "checkpoint-*/", "global_step*/", "runs/", "logs/", "wandb/",

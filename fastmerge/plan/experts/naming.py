@@ -76,3 +76,18 @@ def naming_of(names: Iterable[str]) -> Naming:
         if stack := stack_of(name):
             return Naming(stack.block, {role: f"{role}_proj" for role in ("gate", "up", "down")}, True)
     return Naming()
+
+
+def in_block(names: Iterable[str], block: str | None) -> dict[str, str]:
+    """Return what every name is if the block with the experts is called ``block``, for router and shared ones, too."""
+    names = list(names)
+    own = naming_of(names).block
+    if own is None or block is None or own == block:
+        return {name: name for name in names}
+    befores = {found.before for name in names if (found := single_of(name) or stack_of(name))}
+    moved = {f"{before}{own}.": f"{before}{block}." for before in befores}
+    return {name: _moved(name, moved) if f".{own}." in name else name for name in names}
+
+
+def _moved(name: str, moved: Mapping[str, str]) -> str:
+    return next((new + name.removeprefix(old) for old, new in moved.items() if name.startswith(old)), name)

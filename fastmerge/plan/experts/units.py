@@ -12,7 +12,7 @@ from ...recipe.types import ModelRef, Recipe
 from ..findings import Findings, listed
 from ..models import OpenModel
 from ..types import Gathered, InputTensor, Run
-from .naming import ROLES, Naming, Stack, naming_of, single_of, stack_of
+from .naming import ROLES, Naming, Stack, in_block, naming_of, single_of, stack_of
 
 
 def as_units(
@@ -30,7 +30,7 @@ def as_units(
         return dict(models), donor
     if donor.stacked is None:
         return dict(models), donor
-    renamed = {ref: _renamed(model, namings[ref], donor) for ref, model in models.items()}
+    renamed = {ref: _renamed(model, donor) for ref, model in models.items()}
     _compare(models, renamed, renamed[recipe.models[0]], findings)
     findings.stop()
     kept = {
@@ -80,21 +80,14 @@ def _with(model: OpenModel, tensors: dict[str, InputTensor]) -> OpenModel:
     return replace(model, tensors=tensors, layer_names=names, stacks=stacks)
 
 
-def _renamed(model: OpenModel, own: Naming, donor: Naming) -> dict[str, InputTensor]:
+def _renamed(model: OpenModel, donor: Naming) -> dict[str, InputTensor]:
     """Return a model's tensors under the donor's names: of the block with the experts, and of their projections."""
-    moved = {}
-    if own.block != donor.block and own.stacked is not None:
-        experts = {s.before for name in model.tensors if (s := single_of(name) or stack_of(name))}
-        moved = {f"{before}{own.block}.": f"{before}{donor.block}." for before in experts}
     tensors = {}
-    for name, tensor in model.tensors.items():
-        for old, new in moved.items() if f".{own.block}." in name else ():
-            if name.startswith(old):
-                name = new + name.removeprefix(old)
+    for old, name in in_block(model.tensors, donor.block).items():
         if single := single_of(name):
             projection = donor.projections[ROLES[single.projection]]
             name = f"{single.before}{single.block}.experts.{single.expert}.{projection}.weight"
-        tensors[name] = tensor if name == tensor.name else replace(tensor, name=name)
+        tensors[name] = model.tensors[old] if name == old else replace(model.tensors[old], name=name)
     return tensors
 
 

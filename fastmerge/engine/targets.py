@@ -140,8 +140,6 @@ def choose(device: str, vram: int | None) -> Target:
     wanted = parse_devices(device)
     if wanted == "cpu":
         return Host("--device cpu")
-    import torch
-
     from ..devices import gpus
 
     why_not = gpus.why_none()
@@ -151,6 +149,8 @@ def choose(device: str, vram: int | None) -> Target:
         return Host(f"no GPU is used: {why_not}")
     if why_not:
         raise FastmergeError(f"--device {device}: {why_not}; take --device cpu or auto")
+    import torch
+
     present = gpus.visible()
     devices = present if isinstance(wanted, str) else [torch.device("cuda", index) for index in wanted]
     if missing := [str(item) for item in devices if item not in present]:

@@ -3,17 +3,20 @@
 lora_extraction   the best approximation of a given rank: ``top_singular`` beside ``torch.linalg.svd``, cut, which is
                   what mergekit-extract-lora does, and ``torch.svd_lowrank``
 factored_boost    Subspace Boosting of a sum of LoRA adapters: ``boost_factored`` beside the SVD of their product
+adapter_merge     three LoRA adapters of a quarter of the rank merged into one, combination type svd: the merge of
+                  ``merge_adapter_folders`` beside PEFT's ``add_weighted_adapter``
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fastmerge.adapters.combining import Combination, Factors
 from fastmerge.kernels.spectral import boost_factored, top_singular
 
 from .. import _measure, _record
@@ -99,22 +102,63 @@ def boosting_error(size: int, found: tuple[Tensor, Tensor], best: tuple[Tensor, 
     return float((found[0].double() @ found[1].double() - expected).norm() / expected.norm())
 
 
+def merging(size: int, rank: int) -> dict[str, Run]:
+    """Return the ways to the merged factors of three adapters, cut to the rank of one; PEFT's needs PEFT."""
+    import peft
+
+    own, weights, scale = rank // 4, [0.5, 0.3, 0.7], 2.0
+    model = peft.get_peft_model(
+        torch.nn.Sequential(torch.nn.Linear(size, size, bias=False)),
+        peft.LoraConfig(r=own, lora_alpha=scale * own, target_modules=["0"]), adapter_name="a0",
+    )  # fmt: skip
+    for name in ("a1", "a2"):
+        model.add_adapter(name, model.peft_config["a0"])
+    layer = model.base_model.model[0]
+    factors = []
+    for i in range(3):
+        up, down = make_adapters(size, own, seed=i)
+        layer.lora_B[f"a{i}"].weight.data, layer.lora_A[f"a{i}"].weight.data = up, down
+        factors.append(Factors(up, down, scale))
+
+    def fastmerge() -> tuple[Tensor, Tensor]:
+        merged = Combination("svd", own).merge("layer", factors, weights)
+        return merged.up, merged.down
+
+    def peer() -> tuple[Tensor, Tensor]:
+        if "merged" in model.peft_config:
+            model.delete_adapter("merged")
+        model.add_weighted_adapter(["a0", "a1", "a2"], weights, "merged", combination_type="svd")
+        return layer.lora_B["merged"].weight.data.clone(), layer.lora_A["merged"].weight.data.clone()
+
+    return {"fastmerge": fastmerge, "peft": peer}
+
+
+def _merged_exactly(size: int, rank: int) -> tuple[Tensor, Tensor]:
+    pairs = [make_adapters(size, rank // 4, seed=i) for i in range(3)]
+    total = sum(2 * w * up.double() @ down.double() for w, (up, down) in zip((0.5, 0.3, 0.7), pairs, strict=True))
+    u, s, vh = torch.linalg.svd(torch.as_tensor(total))
+    return u[:, : rank // 4] * s[: rank // 4], vh[: rank // 4]
+
+
 # Ways, their error beside another result, and the largest that passes.
 CASES = {
     "lora_extraction": (extraction, extraction_error, 1e-5),
     "factored_boost": (boosting, boosting_error, 1e-4),
+    "adapter_merge": (merging, boosting_error, 1e-4),
 }
 
 
-def verify(rank: int) -> None:
+def verify(ops: Sequence[str], rank: int) -> None:
     """Raise AssertionError unless the exact ways agree with an SVD in float64, at a size where that takes no time."""
     u, s, vh = torch.linalg.svd(make_delta(VERIFY_SIZE).double())
     up, down = make_adapters(VERIFY_SIZE, rank)
     exact = {
         "lora_extraction": (u[:, :rank] * s[:rank], vh[:rank]),
         "factored_boost": _boosted(up.double() @ down.double(), rank),
+        "adapter_merge": _merged_exactly(VERIFY_SIZE, rank),
     }
-    for op, (ways, error, largest) in CASES.items():
+    for op in ops:
+        ways, error, largest = CASES[op]
         for tool, run in ways(VERIFY_SIZE, rank).items():
             found = error(VERIFY_SIZE, run(), exact[op])
             assert abs(found) <= largest or tool == "torch lowrank", (
@@ -134,8 +178,9 @@ def measure(op: str, size: int, rank: int, runs: int, budget: float) -> list[dic
         return _measure.timed(keep)
 
     samples = _measure.take_turns({tool: contender(tool, run) for tool, run in ways(size, rank).items()}, runs, budget)
-    errors = {tool: error(size, result, results["torch"]) for tool, result in results.items()}
-    assert abs(errors["fastmerge"]) <= largest, f"{op}: fastmerge differs from torch by {errors['fastmerge']:.2g}"
+    peer = results["torch" if "torch" in results else "peft"]
+    errors = {tool: error(size, result, peer) for tool, result in results.items()}
+    assert abs(errors["fastmerge"]) <= largest, f"{op}: fastmerge differs from its peer by {errors['fastmerge']:.2g}"
     times = {tool: _measure.time_columns(seconds) for tool, seconds in samples.items()}
     return [
         {
@@ -158,7 +203,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of runs after which a contender stops")
     parser.add_argument("--csv", type=Path, default=_record.DATA / "spectral.csv")
     options = parser.parse_args()
-    verify(min(options.rank, VERIFY_SIZE // 8))
+    verify(options.ops, min(options.rank, VERIFY_SIZE // 8))
     for threads in options.threads:
         torch.set_num_threads(threads)
         facts = _record.run_facts(threads)

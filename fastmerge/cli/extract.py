@@ -54,7 +54,7 @@ NAMED = 5
 @click.option(
     "--save-others",
     is_flag=True,
-    help="Store other tensors that differ whole (PEFT's modules_to_save; fastmerge does not fold such adapters).",
+    help="Store other tensors that differ whole (PEFT's modules_to_save).",
 )
 @together(RAM, JSON, QUIET)
 def extract(base: str, finetuned: str, out: str, ram: int, as_json: bool, quiet: bool, **options) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 # Elements whose norm is formed at once.
 _STEP = 1 << 20
+# Bytes of a tensor that say whether it is the same.
+_SAMPLE = 1 << 11
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,18 @@ class Statistics:
         return self.read(name, 0, math.prod(shape)).view(shape)
 
     @functools.cached_property
+    def identity(self) -> str:
+        """A hash of names, places and samples of the data: what is measured anew differs everywhere."""
+        hasher = hashlib.sha256()
+        for name, entry in sorted(self.entries.items()):
+            start = max(0, entry.nbytes // 2 - _SAMPLE)
+            with open(entry.path, "rb") as file:
+                file.seek(entry.offset + start)
+                sample = file.read(min(2 * _SAMPLE, entry.nbytes - start))
+            hasher.update(f"{name} {entry.dtype} {entry.shape} {entry.offset} ".encode() + sample)
+        return hasher.hexdigest()
+
+    @functools.cached_property
     def norm(self) -> float:
         """The Euclidean norm of all tensors together."""
         squares = []
@@ -70,17 +86,21 @@ def _open(path: str) -> Statistics:
     return _opened(os.path.abspath(path), (state.st_mtime_ns, state.st_size))
 
 
+def named(groups: Sequence[Group], parameter: str) -> Iterator[Statistics]:
+    """Yield every file that can be read; those that cannot, every single tensor refuses."""
+    for path in dict.fromkeys(path for group in groups for path in group[parameter] if path):
+        with contextlib.suppress(OSError, CheckpointError):
+            yield _open(path)
+
+
 def strangers(groups: Sequence[Group], parameter: str) -> Iterator[str]:
     """Yield a sentence on each file in which nothing has the name of a tensor that is merged: it would change none."""
     names = {group.name for group in groups}
-    for path in dict.fromkeys(path for group in groups for path in group[parameter] if path):
-        try:
-            found = _open(path).entries
-        except (OSError, CheckpointError):  # which every single tensor refuses
-            continue
+    for item in named(groups, parameter):
+        found = item.entries
         if not names & found.keys():
-            held = f"{len(found)} tensors ({next(iter(found), '')}, ..)"
-            yield f"{parameter} {path}: none of its {held} has the name of one that is merged, such as {groups[0].name}"
+            held = f"none of its {len(found)} tensors ({next(iter(found), '')}, ..)"
+            yield f"{parameter} {item.path}: {held} has the name of one that is merged, such as {groups[0].name}"
 
 
 def open_statistics(group: Group, parameter: str) -> list[Statistics | None]:

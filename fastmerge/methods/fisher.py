@@ -12,7 +12,7 @@ from ..steps.apply import Apply, WeightedSum
 from ..steps.method import Group, Method, Parameter, method
 from ..steps.source import Chunk
 from ._spans import divided
-from ._statistics import Statistics, open_statistics, strangers
+from ._statistics import Statistics, named, open_statistics, strangers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +59,9 @@ class Fisher(Method):
         norms = [item.norm or 1.0 for item in statistics] if group["normalize"] else [1.0] * group.models
         scales = [weight / norm for weight, norm in zip(group["weight"], norms, strict=True)]
         return FisherMean(group.name, statistics, scales, [w * group["floor"] for w in group["weight"]], means)
+
+    def identities(self, groups: Sequence[Group]) -> Iterable[str]:
+        return [item.identity for item in named(groups, "fisher")]
 
     def refusals(self, groups: Sequence[Group]) -> Iterable[str]:
         return strangers(groups, "fisher")

@@ -10,7 +10,7 @@ from ..steps.apply import Apply, WeightedSum
 from ..steps.method import Group, Method, Parameter, method
 from ..steps.source import Chunk
 from ._spans import divided
-from ._statistics import Statistics, open_statistics, strangers
+from ._statistics import Statistics, named, open_statistics, strangers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +51,9 @@ class RegMean(Method):
         if not statistics:
             return WeightedSum(means)
         return RegMeanSolve(group, statistics, means)
+
+    def identities(self, groups: Sequence[Group]) -> Iterable[str]:
+        return [item.identity for item in named(groups, "gram")]
 
     def refusals(self, groups: Sequence[Group]) -> Iterable[str]:
         return strangers(groups, "gram")

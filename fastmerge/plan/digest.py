@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..checkpoint import InputFile
+from ..methods import Group, get_method
 from .types import InputTensor, OutputTensor, Shard
 
 NUMERICS = 1
@@ -15,7 +16,10 @@ NUMERICS = 1
 def digest(
     outputs: Sequence[OutputTensor], shards: Sequence[Shard], files: Sequence[InputFile], semantics: str, seed: int
 ) -> str:
-    """Return the plan's hash. Input files count by size and header, not by path or time."""
+    """Return the plan's hash. Input files count by size and header, not by path or time.
+
+    Files that parameters of methods name count by what the methods say of them.
+    """
     numbers = {file.path: i for i, file in enumerate(files)}
     known: dict[int, str] = {}
 
@@ -53,8 +57,18 @@ def digest(
         + ("" if output.through is None else f" >{output.through}")
         for output in outputs
     ]
+    lines += _identities(outputs)
     hasher = hashlib.sha256("\n".join(lines).encode())
     # The headers say names, dtypes, shapes and places of the outputs, in their order.
     for shard in shards:
         hasher.update(shard.filename.encode() + shard.header)
     return hasher.hexdigest()
+
+
+def _identities(outputs: Sequence[OutputTensor]) -> Iterator[str]:
+    groups: dict[str, list[Group]] = {}
+    for output in outputs:
+        if output.group is not None:
+            groups.setdefault(output.method, []).append(output.group)
+    for name, merged in groups.items():
+        yield from get_method(name).identities(merged)

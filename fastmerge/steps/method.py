@@ -193,6 +193,10 @@ class Method(ABC):
         """Return True when this tensor can be merged on strips; see ``on_strips``."""
         return self.on_strips
 
+    def identities(self, groups: Sequence[Group]) -> Iterable[str]:
+        """Return what decides the result beside inputs and values: of files that a parameter names, what they hold."""
+        return ()
+
     def refusals(self, groups: Sequence[Group]) -> Iterable[str]:
         """Return why the method cannot merge what it is to merge in all, where no single tensor tells."""
         return ()

@@ -157,6 +157,23 @@ def test_files_without_a_name_that_is_merged_are_refused(tmp_path):
         fastmerge.check({"merge_method": "fisher", "models": models})
 
 
+def test_a_merge_does_not_go_on_with_other_statistics(tmp_path, generator):
+    """What an interrupted merge has finished is taken over by the plan of the same digest."""
+    models = []
+    for k in range(2):
+        tuned = make_tensors(k, hidden=16, inner=24, vocab=40, layers=1)
+        save_model(tmp_path / f"model{k}", tuned)
+        save_file(
+            {n: torch.rand(t.shape, generator=generator) for n, t in tuned.items()}, tmp_path / f"{k}.safetensors"
+        )
+        models.append({"model": f"{tmp_path}/model{k}", "parameters": {"fisher": f"{tmp_path}/{k}.safetensors"}})
+    recipe = {"merge_method": "fisher", "models": models}
+    digest = fastmerge.check(recipe).digest
+    assert fastmerge.check(recipe).digest == digest
+    save_file({n: torch.rand(t.shape, generator=generator) for n, t in tuned.items()}, tmp_path / "1.safetensors")
+    assert fastmerge.check(recipe).digest != digest
+
+
 class Network(torch.nn.Module):
     """A language model of two linear layers, with the outputs of transformers."""
 

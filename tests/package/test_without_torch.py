@@ -45,7 +45,9 @@ sys.meta_path.insert(0, Refuse())
 import json
 import fastmerge
 from fastmerge.engine.forecast import forecast
-for recipe, out in json.load(sys.stdin):
+*merges, average = json.load(sys.stdin)
+fastmerge.average(*average, schedule="ema:0.5")
+for recipe, out in merges:
     forecast(fastmerge.check(recipe), 1 << 30)
     fastmerge.merge(recipe, out, threads=2)
     assert fastmerge.verify(out, threads=2).ok
@@ -57,7 +59,9 @@ print("torch" in sys.modules, "transformers" in sys.modules)
 def test_merges_and_their_verification_load_no_torch(tmp_path):
     family = save_family(tmp_path)
     recipes = {name: recipe_of(name, family) for name in METHODS}
-    given = json.dumps([(recipe, str(tmp_path / f"out-{name}")) for name, recipe in recipes.items()])
+    models = [str(family / name) for name in ("one", "two", "three")]
+    merges = [(recipe, str(tmp_path / f"out-{name}")) for name, recipe in recipes.items()]
+    given = json.dumps([*merges, (models, str(tmp_path / "average"))])
     done = subprocess.run([sys.executable, "-c", PROGRAM], input=given, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("False False\n", "")
     for name, recipe in recipes.items():

@@ -75,9 +75,11 @@ def test_adapters(family, plan_of):
             continue
         (adapter,) = tuned.adapters
         assert adapter.scale == 0.5
-        assert torch.equal(read_entry(adapter.up), written["base_model.model.model.layers.2.mlp.up_proj.lora_B.weight"])
         assert torch.equal(
-            read_entry(adapter.down), written["base_model.model.model.layers.2.mlp.up_proj.lora_A.weight"]
+            read_entry(adapter.parts[0]), written["base_model.model.model.layers.2.mlp.up_proj.lora_B.weight"]
+        )
+        assert torch.equal(
+            read_entry(adapter.parts[1]), written["base_model.model.model.layers.2.mlp.up_proj.lora_A.weight"]
         )
     passed = plan_of("merge_method: passthrough\nmodels: [{model: a+lora}]")
     assert {o.method for o in passed.outputs if o.inputs.tensors[0].adapters} == {"passthrough"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..dtypes import DType
@@ -67,6 +67,7 @@ class Coded:
         decoder: the arithmetic.
         step:    rows that are decoded together where possible, as layouts across rows want it.
         moved:   the stored tensor holds the values themselves, in another order or with a constant added.
+        stacked: along the first dimension, entry i of the values needs only entry i of the parts.
     """
 
     format: str
@@ -74,6 +75,11 @@ class Coded:
     decoder: Decoder
     step: int = 1
     moved: bool = False
+    stacked: bool = False
+
+    def entry(self, index: int) -> Coded:
+        """Return how entry ``index`` of the first dimension follows, for one that is ``stacked``."""
+        return replace(self, parts=tuple(part._replace(entry=_entry(part.entry, index)) for part in self.parts))
 
     def decode(self, out: Tensor, parts: Sequence[Tensor], first: int) -> None:
         """Write the rows ``first ..`` of the values into ``out`` [n, columns], a few at a time (see ``Decoder``)."""
@@ -86,6 +92,11 @@ class Coded:
             cut = [t[start:stop] if part.by_row else t for part, t in zip(self.parts, parts, strict=True)]
             self.decoder.decode(out[start:stop], cut, first + start)
             start = stop
+
+
+def _entry(stored: TensorEntry, index: int) -> TensorEntry:
+    nbytes = stored.nbytes // stored.shape[0]
+    return stored._replace(offset=stored.offset + index * nbytes, nbytes=nbytes, shape=(1, *stored.shape[1:]))
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from quantized_files import decode, write_case
+from safetensors.torch import load_file
 
+import fastmerge
 from fastmerge.checkpoint import open_checkpoint
 from fastmerge.checkpoint.quantized import decoded
 from fastmerge.errors import CheckpointError
@@ -85,6 +87,38 @@ def test_experts_of_gpt_oss_as_transformers(tmp_path, generator):
     assert torch.equal(decode(entry), rows)
     for first, last in ((0, 1), (7, 200), (127, 129), (250, 384)):
         assert torch.equal(decode(entry, first, last), rows[first:last])
+
+
+def test_stacked_experts_of_gpt_oss_are_merged_one_by_one(tmp_path, generator):
+    """TIES keeps a share of each expert, of codes as of what they decode to; with semantics mergekit, of the stack."""
+    stored, plain, tuned = {}, {}, {}
+    for name, rows, groups in (("gate_up_proj", 128, 1), ("down_proj", 32, 2)):
+        name = f"model.layers.0.mlp.experts.{name}"
+        blocks = torch.randint(0, 256, (3, rows, groups, 16), generator=generator, dtype=torch.uint8)
+        scales = torch.randint(119, 122, (3, rows, groups), generator=generator, dtype=torch.uint8)
+        case = {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        entry = only(tmp_path / name, case)
+        stored |= case
+        plain[name] = decode(entry).view(entry.shape)
+        tuned[name] = (plain[name].float() + 0.1 * torch.randn(entry.shape, generator=generator)).bfloat16()
+    folders = {}
+    for name, tensors in (("codes", stored), ("plain", plain), ("tuned", tuned)):
+        write_case(tmp_path / name, tensors, {"model_type": "gpt_oss"})
+        folders[name] = str(tmp_path / name)
+    results = {}
+    for base in ("codes", "plain"):
+        for semantics in (None, "mergekit"):
+            entry = {"model": folders["tuned"], "parameters": {"weight": 1, "density": 0.3}}
+            recipe = {"merge_method": "ties", "base_model": folders[base], "models": [entry], "semantics": semantics}
+            out = tmp_path / f"{base}-{semantics}"
+            fastmerge.merge(recipe, out)
+            assert fastmerge.verify(out).ok
+            results[base, semantics] = load_file(out / "model.safetensors")
+    for name in plain:
+        one, whole = results["codes", None][name], results["codes", "mergekit"][name]
+        assert torch.equal(one, results["plain", None][name])
+        assert torch.equal(whole, results["plain", "mergekit"][name])
+        assert not torch.equal(one, whole)
 
 
 def test_cut_blocks_follow_the_config(tmp_path, generator):

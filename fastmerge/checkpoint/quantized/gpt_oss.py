@@ -59,5 +59,5 @@ def find(stored: Stored, name: str) -> Found | None:
             f"{target}_scales", f"is {scales.dtype} {list(scales.shape)}, its blocks {list(blocks.shape)}"
         )
     experts, outer, groups, _ = blocks.shape
-    scheme = Coded("mxfp4", (whole(blocks), whole(scales)), Transposed(), step=GROUP)
+    scheme = Coded("mxfp4", (whole(blocks), whole(scales)), Transposed(), step=GROUP, stacked=True)
     return Found(target, coded(bfloat16, (experts, groups * GROUP, outer), scheme), (name, f"{target}_scales"))

@@ -93,7 +93,8 @@ def _renamed(model: OpenModel, donor: Naming) -> dict[str, InputTensor]:
 
 def _cuttable(tensor: InputTensor, stack: Stack) -> bool:
     """True where experts are ranges of bytes of their stack."""
-    whole = tensor.coded is None and not tensor.adapters and tensor.gathered is None and tensor.made is None
+    stored = tensor.coded is None or tensor.coded.stacked
+    whole = stored and not tensor.adapters and tensor.gathered is None and tensor.made is None
     return whole and len(tensor.shape) == stack.dimensions
 
 
@@ -113,7 +114,10 @@ def _split(tensors: dict[str, InputTensor], donor: Naming, kept: set[str]) -> di
         shape, size = (rows // len(called), *tensor.shape[2:]), tensor.nbytes // max(experts * len(called), 1)
         for i in range(experts * len(called)):
             own = f"{stack.before}{stack.block}.experts.{i // len(called)}.{called[i % len(called)]}"
-            found[own] = replace(tensor, name=own, offset=tensor.offset + i * size, nbytes=size, shape=shape)
+            coded = tensor.coded and tensor.coded.entry(i)
+            found[own] = replace(
+                tensor, name=own, offset=tensor.offset + i * size, nbytes=size, shape=shape, coded=coded
+            )
     return found
 
 

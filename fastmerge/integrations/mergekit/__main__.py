@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from importlib import metadata
-
 import click
 
 from ...errors import FastmergeError
+from ..commands import run_command
 from . import patch
 
 
@@ -25,16 +23,8 @@ def main(exact_rounding: bool, random: str, command: str, arguments: tuple[str, 
         patched = patch(exact_rounding=exact_rounding, random=random)  # type: ignore[arg-type]
     except FastmergeError as error:
         raise click.ClickException(str(error)) from None
-    commands = {
-        entry.name: entry
-        for entry in metadata.distribution("mergekit").entry_points
-        if entry.group == "console_scripts"
-    }
-    if command not in commands:
-        raise click.UsageError(f"mergekit has no command {command!r}; it has {', '.join(sorted(commands))}")
-    sys.argv = [command, *arguments]
     try:
-        commands[command].load()()
+        run_command("mergekit", command, arguments)
     finally:
         click.echo(patched.report, err=True)
 

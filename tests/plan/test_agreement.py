@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_models import make_tensors, save_model
 
 from fastmerge.errors import InvalidInput
 from fastmerge.plan import make_plan
+from fastmerge.plan.agreement import check_agreement
+from fastmerge.plan.findings import Findings
+from fastmerge.plan.shapes import shapes_of
 from fastmerge.recipe import load
 
 SIZES = {"hidden": 16, "inner": 24, "vocab": 32, "layers": 2}
@@ -53,3 +59,52 @@ def test_layers_of_different_sizes_are_taken(tmp_path):
     tensors["model.layers.1.mlp.down_proj.weight"] = tensors["model.layers.1.mlp.down_proj.weight"][:, :8].clone()
     save_model(tmp_path / "a", tensors)
     assert make_plan(load(f"merge_method: passthrough\nmodels:\n- model: {tmp_path}/a\n")).outputs
+
+
+FAMILIES = json.loads((Path(__file__).parents[1] / "data" / "agreement.json").read_text())
+MADE_BY = FAMILIES.pop("transformers")
+
+
+def problems_of(config, shapes):
+    findings = Findings()
+    outputs = [SimpleNamespace(name=name, shape=tuple(shape)) for name, shape in shapes.items()]
+    check_agreement(config, "config.json", outputs, findings)
+    return findings.problems
+
+
+def inner_of(config):
+    return config.get("text_config", config)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_models_of_transformers_agree(name):
+    """Frozen from tiny models (``make_agreement.py``); every size that is known is missed where it is another."""
+    config, shapes = FAMILIES[name]["config"], FAMILIES[name]["shapes"]
+    known = shapes_of(inner_of(config)["model_type"])
+    assert known and not problems_of(config, shapes)
+    keys = {key for shape in known.values() for size in shape for key in re.findall("[a-z_]+", size)}
+    stated = {key for key in keys if isinstance(inner_of(config).get(key), int)} - {"num_key_value_heads", "head_dim"}
+    assert len(stated) >= 2
+    for key in sorted(stated):
+        changed = json.loads(json.dumps(config))
+        inner_of(changed)[key] += 7
+        if not any(key in size for end, shape in known.items() for size in shape if ends(shapes, end)):
+            continue
+        assert problems_of(changed, shapes), key
+
+
+def ends(shapes, end):
+    return any(f".{re.sub('[.][0-9]+[.]', '.N.', name)}".endswith(f".{end}") for name in shapes)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_frozen_models_are_those_of_transformers(name):
+    transformers = pytest.importorskip("transformers")
+    import make_agreement
+
+    config, shapes = make_agreement.shapes_of(name, make_agreement.models()[name])
+    assert not problems_of(config, shapes)
+    if transformers.__version__ == MADE_BY:
+        assert shapes == FAMILIES[name]["shapes"]

@@ -12,22 +12,33 @@ from .kernels.cases import CASES
 
 OPS = ("start", *(case.method for case in CASES))
 TOOLS = ("torch", "torch.compile", "mergekit")
+BEGIN, END = "<!-- speed: begin -->\n", "<!-- speed: end -->"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
     parser.add_argument("--data", type=Path, default=_record.DATA, help="folder of kernels.csv, merge.csv and gpu.csv")
     parser.add_argument("--device", help="part of the name of a device; by default that of the last row")
+    parser.add_argument("--update", type=Path, metavar="PAGE", help="write the tables of methods.csv into a page")
     options = parser.parse_args()
-    for name in ("kernels", "merge", "gpu"):
-        for lines in tables(read(options.data / f"{name}.csv", options.device)):
-            print("\n".join(lines), end="\n\n")
+    for name in ("kernels", "merge", "gpu", "methods"):
+        every = name == "methods"
+        found = [*tables(read(options.data / f"{name}.csv", options.device), None if every else OPS)]
+        text = "".join("\n".join(lines) + "\n\n" for lines in found)
+        print(text, end="")
+        if every and options.update:
+            before, _, rest = options.update.read_text().partition(BEGIN)
+            options.update.write_text(before + BEGIN + "\n" + text + END + rest.partition(END)[2])
 
 
-def tables(rows: Sequence[Row]) -> Iterator[list[str]]:
-    """Yield a Markdown table per shape, number of threads and state of the cache: methods down, tools across."""
+def tables(rows: Sequence[Row], ops: Sequence[str] | None = OPS) -> Iterator[list[str]]:
+    """Yield a Markdown table per shape, number of threads and state of the cache: methods down, tools across.
+
+    Args:
+        ops: methods that are shown; None: all.
+    """
     groups: dict[tuple[str, ...], dict[str, list[Row]]] = {}
-    for row in (row for row in rows if row["op"] in OPS):
+    for row in (row for row in rows if ops is None or row["op"] in ops):
         key = tuple(row.get(column, "") for column in ("device", "commit", "shape", "threads", "cache"))
         groups.setdefault(key, {}).setdefault(row["op"], []).append(row)
     for key, ops in groups.items():

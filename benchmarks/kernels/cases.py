@@ -107,7 +107,7 @@ OTHERS = (
     Case("della_linear", EXPERTS + 1, {"weight": _WEIGHT, "density": _DENSITY}, surveys=2, columns=4096),
     Case("emr", EXPERTS + 1, {"task": 1}, surveys=1),
     Case("expo", 2, {"alpha": 0.3}, surveys=0),
-    Case("karcher", EXPERTS, {}, surveys=1),
+    Case("karcher", EXPERTS, {}, surveys=1, near=False),
     Case("magmax", EXPERTS + 1, {}, surveys=0),
     Case("magnitude_prune", EXPERTS + 1, {"weight": _WEIGHT, "density": _DENSITY}, surveys=1),
     Case("model_stock", EXPERTS + 1, {}, surveys=1, near=False),

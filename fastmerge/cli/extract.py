@@ -27,6 +27,8 @@ NAMED = 5
 @click.option("--out", required=True, type=click.Path(), help="Folder of the adapter.")
 @click.option(
     "--rank",
+    "--max-rank",
+    "rank",
     type=click.IntRange(min=1),
     default=64,
     show_default=True,
@@ -44,6 +46,25 @@ NAMED = 5
     show_default=True,
     help="Attention and MLP projections in numbered layers, or every linear layer.",
 )
+@click.option(
+    "-i",
+    "--include",
+    "--include-regex",
+    "include",
+    multiple=True,
+    metavar="REGEX",
+    help="Only linear layers in whose name this is found, whatever --matrices says; may be given several times.",
+)
+@click.option(
+    "-e",
+    "--exclude",
+    "--exclude-regex",
+    "exclude",
+    multiple=True,
+    metavar="REGEX",
+    help="No layers in whose name this is found.",
+)
+@click.option("--embeddings", "--embed-lora", "embeddings", is_flag=True, help="Input embeddings, too.")
 @click.option(
     "--dtype",
     type=click.Choice(("float32", "bfloat16", "float16")),

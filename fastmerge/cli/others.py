@@ -14,7 +14,7 @@ ANSWERS = {
     "mega": "fastmerge multi RECIPE OUT merges recipes of several documents",
     "pytorch": "name the weight files as models of fastmerge merge; "
     "missing: drop is --tensor-intersection and missing: merge is --tensor-union",
-    "extract-lora": "fastmerge extract BASE MODEL OUT extracts an adapter",
+    "extract-lora": "fastmerge extract BASE MODEL --out OUT extracts an adapter",
     "layershuffle": "write the order of the layers as slices: of a recipe with merge_method: passthrough",
     "tokensurgeon": "transplanting a tokenizer with new embeddings is not offered; "
     "tokenizer: in a recipe chooses and merges vocabularies",

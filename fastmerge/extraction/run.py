@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ from ..plan.types import InputTensor
 from ..sizes import DEFAULT_RAM, parse_size
 from .adapter_config import write_config
 from .factors_file import FactorsFile
-from .selection import Other, Pair, Selection, module_path, open_pair, savable, select
+from .selection import Other, Pair, Selection, Wanted, is_embedding, module_path, open_pair, savable, select
 
 __all__ = ["DTYPES", "Extracted", "ExtractionReport", "extract"]
 
@@ -104,6 +105,9 @@ def extract(
     rank: int = 64,
     energy: float | None = None,
     matrices: str = "attn_mlp",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    embeddings: bool = False,
     dtype: str = "float32",
     save_others: bool = False,
     ram: int | str = DEFAULT_RAM,
@@ -118,6 +122,9 @@ def extract(
         energy:      share of a delta's squared norm that is enough, in (0, 1]: a matrix gets the least rank that holds
                      it, up to ``rank``. None: all get ``rank``.
         matrices:    ``attn_mlp``: the projections in numbered layers; ``all``: every linear layer.
+        include:     regular expressions: only modules in whose name one is found; ``matrices`` does not count then.
+        exclude:     regular expressions: no modules in whose name one is found.
+        embeddings:  approximate input embeddings, too, as PEFT's ``lora_embedding_A`` and ``lora_embedding_B``.
         dtype:       of the factors: float32, bfloat16 or float16.
         save_others: store tensors that differ and are no such matrix whole, as PEFT's ``modules_to_save``.
         ram:         memory budget beyond the interpreter with torch imported.
@@ -135,10 +142,15 @@ def extract(
         raise ValueError(f"matrices is {matrices!r}; expected one of {', '.join(MATRICES)}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    for pattern in (*include, *exclude):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
     started = time.perf_counter()
     first, second, notes = open_pair(os.fspath(base), os.fspath(tuned))
     models = first, second
-    selection = select(*models, matrices)
+    selection = select(*models, Wanted(matrices, tuple(include), tuple(exclude), embeddings))
     _check_budget(selection, rank, parse_size(ram))
     files = {file.path: file for model in models for file in model.files}.values()
     total = sum(t.nbytes for pair in selection.pairs for t in pair)
@@ -218,7 +230,8 @@ class _Work:
             rows, columns = tensor.shape
             rank = min(self._rank, rows, columns)
             up, down = _keys(tensor.name)
-            kinds |= {up: ((rows, rank), self.dtype), down: ((rank, columns), self.dtype)}
+            shapes = ((rank, rows), (columns, rank)) if is_embedding(tensor.name) else ((rows, rank), (rank, columns))
+            kinds |= {up: (shapes[0], self.dtype), down: (shapes[1], self.dtype)}
         return kinds | {PREFIX + tensor.name: (tensor.shape, _stored(tensor)) for tensor in saved}
 
     def approximate(self, file: FactorsFile, pair: Pair) -> Extracted | None:
@@ -238,8 +251,9 @@ class _Work:
         root = s.sqrt()
         up, down = (u * root).to(self.dtype.torch), (root.unsqueeze(1) * vh).to(self.dtype.torch)
         for key, factor in zip(_keys(name), (up, down), strict=True):
-            file.begin(key, tuple(factor.shape), self.dtype)
-            file.write(factor)
+            stored = factor.mT.contiguous() if is_embedding(name) else factor
+            file.begin(key, tuple(stored.shape), self.dtype)
+            file.write(stored)
         _subtract(delta, up.float(), down.float())
         missed = _square(delta)
         share = min(float(squares[-1]) / square, 1.0)
@@ -258,7 +272,9 @@ def _stored(tensor: InputTensor) -> DType:
 
 
 def _keys(name: str) -> tuple[str, str]:
-    """Return the names of lora_B and lora_A of the tensor ``name``."""
+    """Return the names of the left and the right factor: lora_B and lora_A; of embeddings, transposed, A and B."""
+    if is_embedding(name):
+        return f"{PREFIX}{module_path(name)}.lora_embedding_A", f"{PREFIX}{module_path(name)}.lora_embedding_B"
     return f"{PREFIX}{module_path(name)}.lora_B.weight", f"{PREFIX}{module_path(name)}.lora_A.weight"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ from ..plan.types import InputTensor
 from ..recipe.references import parse_reference
 from ..recipe.types import Module, Recipe, SliceSpec, SourceSpec
 
-__all__ = ["Other", "Pair", "Selection", "module_path", "open_pair", "savable", "select"]
+__all__ = ["Other", "Pair", "Selection", "Wanted", "is_embedding", "module_path", "open_pair", "savable", "select"]
 
 # Their matrices are stored [in, out]; PEFT calls that fan_in_fan_out.
 _TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
@@ -80,8 +81,37 @@ def open_pair(base: str, tuned: str) -> tuple[OpenModel, OpenModel, tuple[str, .
     return models[references[0]], models[references[1]], tuple(findings.notes)
 
 
-def select(base: OpenModel, tuned: OpenModel, matrices: str) -> Selection:
-    """Sort the tensors of both models. ``matrices``: ``attn_mlp`` or ``all``, as in spectral methods."""
+@dataclass(frozen=True)
+class Wanted:
+    """Which tensors are to be approximated.
+
+    Attributes:
+        matrices:   ``attn_mlp`` or ``all`` linear layers, as in spectral methods; of no weight beside ``include``.
+        include:    regular expressions, of which one is found in the module's name; () for all.
+        exclude:    regular expressions of which none is found there.
+        embeddings: input embeddings, too.
+    """
+
+    matrices: str = "attn_mlp"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    embeddings: bool = False
+
+    def leaves_out(self, name: str) -> str:
+        """Return why a linear layer is left out; "" where it is wanted."""
+        module = module_path(name)
+        if any(re.search(pattern, module) for pattern in self.exclude):
+            return "it is excluded (--exclude)"
+        if self.include:
+            found = any(re.search(pattern, module) for pattern in self.include)
+            return "" if found else "it is not among those that are included (--include)"
+        if self.matrices == "attn_mlp" and not (split_layer(name) and module.rpartition(".")[2] in PROJECTIONS):
+            return "it is no attention or MLP projection in a numbered layer (--matrices all takes it)"
+        return ""
+
+
+def select(base: OpenModel, tuned: OpenModel, wanted: Wanted) -> Selection:
+    """Sort the tensors of both models."""
     selection = Selection([], [], [])
     for name, tensor in base.tensors.items():
         other = tuned.tensors.get(name)
@@ -92,7 +122,7 @@ def select(base: OpenModel, tuned: OpenModel, matrices: str) -> Selection:
         elif other.shape != tensor.shape:
             what = f"its shape is {list(other.shape)}, in the base {list(tensor.shape)}"
             selection.unpaired.append(Other(name, what))
-        elif reason := _no_lora((tensor, other), matrices):
+        elif reason := _no_lora((tensor, other), wanted):
             selection.others.append(((tensor, other), reason))
         else:
             selection.matrices.append((tensor, other))
@@ -104,8 +134,13 @@ def select(base: OpenModel, tuned: OpenModel, matrices: str) -> Selection:
     return selection
 
 
-def _no_lora(pair: Pair, matrices: str) -> str:
-    """Return why PEFT's LoRA of a linear layer cannot stand for the difference; "" where it can."""
+def is_embedding(name: str) -> bool:
+    """True for an input embedding, whose LoRA PEFT stores in its own way."""
+    return is_vocabulary(name) and not is_head(name)
+
+
+def _no_lora(pair: Pair, wanted: Wanted) -> str:
+    """Return why PEFT's LoRA of a layer cannot stand for the difference; "" where it can."""
     name, shape = pair[0].name, pair[0].shape
     for tensor in pair:
         if tensor.dtype not in MERGED:
@@ -114,11 +149,13 @@ def _no_lora(pair: Pair, matrices: str) -> str:
         return "it is no matrix"
     if not name.endswith(".weight"):
         return "it is no weight of a linear layer"
-    if belongs_before_layers(name) or (is_vocabulary(name) and not is_head(name)):
+    if is_embedding(name) and wanted.embeddings:
+        return Wanted("all", (), wanted.exclude).leaves_out(name)
+    if is_embedding(name):
+        return "it is an embedding (--embeddings takes it)"
+    if belongs_before_layers(name):
         return "it is an embedding"
-    if matrices == "attn_mlp" and not (split_layer(name) and module_path(name).rpartition(".")[2] in PROJECTIONS):
-        return "it is no attention or MLP projection in a numbered layer (--matrices all takes it)"
-    return ""
+    return wanted.leaves_out(name)
 
 
 def savable(others: Sequence[Other], matrices: Sequence[Pair]) -> list[Other]:

@@ -17,7 +17,7 @@ import fastmerge
 from fastmerge.errors import BudgetError, FastmergeError, InvalidInput, OutputError
 from fastmerge.extraction import extract
 from fastmerge.extraction.run import matrix_bytes
-from fastmerge.extraction.selection import select
+from fastmerge.extraction.selection import Wanted, select
 from fastmerge.methods._spectral import PROJECTIONS
 
 PREFIX = "base_model.model."
@@ -145,7 +145,7 @@ def test_everything_that_differs_is_approximated_stored_or_named(tmp_path):
     reasons = {other.name: (other.reason, other.saved) for other in report.others}
     norm = "model.layers.{}.{}_layernorm.weight"
     assert reasons == {
-        "model.embed_tokens.weight": ("it is an embedding", True),
+        "model.embed_tokens.weight": ("it is an embedding (--embeddings takes it)", True),
         norm.format(0, "input"): ("it is no matrix", True),
         norm.format(0, "post_attention"): ("it is no matrix", True),
         norm.format(1, "post_attention"): ("it is no matrix", True),
@@ -266,5 +266,30 @@ def test_buffers_that_transformers_computes_are_passed_over(models, tmp_path):
     from fastmerge.extraction.selection import open_pair
 
     save_model(tmp_path / "m", tensors_of(models / "base") | {"model.rotary_emb.inv_freq": torch.ones(8)})
-    selection = select(*open_pair(str(tmp_path / "m"), str(models / "base"))[:2], "attn_mlp")
+    selection = select(*open_pair(str(tmp_path / "m"), str(models / "base"))[:2], Wanted())
     assert selection.unpaired == []
+
+
+def test_modules_by_regular_expressions_and_embeddings(models, tmp_path):
+    base = tensors_of(models / "base")
+    tuned = tensors_of(models / "tuned")
+    embedding = "model.embed_tokens.weight"
+    tuned[embedding] = tuned[embedding] + 1e-3 * torch.randn(tuned[embedding].shape)
+    save_model(tmp_path / "tuned", tuned)
+    choice = {"include": [r"layers\.0\.", "o_proj"], "exclude": ["mlp"], "embeddings": True, "rank": 8}
+    report = extract(models / "base", tmp_path / "tuned", tmp_path / "adapter", **choice)
+    wanted = [n for n in base if is_projection(n) and (".layers.0." in n or "o_proj" in n) and ".mlp." not in n]
+    assert [m.name for m in report.matrices] == [embedding, *wanted]
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    vocab, hidden = tuned[embedding].shape
+    assert stored[f"{PREFIX}model.embed_tokens.lora_embedding_A"].shape == (8, vocab)
+    assert stored[f"{PREFIX}model.embed_tokens.lora_embedding_B"].shape == (hidden, 8)
+    recipe = (
+        f"merge_method: passthrough\ndtype: float32\nmodels: [{{model: {models / 'base'}+{tmp_path / 'adapter'}}}]\n"
+    )
+    fastmerge.merge(recipe, tmp_path / "folded")
+    delta = tuned[embedding].double() - base[embedding].double()
+    missed = tensors_of(tmp_path / "folded")[embedding].double() - tuned[embedding].double()
+    assert float(missed.norm() / delta.norm()) == pytest.approx(least_error(delta, 8), rel=1e-3)
+    with pytest.raises(ValueError, match=r"'\(' is no regular expression"):
+        extract(models / "base", tmp_path / "tuned", tmp_path / "other", include=["("])

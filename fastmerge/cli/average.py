@@ -136,8 +136,8 @@ def _greedy(checkpoints: tuple[str, ...], out: str, score: str, options: dict[st
 
     def said(trial: Trial) -> None:
         verdict = "" if len(trial.models) == 1 else ", joins" if trial.kept else ", stays out"
-        with_others = f" with {len(trial.models) - 1} others" if len(trial.models) > 1 else ""
-        note(f"{trial.models[-1]}{with_others}: {trial.score:g}{verdict}", silent)
+        place = f" as part {len(trial.models)}" if len(trial.models) > 1 else ""
+        note(f"{trial.models[-1]}{place}: {trial.score:g}{verdict}", silent)
 
     found = greedy_soup(checkpoints, out, score, said=said, **options)
     if as_json:

@@ -153,6 +153,14 @@ def test_mistakes(options, message):
         average_of(["a", "b"], **options)
 
 
+def test_folders_without_weights_that_are_read_are_named_with_a_converter(tmp_path):
+    for step in (5, 10):
+        (tmp_path / f"checkpoint-{step}" / f"global_step{step}").mkdir(parents=True)
+    with pytest.raises(InvalidInput, match=r"zero_to_fp32\.py") as error:
+        fastmerge.average(tmp_path / "checkpoint-*", tmp_path / "out")
+    assert len(error.value.problems) == 2
+
+
 @pytest.fixture
 def adapters(tmp_path):
     """A base and LoRA checkpoints of a run on it."""

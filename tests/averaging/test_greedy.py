@@ -96,6 +96,13 @@ def test_a_command_scores_and_an_interrupted_search_goes_on(models):
     assert not (models / ".out.steps").exists()
 
 
+def test_trials_are_told(models):
+    (models / "judge2.py").write_text("def score(folder):\n    return 1\n")
+    result = call("average", "m-1", "m-2", "out", "--greedy", "judge2.py:score")
+    assert result.stderr == "note: m-1: 1\nnote: m-2: 1\nnote: m-2 as part 2: 1, joins\n"
+    assert result.stdout.splitlines()[1:] == ["score   1", "part 1  m-1", "part 2  m-2"]
+
+
 def test_clean_knows_what_a_search_leaves(models):
     scratch = models / ".out.steps"
     scratch.mkdir()

@@ -67,17 +67,18 @@ class Greedy:
         All are scored alone and put in the order of their scores, the order given where these are equal. The best one
         begins; each of the others joins if the score of the average with it is at least as good as that without it.
         """
-        trials = [self._tried([model], lambda score: True) for model in models]
+        trials = [self._tried([model]) for model in models]
         sign = 1 if self.minimize else -1
         first, *others = sorted(range(len(models)), key=lambda i: sign * trials[i].score)
         soup, best = [models[first]], trials[first].score
         for i in others:
-            trials.append(self._tried([*soup, models[i]], lambda score, best=best: sign * score <= sign * best))
+            trials.append(self._tried([*soup, models[i]], best))
             if trials[-1].kept:
                 soup, best = [*soup, models[i]], trials[-1].score
         return GreedySoup(tuple(soup), best, tuple(trials))
 
-    def _tried(self, models: Sequence[str], keeps: Callable[[float], bool]) -> Trial:
+    def _tried(self, models: Sequence[str], best: float | None = None) -> Trial:
+        """Score an average; it is kept if it is not worse than ``best``."""
         known, stamp = self._known(), json.dumps([_stamp(model) for model in models])
         score = known.get(stamp)
         if score is None:
@@ -88,7 +89,8 @@ class Greedy:
             finally:
                 shutil.rmtree(candidate, ignore_errors=True)
             self._write(known | {stamp: score})
-        trial = Trial(tuple(models), score, keeps(score))
+        kept = best is None or (score <= best if self.minimize else score >= best)
+        trial = Trial(tuple(models), score, kept)
         if self.said is not None:
             self.said(trial)
         return trial

@@ -126,5 +126,6 @@ def greedy_soup(
 
 
 def _listed(checkpoints: Names) -> list[str]:
-    single = isinstance(checkpoints, str | os.PathLike)
-    return [os.fspath(name) for name in ([checkpoints] if single else checkpoints)]  # type: ignore[list-item, union-attr]
+    if isinstance(checkpoints, str | os.PathLike):
+        return [os.fspath(checkpoints)]
+    return [os.fspath(name) for name in checkpoints]

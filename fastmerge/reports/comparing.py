@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -94,7 +94,7 @@ def _compare(name: str, a: TensorEntry, b: TensorEntry, values: tuple[_Elements,
     changed, products, squares = 0, [], []
     for start in range(0, numel, CHUNK):
         left, right = (own.elements(start, min(start + CHUNK, numel)) for own in values)
-        changed += int((_numbers(left) != _numbers(right)).sum())
+        changed += _count(_numbers(left) != _numbers(right))
         if measurable:
             products.append(_gram([left, right], None))
             squares.append(_gram([right], left))
@@ -107,6 +107,11 @@ def _compare(name: str, a: TensorEntry, b: TensorEntry, values: tuple[_Elements,
     norms = math.sqrt(gram[0][0]) * math.sqrt(gram[1][1])
     l2 = math.sqrt(kernels.total(np.concatenate(squares))[0])
     return TensorDifference(name, "compared", share, l2, gram[0][1] / norms if norms else math.nan)
+
+
+def _count(different: Any) -> int:
+    """Return the true elements of a tensor or an array."""
+    return int(different.sum())
 
 
 def _numbers(values: Tensor) -> Tensor | np.ndarray:

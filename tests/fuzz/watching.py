@@ -11,6 +11,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+import fastmerge
+from fastmerge import kernels
 from fastmerge.errors import FastmergeError
 
 SECONDS = 20
@@ -21,10 +23,20 @@ GROWTH = 512 << 20
 
 _OWN = tuple(
     os.path.realpath(os.path.expanduser(path))
-    for path in (*sys.path, sysconfig.get_paths()["stdlib"], "~/.cache/huggingface", "/usr", "/lib", "/proc", "/sys")
+    for path in (
+        *sys.path,
+        sysconfig.get_paths()["stdlib"],
+        *fastmerge.__path__,
+        *kernels.__path__,
+        "~/.cache/huggingface",
+        "/usr",
+        "/lib",
+        "/proc",
+        "/sys",
+    )
     if path and path != os.getcwd()
 )
-"""What Python and libraries open of their own."""
+"""What Python, the package and libraries open of their own: modules are loaded when they are used."""
 
 
 class Finding(AssertionError):

@@ -76,7 +76,7 @@ RAM = click.option(
     type=Size(),
     default=DEFAULT_RAM,
     show_default=True,
-    help="Memory budget, beyond the interpreter with torch.",
+    help="Memory budget, beyond the interpreter and its packages.",
 )
 DEVICE = click.option(
     "--device",

@@ -169,7 +169,7 @@ def _show_report(out: str, plan: Plan, report: Report) -> None:
                 f"{report.bound_seconds:.2f} s, by {report.bounded_by}; the run took {report.distance:.2f} times that",
             ),
             ("device", f"{', '.join(report.devices)} ({report.device_reason})"),
-            ("peak memory", f"{show_size(report.peak_rss)}, with the interpreter and torch"),
+            ("peak memory", f"{show_size(report.peak_rss)}, with the interpreter and its packages"),
             *([("peak on a GPU", show_size(report.peak_vram))] if report.peak_vram else []),
         ]
     )

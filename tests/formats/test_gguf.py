@@ -263,3 +263,22 @@ def test_folders_with_several_files(tmp_path):
         write_gguf(tmp_path / f"{name}.gguf", tensors(), "llama", "Q8_0")
     with pytest.raises(CheckpointError, match="several models in GGUF"):
         open_checkpoint(str(tmp_path))
+
+
+def test_tensors_that_share_bytes(tmp_path):
+    path = tmp_path / "model.gguf"
+    write_gguf(path, tensors(), "llama", "F16")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"blk.0.ffn_up.weight") + len("blk.0.ffn_up.weight") + 4 + 2 * 8 + 4
+    data[at : at + 8] = bytes(8)
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"begins at byte \d+, within "):
+        open_checkpoint(str(path))
+
+
+def test_headers_are_read_up_to_a_limit(tmp_path, monkeypatch):
+    path = tmp_path / "model.gguf"
+    write_gguf(path, tensors(), "llama", "F16")
+    monkeypatch.setattr("fastmerge.checkpoint.gguf.header.MOST_BYTES", 500)
+    with pytest.raises(CheckpointError, match=r"its header needs \d+ bytes, more than the 500 that are read"):
+        open_checkpoint(str(path))

@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"), help="folder for the files of findings")
     parser.add_argument("--worker", nargs=2, type=int, metavar=("FIRST", "LAST"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    names = options.target or ["safetensors", "index", "config", "adapter", "bin", "recipe", "quantized"]
+    names = options.target or ["safetensors", "index", "config", "adapter", "bin", "recipe", "quantized", "gguf"]
     if options.worker:
         return work(names[0], options.seed, *options.worker, options.keep)
     begin, found, each = time.perf_counter(), 0, -(-options.cases // len(names))

@@ -18,11 +18,13 @@ import yaml
 from safetensors.torch import save, save_file
 
 from fastmerge.checkpoint import open_checkpoint, read_adapter
+from fastmerge.checkpoint.gguf.reading import open_gguf
 from fastmerge.checkpoint.quantized import decoded
 from fastmerge.engine import RunOptions, run
 from fastmerge.plan import make_plan
 from fastmerge.recipe import load
 
+from .gguf_bytes import gguf_bytes
 from .mutations import change_bytes, change_tree, json_text
 
 CONFIG = {
@@ -341,6 +343,26 @@ class Quantized(Target):
         plan_and_run(f"merge_method: passthrough\nmodels: [{{model: {folder}/own}}]\n", folder)
 
 
+class Gguf(Target):
+    """Headers, lists and places of tensors of GGUF files, their configs and their values."""
+
+    def write(self, rng: Random, folder: Path) -> None:
+        name = rng.choice(
+            ("m.gguf",) * 30 + ("m-00001-of-00002.gguf", "m-00001-of-00001.gguf", "m-00000-of-00000.gguf")
+        )
+        (folder / name).write_bytes(gguf_bytes(rng))
+        if not rng.randrange(8):
+            (folder / "m-00002-of-00002.gguf").write_bytes(gguf_bytes(rng))
+        if not rng.randrange(6):
+            (folder / "config.json").write_bytes(json_text(rng, CONFIG))
+
+    def use(self, folder: Path) -> None:
+        path = sorted(folder.glob("*.gguf"))[-1]
+        open_gguf(str(path))
+        plan_and_run(f"merge_method: passthrough\nmodels: [{{model: {json.dumps(str(path))}}}]\n", folder)
+
+
 TARGETS: dict[str, Target] = {
-    target.name: target for target in (Safetensors(), Index(), Config(), Adapter(), Bin(), Recipe(), Quantized())
+    target.name: target
+    for target in (Safetensors(), Index(), Config(), Adapter(), Bin(), Recipe(), Quantized(), Gguf())
 }

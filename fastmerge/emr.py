@@ -14,6 +14,7 @@ method ``emr``, which makes one expert from the checkpoints themselves, with the
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,13 +33,13 @@ from .extraction.factors_file import FactorsFile
 from .kernels import GRID, keep_all, keep_masked, mask_words
 from .methods.emr import scale_of, unify
 from .plan import make_plan
-from .plan.types import OutputTensor
+from .plan.types import OutputTensor, TextFile
 from .recipe import load as load_recipe
 
 if TYPE_CHECKING:
     from .checkpoint import InputFile
 
-__all__ = ["Experts", "load", "save"]
+__all__ = ["Experts", "load", "restore", "save"]
 
 FORMAT = "fastmerge-emr-1"
 UNIFIED, MASKS, FACTS = "unified.safetensors", "masks.safetensors", "emr.json"
@@ -76,7 +77,7 @@ def save(
     told = None if progress is None else lambda done: progress(min(done, total), total)
     shapes = {output.name: tuple(output.shape) for output in outputs}
     words = {
-        _mask_name(task, name): ((mask_words(_count(shape)),), int32)
+        _mask_name(task, name): ((mask_words(math.prod(shape)),), int32)
         for name, shape in shapes.items() for task in named
     }  # fmt: skip
     with appearing(out) as folder:
@@ -111,6 +112,53 @@ def load(folder: str | os.PathLike[str]) -> Experts:
     if facts.get("format") != FORMAT:
         raise CheckpointError(f"{path / FACTS}: has the format {facts.get('format')!r}; this version reads {FORMAT}")
     return Experts(str(folder), facts["base"], tuple(facts["tasks"]), tuple(facts["scales"]))
+
+
+def restore(
+    folder: str | os.PathLike[str],
+    task: str,
+    out: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+) -> None:
+    """Write the checkpoint of one expert into the folder ``out``: the base's files, with the expert's weights.
+
+    Args:
+        base: folder or hub id of the base, where it is no longer what the artifact names.
+    Raises:
+        KeyError:       there is no such task.
+        FastmergeError: ``folder`` holds no artifact, the base cannot be opened, a file is corrupt, or ``out`` exists.
+        ValueError:     the base lacks a tensor of the artifact, or has it in another shape.
+    """
+    experts = load(folder)
+    scale = experts._scale(task)
+    recipe = {"merge_method": "passthrough", "models": [{"model": os.fspath(base or experts.base)}]}
+    plan = make_plan(replace(load_recipe(recipe), path="emr"))
+    kinds = {output.name: (tuple(output.shape), output.dtype) for output in plan.outputs}
+    with (
+        experts._file(UNIFIED) as unified,
+        experts._file(MASKS) as masks,
+        appearing(out) as target,
+        DeltaReader([file for model in plan.models for file in model.files]) as reader,
+        FactorsFile(target / "model.safetensors", kinds) as weights,
+    ):
+        told = {name: tuple(unified.get_slice(name).get_shape()) for name in unified.keys()}  # noqa: SIM118
+        for name, shape in told.items():
+            if kinds.get(name, (None,))[0] != shape:
+                raise ValueError(f"{name} has shape {shape} in {folder}; the base has {kinds.get(name, ('none',))[0]}")
+        for output in plan.outputs:
+            parts = [part for (part,) in reader.chunks(output.inputs.every)] or [torch.empty(0)]
+            tensor = torch.cat(parts).view(tuple(output.shape)).to(output.dtype.torch)
+            if output.name in told:
+                mask = masks.get_tensor(_mask_name(task, output.name))
+                _restore(tensor, unified.get_tensor(output.name), mask, scale)
+            weights.begin(output.name, *kinds[output.name])
+            weights.write(tensor)
+        weights.finish()
+        for name, file in plan.files.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            data = file.text.encode() if isinstance(file, TextFile) else Path(file.path).read_bytes()
+            (target / name).write_bytes(data)
 
 
 @dataclass(frozen=True)
@@ -252,10 +300,3 @@ def _pack(words: Tensor, mask: Tensor, start: int) -> None:
 
 def _mask_name(task: str, name: str) -> str:
     return f"{task}/{name}"
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count

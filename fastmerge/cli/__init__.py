@@ -17,6 +17,7 @@ from .compare import diff
 from .convert import convert
 from .demo import demo
 from .doctor import doctor
+from .emr import emr
 from .extract import extract
 from .inspect import inspect
 from .merge import check, merge, multi, plan
@@ -37,8 +38,8 @@ def main() -> None:
 
 
 COMMANDS = (
-    merge, multi, average, moe, plan, check, verify, inspect, diff, analyze, extract, merge_adapters, convert, methods,
-    schema, clean, doctor, bench, demo,
+    merge, multi, average, moe, plan, check, verify, inspect, diff, analyze, extract, merge_adapters, emr, convert,
+    methods, schema, clean, doctor, bench, demo,
 )  # fmt: skip
 
 for command in (*COMMANDS, *OTHERS):

@@ -120,3 +120,29 @@ def test_what_is_not_finite_is_refused(models, tmp_path):
     with pytest.raises(FastmergeError, match=r"model\.norm\.weight: a delta holds NaN or infinity"):
         emr.save(folder / "base", [tmp_path / "bad"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_from_the_command_line(tmp_path, monkeypatch):
+    """Saved and restored, with the bits that ``apply_`` gives."""
+    from click.testing import CliRunner
+    from safetensors.torch import load_file
+
+    from fastmerge.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    base = make_tensors(0, layers=1, hidden=16, inner=8, heads=4, vocab=8)
+    save_model("base", base)
+    for seed, name in enumerate("xy"):
+        save_model(name, make_tensors(seed + 1, base))
+
+    def run(*arguments):
+        return CliRunner().invoke(main, ["emr", *arguments])
+
+    assert run("save", "base", "one=x", "two=y", "--out", "kept").exit_code == 0
+    assert run("restore", "kept", "two", "--out", "restored").exit_code == 0
+    expected = emr.load("kept").state_dict(base, "two")
+    found = load_file("restored/model.safetensors")
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    assert (tmp_path / "restored" / "config.json").exists()
+    assert run("restore", "kept", "three", "--out", "other").exit_code != 0
+    assert not (tmp_path / "other").exists()

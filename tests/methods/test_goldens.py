@@ -5,6 +5,7 @@ A method with a test file of its own has its bound there.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -59,6 +60,19 @@ def test_all_of_peft(shared, monkeypatch):
     for name, case in cases.items():
         for golden in load_peft(shared / "goldens", name, case):
             check(golden, BOUNDS[golden.method.name], monkeypatch)
+
+
+def test_no_golden_is_left_out(shared):
+    """Every case is of a registered method, which has its bound here or compares all of them in its own test."""
+    folder, tests = shared / "goldens", Path(__file__).parent
+    cases = json.loads((folder / "mergekit" / "cases.json").read_text())["cases"]
+    own = "".join(file.read_text() for file in tests.glob("test_*.py") if "check_mergekit" in file.read_text())
+    assert cases == mergekit_cases(folder)
+    for method in {case["method"] for case in cases.values()}:
+        assert method in BOUNDS or f'"{method}"' in own, method
+    profiles = json.loads((folder / "profiles.json").read_text())
+    others = [name for name in profiles if not name.startswith("fusionbench/")]  # which test_census.py compares
+    assert others == list(peft_cases(folder))
 
 
 @pytest.mark.parametrize("method", all_methods())

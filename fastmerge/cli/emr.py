@@ -1,0 +1,56 @@
+"""``fastmerge emr``: experts in little more than the space of one."""
+
+from __future__ import annotations
+
+import click
+
+from ..errors import FastmergeError
+from ._errors import Command, Commands
+from ._output import print_facts
+from ._progress import progress
+
+
+@click.group(cls=Commands)
+def emr() -> None:
+    """Keep fine-tunes of one base as one delta with a mask each, and give them back (EMR)."""
+
+
+@emr.command(cls=Command)
+@click.argument("base")
+@click.argument("models", nargs=-1, required=True, metavar="[TASK=]MODEL...")
+@click.option("--out", required=True, type=click.Path(), help="Folder of the artifact.")
+@click.option(
+    "--dtype", type=click.Choice(("float32", "bfloat16", "float16")), default="float32", show_default=True,
+    help="Of the delta.",
+)  # fmt: skip
+def save(base: str, models: tuple[str, ...], out: str, dtype: str) -> None:
+    """Write the artifact of MODELS, fine-tunes of BASE. Without names the tasks are 0, 1 and so on."""
+    from ..emr import save as save_artifact
+
+    named = {}
+    for i, text in enumerate(models):
+        task, equals, model = text.partition("=")
+        named[task if equals else str(i)] = model if equals else text
+    if len(named) < len(models):
+        raise FastmergeError("emr: two models have the same task; name each once")
+    with progress("reading", False) as update:
+        experts = save_artifact(base, named, out, dtype=dtype, progress=update)
+    print_facts([("artifact", experts.folder), ("tasks", ", ".join(experts.tasks))])
+
+
+@emr.command(cls=Command)
+@click.argument("artifact")
+@click.argument("task")
+@click.option("--out", required=True, type=click.Path(), help="Folder of the checkpoint.")
+@click.option("--base", help="The base, where it is no longer what the artifact names.")
+def restore(artifact: str, task: str, out: str, base: str | None) -> None:
+    """Write the checkpoint of the expert TASK of ARTIFACT."""
+    from ..emr import restore as restore_expert
+
+    try:
+        restore_expert(artifact, task, out, base=base)
+    except FastmergeError:
+        raise
+    except (KeyError, ValueError) as error:
+        raise FastmergeError(str(error.args[0])) from error
+    print_facts([("checkpoint", out), ("task", task)])

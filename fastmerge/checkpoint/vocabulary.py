@@ -40,12 +40,20 @@ class Vocabulary:
         """
         try:
             found = self.read(self.path)
-            return found if self.kind == "tokenizer.json" else found | _added(os.path.dirname(self.path))
+            found = found if self.kind == "tokenizer.json" else found | _added(os.path.dirname(self.path))
+            odd = next((item for item in found.items() if not _is_token(*item)), None)
+            if odd is not None:
+                raise ValueError(f"token {odd[1]!r:.60} has the id {odd[0]!r:.60}")
+            return found
         except CheckpointError:
             raise
         except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, OSError) as error:
             what = placeholder(self.path) or f"is not a tokenizer file: {error!r}"
             raise CheckpointError(f"{self.path}: {what}") from error
+
+
+def _is_token(i: Any, token: Any) -> bool:
+    return isinstance(token, str) and 0 <= i < 1 << 31
 
 
 def vocabularies(folder: str) -> list[Vocabulary]:

@@ -67,6 +67,7 @@ def test_agrees_with_peft(tmp_path):
     [
         ({"peft_type": "LOHA"}, "alpha is None, expected a number"),
         ({"peft_type": "NEW"}, "peft_type is 'NEW', expected one of LORA, ADALORA"),
+        ({"peft_type": ["LORA"]}, "expected one of LORA"),
         ({"use_dora": True}, "without its magnitude"),
         ({"lora_bias": True}, "without the bias of lora_B"),
         ({"target_parameters": "experts"}, "target_parameters is 'experts', expected a list of names"),

@@ -98,3 +98,17 @@ def test_broken_files(tmp_path, name, content, message):
     with pytest.raises(CheckpointError, match=message) as caught:
         tokens(tmp_path)
     assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"model": {"vocab": {"a": -1}}}', '{"model": {"vocab": {"a": 99999999999}}}',
+        '{"model": {"vocab": {"a": 1e30}}}',
+        '{"model": {"vocab": [[5, 0.5]]}}', '{"model": {"vocab": {}}, "added_tokens": [{"id": 0, "content": null}]}',
+    ],
+)  # fmt: skip
+def test_what_is_no_token_or_no_id(text, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"is not a tokenizer file: .*has the id"):
+        vocabularies(str(tmp_path))[0].tokens()

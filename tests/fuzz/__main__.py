@@ -26,11 +26,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", action="append", help="only these; may be repeated")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"), help="folder for the files of findings")
+    parser.add_argument("--atheris", action="store_true", help="let Atheris choose the cases of one target")
     parser.add_argument("--worker", nargs=2, type=int, metavar=("FIRST", "LAST"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     names = options.target or ["safetensors", "index", "config", "adapter", "bin", "recipe", "quantized", "gguf"]
     if options.worker:
         return work(names[0], options.seed, *options.worker, options.keep)
+    if options.atheris:
+        from .guided import guided
+
+        return guided(names[0], options.seed, options.cases, options.keep)
     begin, found, each = time.perf_counter(), 0, -(-options.cases // len(names))
     for name in names:
         findings = campaign(name, options.seed, each, options.keep)

@@ -55,7 +55,8 @@ _MERGE = "load it with PEFT on the base that it was trained on, merge_and_unload
 
 def check_config(path: str, config: Mapping[str, Any]) -> None:
     """Raise CheckpointError with every reason why an adapter of this config cannot be folded."""
-    kind = config.get("peft_type")
+    said = config.get("peft_type")
+    kind = said if isinstance(said, str) else repr(said)
     if kind in _NO_WEIGHTS:
         what = f"peft_type {kind} changes no weights of its base, so that it cannot be folded"
         raise CheckpointError(f"{path}: {what} (load it with PEFT on the merged model)")

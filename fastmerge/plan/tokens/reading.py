@@ -55,7 +55,7 @@ def size_of(model: OpenModel, ids: Mapping[str, int]) -> int:
     stated = next((size for level in levels if isinstance(size := level.get("vocab_size"), int)), None)
     rows = [] if model.embedding is None else [model.embedding.shape[0]]
     sizes = [*rows, *([] if stated is None else [stated])]
-    return min(sizes, default=1 + max(ids.values(), default=-1))
+    return max(0, min(sizes, default=1 + max(ids.values(), default=-1)))
 
 
 def _added(file: Vocabulary, ids: Mapping[str, int]) -> dict[str, Mapping[str, Any]]:

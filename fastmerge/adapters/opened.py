@@ -47,6 +47,8 @@ def open_adapters(references: Sequence[str], weights: Sequence[float]) -> list[O
     for reference, weight in zip(references, weights, strict=True):
         try:
             folder = locate(os.path.expanduser(reference), None)
+            if not os.path.exists(os.path.join(folder, "adapter_config.json")):
+                raise CheckpointError(f"{folder} holds no adapter_config.json (name the folder of an adapter)")
             adapter = read_adapter(folder)
             config = read_json(os.path.join(folder, "adapter_config.json")) or {}
             problems += list(_unmerged(reference, adapter, config))

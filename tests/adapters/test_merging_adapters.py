@@ -259,6 +259,8 @@ def test_other_folders_and_values(tmp_path):
     tuned.save_pretrained(tmp_path / "ia3")
     with pytest.raises(InvalidInput, match="peft_type IA3; only LoRA has factors that merge"):
         fastmerge.merge_adapter_folders([folders[0], tmp_path / "ia3"], tmp_path / "never")
+    with pytest.raises(InvalidInput, match=r"holds no adapter_config.json \(name the folder of an adapter"):
+        fastmerge.merge_adapter_folders([folders[0], tmp_path], tmp_path / "never")
     with pytest.raises(BudgetError, match=r"needs at least [0-9]+, for model\.layers"):
         fastmerge.merge_adapter_folders(folders, tmp_path / "never", combination="ties_svd", density=0.5, ram="10KiB")
     with pytest.raises(OutputError, match="exists; choose another folder"):

@@ -38,11 +38,15 @@ class Scaling(Vector):
 class Rows(Vector):
     """Trained tokens: their rows in place of the base's."""
 
+    def make(self) -> None:
+        import torch
+
+        self._at = torch.tensor(self.adapter.detail, dtype=torch.int64, device=self.parts[0].device)
+
     def add(self, out: Tensor, weight: Tensor, first: int) -> None:
         out.copy_(weight)
-        for i, index in enumerate(self.adapter.detail):
-            if first <= index < first + len(out):
-                out[int(index) - first] = self.parts[0][i]
+        here = ((self._at >= first) & (self._at < first + len(out))).nonzero().view(-1)
+        out[self._at[here] - first] = self.parts[0][here]
 
 
 class Hadamard(Vector):

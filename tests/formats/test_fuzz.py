@@ -162,3 +162,11 @@ def test_settings_of_the_wrong_kind(key, odd, tmp_path):
         assert all(type(n) is int for entry in found.values() for n in entry.shape)
         # num_bits says nothing of what the shapes say; no digits of an offset are beyond float32.
         assert key == "num_bits" or ((key, odd) == ("nested_offset", odd) and abs(odd) <= 10**30)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("name", ["l._weight_qdata", "l.weight_qdata", "l.weight:qdata", "l.weight:_data"])
+def test_codes_of_torchao_are_refused_by_name(name, dtype, tmp_path):
+    save_file({name: torch.zeros(4, 4).to(dtype), "l.weight_scale": torch.ones(4, 1)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="codes of torchao, which is not read"):
+        decoded(open_checkpoint(str(tmp_path)))

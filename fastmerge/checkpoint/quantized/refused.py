@@ -26,6 +26,8 @@ _TELLING = {
     ".weight._data": "quanto",
     "weight_qdata": "torchao",
     "weight__data": "torchao",
+    "weight:qdata": "torchao",
+    "weight:_data": "torchao",
     ".weight_scales": "EETQ",
     ".bitmask": "sparse compressed-tensors",
     "_bitmask": "sparse compressed-tensors",

@@ -196,13 +196,14 @@ def _problems(
         yield Problem("density", f"has no effect on {wanted.kind}", "leave it out")
     if rank is not None and (rank < 1 or not wanted.is_svd):
         yield Problem("rank", f"is {rank}" if rank < 1 else f"has no effect on {wanted.kind}", "svd types take one")
-    for name, value, known in (
+    choices: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("majority_sign_method", wanted.majority_sign_method, ("total", "frequency")),
         ("scaling", scaling, ("once", "twice")),
         ("dtype", dtype, DTYPES),
-    ):
-        if value not in known:
-            yield Problem(name, f"is {value!r}, expected one of {', '.join(known)}")
+    )
+    for name, value, known_values in choices:
+        if value not in known_values:
+            yield Problem(name, f"is {value!r}, expected one of {', '.join(known_values)}")
 
 
 def _check_budget(modules: dict[str, list[tuple[Opened, Change]]], used: Combination, ram: int) -> None:

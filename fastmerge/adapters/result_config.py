@@ -36,7 +36,7 @@ def merged_config(opened: Sequence[Opened], ranks: Mapping[str, int], saved: Ite
 
 def _targets(opened: Sequence[Opened], modules: Mapping[str, int]) -> list[str]:
     """Return the names that the adapters target, if they say no more than those; else every module's whole name."""
-    lists = [own.config.get("target_modules") for own in opened]
+    lists: list[Any] = [own.config.get("target_modules") for own in opened]
     plain = all(isinstance(own, list) for own in lists) and len({frozenset(own.ranks) for own in opened}) == 1
     if plain and not any(own.config.get(key) for own in opened for key in _NARROWING):
         return sorted({name for own in lists for name in own})

@@ -85,7 +85,7 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
         yield "save_projection is false: the projections that all VeRA modules share are not in the file"
     for key in _NUMBERS[kind]:
         value = config.get(key)
-        if not is_number(value) or ("r" in key.split("_") and value < 1):
+        if not is_number(value) or (key in ("r", "init_r") and float(value or 0) < 1):
             yield f"{key} is {value!r}, expected a number"
     terms, bound = config.get("num_cayley_neumann_terms", 5), config.get("eps", 6e-5)
     if kind == "OFT" and not (isinstance(terms, int) and 0 < terms < 100 and is_number(bound)):

@@ -21,12 +21,13 @@ def check_plain(tensors: Sequence[Tensor]) -> None:
 
     from .. import kernels
 
+    floats = [dtype.torch for dtype in kernels.FLOATS]
     for tensor in tensors:
         if torch.is_grad_enabled() and tensor.requires_grad:
             raise Uncovered("gradients are asked for")
         if why := kernels.why_not_plain(tensor):
             raise Uncovered(f"a tensor {why}")
-        if tensor.dtype not in kernels.FLOATS:
+        if tensor.dtype not in floats:
             raise Uncovered(f"dtype {tensor.dtype}")
         if tensor.dtype != tensors[0].dtype or tensor.shape != tensors[0].shape:
             raise Uncovered("tensors of different dtypes or shapes")

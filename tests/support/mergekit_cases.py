@@ -1,10 +1,11 @@
-"""mergekit's own tests of whole merges, with fastmerge as what merges.
+"""mergekit's own tests: those of whole merges with fastmerge as what merges, or all with our kernels inside.
 
-    FASTMERGE_MERGEKIT_PYTHON=PYTHON python tests/support/mergekit_cases.py
+    FASTMERGE_MERGEKIT_PYTHON=PYTHON python tests/support/mergekit_cases.py [--patched] [ARCHIVE]
 
-downloads the source archive of mergekit 0.1.5 from PyPI, replaces ``run_merge`` in its tests, runs them in an
-interpreter that has mergekit, and prints what passes and what does not, with the reason. Nothing of mergekit is kept.
-What that interpreter lacks (pytest, fastmerge) it takes from this one.
+downloads the source archive of mergekit 0.1.5 from PyPI, runs its tests in an interpreter that has mergekit, and prints
+what passes and what does not, with the reason. ``run_merge`` is replaced in the tests of whole merges; ``--patched``
+runs every test twice, without and with ``fastmerge.integrations.mergekit.patch()``, and prints what fails only with it.
+Nothing of mergekit is kept. What that interpreter lacks (pytest, fastmerge) it takes from this one.
 """
 
 from __future__ import annotations
@@ -74,12 +75,13 @@ class Unavailable(Exception):
     """The archive cannot be downloaded; with the reason."""
 
 
-def run_cases(python: str, archive: Path | None = None) -> dict[str, str]:
+def run_cases(python: str, archive: Path | None = None, mode: str = "merge") -> dict[str, str]:
     """Run the tests and return for each what went wrong; empty for those that pass.
 
     Args:
         python:  an interpreter that has mergekit.
         archive: its source archive; None downloads it.
+        mode:    ``merge`` runs those of whole merges by fastmerge, ``patched`` and ``own`` all of them by mergekit.
     Raises:
         Unavailable:  the archive cannot be downloaded.
         RuntimeError: the tests do not start.
@@ -94,13 +96,17 @@ def run_cases(python: str, archive: Path | None = None) -> dict[str, str]:
         (tests / "conftest.py").write_text("import tests.common\n")
         (tests.parent / "mergekit").rename(work / "unused")  # the tests are to see the one that is installed
         chosen = " or ".join(f"({file} and ({words}))" if words else file for file, words in FILES.items())
+        files = FILES if mode == "merge" else sorted(path.name for path in tests.glob("test_*.py"))
         where, results = sysconfig.get_path("purelib"), work / "results.json"
-        command = [python, "-c", _RUN, where, str(results), "-q", "-k", chosen]
-        environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "HF_HUB_OFFLINE": "1"}
+        command = [python, "-c", _RUN, where, str(results), "-q", *(["-k", chosen] if mode == "merge" else [])]
+        environment = os.environ | {
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "HF_HUB_OFFLINE": "1", "FASTMERGE_CASES": mode
+        }  # fmt: skip
         done = subprocess.run(
-            [*command, *(str(tests / file) for file in FILES)], cwd=tests.parent, env=environment,
+            [*command, *(str(tests / file) for file in files)], cwd=tests.parent, env=environment,
             capture_output=True, text=True,
         )  # fmt: skip
+        print(done.stderr[done.stderr.rfind("fastmerge served") :] if mode == "patched" else "", end="")
         if not results.exists():
             raise RuntimeError((done.stderr or done.stdout)[-3000:])
         return json.loads(results.read_text())
@@ -117,13 +123,29 @@ def download(folder: Path) -> Path:
 
 def main() -> int:
     python = os.environ.get("FASTMERGE_MERGEKIT_PYTHON", sys.executable)
-    results = run_cases(python, Path(sys.argv[1]) if sys.argv[1:] else None)
+    patched = "--patched" in sys.argv
+    archive = next((Path(argument) for argument in sys.argv[1:] if argument != "--patched"), None)
+    return _print_patched(python, archive) if patched else _print_merges(python, archive)
+
+
+def _print_merges(python: str, archive: Path | None) -> int:
+    results = run_cases(python, archive)
     for name, error in results.items():
         outcome = f"FAIL {name}: {DIFFERENT.get(name, error)}" if error else f"pass {name}"
         print(outcome)
     failed = {name for name, error in results.items() if error}
     print(f"{len(results) - len(failed)} of {len(results)} pass; {len(failed & DIFFERENT.keys())} differ on purpose")
     return failed != DIFFERENT.keys()
+
+
+def _print_patched(python: str, archive: Path | None) -> int:
+    own, patched = (run_cases(python, archive, mode) for mode in ("own", "patched"))
+    worse = {name: error for name, error in patched.items() if error and not own.get(name)}
+    for name, error in worse.items():
+        print(f"FAIL {name}: {error}")
+    passed = [sum(not error for error in results.values()) for results in (own, patched)]
+    print(f"{passed[0]} pass without the patch, {passed[1]} with it; {len(worse)} fail only with it")
+    return bool(worse)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,17 @@
-"""What mergekit's own tests import as ``tests.common``, which its source archive lacks; merges are fastmerge's.
+"""What mergekit's own tests import as ``tests.common``, which its source archive lacks.
+
+Whole merges are fastmerge's where the environment says FASTMERGE_CASES=merge; where it says ``patched`` they are
+mergekit's with our kernels, and else its own.
 
 Runs in the interpreter that has mergekit, as a plugin of pytest there; ``mergekit_cases.py`` sees to both.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +41,14 @@ def run_merge(merge_config: Any, out_path: str, options: MergeOptions, config_so
     fastmerge.merge(recipe, out_path, model_card=options.write_model_card, **given)
 
 
-mergekit.merge.run_merge = run_merge
+MODE = os.environ.get("FASTMERGE_CASES")
+if MODE == "merge":
+    mergekit.merge.run_merge = run_merge
+elif MODE == "patched":
+    from fastmerge.integrations.mergekit import patch
+
+    patched = patch()
+    atexit.register(lambda: print(patched.report, file=sys.stderr))
 
 
 def run_and_check_merge(
@@ -49,7 +62,7 @@ def run_and_check_merge(
     """Merge into a new folder, look for NaN, let transformers find every tensor, and ``validate``."""
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder, "out"))
-        run_merge(config, out, MergeOptions())
+        mergekit.merge.run_merge(config, out, MergeOptions(write_model_card=False, copy_tokenizer=MODE == "merge"))
         tensors = {name: t for path in Path(out).glob("*.safetensors") for name, t in load_file(path).items()}
         assert tensors
         if check_nan:

@@ -15,7 +15,8 @@ from ..calls import Uncovered
 from ..patching import Patch
 from .merging import Settings
 
-# Its seed: directions that complete a basis are any; these are always the same.
+_FLOATS = tuple(dtype.torch for dtype in kernels.FLOATS)
+# Directions that complete a basis are any; these are always the same.
 _SEED = 0
 
 
@@ -53,7 +54,7 @@ def decompose(
         raise Uncovered("no matching adapters")
     if any(a.dim() != 2 for _, _, (a, _) in present):
         raise Uncovered("a convolution")
-    if any(factor.dtype not in kernels.FLOATS for _, _, pair in present for factor in pair):
+    if any(factor.dtype not in _FLOATS for _, _, pair in present for factor in pair):
         raise Uncovered("a dtype of the factors")
     if combination_type == "svd":
         up = torch.cat([b.float() * (weight * target.scaling[name]) for name, weight, (_, b) in present], dim=1)

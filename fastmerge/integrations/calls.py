@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 
 class Uncovered(Exception):
-    """A call is left to the package's own function; the text says why."""
+    """A call is left to the package's own function; the text says why, in one line."""
+
+    @classmethod
+    def refused(cls, error: Exception) -> Uncovered:
+        """Return that fastmerge refuses the arguments."""
+        return cls("refused: " + "; ".join(str(error).splitlines()))
 
 
 def check_plain(tensors: Sequence[Tensor]) -> None:

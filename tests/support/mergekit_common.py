@@ -62,7 +62,7 @@ def run_and_check_merge(
     """Merge into a new folder, look for NaN, let transformers find every tensor, and ``validate``."""
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder, "out"))
-        mergekit.merge.run_merge(config, out, MergeOptions(write_model_card=False, copy_tokenizer=MODE == "merge"))
+        mergekit.merge.run_merge(config, out, MergeOptions(write_model_card=False))
         tensors = {name: t for path in Path(out).glob("*.safetensors") for name, t in load_file(path).items()}
         assert tensors
         if check_nan:

@@ -56,7 +56,7 @@ def merge_pool(
             target = target if inplace else deepcopy(target)
             target.load_state_dict(merged)
     except (FastmergeError, ValueError) as error:
-        raise Uncovered(f"refused: {error}") from error
+        raise Uncovered.refused(error) from error
     return target
 
 

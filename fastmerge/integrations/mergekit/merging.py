@@ -85,7 +85,7 @@ def merge(call: Call, settings: Settings) -> Tensor:
         with torch.no_grad():
             return _way(contiguous, settings)(contiguous)
     except (ValueError, kernels.BackendError) as error:
-        raise Uncovered(f"refused: {error}") from error
+        raise Uncovered.refused(error) from error
 
 
 def _way(call: Call, settings: Settings) -> Callable[[Call], Tensor]:

@@ -28,7 +28,7 @@ def linear(call: Call) -> Tensor:
     """Return the weighted mean as mergekit adds it up: by fused multiply-adds in float32, in 0.1.4 by separate ones."""
     out = torch.empty_like(call.tensors[0])
     flats, flat = [tensor.view(-1) for tensor in call.tensors], out.view(-1)
-    weights, normalize = call.parameters["weight"], call.parameters["normalize"]
+    weights, normalize = call.parameters["weight"], call.parameters.get("normalize", True)
     factors = torch.tensor(weights, dtype=out.dtype if call.old_linear else torch.float32, device=out.device)
     divisor = factors.sum()
     for start in range(0, flat.numel(), _BLOCK):

@@ -66,7 +66,7 @@ def merge(
         with torch.no_grad():
             return way(name, tensors, weights.tolist(), min(float(density), 1.0), majority_sign_method)
     except (ValueError, kernels.BackendError) as error:
-        raise Uncovered(f"refused: {error}") from error
+        raise Uncovered.refused(error) from error
 
 
 def _by_kernels(name: str, tensors: list[Tensor], weights: list[float], density: float, sign: str) -> Tensor:

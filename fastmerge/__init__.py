@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from .errors import FastmergeError, InvalidInput
     from .methods import load_plugin
     from .state_dicts import merge_, merge_state_dicts
+    from .training import Averager
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Averager",
     "FastmergeError",
     "InvalidInput",
     "average",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Averager": "training",
     "FastmergeError": "errors",
     "InvalidInput": "errors",
     "average": "averaging",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import resource
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from ..errors import CheckpointError, InputChanged, OutputError, explained
 from ..plan.types import InputFile, Shard
 from .arena import PAGE
+
+# Bytes of a file that are looked for in the page cache.
+PROBES = 32
 
 # Of fallocate(2).
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
@@ -48,6 +52,29 @@ class InputFiles:
                     then, now = (datetime.fromtimestamp(ns / 1e9) for ns in (file.mtime_ns, status.st_mtime_ns))
                     how = f"its size is the same, but it was written again: {now}, not {then}"
                 raise InputChanged(f"{path}: changed since the merge was planned ({how}); run the merge again")
+
+    @property
+    def paths(self) -> Sequence[str]:
+        return list(self._files)
+
+    def cached(self, path: str) -> bool:
+        """True when most of an open file is in the page cache, as far as a few bytes tell, or that cannot be known."""
+        step = max(1, self._files[path].nbytes // PROBES)
+        places = range(step // 2, self._files[path].nbytes, step)
+        missing = 0
+        for place in places:
+            try:
+                os.preadv(self._open[path], [bytearray(1)], place, os.RWF_NOWAIT)
+            except BlockingIOError:
+                missing += 1
+            except OSError:  # the file system cannot tell
+                return True
+        return 2 * missing <= len(places)
+
+    def advise(self, path: str, offset: int, nbytes: int) -> None:
+        """Let the system read a range into the page cache, if it will; do not wait for it."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self._open[path], offset, nbytes, os.POSIX_FADV_WILLNEED)
 
     def read(self, path: str, offset: int, into: memoryview) -> None:
         """Fill ``into`` with the bytes from ``offset`` on."""

@@ -136,6 +136,10 @@ class Meter:
                 self._remarks.setdefault(text, []).append(name)
 
     @property
+    def bytes_read(self) -> int:
+        return self._bytes["read"]
+
+    @property
     def bytes_written(self) -> int:
         return self._bytes["write"]
 

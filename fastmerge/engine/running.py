@@ -19,6 +19,7 @@ from .files import InputFiles, OutputFiles
 from .gathering import PlannedFiles
 from .journal import Journal, read_journal
 from .manifest import write_manifest
+from .prefetching import prefetched
 from .publish import StagingFolder
 from .rehash import Found, Rehash
 from .report import Meter, Report
@@ -147,15 +148,16 @@ class _Run:
 
         try:
             strips = target.why_torch(self.plan.outputs) is None
-            if todo:
-                found = take_all(self.plan.outputs, target, self.sizes, self.inputs, meter, tick, strips)
-                todo = [knowing(output, found) for output in todo]
+            with prefetched(self.inputs, todo, lambda: meter.bytes_read):
+                if todo:
+                    found = take_all(self.plan.outputs, target, self.sizes, self.inputs, meter, tick, strips)
+                    todo = [knowing(output, found) for output in todo]
 
-            def make_units(context: RunContext) -> Iterator[Unit]:
-                return units(context, todo)
+                def make_units(context: RunContext) -> Iterator[Unit]:
+                    return units(context, todo)
 
-            sink = FileSink(self.outputs, journal)
-            work(make_units, target, self.sizes, self.inputs, sink, meter, tick, self.finite, strips)
+                sink = FileSink(self.outputs, journal)
+                work(make_units, target, self.sizes, self.inputs, sink, meter, tick, self.finite, strips)
             self.inputs.check()
             journal.flush()
         except BaseException:

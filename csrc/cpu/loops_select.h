@@ -61,8 +61,44 @@ BracketCounts collect_uniform(std::uint32_t* out, const T* tensor, const T* base
   return counts;
 }
 
+// A bracket of one magnitude, which is its atom: nothing is listed. The rule in bfloat16 fine-tunes.
+template <class T, bool kBase>
+BracketCounts count_atom(const T* tensor, const T* base, std::int32_t atom, std::size_t n) {
+  S above{}, equal{};
+  const auto take = [&](F delta) {
+    const S bits = magnitude_bits(delta);
+    above += bits > atom;
+    equal += bits == atom;
+  };
+  std::size_t i = 0;
+  for (; i + kPair <= n; i += kPair) {
+    prefetch(tensor + i);
+    if (kBase) prefetch(base + i);
+    const Pair x = load_pair(tensor + i);
+    const Pair b = kBase ? load_pair(base + i) : Pair{};
+    take(kBase ? x.first - b.first : x.first);
+    take(kBase ? x.second - b.second : x.second);
+  }
+  BracketCounts counts{
+      static_cast<std::uint32_t>(-sum_of_lanes(above)), {static_cast<std::uint32_t>(-sum_of_lanes(equal)), 0}, 0};
+  if (i < n) {
+    float tail[2 * kWidth];
+    widen(tail, tensor + i, n - i);
+    if (kBase) subtract(tail, base + i, n - i);
+    for (std::size_t j = 0; j < n - i; ++j) {
+      const std::int32_t bits = magnitude_bits(tail[j]);
+      counts.above += bits > atom;
+      counts.atoms[0] += bits == atom;
+    }
+  }
+  return counts;
+}
+
 template <class T, bool kBase>
 BracketCounts collect_typed(std::uint32_t* out, const T* tensor, const T* base, const Bracket& bracket, std::size_t n) {
+  if (bracket.low == bracket.high && bracket.low == bracket.atoms[0]) {
+    return count_atom<T, kBase>(tensor, base, bracket.low, n);
+  }
   return bracket.atoms[0] == kNoAtom ? collect_uniform<T, kBase, false>(out, tensor, base, bracket, n)
                                      : collect_uniform<T, kBase, true>(out, tensor, base, bracket, n);
 }

@@ -63,6 +63,17 @@ def test_adversarial_data(data, generator):
             assert select_boundaries([tensor], None, [RANKS]) == expected, variant.label
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_most_magnitudes_occur_often(generator, dtype):
+    """Fine-tunes of 16-bit weights: where the bracket is one magnitude, its elements are counted and not listed."""
+    base = (0.02 * normal(generator)).to(dtype)
+    tensors = [(base.float() + scale * normal(generator)).to(dtype) for scale in (1e-5, 1e-4)]
+    expected = select_boundaries(tensors, base, [RANKS] * 2, backend="reference")
+    for variant in variants():
+        with variant.active():
+            assert select_boundaries(tensors, base, [RANKS] * 2) == expected, variant.label
+
+
 @pytest.mark.parametrize("data", [normal, few_values, sorted_values])
 def test_exactly_rank_elements_are_kept(data, generator):
     tensor = data(generator)

@@ -232,6 +232,8 @@ struct LowHalves<std::uint64_t> {
   }
 };
 
+// The factors of a round.
+constexpr std::uint32_t kPhilox0 = 0xD2511F53u, kPhilox1 = 0xCD9E8D57u;
 // The keys of round r are those of the first plus r times these.
 constexpr std::uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
 constexpr int kPhiloxRounds = 10;
@@ -239,8 +241,8 @@ constexpr int kPhiloxRounds = 10;
 // The counter is the low halves of four 64-bit words; what the high halves of counter and keys hold does not matter.
 template <class W>
 FASTMERGE_HD void philox_round(W (&counter)[4], W key0, W key1) {
-  const W product0 = LowHalves<W>::multiply(counter[0], 0xD2511F53u);
-  const W product1 = LowHalves<W>::multiply(counter[2], 0xCD9E8D57u);
+  const W product0 = LowHalves<W>::multiply(counter[0], kPhilox0);
+  const W product1 = LowHalves<W>::multiply(counter[2], kPhilox1);
   counter[0] = (product1 >> 32) ^ counter[1] ^ key0;
   counter[1] = product1;
   counter[2] = (product0 >> 32) ^ counter[3] ^ key1;

@@ -3,8 +3,8 @@
 
 #include "loops_bytes.h"
 #include "loops_merge.h"
+#include "loops_norms.h"
 #include "loops_rank.h"
-#include "loops_reduce.h"
 #include "loops_select.h"
 #include "loops_sum.h"
 

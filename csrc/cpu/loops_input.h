@@ -83,13 +83,17 @@ void deltas(float* out, Array tensor, Array base, std::size_t begin, std::size_t
   }
 }
 
-// The dtype that all tensors share, the base and the output included, or -1.
-int shared_dtype(const Tensors& inputs, Output out) {
+// The dtype that all tensors share, the base included, or -1.
+int shared_dtype(const Tensors& inputs) {
+  const int dtype = inputs.tensors[0].dtype;
   for (const Array& tensor : inputs.tensors) {
-    if (tensor.dtype != out.dtype) return -1;
+    if (tensor.dtype != dtype) return -1;
   }
-  return inputs.base.data && inputs.base.dtype != out.dtype ? -1 : out.dtype;
+  return inputs.base.data && inputs.base.dtype != dtype ? -1 : dtype;
 }
+
+// The same, the output included.
+int shared_dtype(const Tensors& inputs, Output out) { return shared_dtype(inputs) == out.dtype ? out.dtype : -1; }
 
 }  // namespace
 }  // namespace fastmerge::cpu

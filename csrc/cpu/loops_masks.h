@@ -27,27 +27,57 @@ class HalfWords {
       keys_[round][0] = U64{} + static_cast<std::uint32_t>(key + kWeyl0 * round);
       keys_[round][1] = U64{} + static_cast<std::uint32_t>((key >> 32) + kWeyl1 * round);
     }
+    const std::uint32_t key0 = static_cast<std::uint32_t>(key);
+    const std::uint64_t of_model = LowHalves<std::uint64_t>::multiply(model, kPhilox1);
+    const std::uint64_t of_key = LowHalves<std::uint64_t>::multiply(of_model >> 32 ^ key0, kPhilox0);
+    early_[0] = keys_[1][0] ^ of_model;
+    early_[1] = keys_[1][1] ^ of_key >> 32;
+    early_[2] = U64{} + of_key;
   }
 
-  // Two groups from a block on, in the order of their elements. Side by side, since one waits for its own products.
-  FASTMERGE_INLINE_MEMBER void two_groups(std::uint64_t block, H (&halves)[4]) const {
-    U64 a[4], b[4];
-    start(a, block);
-    start(b, block + kDoubles);
-    for (const auto& key : keys_) {
-      philox_round<U64>(a, key[0], key[1]);
-      philox_round<U64>(b, key[0], key[1]);
-    }
-    join(a, halves[0], halves[1]);
-    join(b, halves[2], halves[3]);
+  // Calls f(block, halves) for two groups at a time, in the order of their elements, from a block on up to `last`.
+  template <class Function>
+  FASTMERGE_INLINE_MEMBER void each(std::uint64_t block, std::uint64_t last, Function f) const {
+    (last + 2 * kDoubles) >> 32 ? each_from<0>(block, last, f) : each_from<kEarly>(block, last, f);
   }
 
  private:
+  // Of the counters of blocks below 2^32 three words are the same, and so is half of what the first two rounds make.
+  static constexpr int kEarly = 2;
+
+  template <int kRound, class Function>
+  FASTMERGE_INLINE_MEMBER void each_from(std::uint64_t block, std::uint64_t last, Function f) const {
+    for (; block < last; block += 2 * kDoubles) {
+      // Side by side, since one waits for its own products.
+      U64 a[4], b[4];
+      start<kRound>(a, block);
+      start<kRound>(b, block + kDoubles);
+      for (int round = kRound; round < kPhiloxRounds; ++round) {
+        philox_round<U64>(a, keys_[round][0], keys_[round][1]);
+        philox_round<U64>(b, keys_[round][0], keys_[round][1]);
+      }
+      H halves[4];
+      join(a, halves[0], halves[1]);
+      join(b, halves[2], halves[3]);
+      f(block, halves);
+    }
+  }
+
+  template <int kRound>
   FASTMERGE_INLINE_MEMBER void start(U64 (&counter)[4], std::uint64_t block) const {
     counter[0] = lane_ + block;
-    counter[1] = counter[0] >> 32;
-    counter[2] = U64{} + model_;
-    counter[3] = U64{};
+    if constexpr (kRound == 0) {
+      counter[1] = counter[0] >> 32;
+      counter[2] = U64{} + model_;
+      counter[3] = U64{};
+    } else {
+      const U64 product0 = LowHalves<U64>::multiply(counter[0], kPhilox0);
+      const U64 product1 = LowHalves<U64>::multiply((product0 >> 32) ^ keys_[0][1], kPhilox1);
+      counter[0] = (product1 >> 32) ^ early_[0];
+      counter[1] = product1;
+      counter[2] = product0 ^ early_[1];
+      counter[3] = early_[2];
+    }
   }
 
   FASTMERGE_INLINE_MEMBER static void join(const U64 (&words)[4], H& first, H& second) {
@@ -56,7 +86,7 @@ class HalfWords {
     second = (H)second_words(left, right);
   }
 
-  U64 lane_, keys_[kPhiloxRounds][2];
+  U64 lane_, keys_[kPhiloxRounds][2], early_[3];
   std::uint64_t model_;
 };
 
@@ -74,20 +104,20 @@ const std::uint16_t* random_mask(std::uint16_t* mask, const Keep& keep, std::uin
   constexpr int kStep = 2 * HalfWords::kElements;
   const H high = H{} + static_cast<std::uint16_t>(drop_high);
   const std::uint64_t last = (index + n + 7) >> 3;
-  for (std::uint64_t block = index >> 3; block < last; block += kStep / 8, mask += kStep) {
-    H halves[4];
-    words.two_groups(block, halves);
-    for (int j = 0; j < 4; ++j) store_as(mask + 2 * kWidth * j, halves[j] >= high);
-    if ((drop & 0xFFFFu) == 0) continue;
+  words.each(index >> 3, last, [&](std::uint64_t block, const H(&halves)[4]) {
+    std::uint16_t* const out = mask;
+    mask += kStep;
+    for (int j = 0; j < 4; ++j) store_as(out + 2 * kWidth * j, halves[j] >= high);
+    if ((drop & 0xFFFFu) == 0) return;
     S undecided{};
     for (int j = 0; j < 4; ++j) undecided |= (S)(halves[j] == high);
-    if (mask_bits(undecided != 0) == 0) continue;
+    if (mask_bits(undecided != 0) == 0) return;
     std::uint16_t stored[kStep];
     std::memcpy(stored, halves, sizeof stored);
     for (int i = 0; i < kStep; ++i) {
-      if (stored[i] == drop_high && !keeps_element(stored[i], drop, key, model, (block << 3) + i)) mask[i] = 0;
+      if (stored[i] == drop_high && !keeps_element(stored[i], drop, key, model, (block << 3) + i)) out[i] = 0;
     }
-  }
+  });
   return result;
 }
 

@@ -10,12 +10,12 @@ namespace {
 // elements and twice HalfWords::kElements.
 const std::uint16_t* random_halves(std::uint16_t* out, const HalfWords& words, std::uint64_t index, std::size_t n) {
   const std::uint16_t* const result = out + (index & 7);
-  constexpr int kStep = 2 * HalfWords::kElements;
-  for (std::uint64_t block = index >> 3; block < (index + n + 7) >> 3; block += kStep / 8, out += kStep) {
-    H halves[4];
-    words.two_groups(block, halves);
-    for (int j = 0; j < 4; ++j) store_as(out + 2 * kWidth * j, halves[j]);
-  }
+  words.each(index >> 3, (index + n + 7) >> 3, [&](std::uint64_t, const H(&halves)[4]) {
+    for (const H& half : halves) {
+      store_as(out, half);
+      out += 2 * kWidth;
+    }
+  });
   return result;
 }
 

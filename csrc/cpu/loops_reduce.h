@@ -1,4 +1,4 @@
-// Gram matrix and norms over the reduction grid. Part of loops.h.
+// Sums over the reduction grid, and the Gram matrix. Part of loops.h.
 //
 // The order of additions is fixed by kernels/_checks.py (lane_sums). Products of float32 are exact in float64, so a
 // fused multiply-add rounds once where the reference rounds once.
@@ -96,88 +96,6 @@ void gram(double* partials, const Tensors& inputs, std::size_t first_chunk, std:
       add_all_pairs(lanes.data(), tiles.data(), count);
     }
     for (int p = 0; p < pairs; ++p) partials[chunk * pairs + p] = tree_sum(lanes.data() + p * kLanes);
-  }
-}
-
-// The powers of deltas in float64, and the same times 0 or 1: multiplied, so that a dropped NaN stays visible.
-template <int kPower>
-FASTMERGE_INLINE D power_of(D delta) {
-  return kPower == 1 ? (D)((U64)delta & (U64{} + 0x7FFFFFFFFFFFFFFFu)) : delta * delta;
-}
-
-template <int kPower>
-void add_norms(double* all, double* kept, const float* tile, const float* keep) {
-  for (int lane = 0; lane < kLanes; lane += kDoubles) {
-    D all_sum = load_as<D>(all + lane), kept_sum = load_as<D>(kept + lane);
-    for (std::size_t i = lane; i < kBlock; i += kLanes) {
-      const D power = power_of<kPower>(load_doubles(tile + i));
-      all_sum += power;
-      kept_sum += power * load_doubles(keep + i);
-    }
-    store_as(all + lane, all_sum);
-    store_as(kept + lane, kept_sum);
-  }
-}
-
-// Writes 1 for a kept and 0 for a dropped delta of a tile of n elements (whole vectors) that starts at a global index.
-// Of a stored mask, only the bits of the first `known` elements are there.
-void keep_factors(float* factors, const float* tile, const Keep& keep, std::uint64_t index, std::size_t n,
-                  std::size_t known) {
-  if (keep.rule == kRuleAll) {
-    std::fill(factors, factors + n, 1.0f);
-  } else if (keep.rule == kRuleRandom || keep.rule == kRuleMask) {
-    std::uint16_t storage[kMaskSize] = {};
-    for (std::size_t i = 0; i < n; i += kTile) {
-      const std::size_t there = i < known ? std::min(kTile, known - i) : 0;
-      const std::uint16_t* mask = keep.rule == kRuleRandom
-                                      ? random_mask(storage, keep, index + i, std::min(kTile, n - i))
-                                      : stored_mask(storage, keep, index + i, there);
-      for (std::size_t j = 0; j < std::min(kTile, n - i); j += kWidth) {
-        store(factors + i + j, Lanes<F>::select(load_signed_halves(mask + j), splat<F>(1.0f)));
-      }
-    }
-  } else {
-    const auto breaks_here = [&](std::int64_t at) {
-      return at > static_cast<std::int64_t>(index) && at < static_cast<std::int64_t>(index + n);
-    };
-    // Where a break index falls into the tile, every element looks its thresholds up; elsewhere they are the same for
-    // all.
-    const std::size_t step = breaks_here(keep.b) || breaks_here(keep.d) ? 1 : n;
-    for (std::size_t i = 0; i < n; i += step) {
-      const auto at = static_cast<std::int64_t>(index + i);
-      const std::int32_t inside = threshold_at(keep.a, keep.b, at), outside = threshold_at(keep.c, keep.d, at);
-      if (step == 1) {
-        const std::int32_t bits = magnitude_bits(tile[i]);
-        factors[i] = bits > inside && !(bits > outside) ? 1.0f : 0.0f;
-        continue;
-      }
-      for (std::size_t j = 0; j < n; j += kWidth) {
-        const S bits = magnitude_bits(load(tile + j));
-        store(factors + j, Lanes<F>::select((bits > inside) & ~(bits > outside), splat<F>(1.0f)));
-      }
-    }
-  }
-}
-
-void norms(double* partials, const Tensors& inputs, const std::vector<Keep>& keeps, int power, std::uint64_t offset,
-           std::size_t first_chunk, std::size_t last_chunk) {
-  const int count = inputs.count();
-  std::vector<float> tile(kBlock), factors(kBlock);
-  std::vector<double> lanes(2 * kLanes);
-  double* const all = lanes.data();
-  double* const kept = all + kLanes;
-  for (std::size_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
-    const std::size_t stop = std::min(inputs.size, (chunk + 1) * kGrid);
-    for (int k = 0; k < count; ++k) {
-      std::fill(lanes.begin(), lanes.end(), 0.0);
-      for (std::size_t at = chunk * kGrid; at < stop; at += kBlock) {
-        fill_tile(tile.data(), inputs.tensors[k], inputs.base, at, std::min(stop, at + kBlock));
-        keep_factors(factors.data(), tile.data(), keeps[k], offset + at, kBlock, std::min(stop - at, kBlock));
-        (power == 1 ? add_norms<1> : add_norms<2>)(all, kept, tile.data(), factors.data());
-      }
-      partials[(chunk * count + k) * 2] = tree_sum(all);
-      partials[(chunk * count + k) * 2 + 1] = tree_sum(kept);
-    }
   }
 }
 

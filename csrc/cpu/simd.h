@@ -69,6 +69,27 @@ FASTMERGE_INLINE S load_signed_halves(const void* p) { return __builtin_convertv
 FASTMERGE_INLINE D load_doubles(const float* p) { return __builtin_convertvector(load_as<HalfF>(p), D); }
 #endif
 
+// The float64 of the first (or second) half of the lanes.
+FASTMERGE_INLINE D low_doubles(F x) {
+#if FASTMERGE_VECTOR_BYTES == 64
+  return (D)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)x));
+#elif FASTMERGE_VECTOR_BYTES == 32
+  return (D)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)x));
+#else
+  return D{x[0], x[1]};
+#endif
+}
+
+FASTMERGE_INLINE D high_doubles(F x) {
+#if FASTMERGE_VECTOR_BYTES == 64
+  return (D)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)x, 1));
+#elif FASTMERGE_VECTOR_BYTES == 32
+  return (D)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)x, 1));
+#else
+  return D{x[2], x[3]};
+#endif
+}
+
 // Stores the low 16 bits of every lane; they must be a sign-extended 16-bit number.
 FASTMERGE_INLINE void store_halves(void* p, S x) {
 #if FASTMERGE_VECTOR_BYTES == 64

@@ -2,10 +2,23 @@
 
 import pytest
 import torch
-from kernel_cases import Variant, variants
+from kernel_cases import Variant, same_bits, variants
 
 from fastmerge import kernels
-from fastmerge.kernels import GRID, gram_matrix, gram_partials, keep_all, low_rank_update, norm_partials, weighted_sum
+from fastmerge.kernels import (
+    GRID,
+    Boundary,
+    gram_matrix,
+    gram_partials,
+    keep_all,
+    keep_masked,
+    keep_random,
+    keep_top,
+    low_rank_update,
+    mask_words,
+    norm_partials,
+    weighted_sum,
+)
 
 EVERY = [Variant("reference"), *variants()]
 NUMEL = 3 * GRID + 77
@@ -42,6 +55,32 @@ def test_norms_are_within_their_bound(variant, vectors, power):
         exact = ((tensor - base).double().abs() ** power).sum().item()
         assert abs(total[2 * k] - exact) <= 2 * 72 * 2**-53 * exact
     assert total[1] == total[0] and total[3] == 0 and 0 < total[5] < total[4]
+
+
+@pytest.mark.parametrize("based", [True, False], ids=["base", "no base"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("power", [1, 2])
+def test_norms_have_the_same_bits_everywhere(generator, power, dtype, based):
+    """Whole chunks and the rest, every rule, and chunks where only a dropped element is not finite."""
+    base, *tensors = (torch.randn(NUMEL, generator=generator).to(dtype) for _ in range(6))
+    mask = torch.randint(-(2**31), 2**31, (mask_words(5 * GRID + NUMEL),), generator=generator).int()
+    mask[5 * GRID // 32] = 0
+    rules = [
+        keep_all(), keep_random(3, 1, 2**31 + 12345), keep_random(2**63 + 5, 2, 2**32),
+        keep_masked(mask), keep_top(Boundary(0x3F000000, 6 * GRID + 3)),
+    ]  # fmt: skip
+    tensors[3][7] = float("inf")
+    tensors[2][GRID] = float("nan")
+    found = {}
+    for variant in EVERY:
+        found[variant.label] = torch.full((4, 10), -7.0, dtype=torch.float64)
+        with variant.active():
+            norm_partials(
+                found[variant.label], tensors, base if based else None, rules, power=power, offset=5 * GRID
+            )  # fmt: skip
+    expected = found["reference"]
+    assert expected[0, 7].isnan() and expected[1, 5].isnan() and expected[2:].isfinite().all()
+    assert all(same_bits(expected, other) for other in found.values())
 
 
 @pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.label)

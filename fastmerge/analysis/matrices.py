@@ -1,4 +1,4 @@
-"""Spectra of whole deltas: stable ranks as models are added, singular values, shared and own directions."""
+"""Spectra of whole deltas: leading values, stable ranks as models are added, shared and own directions."""
 
 from __future__ import annotations
 
@@ -9,20 +9,48 @@ import torch
 from torch import Tensor
 
 from ..engine.reading import DeltaReader
-from ..kernels.spectral import higher_order_gsvd, spectrum, stable_rank
+from ..kernels.spectral import Leading, higher_order_gsvd, leading_values, spectrum, top_singular
 from .family import Matched
 
 __all__ = [
+    "LEADING",
     "Directions",
+    "Ranks",
     "Spectra",
     "boosted_values",
-    "collapse",
-    "collapse_bytes",
     "directions",
     "directions_bytes",
+    "ranks",
+    "ranks_bytes",
     "spectra",
     "spectra_bytes",
 ]
+
+
+# Leading singular values that are kept of every delta.
+LEADING = 8
+# Up to this shorter side, the matrices that are shown are decomposed in full in any case; beyond, so many values shown.
+WHOLE, SHOWN = 1024, 64
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Leading singular values of one matrix.
+
+    Attributes:
+        leading:  of each model's delta, ``LEADING`` values at most, falling.
+        models:   stable rank of each model's delta, squared Frobenius norm over s_0^2; 0 of a delta that is zero.
+        means:    stable rank of the mean of the first 1, 2, ... N deltas.
+        residual: the largest ||X^T u - s v|| of a leading triplet, over its value; 0 of full decompositions.
+        missed:   a stable rank is too large by this share at most, but for one in a thousand
+                  (``kernels.spectral.leading``); 0 of full decompositions.
+    """
+
+    leading: list[list[float]]
+    models: list[float]
+    means: list[float]
+    residual: float
+    missed: float
 
 
 @dataclass(frozen=True)
@@ -33,7 +61,7 @@ class Spectra:
         name:    of the tensor.
         models:  of each model's delta.
         merged:  of the mean of the deltas.
-        boosted: of the mean after Subspace Boosting.
+        boosted: of the mean after Subspace Boosting; empty where the other lists hold the leading values alone.
     """
 
     name: str
@@ -63,26 +91,54 @@ class Directions:
     weights: Tensor
 
 
-def collapse(reader: DeltaReader, tensor: Matched) -> list[float]:
-    """Return the stable rank of the mean of the first 1, 2, ... N deltas; 0 for a mean that is zero."""
+def ranks(reader: DeltaReader, tensor: Matched, exact: bool) -> Ranks:
+    """Return the leading singular values of every delta and the stable ranks; ``exact`` decomposes in full."""
     total = torch.zeros(tensor.base.shape, dtype=torch.float32)
-    ranks = []
-    for model in tensor.models:
-        total += reader.delta(tensor.base, model)
-        ranks.append(float(stable_rank(total)))
-    return ranks
+    found, of_models, means = [], [], []
+    for index, model in enumerate(tensor.models):
+        delta = reader.delta(tensor.base, model)
+        found.append(_leading(delta, exact))
+        of_models.append(_stable_rank(delta, found[-1]))
+        total += delta
+        del delta
+        if index == 0:
+            means.append(of_models[0])
+        else:
+            of_mean = _leading(total, exact)
+            means.append(_stable_rank(total, of_mean))
+            found.append(of_mean)
+    leading = [item.values.tolist() for item in (found[0], *found[1::2])]
+    residual, missed = (max(getattr(item, name) for item in found) for name in ("residual", "missed"))
+    return Ranks(leading, of_models, means, residual, missed)
 
 
-def spectra(reader: DeltaReader, tensor: Matched, beta: float) -> Spectra:
-    """Return the singular values of the deltas, of their mean, and of the mean boosted by ``beta``."""
+def _leading(delta: Tensor, exact: bool) -> Leading:
+    return Leading(spectrum(delta)[:LEADING]) if exact else leading_values(delta, LEADING)
+
+
+def _stable_rank(delta: Tensor, found: Leading) -> float:
+    largest = float(found.values[0]) if len(found.values) else 0.0
+    return (float(torch.linalg.vector_norm(delta, dtype=torch.float64)) / largest) ** 2 if largest else 0.0
+
+
+def spectra(reader: DeltaReader, tensor: Matched, beta: float, exact: bool) -> Spectra:
+    """Return the singular values of the deltas, of their mean, and of the mean boosted by ``beta``.
+
+    Of matrices whose shorter side is above ``WHOLE`` the leading ones alone, and no boosted ones, unless ``exact``.
+    """
+    whole = exact or min(tensor.base.shape) <= WHOLE
     total = torch.zeros(tensor.base.shape, dtype=torch.float32)
     values = []
     for model in tensor.models:
         delta = reader.delta(tensor.base, model)
         total += delta
-        values.append(spectrum(delta))
-    merged = spectrum(total) / len(values)
-    return Spectra(tensor.name, tuple(values), merged, boosted_values(merged, beta))
+        values.append(_values(delta, whole))
+    merged = _values(total, whole) / len(values)
+    return Spectra(tensor.name, tuple(values), merged, boosted_values(merged, beta) if whole else merged[:0])
+
+
+def _values(delta: Tensor, whole: bool) -> Tensor:
+    return spectrum(delta) if whole else top_singular(delta, SHOWN, tol=1e-2)[1].double()
 
 
 def boosted_values(values: Tensor, beta: float) -> Tensor:
@@ -112,12 +168,15 @@ def directions(reader: DeltaReader, tensor: Matched) -> Directions | None:
     return Directions(tensor.name, result.overlap(), result.alignment(narrow), energy, users, weights)
 
 
-# Bounds of the memory that these take, from measurements (glibc, MKL), rounded up. The search of the stable rank is not
-# sure to converge, so room for a full decomposition is part of it.
+# Bounds of the memory that these take, from measurements (glibc, MKL), rounded up.
 
 
-def collapse_bytes(tensors: Iterable[Matched]) -> int:
-    return max((4 * (6 * m * n + 5 * n * n) for m, n in _sizes(tensors)), default=0)
+def ranks_bytes(tensors: Iterable[Matched], exact: bool) -> int:
+    return max((_ranks_bytes(m, n, exact) for m, n in _sizes(tensors)), default=0)
+
+
+def _ranks_bytes(m: int, n: int, exact: bool) -> int:
+    return 4 * (6 * m * n + 5 * n * n) if exact else 4 * (4 * m * n + 5 * min(n, 256) ** 2 + 512 * (m + n))
 
 
 def spectra_bytes(tensors: Iterable[Matched]) -> int:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from .. import kernels
 from ..engine.reading import CHUNK, DeltaReader
-from ..errors import FastmergeError
+from ..errors import Refused
 from .family import Matched
 
-__all__ = ["Measure", "add_up", "cosines", "measure", "measure_bytes", "opposed_shares"]
+__all__ = ["Measure", "add_up", "cosines", "measure", "measure_bytes", "opposed_shares", "weighted_opposed_shares"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Measure:
         gram:      [N, N] float64, inner products of the deltas (``kernels.gram``).
         changed:   [N, N] int64: elements that both models changed; the diagonal counts what one model changed.
         opposed:   [N, N] int64: elements that both changed in opposite directions.
+        weights:   [N, N] float64: sums of |d_i d_j| over the elements, products in float32.
         shared:    elements that at least two models changed.
         conflicts: of these, elements whose changes have both signs.
     """
@@ -36,6 +37,7 @@ class Measure:
     gram: Tensor
     changed: Tensor
     opposed: Tensor
+    weights: Tensor
     shared: int
     conflicts: int
 
@@ -66,16 +68,24 @@ class Measure:
         both = int((self.changed * pairs).sum())
         return int((self.opposed * pairs).sum()) / both if both else math.nan
 
+    @property
+    def weighted_opposition(self) -> float:
+        """``opposition`` with each pair of changes weighted by |d_i d_j|; NaN without pairs."""
+        pairs = torch.ones_like(self.gram).triu(1)
+        weight = float((self.weights * pairs).sum())
+        return min(1.0, max(0.0, (1 - float((self.gram * pairs).sum()) / weight) / 2)) if weight else math.nan
+
 
 def measure(reader: DeltaReader, tensor: Matched, labels: Sequence[str]) -> Measure:
     """Read a tensor of all models once.
 
     Raises:
-        FastmergeError: a delta holds NaN or infinity; the message names the tensor and the models.
+        Refused: a delta holds NaN or infinity; the message names the tensor and the models.
     """
     count = len(tensor.models)
     products, squares = [], []
     signed, changed = (torch.zeros(count, count, dtype=torch.int64) for _ in range(2))
+    weights = torch.zeros(count, count, dtype=torch.float64)
     numel = shared = conflicts = 0
     buffer = torch.empty(count, CHUNK)
     for base, *models in reader.chunks(tensor.group):
@@ -84,7 +94,10 @@ def measure(reader: DeltaReader, tensor: Matched, labels: Sequence[str]) -> Meas
         origin = base.float()
         signs = buffer[:, : len(base)]
         for row, model in zip(signs, models, strict=True):
-            torch.sub(model, origin, out=row).sign_()
+            torch.sub(model, origin, out=row)
+        sizes = signs.abs()
+        weights += (sizes @ sizes.T).double()
+        signs.sign_()
         # Integers below 2^24: exact in float32, in any order.
         signed += (signs @ signs.T).long()
         apart = signs.amin(0) * signs.amax(0) < 0
@@ -96,12 +109,12 @@ def measure(reader: DeltaReader, tensor: Matched, labels: Sequence[str]) -> Meas
     gram = torch.from_numpy(kernels.gram_matrix(torch.cat(products), count))
     broken = [label for label, square in zip(labels, gram.diagonal(), strict=True) if not square.isfinite()]
     if broken:
-        raise FastmergeError(
+        raise Refused(
             f"{tensor.name}: the difference from the base holds NaN or infinity in {', '.join(broken)}. "
             "Repair the model, or leave it out"
         )
     square = kernels.total(torch.cat(squares))[0]
-    return Measure(numel, square, gram, changed, (changed - signed) // 2, shared, conflicts)
+    return Measure(numel, square, gram, changed, (changed - signed) // 2, weights, shared, conflicts)
 
 
 def measure_bytes(tensors: Iterable[Matched]) -> int:
@@ -111,7 +124,7 @@ def measure_bytes(tensors: Iterable[Matched]) -> int:
         count, numel = len(tensor.models), torch.Size(tensor.base.shape).numel()
         # Signs and what is formed of them; partial sums, once more when they are joined.
         tables = 16 * (numel // kernels.GRID + 1) * (len(kernels.pairs(count)) + 1)
-        most = max(most, CHUNK * (4 * count + 24) + tables)
+        most = max(most, CHUNK * (8 * count + 24) + tables)
     return most
 
 
@@ -121,7 +134,7 @@ def add_up(measures: Iterable[Measure]) -> Measure:
     for other in rest:
         first = Measure(
             first.numel + other.numel, first.base + other.base, first.gram + other.gram,
-            first.changed + other.changed, first.opposed + other.opposed,
+            first.changed + other.changed, first.opposed + other.opposed, first.weights + other.weights,
             first.shared + other.shared, first.conflicts + other.conflicts,
         )  # fmt: skip
     return first
@@ -136,6 +149,11 @@ def cosines(measured: Measure) -> Tensor:
 def opposed_shares(measured: Measure) -> Tensor:
     """Return, per pair, which share of the elements that both changed goes apart; NaN where they share none."""
     return measured.opposed.double() / measured.changed.double()
+
+
+def weighted_opposed_shares(measured: Measure) -> Tensor:
+    """Return ``opposed_shares`` with every element weighted by |d_i d_j|: (1 - gram / weights) / 2."""
+    return ((1 - measured.gram / measured.weights) / 2).clamp(0, 1)
 
 
 def _gram(tensors: Sequence[Tensor], base: Tensor | None) -> Tensor:

@@ -124,7 +124,7 @@ def draw_spectra(found: Sequence[Spectra], labels: Sequence[str], beta: float) -
         name = f"mean, boosted (beta {beta:g})"
         axis.plot(_counted(item.boosted), _positive(item.boosted), "--", color="black", linewidth=2, label=name)
         axis.set_yscale("log")
-        _limit(axis, [values for values in (*item.models, item.merged, item.boosted) if values[0] > 0])
+        _limit(axis, [values for values in (*item.models, item.merged, item.boosted) if len(values) and values[0] > 0])
         axis.set_title(item.name, fontsize=10)
         axis.set_xlabel("index of the singular value")
         axis.set_ylabel("singular value")

@@ -1,26 +1,21 @@
-"""The driver of an analysis: one pass over all tensors, then whole matrices one at a time, then the report."""
+"""The driver of an analysis: a pass over all tensors on every core, a few matrices whole, then the report."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..engine.folders import appearing
+from ..engine.folders import appearing, free_target
 from ..engine.reading import DeltaReader, reading_bytes
 from ..errors import BudgetError, InvalidInput, Problem
 from ..sizes import DEFAULT_RAM, parse_size
 from .experts import choose, mean_alignment
 from .family import Family, Matched, open_family
-from .matrices import (
-    collapse,
-    collapse_bytes,
-    directions,
-    directions_bytes,
-    spectra,
-    spectra_bytes,
-)
-from .measures import measure, measure_bytes
+from .journal import Journal, journal_of
+from .matrices import directions, directions_bytes, spectra, spectra_bytes
+from .surveying import delta_nbytes, nbytes_of_survey, survey, workers_within
 from .theorem import rank_collapse
 from .types import Analysis, AnalysisReport
 
@@ -40,6 +35,7 @@ def analyze(
     ho_gsvd: bool = False,
     choose_models: int | None = None,
     theorem: bool = False,
+    exact: bool = False,
     ram: int | str = DEFAULT_RAM,
     progress: Callable[[int, int], None] | None = None,
 ) -> AnalysisReport:
@@ -54,6 +50,8 @@ def analyze(
         ho_gsvd:       compare the directions that the models use, in matrices of a few layers.
         choose_models: find so many models that have least in common; implies ``ho_gsvd``.
         theorem:       demonstrate rank collapse on synthetic task vectors; then there may be no models.
+        exact:         decompose every matrix in full; else leading singular values are searched for, and a stable
+                       rank is too large by a few percent at most (``Ranks.missed``).
         ram:           memory budget beyond the interpreter with torch imported.
         progress:      called with the input bytes that were read, and all of them.
     Raises:
@@ -65,49 +63,57 @@ def analyze(
     if not 0 <= beta <= 1:
         raise InvalidInput([Problem("beta", f"is {beta}", "give a share from 0 to 1")])
     analysis = Analysis(beta=beta)
-    with appearing(out) as folder:
+    target = free_target(out)
+    with contextlib.ExitStack() as stack:
         if models or base is not None or show or ho_gsvd or choose_models is not None or not theorem:
             if base is None:
                 raise InvalidInput([Problem("base", "is missing", "name the model that the others were tuned from")])
             if choose_models is not None and not 2 <= choose_models <= len(models):
                 raise InvalidInput([Problem("choose", f"is {choose_models}", f"there are {len(models)} models")])
-            ho_gsvd = ho_gsvd or choose_models is not None
-            _analyze(analysis, open_family(base, models), show, ho_gsvd, parse_size(ram), progress)
+            work = _Work(open_family(base, models), show, ho_gsvd or choose_models is not None, exact, parse_size(ram))
+            _analyze(analysis, work, stack.enter_context(journal_of(target, work.family, exact)), progress)
             if choose_models is not None:
                 analysis.choice = choose(mean_alignment(analysis.directions), choose_models)
         if theorem:
             analysis.theorem = rank_collapse()
-        summary, notes = write_report(folder, analysis)
-        files = tuple(sorted(path.name for path in folder.iterdir()))
+        with appearing(target) as folder:
+            summary, notes = write_report(folder, analysis)
+            files = tuple(sorted(path.name for path in folder.iterdir()))
     of_models = analysis.family.notes if analysis.family else ()
     return AnalysisReport(str(Path(out).absolute()), files, summary, (*of_models, *notes))
 
 
-def _analyze(
-    analysis: Analysis,
-    family: Family,
-    show: Sequence[str],
-    ho_gsvd: bool,
-    ram: int,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    shown = _shown(family, show)
-    sampled = _sampled(family) if ho_gsvd else []
-    if ho_gsvd and len(family.models) < 2:
-        raise InvalidInput([Problem("--ho-gsvd", "there is one model", "directions are compared between models")])
-    _check_budget(family, shown, sampled, ram)
-    total = sum(_nbytes(tensor) for tensor in family.tensors)
-    total += sum(_delta_nbytes(tensor) for tensor in (*family.matrices, *shown, *sampled))
+class _Work:
+    """What is to be done, checked against the models and the budget."""
+
+    def __init__(self, family: Family, show: Sequence[str], ho_gsvd: bool, exact: bool, ram: int):
+        self.family, self.exact = family, exact
+        self.shown = _shown(family, show)
+        self.sampled = _sampled(family) if ho_gsvd else []
+        if ho_gsvd and len(family.models) < 2:
+            raise InvalidInput([Problem("--ho-gsvd", "there is one model", "directions are compared between models")])
+        self.workers = workers_within(family, exact, ram)
+        _check_budget(self.shown, self.sampled, ram)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that will be read."""
+        read = sum(nbytes_of_survey(tensor) for tensor in self.family.tensors)
+        return read + sum(delta_nbytes(tensor) for tensor in (*self.shown, *self.sampled))
+
+
+def _analyze(analysis: Analysis, work: _Work, journal: Journal, progress: Callable[[int, int], None] | None) -> None:
+    family, total = work.family, work.nbytes
     analysis.family = family
-    with DeltaReader(family.files, None if progress is None else lambda done: progress(done, total)) as reader:
-        for tensor in family.tensors:
-            analysis.measures[tensor.name] = measure(reader, tensor, family.labels)
-        for tensor in family.matrices:
-            analysis.ranks[tensor.name] = collapse(reader, tensor)
-        analysis.spectra = [spectra(reader, tensor, analysis.beta) for tensor in shown]
-        found = (directions(reader, tensor) for tensor in sampled)
-        analysis.directions = [item for item in found if item is not None]
-    if ho_gsvd and not analysis.directions:
+    told = None if progress is None else lambda done: progress(done, total)
+    with DeltaReader(family.files, told) as reader:
+        found = survey(family, reader, journal, work.exact, work.workers)
+        analysis.measures = {name: known.measure for name, known in found.items()}
+        analysis.ranks = {name: known.ranks for name, known in found.items() if known.ranks is not None}
+        analysis.spectra = [spectra(reader, tensor, analysis.beta, work.exact) for tensor in work.shown]
+        compared = (directions(reader, tensor) for tensor in work.sampled)
+        analysis.directions = [item for item in compared if item is not None]
+    if work.sampled and not analysis.directions:
         what = "the models change no attention or MLP matrix in the layers that are compared"
         raise InvalidInput([Problem("--ho-gsvd", what, "leave it out")])
 
@@ -133,24 +139,10 @@ def _sampled(family: Family) -> list[Matched]:
     return [tensor for tensor in family.matrices if tensor.layer in layers]
 
 
-def _check_budget(family: Family, shown: Sequence[Matched], sampled: Sequence[Matched], ram: int) -> None:
-    reading = reading_bytes(tensor.group for tensor in family.tensors)
-    steps = {
-        "counting changes and signs": measure_bytes(family.tensors),
-        "stable ranks": collapse_bytes(family.matrices),
-        "singular values": spectra_bytes(shown),
-        "comparing directions (HO-GSVD)": directions_bytes(sampled),
-    }
+def _check_budget(shown: Sequence[Matched], sampled: Sequence[Matched], ram: int) -> None:
+    reading = reading_bytes(tensor.group for tensor in (*shown, *sampled))
+    steps = {"singular values": spectra_bytes(shown), "comparing directions (HO-GSVD)": directions_bytes(sampled)}
     step = max(steps, key=lambda name: steps[name])
     needed = reading + steps[step]
     if needed > ram:
         raise BudgetError(f"the memory budget of {ram} bytes is too small: {step} takes up to {needed} (--ram)")
-
-
-def _nbytes(tensor: Matched) -> int:
-    return sum(part.nbytes for part in tensor.group)
-
-
-def _delta_nbytes(tensor: Matched) -> int:
-    """Return the bytes read where the delta of every model is formed in turn."""
-    return sum(tensor.base.nbytes + model.nbytes for model in tensor.models)

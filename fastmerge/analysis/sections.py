@@ -153,7 +153,7 @@ def _spectral(analysis: Analysis, family: Family, summary: dict[str, Any]) -> It
             def grid(models: int) -> Grid:
                 cells: dict[tuple[str, int | None], list[float]] = {}
                 for name, values in analysis.ranks.items():
-                    cells.setdefault(places[name], []).append(values[models - 1])
+                    cells.setdefault(places[name], []).append(values.means[models - 1])
                 return _grid(cells, modules, family.layers, lambda found: math.fsum(found) / len(found))
 
             panels = {family.labels[0]: grid(1)} | ({f"mean of {count} models": grid(count)} if count > 1 else {})
@@ -171,7 +171,9 @@ def _spectral(analysis: Analysis, family: Family, summary: dict[str, Any]) -> It
             from .plots import draw_collapse
 
             lines = {
-                module: _columns_mean([analysis.ranks[name] for name, place in places.items() if place[0] == module])
+                module: _columns_mean(
+                    [analysis.ranks[name].means for name, place in places.items() if place[0] == module]
+                )
                 for module in modules
             }
             return draw_collapse(lines, "Stable rank of the mean as models are added")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from .experts import mean_alignment, mean_overlap
 from .family import Family
-from .measures import Measure, add_up, cosines, opposed_shares
+from .measures import Measure, add_up, cosines, opposed_shares, weighted_opposed_shares
 from .types import Analysis
 
 __all__ = ["by_cell", "summarize", "users_histogram"]
@@ -64,9 +64,13 @@ def _family(analysis: Analysis, family: Family) -> dict[str, Any]:
         "cosines": cosines(found).tolist(),
         "opposed_shares": opposed_shares(found).tolist(),
         "conflict": found.conflict,
+        "weighted_opposed_shares": weighted_opposed_shares(found).tolist(),
         "opposition": found.opposition,
+        "weighted_opposition": found.weighted_opposition,
         "most_opposed": most and {"module": most[0], "layer": most[1], "opposition": cells[most].opposition},
-        "stable_ranks": _mean_ranks(analysis.ranks),
+        "stable_ranks": _columns_mean([found.means for found in analysis.ranks.values()]),
+        "stable_ranks_of_models": _columns_mean([found.models for found in analysis.ranks.values()]),
+        "missed": max((found.missed for found in analysis.ranks.values()), default=0.0),
     }
     if analysis.directions:
         users = [item.users * item.weights * (item.energy / item.weights.sum()) for item in analysis.directions]
@@ -81,9 +85,8 @@ def _family(analysis: Analysis, family: Family) -> dict[str, Any]:
     return summary
 
 
-def _mean_ranks(ranks: Mapping[str, list[float]]) -> list[float]:
-    """Return the stable rank of the mean of the first 1, 2, ... models, averaged over the matrices."""
-    return [math.fsum(values) / len(values) for values in zip(*ranks.values(), strict=True)]
+def _columns_mean(rows: Sequence[list[float]]) -> list[float]:
+    return [math.fsum(column) / len(column) for column in zip(*rows, strict=True)]
 
 
 def _plain(value: Any) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from ..errors import explained
 from .experts import mean_alignment, mean_overlap
 from .family import Family
-from .measures import add_up, cosines, opposed_shares
+from .measures import add_up, cosines, opposed_shares, weighted_opposed_shares
 from .types import Analysis
 
 __all__ = ["write_tables"]
@@ -43,18 +44,28 @@ def _write_tensors(path: Path, analysis: Analysis, family: Family) -> None:
     count = len(family.models)
     columns = ["tensor", "layer", "module", "elements", "base_norm"]
     columns += [f"{what}:{label}" for label in family.labels for what in ("norm", "relative_norm", "density")]
-    columns += ["changed_by_two_or_more", "of_these_in_conflict", "conflict_share", "opposed_pairs"]
+    columns += [
+        "changed_by_two_or_more",
+        "of_these_in_conflict",
+        "conflict_share",
+        "opposed_pairs",
+        "opposed_pairs_weighted",
+    ]
     columns += [f"stable_rank_of_mean_of_{models}" for models in range(1, count + 1)]
+    columns += [*(f"stable_rank:{label}" for label in family.labels), "stable_rank_bound"]
 
     def rows() -> Iterable[Sequence[Any]]:
         for tensor in family.tensors:
             found = analysis.measures[tensor.name]
             per_model = zip(found.norms, found.relative_norms, found.densities, strict=True)
-            ranks = analysis.ranks.get(tensor.name, [math.nan] * count)
+            matrix = analysis.ranks.get(tensor.name)
+            ranks, of_models = (matrix.means, matrix.models) if matrix else ([math.nan] * count,) * 2
+            missed = matrix.missed if matrix else math.nan
             yield (
                 tensor.name, tensor.layer, tensor.module, found.numel, math.sqrt(found.base),
                 *(value for values in per_model for value in values),
-                found.shared, found.conflicts, found.conflict, found.opposition, *ranks,
+                found.shared, found.conflicts, found.conflict, found.opposition, found.weighted_opposition,
+                *ranks, *of_models, missed,
             )  # fmt: skip
 
     _write(path, columns, rows())
@@ -62,14 +73,24 @@ def _write_tensors(path: Path, analysis: Analysis, family: Family) -> None:
 
 def _write_pairs(path: Path, analysis: Analysis, family: Family) -> None:
     found = add_up(analysis.measures.values())
-    cosine, opposed = cosines(found).tolist(), opposed_shares(found).tolist()
+    cosine, opposed, weighted = (of(found).tolist() for of in (cosines, opposed_shares, weighted_opposed_shares))
     tables = [table(analysis.directions) for table in (mean_overlap, mean_alignment)] if analysis.directions else []
-    columns = ["a", "b", "inner_product", "cosine", "changed_by_both", "of_these_opposed", "opposed_share"]
+    columns = [
+        "a",
+        "b",
+        "inner_product",
+        "cosine",
+        "changed_by_both",
+        "of_these_opposed",
+        "opposed_share",
+        "opposed_share_weighted",
+    ]
     columns += ["overlap", "alignment"] if tables else []
     rows = (
         (
             family.labels[i], family.labels[j], float(found.gram[i, j]), cosine[i][j], int(found.changed[i, j]),
-            int(found.opposed[i, j]), opposed[i][j], *(float(table[i, j]) for table in tables),
+            int(found.opposed[i, j]), opposed[i][j], weighted[i][j],
+            *(float(table[i, j]) for table in tables),
         )
         for i in range(len(family.labels))
         for j in range(i, len(family.labels))
@@ -82,7 +103,7 @@ def _write_spectra(path: Path, analysis: Analysis, family: Family) -> None:
     rows = (
         (item.name, index, *values)
         for item in analysis.spectra
-        for index, values in enumerate(zip(*map(_list, (*item.models, item.merged, item.boosted)), strict=True), 1)
+        for index, values in enumerate(zip_longest(*map(_list, (*item.models, item.merged, item.boosted))), 1)
     )
     _write(path, ("tensor", "index", *names), rows)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from .experts import Choice
 from .family import Family
-from .matrices import Directions, Spectra
+from .matrices import Directions, Ranks, Spectra
 from .measures import Measure
 from .theorem import Collapse
 
@@ -20,7 +20,7 @@ class Analysis:
         family:     the models; None for the demonstration of the theorem alone.
         beta:       of the boosted spectra.
         measures:   by tensor.
-        ranks:      by matrix: stable rank of the mean of the first 1, 2, ... N deltas.
+        ranks:      by matrix.
         spectra:    of the chosen matrices.
         directions: of the matrices of some layers; empty without HO-GSVD.
         choice:     the models that have least in common; None where none were to be chosen.
@@ -30,7 +30,7 @@ class Analysis:
     family: Family | None = None
     beta: float = 0.2
     measures: dict[str, Measure] = field(default_factory=dict)
-    ranks: dict[str, list[float]] = field(default_factory=dict)
+    ranks: dict[str, Ranks] = field(default_factory=dict)
     spectra: list[Spectra] = field(default_factory=list)
     directions: list[Directions] = field(default_factory=list)
     choice: Choice | None = None

@@ -34,6 +34,7 @@ from ._progress import progress
     help="Of Subspace Boosting, in the pictures of singular values.",
 )
 @click.option("--theorem", is_flag=True, help="Demonstrate rank collapse on synthetic deltas; needs no MODELS.")
+@click.option("--exact", is_flag=True, help="Decompose every matrix in full: slow, and free of the bound on its error.")
 @together(RAM, JSON, QUIET)
 def analyze(
     models: tuple[str, ...], base: str | None, out: str, ram: int, as_json: bool, quiet: bool, **options

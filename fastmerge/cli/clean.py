@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="List and remove nothing.")
 @JSON
 def clean(folder: str, yes: bool, dry_run: bool, as_json: bool) -> None:
-    """List what stopped merges left in FOLDER, or left of the output FOLDER, and remove it.
+    """List what stopped merges and analyses left in FOLDER, or left of the output FOLDER, and remove it.
 
-    What a process works on is kept. A merge that was stopped goes on when its command is run again, as long as its
+    What a process works on is kept. What was stopped goes on when its command is run again, as long as its
     partial folder is there.
     """
     found = _find(folder)

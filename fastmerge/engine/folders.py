@@ -17,7 +17,9 @@ from pathlib import Path
 
 from ..errors import OutputError, explained
 
-__all__ = ["appearing", "lock_folder", "partial_folder", "partial_prefix", "place_below", "real_target", "sync"]
+__all__ = [
+    "appearing", "free_target", "lock_folder", "partial_folder", "partial_prefix", "place_below", "real_target", "sync",
+]  # fmt: skip
 
 
 def real_target(target: str | os.PathLike[str]) -> Path:
@@ -85,6 +87,18 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
+def free_target(target: str | os.PathLike[str]) -> Path:
+    """Return ``real_target``, where nothing is yet but an empty folder.
+
+    Raises:
+        OutputError: ``target`` exists and is not an empty folder, or cannot be one.
+    """
+    final = real_target(os.path.expanduser(target))
+    if os.path.lexists(final) and any(final.iterdir()):
+        raise OutputError(f"{final} exists; choose another folder with --out, or remove it first")
+    return final
+
+
 @contextlib.contextmanager
 def appearing(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a folder to write in; it becomes ``target`` when the block ends, and is removed when the block fails.
@@ -92,9 +106,7 @@ def appearing(target: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         OutputError: ``target`` exists and is not an empty folder, cannot be one, or the disk refuses.
     """
-    final = real_target(os.path.expanduser(target))
-    if os.path.lexists(final) and any(final.iterdir()):
-        raise OutputError(f"{final} exists; choose another folder with --out, or remove it first")
+    final = free_target(target)
     with partial_folder(final) as out:
         yield out
         with explained(str(final), "publishing the output"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,23 +16,26 @@ from .publish import LOCKED, hold, is_held, plan_of, settle
 from .replacing import OwnFiles
 from .workplace import SCORES, place_in_memory
 
-__all__ = ["Leftover", "leftovers_in", "leftovers_of", "remove"]
+__all__ = ["ANALYSIS", "Leftover", "leftovers_in", "leftovers_of", "remove"]
 
 _PARTIAL = re.compile(r"\.(.+)\.partial-[0-9a-z_]{8}")
 _LOCK = re.compile(r"\.(.+)\.lock")
 _STEPS = re.compile(r"\.(.+)\.steps")
+_ANALYSIS = re.compile(r"\.(.+)\.analysis(\.new)?")
+ANALYSIS = {"analysis": 1}
+"""How the first line of an analysis' journal begins."""
 _CONTENTS = {"out", "swap", "aside", "journal.jsonl", "journal.jsonl.new"}
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """A partial folder, intermediate results of a recipe of several documents, or the lock of a run that was killed.
+    """A partial folder, intermediate results of a recipe of several documents, the journal of an analysis, or a lock.
 
     Attributes:
         path:     of it.
         target:   where the output would have appeared.
         nbytes:   that it takes on the disk.
-        finished: tensors that the same merge would take over.
+        finished: tensors that the same command would take over.
         in_use:   True while a process works there.
     """
 
@@ -61,7 +65,9 @@ def remove(leftover: Leftover) -> None:
         OutputError: a process works there, or the disk refuses.
     """
     with hold(leftover.target), explained(str(leftover.path), "removing"):
-        if not leftover.path.is_dir():  # a lock: to hold it, and to let it go, was all
+        if not leftover.path.is_dir():
+            if not _LOCK.fullmatch(leftover.path.name):  # to hold a lock, and to let it go, is all
+                leftover.path.unlink()
             return
         lock = lock_folder(leftover.path)
         if lock is None:
@@ -87,6 +93,8 @@ def _made_by_a_merge(path: Path) -> Leftover | None:
     if (match := _LOCK.fullmatch(path.name)) and path.is_file() and path.stat().st_size == len(LOCKED):
         held = is_held(path)
         return Leftover(path, path.with_name(match[1]), in_use=held) if path.read_bytes() == LOCKED else None
+    if (match := _ANALYSIS.fullmatch(path.name)) and path.is_file():
+        return _analysis(path, path.with_name(match[1]))
     if not path.is_dir():
         return None
     if (match := _PARTIAL.fullmatch(path.name)) and _CONTENTS.issuperset(os.listdir(path)):
@@ -94,6 +102,14 @@ def _made_by_a_merge(path: Path) -> Leftover | None:
     if (match := _STEPS.fullmatch(path.name)) and all(_is_of_a_step(inner) for inner in path.iterdir()):
         return _folder(path, path.with_name(match[1]))
     return None
+
+
+def _analysis(path: Path, target: Path) -> Leftover | None:
+    if not path.read_bytes().startswith(json.dumps(ANALYSIS)[:-1].encode() + b","):
+        return None
+    lock = target.with_name(f".{target.name}.lock")
+    held = lock.exists() and is_held(lock)
+    return Leftover(path, target, path.stat().st_blocks * 512, _lines(path), held)
 
 
 def _folder(path: Path, target: Path) -> Leftover:
@@ -117,4 +133,9 @@ def _tree(folder: Path) -> Iterator[Path]:
 
 def _finished(folder: Path) -> int:
     journal = folder / "journal.jsonl"
-    return max(0, journal.read_bytes().count(b"\n") - 1) if journal.is_file() else 0
+    return _lines(journal) if journal.is_file() else 0
+
+
+def _lines(journal: Path) -> int:
+    """Return how many lines follow the first one."""
+    return max(0, journal.read_bytes().count(b"\n") - 1)

@@ -1,8 +1,9 @@
-"""Reading the tensors of opened models side by side: chunk by chunk, or a delta whole. One thread."""
+"""Reading the tensors of opened models side by side: chunk by chunk, or a delta whole."""
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,8 @@ def _bytes_of(tensor: InputTensor) -> int:
 class DeltaReader:
     """Reads groups of tensors of one shape: a base and models. Adapters are folded in on the way.
 
+    Several threads may read at once; the progress is told by one at a time.
+
     Args:
         files:    of all models; one that changes meanwhile is an error.
         progress: called with the bytes that were read so far.
@@ -56,6 +59,7 @@ class DeltaReader:
         self._inputs = InputFiles(files)
         self._progress = progress
         self._done = 0
+        self._telling = threading.Lock()
 
     def __enter__(self) -> DeltaReader:
         self._inputs.open()
@@ -71,7 +75,12 @@ class DeltaReader:
         for start in range(0, numel, CHUNK):
             stop = min(start + CHUNK, numel)
             yield [own.elements(start, stop) for own in inputs]
-            self._done += sum(tensor.nbytes * stop // numel - tensor.nbytes * start // numel for tensor in group)
+            self.tell(sum(tensor.nbytes * stop // numel - tensor.nbytes * start // numel for tensor in group))
+
+    def tell(self, nbytes: int) -> None:
+        """Count bytes as read."""
+        with self._telling:
+            self._done += nbytes
             if self._progress is not None:
                 self._progress(self._done)
 

@@ -42,7 +42,7 @@ def work(
     """
     arena = Arena(sizes.arena, strips)
     context = RunContext(arena, sizes, Reader(arena, inputs, meter), sink, meter, finite)
-    with _only_new_garbage(), _torch_at_rest(strips), target.slots(arena, sizes, meter) as slots:
+    with _only_new_garbage(), torch_at_rest(strips), target.slots(arena, sizes, meter) as slots:
         try:
             Scheduler(make_units(context), slots).run(tick)
         except Suspect as suspect:
@@ -50,7 +50,7 @@ def work(
 
 
 @contextlib.contextmanager
-def _torch_at_rest(strips: bool) -> Iterator[None]:
+def torch_at_rest(strips: bool = False) -> Iterator[None]:
     """Let each worker compute alone, without gradients: the units are what runs in parallel."""
     if strips:
         yield

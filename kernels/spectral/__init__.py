@@ -13,6 +13,7 @@ from .factored import boost_factored, factored_svd
 from .flatten import flatten_spectrum
 from .hogsvd import HigherOrderGSVD, higher_order_gsvd
 from .isotropic import flatten_tasks
+from .leading import Leading, leading_values
 from .polar import polar
 from .sharded import boost_shards, boost_together
 from .top import top_singular
@@ -20,6 +21,7 @@ from .top import top_singular
 __all__ = [
     "HigherOrderGSVD",
     "Info",
+    "Leading",
     "boost_factored",
     "boost_shards",
     "boost_together",
@@ -28,6 +30,7 @@ __all__ = [
     "flatten_spectrum",
     "flatten_tasks",
     "higher_order_gsvd",
+    "leading_values",
     "orthogonalize_blocks",
     "polar",
     "shared_basis",

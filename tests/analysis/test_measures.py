@@ -18,7 +18,8 @@ from tiny_models import make_tensors, save_model
 from fastmerge.analysis import analyze, rank_collapse
 from fastmerge.analysis.experts import choose
 from fastmerge.analysis.family import open_family
-from fastmerge.analysis.matrices import boosted_values, collapse_bytes, directions_bytes, spectra_bytes
+from fastmerge.analysis.matrices import boosted_values, directions_bytes, ranks, ranks_bytes, spectra_bytes
+from fastmerge.engine.reading import DeltaReader
 from fastmerge.errors import BudgetError, FastmergeError, InvalidInput, OutputError
 from fastmerge.kernels.spectral import higher_order_gsvd, spectrum, subspace_boost
 
@@ -70,6 +71,9 @@ def test_norms_densities_and_conflicts_of_every_tensor(report, deltas, family):
         pairs = [(found[i], found[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
         opposed, both = sum(int((a * b < 0).sum()) for a, b in pairs), sum(int((a * b != 0).sum()) for a, b in pairs)
         assert float(row["opposed_pairs"]) == opposed / both
+        products = [(a.double() * b.double()).flatten() for a, b in pairs]
+        weights = sum(float(product.abs().sum()) for product in products), -sum(float(p[p < 0].sum()) for p in products)
+        assert float(row["opposed_pairs_weighted"]) == pytest.approx(weights[1] / weights[0], abs=1e-5)
     layered = {row["tensor"]: (row["layer"], row["module"]) for row in rows}
     assert layered["model.layers.2.mlp.up_proj.weight"] == ("2", "mlp.up_proj")
     assert layered["lm_head.weight"] == ("", "lm_head")
@@ -87,6 +91,9 @@ def test_pairs_of_models_over_all_tensors(report, deltas):
         both, opposed = int((flat[i] * flat[j] != 0).sum()), int((flat[i] * flat[j] < 0).sum())
         assert (int(row["changed_by_both"]), int(row["of_these_opposed"])) == (both, opposed)
         assert float(row["opposed_share"]) == opposed / both
+        product = wide[i] * wide[j]
+        weighted = float(product[product < 0].abs().sum() / product.abs().sum())
+        assert float(row["opposed_share_weighted"]) == pytest.approx(weighted, abs=1e-5)
     assert report.summary["cosines"][0][1] > 0.5 > report.summary["cosines"][0][2]
 
 
@@ -103,6 +110,42 @@ def test_stable_ranks_as_models_are_added(report, deltas):
             assert float(rank) == pytest.approx(float(s.square().sum() / s[0].square()), rel=1e-5)
         means.append([float(rank) for rank in ranks])
     assert report.summary["stable_ranks"] == pytest.approx([sum(c) / len(c) for c in zip(*means, strict=True)])
+
+
+def test_ranks_of_every_model_searched_and_exact(family, deltas, tmp_path):
+    name = "model.layers.1.mlp.up_proj.weight"
+    with DeltaReader((opened := open_family(str(family / "base"), [str(family / n) for n in NAMES])).files) as reader:
+        (tensor,) = [tensor for tensor in opened.tensors if tensor.name == name]
+        searched, exact = (ranks(reader, tensor, exact) for exact in (False, True))
+    for found in (searched, exact):
+        for k, delta in enumerate(deltas[name]):
+            s = torch.linalg.svdvals(delta.double())
+            assert found.leading[k] == pytest.approx(s[:8].tolist(), rel=1e-5)
+            assert found.models[k] == pytest.approx(float(s.square().sum() / s[0].square()), rel=1e-5)
+        assert found.models[0] == found.means[0] and found.missed == found.residual == 0
+        assert max(found.means) <= min(deltas[name][0].shape)
+
+
+def test_large_matrices_are_searched_within_the_bound(tmp_path, generator, monkeypatch):
+    base = make_tensors(0, dtype=torch.float32, hidden=320, inner=384, layers=1)
+    save_model(tmp_path / "base", base)
+    tuned = {n: t + make_delta("low_rank_noise", *t.shape, generator) if t.dim() == 2 else t for n, t in base.items()}
+    save_model(tmp_path / "one", tuned)
+    monkeypatch.setattr("fastmerge.analysis.matrices.WHOLE", 64)
+    name = "model.layers.0.mlp.up_proj.weight"
+    exact = torch.linalg.svdvals((tuned[name] - base[name]).double())
+    for full in (False, True):
+        report = analyze(
+            [str(tmp_path / "one")], str(tmp_path / "base"), tmp_path / f"r{full}", exact=full, show=["up"]
+        )
+        (row,) = [row for row in rows_of(path_of(report, "tensors.csv")) if row["tensor"] == name]
+        wanted, found = float(exact.square().sum() / exact[0].square()), float(row["stable_rank_of_mean_of_1"])
+        bound = report.summary["missed"]
+        assert (bound == 0) == full
+        assert wanted * (1 - 1e-5) <= found <= wanted * (1 + max(bound, 1e-5)) and found < wanted * 1.01
+        shown = [float(row["mean"]) for row in rows_of(path_of(report, "spectra.csv"))]
+        assert len(shown) == (320 if full else 64)
+        assert shown == pytest.approx(exact[: len(shown)].tolist(), rel=1e-2)
 
 
 def test_singular_values_before_and_after(report, deltas):
@@ -265,7 +308,7 @@ def test_peak_memory_stays_within_the_budget(tmp_path):
         save_model(tmp_path / f"model{k}", make_tensors(k + 1, base=base))
     models = [str(tmp_path / f"model{k}") for k in range(2)]
     matrices = open_family(str(tmp_path / "base"), models).matrices
-    needed = max(step(matrices) for step in (collapse_bytes, spectra_bytes, directions_bytes))
+    needed = max(ranks_bytes(matrices, False), spectra_bytes(matrices), directions_bytes(matrices))
     ram = int(1.1 * needed) + (4 << 20)
     command = [sys.executable, "-c", RUN.replace("RAM", str(ram)), tmp_path / "report", tmp_path / "base", *models]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)

@@ -253,6 +253,7 @@ class Averager:
         model: Any = None,
         which: str | None = None,
         *,
+        tokenizer: Any = None,
         overwrite: bool = False,
         **options: Any,
     ) -> None:
@@ -264,6 +265,7 @@ class Averager:
         Args:
             folder:    a new or an empty one.
             model:     as in ``copy_to``.
+            tokenizer: or a processor, saved beside the model.
             overwrite: replace the folder, with everything in it.
             options:   of ``save_pretrained``.
         """
@@ -272,7 +274,7 @@ class Averager:
             what = f"is a {type(target).__name__}, which has no save_pretrained"
             raise InvalidInput([Problem("model", what, "save averager.weights(), or copy_to a model")])
         with self.swapped(target, which):
-            saving.save_pretrained(target, folder, overwrite, options)
+            saving.save_pretrained(target, folder, tokenizer, overwrite, options)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state: steps, counts, rules, and the tensors of the averages themselves, as DTensors of the model.

@@ -47,6 +47,11 @@ class Rule(ABC):
     slots = 1
     own_dtype = False
 
+    @property
+    def name(self) -> str:
+        """What an average under the rule is called where no name is given."""
+        return self.text
+
     def takes(self, step: int, count: int) -> bool:
         """Return whether the weights at ``step`` are taken in, ``count`` being taken so far."""
         return step >= self.start and (step - self.start) % self.every == 0
@@ -96,6 +101,10 @@ class _Last(Rule):
 @dataclass(frozen=True)
 class _Window(Rule):
     weights: dict[int, float] = field(kw_only=True)
+
+    @property
+    def name(self) -> str:
+        return f"window:{min(self.weights)}-{max(self.weights)}"
 
     def takes(self, step: int, count: int) -> bool:
         due = list(self.weights)[count] if count < len(self.weights) else math.inf
@@ -214,9 +223,9 @@ def rules_of(schedule: Schedule | Sequence[Schedule] | Mapping[str, Schedule]) -
         rules = {name: rule_of(rule) for name, rule in schedule.items()}
     else:
         found = [rule_of(rule) for rule in schedule]
-        rules = {rule.text: rule for rule in found}
+        rules = {rule.name: rule for rule in found}
         if len(rules) < len(found):
-            raise InvalidInput([Problem("schedule", "names a rule twice", "leave one out")])
+            raise InvalidInput([Problem("schedule", "names a rule twice", "leave one out, or give names")])
     if not rules:
         raise InvalidInput([Problem("schedule", "is empty", "name a rule, such as ema:0.999")])
     return rules

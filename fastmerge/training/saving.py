@@ -21,8 +21,13 @@ def is_first_rank() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
-def save_pretrained(model: Any, folder: str | os.PathLike[str], overwrite: bool, options: Mapping[str, Any]) -> None:
-    """Save a model by its own method into a folder that appears when it is complete; gathers what is sharded."""
+def save_pretrained(
+    model: Any, folder: str | os.PathLike[str], tokenizer: Any, overwrite: bool, options: Mapping[str, Any]
+) -> None:
+    """Save a model, and a tokenizer if given, by their own methods; gathers what is sharded.
+
+    The folder appears when it is complete.
+    """
     options = dict(options)
     if any(is_sharded(parameter) for parameter in model.parameters()):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -39,7 +44,9 @@ def save_pretrained(model: Any, folder: str | os.PathLike[str], overwrite: bool,
         for left in (partial, old):
             shutil.rmtree(left, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(partial, **options)
+        for part, given in ((model, options), (tokenizer, {})):
+            if part is not None:
+                part.save_pretrained(str(partial), **given)
         if target.exists():
             target.rename(old)
         partial.rename(target)

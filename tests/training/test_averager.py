@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -339,6 +340,7 @@ def test_rules_by_text():
             wrong()
     with pytest.raises(InvalidInput, match="twice"):
         Averager([nn.Parameter(torch.ones(1))], ["swa", swa()])
+    assert Averager([nn.Parameter(torch.ones(1))], [window([3, 5]), "swa"]).names == ("window:3-5", "swa")
     assert window(range(1, 9), "lawa:2").weights == {7: 0.5, 8: 0.5}
 
 
@@ -370,7 +372,8 @@ def test_memory_is_what_is_kept():
 class Saving(nn.Linear):
     fails = False
 
-    def save_pretrained(self, folder, note="", state_dict=None):
+    def save_pretrained(self, folder, note=""):
+        folder = Path(folder)
         folder.mkdir()
         (folder / "note").write_text(note)
         if self.fails:

@@ -1,0 +1,106 @@
+"""One rank of ``test_sharded.py``: ``python averaging_ranks.py EXAMPLE FOLDER INIT`` ends with 0 if all is well."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.tensor.debug import CommDebugMode
+
+STEPS = 8
+
+
+def whole(tensors):
+    return {name: tensor.detach().full_tensor() for name, tensor in tensors.items()}
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    for name in found:
+        assert torch.equal(found[name], expected[name]), name
+
+
+def averages(run):
+    return {name: whole(run.averager.weights(name)) for name in run.averager.names}
+
+
+def check_whole_run(run):
+    """Train, and compare each average with its formula on whole tensors; no rank asks another one."""
+    seen = []
+    plain = run.averager.update
+
+    def update(step):
+        with CommDebugMode() as communication:
+            plain(step)
+        assert communication.get_total_counts() == 0
+        seen.append(whole(dict(run.model.named_parameters())))
+
+    run.averager.update = update
+    run.train(STEPS, None)
+    for name, share in (("fast", lambda n: 0.5), ("slow", lambda n: 1 - 0.9), ("mean", lambda n: 1 / (n + 1))):
+        expected = dict(seen[0])
+        for n, given in enumerate(seen[1:], start=1):
+            v = torch.tensor(share(n), dtype=torch.float32)
+            expected = {key: (v * x - v * expected[key]) + expected[key] for key, x in given.items()}
+        same(whole(run.averager.weights(name)), expected)
+    frozen = run.averager.weights("slow")["2.bias"]
+    assert torch.equal(frozen.full_tensor(), seen[0]["2.bias"])
+
+
+def check_swap(run):
+    """Swapped weights are computed with, also where a forward pass left whole ones; and so are those put back."""
+    with torch.no_grad():
+        ours, before = whole(dict(run.model.named_parameters())), run.loss(0)
+        with run.averager.swapped(which="mean"):
+            inside = run.loss(0)
+        after = run.loss(0)
+        run.model.reshard()
+        same(whole(dict(run.model.named_parameters())), ours)
+        run.loss(0)
+        run.averager.copy_to(which="mean")
+        assert torch.equal(before, after) and torch.equal(inside, run.loss(0)) and not torch.equal(inside, before)
+
+
+class Saving(nn.Sequential):
+    def save_pretrained(self, folder, state_dict):
+        os.mkdir(folder)
+        save_file(state_dict, Path(folder) / "model.safetensors")
+
+
+def check_saving(run, folder):
+    type(run.model).save_pretrained = Saving.save_pretrained
+    expected = whole(run.averager.weights("last"))
+    run.averager.save_pretrained(folder, which="last")
+    dist.barrier()
+    same(load_file(folder / "model.safetensors"), expected)
+
+
+def main(example, folder, init):
+    dist.init_process_group("gloo", init_method=init, rank=int(os.environ["RANK"]), world_size=2)
+    spec = importlib.util.spec_from_file_location("example", example)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    reference = module.Run(folder / "whole")
+    check_whole_run(reference)
+
+    stopped = module.Run(folder / "stopped")
+    stopped.train(4, None)  # what came after step 3 is lost
+    resumed = module.Run(folder / "stopped")
+    resumed.load()
+    assert resumed.averager.step == 3
+    resumed.train(STEPS, None)
+    for name, expected in averages(reference).items():
+        same(whole(resumed.averager.weights(name)), expected)
+    check_swap(reference)
+    check_saving(resumed, folder / "saved")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -14,6 +14,7 @@ from .engine import verify as verify_output
 from .engine.folders import partial_folder, real_target
 from .engine.manifest import read_manifest, semantics_of
 from .engine.publish import StagingFolder
+from .engine.running import feasible
 from .engine.workplace import fits_in_memory, intermediates_of
 from .errors import CheckpointError, OutputError
 from .plan import make_plan, plan_all
@@ -69,6 +70,8 @@ def merge_all(
         return [Merged("", plans[0], run(plans[0], os.fspath(out), options, progress))]
     if out is not None:  # before any work, not when the last step begins
         last = next(plan for step, plan in zip(pipeline.steps, plans, strict=True) if step is pipeline.last)
+        for plan in plans:
+            feasible(plan, options)
         StagingFolder(Path(out), last, options.overwrite).check_target()
     total = sum(map(_tensor_bytes, plans))
     beside = sum(plan.bytes_written for plan in (plans[:-1] if out is not None else plans))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import click
 
-from .. import __version__
-from ._errors import Commands
+from ..errors import FastmergeError
+from ._errors import Commands, Failure
+from ._version import show_version
 from .analyze import analyze
 from .average import average
 from .bench import bench
@@ -31,16 +32,48 @@ from .verify import verify
 __all__ = ["main"]
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="fastmerge")
-def main() -> None:
+SECTIONS: dict[str, tuple[click.Command, ...]] = {
+    "Merge": (merge, multi, average, moe, merge_adapters),
+    "Look before": (plan, check, methods, schema),
+    "Look after": (verify, inspect, diff, analyze),
+    "Take apart and convert": (extract, emr, convert),
+    "This machine": (doctor, bench, clean, demo),
+}
+
+
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.option("--version", is_flag=True, help="Show the version; with --json what it runs on, too.")
+@click.option("--json", "as_json", is_flag=True, help="With --version: print JSON.")
+@click.option(
+    "--install-completion",
+    metavar="[bash|zsh|fish]",
+    is_flag=False,
+    flag_value="auto",
+    help="Let a shell complete commands and options. Without a name: the shell in use.",
+)
+@click.pass_context
+def main(context: click.Context, version: bool, as_json: bool, install_completion: str | None) -> None:
     """Merge the weights of fine-tuned language models: exact, streamed, resumable and verifiable."""
+    if version:
+        show_version(as_json)
+    elif install_completion is not None:
+        from ._completion import install
+
+        try:
+            click.echo(install(install_completion, main))
+        except FastmergeError as error:
+            raise Failure(error, as_json=False) from error
+    elif context.invoked_subcommand is None:
+        click.echo(context.get_help())
+    else:
+        return
+    context.exit()
 
 
-COMMANDS = (
-    merge, multi, average, moe, plan, check, verify, inspect, diff, analyze, extract, merge_adapters, emr, convert,
-    methods, schema, clean, doctor, bench, demo,
-)  # fmt: skip
-
-for command in (*COMMANDS, *OTHERS):
+for command in (*(command for section in SECTIONS.values() for command in section), *OTHERS):
     main.add_command(command)
+main.sections = {title: [str(command.name) for command in section] for title, section in SECTIONS.items()}

@@ -13,6 +13,7 @@ import click
 
 from ..errors import FastmergeError
 from . import _garbage
+from ._help import GroupedCommand, SectionedGroup
 from ._output import note
 
 FAILED = 2
@@ -25,7 +26,7 @@ class Failure(click.ClickException):
 
     def __init__(self, error: Exception, as_json: bool):
         super().__init__(str(error))
-        self._problems = getattr(error, "problems", ())
+        self._problems = tuple(dict.fromkeys(getattr(error, "problems", ())))
         self._notes = getattr(error, "notes", ())
         self._as_json = as_json
 
@@ -45,7 +46,7 @@ class Failure(click.ClickException):
             click.echo(f"error: {self.message}", err=True)
 
 
-class Command(click.Command):
+class Command(GroupedCommand):
     """A command whose errors become one message: as text, or as an object when it was called with ``--json``.
 
     Plugins (``_options.PLUGIN``) are loaded before it starts.
@@ -113,13 +114,10 @@ def _load_plugins(paths: Sequence[str]) -> None:
         load_plugin(path)
 
 
-class Commands(click.Group):
-    """A group that lists its commands in the order in which they were added."""
+class Commands(SectionedGroup):
+    """The group of all commands."""
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **settings: Any) -> Any:
         # Without arguments of its own it has those of the process, which then is this command.
         with _garbage.uncollected() if args is None else contextlib.nullcontext():
             return super().main(args, *more, **settings)
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        return list(self.commands)

@@ -38,8 +38,16 @@ MAPPED = {
 }
 
 
-def mergekit_flags(function: Callable) -> Callable:
-    """Add mergekit's options to a command (decorator). ``translate`` reads what they were set to."""
+def mergekit_flags(*listed: str) -> Callable:
+    """Return a decorator that adds mergekit's options to a command. ``translate`` reads what they were set to.
+
+    All are accepted, so that a command of mergekit can be checked before it is run; of those that only a run obeys,
+    the ``listed`` ones are in its help.
+    """
+
+    def of_runs(flag: str, **settings: Any) -> Callable:
+        return click.option(flag, hidden=_name(flag) not in listed, **settings)
+
     options = [
         click.option("--allow-crimes/--no-allow-crimes", default=None, help="Allow models of different types."),
         click.option(
@@ -50,9 +58,9 @@ def mergekit_flags(function: Callable) -> Callable:
         click.option("--copy-tokenizer/--no-copy-tokenizer", default=None, help="Copy a tokenizer.  [default: yes]"),
         click.option("--write-model-card/--no-write-model-card", default=None, help="Write README.md.  [default: yes]"),
         click.option("--random-seed", type=int, help="Same as --seed."),
-        click.option("--out-shard-size", type=ShardSize(), help="As --shard-size; 5B is 5e9 bytes."),
-        click.option("--num-threads", type=click.IntRange(min=1), help="Same as --threads."),
-        click.option("--cuda/--no-cuda", default=None, help="Same as --device auto, or cpu."),
+        of_runs("--out-shard-size", type=ShardSize(), help="As --shard-size; 5B is 5e9 bytes."),
+        of_runs("--num-threads", type=click.IntRange(min=1), help="Same as --threads."),
+        of_runs("--cuda/--no-cuda", default=None, help="Same as --device auto, or cpu."),
         click.option("--multi-gpu/--no-multi-gpu", default=None, hidden=True, help="Same as --device auto."),
         click.option("--gpu-rich", is_flag=True, default=None, hidden=True, help="Same as --device auto."),
         click.option("--transformers-cache", type=str, help="Folder of models that are downloaded from the hub."),
@@ -61,7 +69,7 @@ def mergekit_flags(function: Callable) -> Callable:
     for flag, (kind, notes) in IGNORED.items():
         value = {"is_flag": True, "default": None} if kind is None else {"type": kind}
         options.append(click.option(flag, _name(flag), **value, hidden=True, help=next(iter(notes.values()), _ALWAYS)))
-    return together(*options)(function)
+    return together(*options)
 
 
 def translate(given: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
@@ -80,7 +88,7 @@ def translate(given: dict[str, Any], say: Callable[[str], None]) -> dict[str, An
         os.environ["HF_HUB_CACHE"] = given["transformers_cache"]
     mapped = {ours: given[theirs] for theirs, ours in MAPPED.items() if given[theirs] is not None}
     # mergekit's own --device, which is named beside --cuda, is the one of this command.
-    if given["device"] is None:
+    if given.get("device") is None:
         gpus = given["cuda"] or given["multi_gpu"] or given["gpu_rich"]
         mapped["device"] = "auto" if gpus else "cpu" if given["cuda"] is False else DEFAULT
     return mapped

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from ._text import fixed_width
+
 
 def note(text: str, quiet: bool = False) -> None:
     """Print a note on stderr."""
@@ -35,18 +37,20 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: 
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    table = Table(box=SIMPLE_HEAD)
+    console = Console(width=fixed_width())
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i >= len(columns) - numbers else "left", overflow="fold")
     cells = [[*row] for row in rows]
     for row in cells:
         table.add_row(*row)
-    if not console.is_terminal:
+    if fixed_width() is None:
         # A pipe has no width: give every column the space that it needs.
         longest = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
         console = Console(width=sum(longest) + 3 * len(columns) + 3)
-    console.print(table, markup=False, highlight=False)
+    with console.capture() as capture:
+        console.print(table, markup=False, highlight=False)
+    click.echo("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()), nl=False)
 
 
 def _plain(value: Any) -> Any:

@@ -12,16 +12,38 @@ import click
 from ..errors import InvalidInput, Problem
 from ..sizes import show_size
 from ._mergekit import mergekit_flags, translate
-from ._options import DEVICE, JSON, PLUGIN, QUIET, RAM, SEED, SEMANTICS, SHARD_SIZE, STRICT, VRAM, together
+from ._options import (
+    BACKEND,
+    DEVICE,
+    JSON,
+    PLUGIN,
+    QUIET,
+    RAM,
+    SEED,
+    SEMANTICS,
+    SHARD_SIZE,
+    STRICT,
+    THREADS,
+    VRAM,
+    together,
+)
 from ._output import note, print_facts, print_json, print_table
 
 if TYPE_CHECKING:
     from ..plan.types import Plan
     from ..recipe.pipeline import Pipeline
 
-PLANNING = together(SEED, SEMANTICS, PLUGIN, SHARD_SIZE, RAM, DEVICE, VRAM, STRICT, JSON, QUIET, mergekit_flags)
+CHECKING = together(SEED, SEMANTICS, PLUGIN, STRICT, JSON, QUIET, mergekit_flags())
+PLANNING = together(
+    SEED, SEMANTICS, PLUGIN, SHARD_SIZE, RAM, DEVICE, VRAM, STRICT, JSON, QUIET,
+    mergekit_flags("out_shard_size", "cuda"),
+)  # fmt: skip
+RUNNING = together(
+    THREADS, BACKEND, SEED, SEMANTICS, PLUGIN, SHARD_SIZE, RAM, DEVICE, VRAM, STRICT, JSON, QUIET,
+    mergekit_flags("out_shard_size", "cuda", "num_threads"),
+)  # fmt: skip
 
-_PASSED = ("allow_mixed_types", "truncate_embeddings", "copy_tokenizer", "model_card")
+_PASSED = ("shard_size", "strict", "allow_mixed_types", "truncate_embeddings", "copy_tokenizer", "model_card")
 
 
 @dataclass(frozen=True)
@@ -57,19 +79,19 @@ def planned(recipe: str, given: dict[str, Any], **more: Any) -> Planned:
         note(text, silent)
     # A line of its own makes text of a recipe that came in one line.
     source = sys.stdin.read() + "\n" if recipe == "-" else recipe
-    return planned_source(source, options, **more)
+    name = "standard input" if recipe == "-" else "<recipe>"
+    return planned_source(source, options, name, **more)
 
 
-def planned_source(source: str, options: dict[str, Any], **more: Any) -> Planned:
+def planned_source(source: str, options: dict[str, Any], name: str = "<recipe>", **more: Any) -> Planned:
     """As ``planned``, of a path or text, with options in which mergekit's have been taken in."""
     from ..recipe.pipeline import load_pipeline
 
     silent = options["quiet"] or options["as_json"]
-    pipeline = load_pipeline(source, semantics=options.get("semantics"), seed=options.get("seed"))
+    pipeline = load_pipeline(source, semantics=options.get("semantics"), seed=options.get("seed"), name=name)
     from ..plan import plan_all  # of use to a recipe without mistakes
 
-    planning = {"shard_size": options["shard_size"], "strict": options["strict"]}
-    planning |= {name: options[name] for name in _PASSED if options.get(name) is not None}
+    planning = {name: options[name] for name in _PASSED if options.get(name) is not None}
     plans = click.get_current_context().with_resource(plan_all(pipeline, **planning, **more))
     for text in dict.fromkeys(text for plan in plans for text in plan.notes):
         note(text, silent)

@@ -10,9 +10,9 @@ import click
 from ..sizes import show_size
 from ._errors import Command
 from ._explaining import show_explanations
-from ._options import BACKEND, RECIPE, THREADS, together
+from ._options import RECIPE, together
 from ._output import note, print_facts, print_json
-from ._planning import PLANNING, Planned, planned, show_files, show_plans
+from ._planning import CHECKING, PLANNING, RUNNING, Planned, planned, show_files, show_plans
 from ._progress import progress
 
 if TYPE_CHECKING:
@@ -20,20 +20,18 @@ if TYPE_CHECKING:
     from ..pipelines import Merged
     from ..plan.types import Plan
 
-RUNNING = together(
+MERGING = together(
     click.option("--overwrite", is_flag=True, help="Replace an existing output of fastmerge."),
     click.option("--allow-nonfinite", is_flag=True, help="Let NaN and infinity pass, in inputs and results."),
     click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
-    THREADS,
-    BACKEND,
-    PLANNING,
+    RUNNING,
 )
 
 
 @click.command(cls=Command)
 @RECIPE
 @click.argument("out", type=click.Path())
-@RUNNING
+@MERGING
 def merge(recipe: str, out: str, dry_run: bool, **given: Any) -> None:
     """Merge the models of RECIPE (a file, or - for standard input) into the folder OUT.
 
@@ -53,7 +51,7 @@ def merge(recipe: str, out: str, dry_run: bool, **given: Any) -> None:
 @click.option("--out-path", type=click.Path(), help="Same as OUT.")
 @click.option("-I", "--intermediate-dir", type=click.Path(), help="Folder that keeps the results of named documents.")
 @click.option("--lazy/--no-lazy", default=True, help="Take over results that are there.  [default: lazy]")
-@RUNNING
+@MERGING
 def multi(
     recipe: str,
     out: str | None,
@@ -92,10 +90,11 @@ def plan(recipe: str, explain: str | None, files: bool, **given: Any) -> None:
 
 @click.command(cls=Command)
 @RECIPE
-@PLANNING
+@CHECKING
 def check(recipe: str, **given: Any) -> None:
     """Check RECIPE and its models, from headers and configs alone. Reports every problem at once."""
     found = planned(recipe, given)
+    recipe = "standard input" if recipe == "-" else recipe
     if given["as_json"]:
         print_json({"ok": True, "notes": list(dict.fromkeys(text for plan in found.plans for text in plan.notes))})
     elif not given["quiet"]:

@@ -28,7 +28,8 @@ TYPES = (
     type=click.Choice(TYPES),
     default="svd",
     show_default=True,
-    help="PEFT's combination_type. cat keeps the sum exactly, with the sum of the ranks.",
+    metavar="KIND",
+    help=f"PEFT's combination_type: {', '.join(TYPES)}. cat keeps the sum exactly, with the sum of the ranks.",
 )
 @click.option(
     "--weight",

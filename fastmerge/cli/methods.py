@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._errors import Command
+from ._method_pages import count, formula, limits, required, show_block, show_list, show_method, shown
 from ._options import JSON, PLUGIN, together
-from ._output import print_json, print_table
+from ._output import print_json
 
 if TYPE_CHECKING:
     from ..methods import Block, Method, Parameter
 
 PARAMETER_COLUMNS = ("parameter", "type", "default", "range", "one per", "meaning")
-COLUMNS = ("method", "formula", "base", "models", "parameters", "source")
 
 
 @click.command(cls=Command)
@@ -41,14 +41,12 @@ def methods(name: str | None, update: tuple[Path, ...], as_json: bool) -> None:
     if as_json:
         print_json([_values(method) for method in chosen.values()])
     elif name is not None:
-        _describe(chosen[name])
+        show_method(chosen[name], _blocks(chosen[name]))
     elif update:
         for path in update:
             path.write_text(_updated(path))
     else:
-        print_table(COLUMNS, [_row(method) for method in chosen.values()])
-        for block in BLOCKS:
-            click.echo(f"{block}: can be added to {', '.join(_takers(block))}; see fastmerge methods {block}")
+        show_list(chosen.values(), BLOCKS)
 
 
 def _updated(path: Path) -> str:
@@ -83,7 +81,7 @@ def _table() -> str:
     """Return a Markdown table of all methods: name, formula, source."""
     from ..methods import all_methods
 
-    rows = [(f"`{m.name}`", _code(_formula(m)), m.paper) for m in all_methods().values()]
+    rows = [(f"`{m.name}`", _code(formula(m)), m.paper) for m in all_methods().values()]
     return _markdown(("method", "formula", "source"), rows)
 
 
@@ -91,8 +89,8 @@ def _sections() -> str:
     """Return a Markdown section for every method and block, with its parameters."""
     from ..methods import BLOCKS, all_methods
 
-    methods = [(m.name, _formula(m), _needs(m), m.parameters) for m in all_methods().values()]
-    blocks = [(b.name, _formula(b), f"A block. {b.paper}.", _own_parameters(b)) for b in BLOCKS.values()]
+    methods = [(m.name, formula(m), _needs(m), m.parameters) for m in all_methods().values()]
+    blocks = [(b.name, formula(b), f"A block. {b.paper}.", _own_parameters(b)) for b in BLOCKS.values()]
     return "\n".join(
         f"## {name}\n\n{_code(formula)}\n\n{needs}\n"
         + ("\n" + _markdown(PARAMETER_COLUMNS, map(_parameter_row, parameters)) if parameters else "")
@@ -103,7 +101,7 @@ def _sections() -> str:
 def _needs(method: Method) -> str:
     """Return one line on what a method takes."""
     base = {"required": "Needs a base", "optional": "Takes a base", "ignored": "Takes no base"}[method.base]
-    text = f"{base}; models: {_count(method.inputs)}; semantics: {', '.join(method.semantics)}."
+    text = f"{base}; models: {count(method.inputs)}; semantics: {', '.join(method.semantics)}."
     if blocks := _blocks(method):
         text += f" Blocks: {', '.join(blocks)}."
     return f"{text} {method.paper}."
@@ -118,40 +116,6 @@ def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _row(method: Method) -> tuple[str, ...]:
-    return (
-        method.name,
-        _formula(method),
-        method.base,
-        _count(method.inputs),
-        ", ".join(f"{p.name}" + ("" if _required(p) else f"={_show(p.default)}") for p in method.parameters),
-        method.paper,
-    )
-
-
-def _formula(described: Method | Block) -> str:
-    """Return the first line of the docstring, without the citation that follows the formula."""
-    first = (inspect.getdoc(described) or "").split("\n", 1)[0]
-    return first.split("   (")[0]
-
-
-def _count(inputs: tuple[int, int | None]) -> str:
-    least, greatest = inputs
-    if greatest is None:
-        return f"{least} or more"
-    return str(least) if least == greatest else f"{least} to {greatest}"
-
-
-def _describe(method: Method) -> None:
-    click.echo(f"{method.name}\n\n{inspect.getdoc(method)}\n")
-    click.echo(f"base: {method.base}; models: {_count(method.inputs)}; semantics: {', '.join(method.semantics)}")
-    click.echo(f"source: {method.paper}\n")
-    if method.parameters:
-        print_table(PARAMETER_COLUMNS, map(_parameter_row, method.parameters))
-    if blocks := _blocks(method):
-        click.echo(f"blocks that a recipe may add: {', '.join(blocks)}")
-
-
 def _describe_block(block: Block, as_json: bool) -> None:
     """Describe a block, with the methods that take it."""
     parameters = _own_parameters(block)
@@ -159,9 +123,7 @@ def _describe_block(block: Block, as_json: bool) -> None:
         values = {"name": block.name, "doc": inspect.getdoc(block), "paper": block.paper}
         print_json(values | {"parameters": [_parameter(p) for p in parameters], "methods": _takers(block.name)})
         return
-    click.echo(f"{block.name}\n\n{inspect.getdoc(block)}\n\nmethods: {', '.join(_takers(block.name))}")
-    click.echo(f"source: {block.paper}\n")
-    print_table(PARAMETER_COLUMNS, map(_parameter_row, parameters))
+    show_block(block, parameters, _takers(block.name))
 
 
 def _own_parameters(block: Block) -> list[Parameter]:
@@ -184,30 +146,11 @@ def _blocks(method: Method) -> list[str]:
 
 
 def _parameter_row(p: Parameter) -> tuple[str, ...]:
-    return p.name, p.kind.__name__, "required" if _required(p) else _show(p.default), _range(p), _scope(p), p.doc
-
-
-def _range(parameter: Parameter) -> str:
-    if parameter.choices:
-        return ", ".join(parameter.choices)
-    low, high = parameter.minimum, parameter.maximum
-    if low is None and high is None:
-        return ""
-    return f"{'' if low is None else f'{low:g}'} .. {'' if high is None else f'{high:g}'}".strip()
+    return p.name, p.kind.__name__, "required" if required(p) else shown(p.default), limits(p), _scope(p), p.doc
 
 
 def _scope(parameter: Parameter) -> str:
     return "model" if parameter.per_model else "merge"
-
-
-def _required(parameter: Parameter) -> bool:
-    from ..methods import REQUIRED
-
-    return parameter.default is REQUIRED
-
-
-def _show(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 def _values(method: Method) -> dict[str, Any]:
@@ -217,6 +160,7 @@ def _values(method: Method) -> dict[str, Any]:
         "base": method.base,
         "inputs": method.inputs,
         "semantics": method.semantics,
+        "summary": method.summary,
         "paper": method.paper,
         "parameters": [_parameter(p) for p in method.parameters],
         "blocks": _blocks(method),
@@ -227,8 +171,8 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     return {
         "name": parameter.name,
         "kind": parameter.kind.__name__,
-        "required": _required(parameter),
-        "default": None if _required(parameter) else parameter.default,
+        "required": required(parameter),
+        "default": None if required(parameter) else parameter.default,
         "per_model": parameter.per_model,
         "minimum": parameter.minimum,
         "maximum": parameter.maximum,

@@ -11,7 +11,7 @@ from ._errors import Command
 from ._options import RECIPE, together
 from ._output import note
 from ._planning import planned, show_plans
-from .merge import RUNNING, run_plans
+from .merge import MERGING, run_plans
 
 _HIDDEN_STATES = "hidden states are computed in the dtype of the base model"
 _OF_MERGEKIT = {
@@ -27,7 +27,7 @@ _IGNORED = together(
 @click.command(cls=Command)
 @RECIPE
 @click.argument("out", type=click.Path())
-@RUNNING
+@MERGING
 @_IGNORED
 def moe(recipe: str, out: str, dry_run: bool, **given: Any) -> None:
     """Build a mixture of experts from the dense models of RECIPE, in the folder OUT.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..devices.names import DEFAULT, parse_devices
-from ..kernels import limited_threads, use_backend
+from ..kernels import OPERATIONS, limited_threads, use_backend
 from ..plan.types import OutputTensor, Plan
 from ..sizes import DEFAULT_RAM, parse_size
 from .batches import units
@@ -91,9 +91,8 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
         staging.locked(),
         PlannedFiles(plan) as inputs,
     ):
+        target, sizes = feasible(plan, options)
         staging.check_target()
-        target = choose(options.device, options.vram)
-        sizes = divide(plan.outputs, target.budget(options.ram), options.threads or default_threads(), options.chunk)
         inputs.open()
         with staging.made(), accounted(staging, plan), OutputFiles(str(staging.out), plan.shards) as outputs:
             outputs.open()
@@ -108,6 +107,19 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
         progress(total, total)
     report = meter.report(len(plan.outputs), resumed, sizes.workers, target.names, target.why, target.peak_bytes())
     return replace(report, notes=(*report.notes, *others))
+
+
+def feasible(plan: Plan, options: RunOptions) -> tuple[Target, Sizes]:
+    """Return where ``plan`` is computed, and how the memory is divided.
+
+    Raises:
+        BudgetError, FastmergeError, BackendError: the memory is too small, or a device or backend cannot be used.
+    """
+    target = choose(options.device, options.vram)
+    if options.backend not in (None, "auto") and any(output.method != "copy" for output in plan.outputs):
+        OPERATIONS["weighted_sum"].choose(target.names[0], options.backend)
+    budget = target.budget(options.ram)
+    return target, divide(plan.outputs, budget, options.threads or default_threads(), options.chunk)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class ArceeFusion(Method):
     base = "required"
     inputs = (1, 1)
     semantics = ("mergekit", "exact")
+    summary = "the base with the most changed elements"
     paper = "mergekit (Goddard et al. 2024, arXiv 2403.13257)"
     homogeneous = False
     neutral = False

@@ -25,6 +25,7 @@ class Breadcrumbs(Method):
     name = "breadcrumbs"
     base = "required"
     parameters = BAND_PARAMETERS
+    summary = "sum of deltas without largest and smallest"
     paper = "Davari and Belilovsky 2023, arXiv 2312.06795"
     on_strips = True
 

@@ -23,6 +23,7 @@ class BreadcrumbsTies(Method):
     name = "breadcrumbs_ties"
     base = "required"
     parameters = BAND_PARAMETERS
+    summary = "breadcrumbs, with signs elected as in ties"
     paper = "Davari and Belilovsky 2023, arXiv 2312.06795; Yadav et al. 2023, arXiv 2306.01708"
     on_strips = True
 

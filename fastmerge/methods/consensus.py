@@ -40,6 +40,7 @@ class Consensus(Method):
         TASK_DENSITY,
         SCALE,
     )
+    summary = "sum of deltas where several tasks agree"
     paper = "Wang et al. 2024, arXiv 2405.07813"
     on_strips = True
 

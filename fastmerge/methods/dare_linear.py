@@ -25,6 +25,7 @@ class DareLinear(Method):
     base = "required"
     parameters = DARE_PARAMETERS
     semantics = ("mergekit", "peft")
+    summary = "sum of deltas, elements dropped at random"
     paper = "Yu et al. 2024, arXiv 2311.03099"
     on_strips = True
     random = True

@@ -27,6 +27,7 @@ class DareTies(Method):
     base = "required"
     parameters = (*DARE_PARAMETERS, SIGN_METHOD)
     semantics = ("mergekit", "peft")
+    summary = "dare_linear, with signs elected as in ties"
     paper = "Yu et al. 2024, arXiv 2311.03099"
     on_strips = True
     random = True

@@ -29,6 +29,7 @@ class Della(RankedMethod):
 
     name = "della"
     parameters = della_parameters(normalize=True)
+    summary = "drops by rank of magnitude, elects signs"
     paper = "Deep et al. 2024, arXiv 2406.11617"
 
     def merge(self, group: Group) -> Solve:

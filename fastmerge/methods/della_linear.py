@@ -20,6 +20,7 @@ class DellaLinear(RankedMethod):
 
     name = "della_linear"
     parameters = della_parameters(normalize=False)
+    summary = "della without the election of signs"
     paper = "Deep et al. 2024, arXiv 2406.11617"
 
     def merge(self, group: Group) -> Solve:

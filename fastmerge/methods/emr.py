@@ -44,6 +44,7 @@ class Emr(Method):
         Parameter("task", int, minimum=-1, doc="the model that is restored, from 0; -1: none", neutral=0, example=1),
     )
     semantics = ("paper",)
+    summary = "elected delta, mask and scale of one task"
     paper = "Huang et al. 2024, arXiv 2405.17461"
     on_strips = True
     ordered = True

@@ -21,6 +21,7 @@ class Expo(Method):
     inputs = (1, 1)
     parameters = (Parameter("alpha", float, doc="how far to go on, as a share of the step", neutral=0.0, example=0.3),)
     semantics = ("paper",)
+    summary = "extrapolation along the delta of a model"
     paper = "Zheng et al. 2024, arXiv 2404.16792"
     on_strips = True
 

@@ -45,6 +45,7 @@ class Fisher(Method):
     )
     semantics = ("paper",)
     adds_delta = False
+    summary = "average weighted by Fisher information"
     paper = "Matena and Raffel 2022, arXiv 2111.09832"
 
     def merge(self, group: Group) -> Apply:

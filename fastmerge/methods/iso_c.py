@@ -24,6 +24,7 @@ class IsoC(SpectralMethod):
     """
 
     name = "iso_c"
+    summary = "sum of deltas, singular values made equal"
     paper = "Marczak et al. 2025, arXiv 2502.04959"
     stacked = False
 

@@ -31,6 +31,7 @@ class IsoCts(SpectralMethod):
             doc="share of the directions that come from the summed delta; the models' own share the others",
         ),
     )  # fmt: skip
+    summary = "iso_c, with directions of each task"
     paper = "Marczak et al. 2025, arXiv 2502.04959"
     ordered = True
 

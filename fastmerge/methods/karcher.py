@@ -34,6 +34,7 @@ class Karcher(Method):
         Parameter("max_iter", int, 10, minimum=0, doc="number of steps at most"),
         Parameter("tol", float, 1e-5, minimum=0.0, doc="length of a step, in radians, that is taken for 0"),
     )
+    summary = "mean of several models on the sphere"
     paper = "Karcher 1977 (10.1002/cpa.3160300502); mergekit (Goddard et al. 2024, arXiv 2403.13257)"
     on_strips = True
     adds_delta = False

@@ -49,6 +49,7 @@ class Knots(SpectralMethod):
         LAMBDA,
         MATRICES,
     )
+    summary = "deltas in one basis, merged there"
     paper = "Stoica et al. 2025, arXiv 2410.19735"
     random = True
 

@@ -24,6 +24,7 @@ class Linear(Method):
         Parameter("weight", float, per_model=True, doc="coefficient of the model", neutral=1.0),
         Parameter("normalize", bool, True, doc="divide by the sum of the weights"),
     )
+    summary = "weighted average"
     paper = "Wortsman et al. 2022, arXiv 2203.05482"
     on_strips = True
     adds_delta = False

@@ -29,6 +29,7 @@ class MagMax(Method):
         SCALE,
     )
     semantics = ("paper",)
+    summary = "the largest change of each element"
     paper = "Marczak et al. 2024, arXiv 2407.06322"
     on_strips = True
 

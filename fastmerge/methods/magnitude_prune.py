@@ -28,6 +28,7 @@ class MagnitudePrune(Method):
         SCALE,
     )
     semantics = ("peft",)
+    summary = "sum of deltas without small elements"
     paper = "PEFT (huggingface/peft), add_weighted_adapter"
     on_strips = True
 

@@ -32,6 +32,7 @@ class ModelStock(Method):
     base = "required"
     inputs = (2, None)
     parameters = (Parameter("filter_wise", bool, False, doc="one angle per vector along the last dimension"),)
+    summary = "average, drawn to the base by the angles"
     paper = "Jang et al. 2024, arXiv 2403.19522"
     on_strips = True
 

@@ -36,6 +36,7 @@ class MultiSlerp(Method):
             example=1e-3,
         ),
     )  # fmt: skip
+    summary = "spherical average around the mean"
     paper = "mergekit (Goddard et al. 2024, arXiv 2403.13257)"
     on_strips = True
     adds_delta = False

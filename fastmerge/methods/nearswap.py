@@ -36,6 +36,7 @@ class NearSwap(Method):
             neutral=1.0, example=1e-3,
         ),
     )  # fmt: skip
+    summary = "takes a model where it is near the base"
     paper = "mergekit (Goddard et al. 2024, arXiv 2403.13257)"
     on_strips = True
     homogeneous = False

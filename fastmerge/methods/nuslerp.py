@@ -41,6 +41,7 @@ class NuSlerp(Method):
             "nuslerp_row_wise", bool, False, doc="without flatten: vectors along the first dimension, not the last"
         ),
     )  # fmt: skip
+    summary = "slerp of two models, or of their deltas"
     paper = "mergekit (Goddard et al. 2024, arXiv 2403.13257)"
     on_strips = True
     adds_delta = False

@@ -17,6 +17,7 @@ class Passthrough(Method):
     base = "ignored"
     inputs = (1, 1)
     parameters = (Parameter("scale", float, 1.0, per_model=True, doc="factor of the tensor"),)
+    summary = "one model, as it is or scaled"
     paper = "mergekit (Goddard et al. 2024, arXiv 2403.13257)"
     on_strips = True
     adds_delta = False

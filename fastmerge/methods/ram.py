@@ -28,6 +28,7 @@ class Ram(Method):
     name = "ram"
     base = "required"
     parameters = (EPSILON,)
+    summary = "mean of each element over who changed it"
     paper = "Yuan et al. 2026, arXiv 2601.13572"
     on_strips = True
     homogeneous = False

@@ -41,6 +41,7 @@ class RamPlusTl(Method):
         Parameter("alpha", float, 0.2, doc="largest ratio of shared to unique changes that counts"),
         EPSILON,
     )
+    summary = "ram, amplified where one model changed"
     paper = "Yuan et al. 2026, arXiv 2601.13572"
     on_strips = True
     homogeneous = False

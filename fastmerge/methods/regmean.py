@@ -43,6 +43,7 @@ class RegMean(Method):
     )
     semantics = ("paper",)
     adds_delta = False
+    summary = "average that keeps the outputs of layers"
     paper = "Jin et al. 2023, arXiv 2212.09849"
 
     def merge(self, group: Group) -> Apply:

@@ -48,6 +48,7 @@ class Sce(Method):
         ),
         INT8_MASK,
     )
+    summary = "selects by variance, weighs, elects signs"
     paper = "Wan et al. 2024, arXiv 2408.07990"
     on_strips = True
 

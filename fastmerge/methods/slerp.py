@@ -36,6 +36,7 @@ class Slerp(Method):
             neutral=1.0, example=0.3,
         ),
     )  # fmt: skip
+    summary = "spherical interpolation of two models"
     paper = "Shoemake 1985 (SIGGRAPH, 10.1145/325334.325242)"
     on_strips = True
     adds_delta = False

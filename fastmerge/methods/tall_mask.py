@@ -38,6 +38,7 @@ class TallMask(Method):
     )
     semantics = ("paper",)
     ordered = True
+    summary = "one task out of the merged delta"
     paper = "Wang et al. 2024, arXiv 2405.07813"
     on_strips = True
 

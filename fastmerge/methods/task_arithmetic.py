@@ -30,6 +30,7 @@ class TaskArithmetic(Method):
         Parameter("rescale", bool, False, semantics=("mergekit",), doc="accepted; has no effect"),
     )
     semantics = ("mergekit", "peft")
+    summary = "the base plus the weighted sum of deltas"
     paper = "Ilharco et al. 2023, arXiv 2212.04089"
     on_strips = True
 

@@ -34,4 +34,5 @@ class TaskArithmeticSb(Extended):
     name = "task_arithmetic_sb"
     inner, blocks = TaskArithmetic(), (BoostBlock(prefix=""),)
     parameters = (*TaskArithmetic.parameters, *BOOST_PARAMETERS)
+    summary = "task_arithmetic with a boosted spectrum"
     paper = "Skorobogat et al. 2025, arXiv 2506.16506"

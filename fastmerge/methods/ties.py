@@ -76,6 +76,7 @@ class Ties(Method):
         ),
     )  # fmt: skip
     semantics = ("mergekit", "peft", *_WHOLE_MODEL, "sd-mecha")
+    summary = "trims deltas, elects signs, averages"
     paper = "Yadav et al. 2023, arXiv 2306.01708"
     on_strips = True
 

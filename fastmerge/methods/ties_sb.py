@@ -31,4 +31,5 @@ class TiesSb(Extended):
         *(replace(own, semantics=(), defaults=()) for own in Ties().parameters_of("mergekit")),
         *BOOST_PARAMETERS,
     )
+    summary = "ties with a boosted spectrum"
     paper = "Skorobogat et al. 2025, arXiv 2506.16506"

@@ -34,6 +34,7 @@ class TsvC(SpectralMethod):
         LAMBDA,
         MATRICES,
     )
+    summary = "one delta, cut to its largest directions"
     paper = "Gargiulo et al. 2025, arXiv 2412.00081"
     stacked = False
 

@@ -29,6 +29,7 @@ class Tsvm(SpectralMethod):
     """
 
     name = "tsvm"
+    summary = "directions of all deltas, made orthogonal"
     paper = "Gargiulo et al. 2025, arXiv 2412.00081"
     ordered = True
 

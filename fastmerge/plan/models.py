@@ -13,6 +13,7 @@ from ..checkpoint.locate import is_cached_repository
 from ..checkpoint.quantized import decoded
 from ..dtypes import DType, bfloat16, float16, float32, float64
 from ..errors import CheckpointError, Problem
+from ..recipe.document import place_of
 from ..recipe.types import ModelRef, Recipe
 from .adapting import attach
 from .findings import Findings
@@ -133,15 +134,15 @@ def open_models(recipe: Recipe, findings: Findings) -> dict[ModelRef, OpenModel]
     models = {}
     for index, reference in enumerate(recipe.models):
         folder = ModelRef(reference.path, reference.revision)
-        where = f"{recipe.path}: model {reference}"
         try:
             if folder not in opened:
                 place = locate(reference.folder or reference.path, reference.revision, _folder_of(recipe))
                 opened[folder] = decoded(open_checkpoint(place))
-                findings.problems.extend(_same_folder(where, folder, opened))
+                findings.problems.extend(_same_folder(recipe, folder, opened))
             model = _open(index, reference, opened[folder], split, findings, _folder_of(recipe))
         except CheckpointError as error:
-            findings.problem(where, str(error))
+            # The place names the model already.
+            findings.problem(_place(recipe, reference), str(error).removeprefix(f"{reference.path}: "))
         else:
             findings.problems.extend(_check(model))
             models[reference] = model
@@ -150,12 +151,17 @@ def open_models(recipe: Recipe, findings: Findings) -> dict[ModelRef, OpenModel]
     return models
 
 
-def _same_folder(where: str, reference: ModelRef, opened: Mapping[ModelRef, Checkpoint]) -> Iterator[Problem]:
+def _place(recipe: Recipe, reference: ModelRef) -> str:
+    """Return where the recipe names a model."""
+    return f"{place_of(recipe.path, recipe.text, str(reference))}: model {reference}"
+
+
+def _same_folder(recipe: Recipe, reference: ModelRef, opened: Mapping[ModelRef, Checkpoint]) -> Iterator[Problem]:
     """Yield a problem for a hub id and a folder that turn out to be one model, which counts as two otherwise."""
     place = os.path.realpath(opened[reference].place)
     for other, checkpoint in opened.items():
         if other != reference and os.path.realpath(checkpoint.place) == place:
-            yield Problem(where, f"is the same folder as {other}: {place}", "write both in one way")
+            yield Problem(_place(recipe, reference), f"is the same folder as {other}: {place}", "write both in one way")
 
 
 def _revision(reference: ModelRef) -> Iterator[str]:

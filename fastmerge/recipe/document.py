@@ -1,4 +1,4 @@
-"""YAML text with positions: safe loading, no duplicate keys, and the line of every key for messages."""
+"""YAML text with positions: safe loading, no duplicate keys, and the place of every key for messages."""
 
 from __future__ import annotations
 
@@ -26,27 +26,44 @@ class Document:
     data: Any
     nodes: yaml.Node | None = None
 
-    def line(self, path: KeyPath) -> int:
-        """Return the line of the deepest part of ``path`` that the text holds; 0 without text."""
-        node, line = self.nodes, 0 if self.nodes is None else self.nodes.start_mark.line + 1
+    def position(self, path: KeyPath) -> tuple[int, int] | None:
+        """Return line and column of the deepest part of ``path`` that the text holds; None without text."""
+        node, mark = self.nodes, None if self.nodes is None else self.nodes.start_mark
         for step in path:
             if isinstance(node, yaml.MappingNode):
                 found = next(((key, value) for key, value in node.value if key.value == step), None)
                 if found is None:
                     break
-                line, node = found[0].start_mark.line + 1, found[1]
+                mark, node = found[0].start_mark, found[1]
             elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
                 node = node.value[step]
-                line = node.start_mark.line + 1
+                mark = node.start_mark
             else:
                 break
-        return line
+        return None if mark is None else (mark.line + 1, mark.column + 1)
 
     def where(self, path: KeyPath = ()) -> str:
-        """Return ``file:line: key path``."""
-        line = self.line(path)
-        place = f"{self.name}:{line}" if line else self.name
+        """Return ``file:line:column: key path``."""
+        position = self.position(path)
+        place = f"{self.name}:{position[0]}:{position[1]}" if position else self.name
         return f"{place}: {key_path(path)}" if path else place
+
+
+def place_of(name: str, text: str, value: str) -> str:
+    """Return ``file:line:column`` of the first scalar that is ``value``, or ``name`` where there is none.
+
+    ``name`` is the recipe's file, which may hold more documents than ``text``, or stands for the text.
+    """
+    try:
+        if os.path.isfile(name):
+            with open(name, encoding="utf-8-sig") as file:
+                text = file.read()
+        events = list(yaml.parse(text, Loader=_Loader))
+    except (OSError, ValueError, yaml.YAMLError):
+        return name
+    scalars = (event for event in events if isinstance(event, yaml.ScalarEvent) and event.value == value)
+    mark = next((event.start_mark for event in scalars), None)
+    return f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
 
 
 def key_path(path: KeyPath) -> str:
@@ -66,15 +83,17 @@ def read_document(source: str | os.PathLike[str] | dict[str, Any]) -> Document:
     return documents[0]
 
 
-def read_documents(source: str | os.PathLike[str] | dict[str, Any]) -> list[Document]:
+def read_documents(source: str | os.PathLike[str] | dict[str, Any], name: str = "<recipe>") -> list[Document]:
     """Read the documents of a recipe, one or several, from a file, from YAML text (with a newline), or from a dict.
+
+    ``name`` stands for a text or dict in messages.
 
     Raises InvalidInput: no such file, not UTF-8, not YAML, a duplicate key, or no document.
     """
     if isinstance(source, dict):
-        return [Document("<recipe>", yaml.safe_dump(source, sort_keys=False), source)]
+        return [Document(name, yaml.safe_dump(source, sort_keys=False), source)]
     if isinstance(source, str) and "\n" in source:
-        return parse("<recipe>", source)
+        return parse(name, source)
     name = os.fspath(source)
     try:
         with open(name, encoding="utf-8-sig") as file:
@@ -104,7 +123,7 @@ def parse(name: str, text: str) -> list[Document]:
         return [Document(name, own, _Loader("").construct_document(node), node) for own, node in pairs]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{name}:{mark.line + 1}" if mark else name
+        place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         what = " ".join(part for part in (error.context, error.problem) if part)
         raise _invalid(place, f"is not valid YAML: {what}", _yaml_remedy(text, mark)) from None
     except (yaml.YAMLError, ValueError) as error:
@@ -164,9 +183,10 @@ def _duplicates(name: str, node: yaml.Node, path: KeyPath, seen: set[int]) -> li
         lines: dict[str, int] = {}
         for key, value in node.value:
             here, line = (*path, str(key.value)), key.start_mark.line + 1
+            place = f"{name}:{line}:{key.start_mark.column + 1}: {key_path(here)}"
             if isinstance(key, yaml.ScalarNode) and key.value in lines:
                 what = f"the key is there twice, first in line {lines[key.value]}"
-                problems.append(Problem(f"{name}:{line}: {key_path(here)}", what, "keep one"))
+                problems.append(Problem(place, what, "keep one"))
             lines.setdefault(str(key.value), line)
             problems += _duplicates(name, value, here, seen)
     return problems

@@ -30,8 +30,8 @@ def method_of(findings: Findings, path: KeyPath, name: str) -> Method | None:
     found = method_called(name)
     if found is None:
         names = method_names()
-        available = f"{did_you_mean(name, names)} available: {', '.join(names)}".lstrip()
-        findings.problem(path, f"unknown merge method {name!r}", available)
+        remedy = did_you_mean(name, names) or f"available: {', '.join(names)}"
+        findings.problem(path, f"unknown merge method {name!r}", remedy)
     return found
 
 

@@ -37,14 +37,20 @@ class Pipeline:
 
 
 def load_pipeline(
-    source: str | os.PathLike[str] | dict[str, Any], *, semantics: str | None = None, seed: int | None = None
+    source: str | os.PathLike[str] | dict[str, Any],
+    *,
+    semantics: str | None = None,
+    seed: int | None = None,
+    name: str = "<recipe>",
 ) -> Pipeline:
     """Read all documents of a recipe, as ``load`` reads one, and put them in order.
+
+    ``name`` stands for a text in messages.
 
     Raises:
         InvalidInput: every problem of every document; names that are missing, given twice or lead in a circle.
     """
-    documents = read_documents(source)
+    documents = read_documents(source, name)
     problems: list[Problem] = []
     notes: list[str] = []
     steps = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -13,8 +12,8 @@ from ..devices import gpus
 from ..devices.names import DEFAULT
 from ..engine.targets import choose
 from ..engine.working import default_threads
+from .versions import REQUIRED, version_of
 
-REQUIRED = ("torch", "numpy", "safetensors", "pydantic", "PyYAML", "click", "rich")
 OPTIONAL = {
     "huggingface_hub": "models given as hub ids (fastmerge[hub])",
     "triton": "kernels for GPUs (fastmerge[triton])",
@@ -37,9 +36,9 @@ def diagnose() -> dict[str, Any]:
             "fastmerge": __version__,
             "python": platform.python_version(),
             "system": platform.platform(),
-            **{name: _version(name) for name in REQUIRED},
+            **{name: version_of(name) for name in REQUIRED},
         },
-        "optional packages": {name: f"{_version(name) or 'not installed'}: {use}" for name, use in OPTIONAL.items()},
+        "optional packages": {name: f"{version_of(name) or 'not installed'}: {use}" for name, use in OPTIONAL.items()},
         "machine": {
             "cpu": _cpu_info("model name") or platform.processor() or platform.machine(),
             "instructions": " ".join(flag for flag in SIMD if flag in (_cpu_info("flags") or "").split()) or "unknown",
@@ -55,13 +54,6 @@ def diagnose() -> dict[str, Any]:
         **({} if gpus.why_none() else {"backends on GPUs": _choices("cuda")}),
         "environment": _environment(),
     }
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu_info(key: str) -> str | None:

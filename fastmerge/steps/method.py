@@ -149,6 +149,7 @@ class Method(ABC):
         inputs:     least and greatest number of inputs without the base; None is unbounded.
         parameters: what the recipe may set.
         semantics:  profiles that the method implements; the first is the default.
+        summary:    a few words for lists, 42 characters at most; the formula stands there without them.
         paper:      citation with arXiv number, or the tool that defined the method.
         adds_delta: True when the apply step adds a merged delta to the base, a ``DeltaMerge``: blocks can change it.
         random:     True when it draws random numbers, by the seed, the name of the tensor and the index of the model.
@@ -165,6 +166,7 @@ class Method(ABC):
     inputs: ClassVar[tuple[int, int | None]] = (1, None)
     parameters: ClassVar[tuple[Parameter, ...]] = ()
     semantics: ClassVar[tuple[str, ...]] = ("mergekit",)
+    summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     adds_delta: ClassVar[bool] = True
     random: ClassVar[bool] = False

@@ -33,7 +33,7 @@ def recipe(models, tmp_path):
 def test_parameters_after_gradients_and_filters(recipe, models, tmp_path):
     (found,) = call_json("plan", recipe, "--explain", UP)
     assert (found["name"], found["method"], found["semantics"], found["depth"]) == (UP, "ties", "mergekit", 1)
-    assert found["said_by"] == f"{recipe}:4: models" and found["parameters"]["normalize"] is False
+    assert found["said_by"] == f"{recipe}:4:1: models" and found["parameters"]["normalize"] is False
     assert found["base"]["model"] == f"{models}/base" and found["copied_from"] is None
     one, two = found["sources"]
     assert one["parameters"] == {"weight": 1, "density": 0.25} and one["adapters"] == 0
@@ -49,7 +49,7 @@ def test_parameters_after_gradients_and_filters(recipe, models, tmp_path):
 def test_rules(recipe, models):
     copied = call_json("plan", recipe, "--explain", "*.o_proj.*")
     assert {item["copied_from"] for item in copied} == {f"{models}/three"} and len(copied) == 2
-    assert {item["said_by"] for item in copied} == {f"{recipe}:10: rules[0]"}
+    assert {item["said_by"] for item in copied} == {f"{recipe}:10:5: rules[0]"}
     by_slerp = call_json("plan", recipe, "--explain", "k_proj")
     assert [(item["method"], item["parameters"]) for item in by_slerp] == [("slerp", {"t": 0.75})] * 2
 

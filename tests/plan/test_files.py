@@ -206,5 +206,5 @@ def test_strict_makes_problems_of_notes(family, plan_of):
     with pytest.raises(InvalidInput) as caught:
         plan_of(LINEAR + "smooth: true\n", strict=True)
     assert [str(problem) for problem in caught.value.problems] == [
-        "<recipe>:4: smooth: is a key of mergekit-evolve; it has no effect"
+        "<recipe>:4:1: smooth: is a key of mergekit-evolve; it has no effect"
     ]

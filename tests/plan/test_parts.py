@@ -160,7 +160,7 @@ def test_a_model_listed_twice_counts_twice(family, plan_of):
     )
     output = next(o for o in plan.outputs if o.name == UP.format(0))
     assert [t.model for t in output.inputs.every] == [0, 1, 0] and output.group["weight"] == (0.2, 0.5, 0.3)
-    assert plan.notes == ("<recipe>:2: models: a is listed 2 times; every entry counts",)
+    assert plan.notes == ("<recipe>:2:1: models: a is listed 2 times; every entry counts",)
 
 
 class TestModules:

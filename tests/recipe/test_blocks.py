@@ -43,7 +43,7 @@ def test_blocks_become_parameters_of_the_method():
 @pytest.mark.parametrize(
     ("blocks", "method", "message"),
     [
-        ("boost: {betta: 0.2}", "ties", ":8: boost.betta: unknown key (did you mean 'beta'?)"),
+        ("boost: {betta: 0.2}", "ties", ":8:9: boost.betta: unknown key (did you mean 'beta'?)"),
         ("boost: {svd_thresh: 0.1}", "ties", "boost.svd_thresh: unknown key (did you mean 'beta'?)"),
         ("boost: {beta: 2}", "ties", "boost.beta: is 2, expected a number in [0, 1]"),
         ("boost: {matrices: mlp}", "ties", "boost.matrices: is 'mlp', expected one of attn_mlp, all"),

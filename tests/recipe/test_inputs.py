@@ -32,7 +32,7 @@ def test_a_method_without_base_takes_it_as_one_of_the_models() -> None:
 def test_a_method_without_base_appends_one_that_is_not_listed() -> None:
     text = f"{LINEAR}base_model: b\nmodels: [a, c]\n"
     assert inputs(text)[:2] == (None, ["a", "c", "b"])
-    assert load(text).notes == ("<recipe>:4: models: base_model b is one more input: linear has no base",)
+    assert load(text).notes == ("<recipe>:4:1: models: base_model b is one more input: linear has no base",)
 
 
 def test_slices_without_base_do_not_take_the_base_model() -> None:

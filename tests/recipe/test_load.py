@@ -36,7 +36,7 @@ def test_fields() -> None:
     expert, adapter = ModelRef("org/expert-a"), ModelRef("org/adapter")
     (slice_,) = recipe.slices
     assert slice_.sources[0].model == ModelRef("org/expert-a", lora=adapter) != expert
-    assert slice_.sources[0].where == f"{DATA / 'dare_ties.yml'}:4: models[0]"
+    assert slice_.sources[0].where == f"{DATA / 'dare_ties.yml'}:4:5: models[0]"
     assert recipe.models == (recipe.base, slice_.sources[0].model, ModelRef("org/expert-b"))
 
 
@@ -83,9 +83,9 @@ models:
 @pytest.mark.parametrize(
     ("name", "notes"),
     [
-        ("ties", ["ties.yml:19: parameters.int8_mask: has no effect here; it does not change the result"]),
-        ("model_stock", ["model_stock.yml:4: normalize: is not a parameter of model_stock; it has no effect"]),
-        ("task_arithmetic", [":3: allow_negative_weights: is a key of mergekit-evolve; it has no effect"]),
+        ("ties", ["ties.yml:19:3: parameters.int8_mask: has no effect here; it does not change the result"]),
+        ("model_stock", ["model_stock.yml:4:1: normalize: is not a parameter of model_stock; it has no effect"]),
+        ("task_arithmetic", [":3:1: allow_negative_weights: is a key of mergekit-evolve; it has no effect"]),
         ("slerp", []),
     ],
 )
@@ -99,4 +99,4 @@ def test_what_has_no_effect_is_noted(name: str, notes: list[str]) -> None:
 def test_parameters_of_a_listed_base_are_noted() -> None:
     recipe = load("merge_method: ties\nbase_model: b\nparameters: {weight: 1}\nmodels:\n"
                   "- {model: b, parameters: {weight: 0.2}}\n- model: a\n")  # fmt: skip
-    assert recipe.notes == ("<recipe>:5: models[0]: is the base model; its own parameters have no effect",)
+    assert recipe.notes == ("<recipe>:5:3: models[0]: is the base model; its own parameters have no effect",)

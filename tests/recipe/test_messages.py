@@ -16,21 +16,21 @@ METHODS = list(all_methods().values())
 
 # Parts of the message for every recipe of the folder ``invalid``.
 INVALID = {
-    "002_cabs": [":14: merge_method: unknown merge method 'cabs'"],
-    "003_core_space": [":6: merge_method: unknown merge method 'core_space' (available: "],
-    "005_dare_linear": [":6: is not valid YAML", "delete this line; a recipe does not hold notebook commands"],
+    "002_cabs": [":14:1: merge_method: unknown merge method 'cabs'"],
+    "003_core_space": [":6:1: merge_method: unknown merge method 'core_space' (available: "],
+    "005_dare_linear": [":6:2: is not valid YAML", "delete this line; a recipe does not hold notebook commands"],
     "007_dare_merge": ["'dare_merge'", "neither models nor slices", "'auto' is not a dtype"],
     "008_dare_ties": ["neither models nor slices"],
-    "009_dare_ties": [":8: models[0].parameters.dare: is no parameter", ":14: models[1].parameters.dare: is no"],
+    "009_dare_ties": [":8:7: models[0].parameters.dare: is no parameter", ":14:7: models[1].parameters.dare: is no"],
     "011_encoder_decoder_weighted": ["unknown merge method 'encoder_decoder_weighted'"],
     "012_evolve": [":1: genome: this is a configuration of mergekit-evolve"],
     "013_linear": [
-        ":3: models[0]: org/model-a: linear needs",
+        ":3:5: models[0]: org/model-a: linear needs",
     ],
     "014_lrp": ["unknown merge method 'lrp'"],
-    "017_nuslerp": [":4: is not valid YAML"],
+    "017_nuslerp": [":4:10: is not valid YAML"],
     "018_nuslerp": ["nuslerp needs a value for 'weight'"],
-    "019_passthrough": [":14: is not valid YAML", "check the indentation"],
+    "019_passthrough": [":14:1: is not valid YAML", "check the indentation"],
     "020_placeholder": ["unknown merge method '<method>'", "'<dtype>' is not a dtype"],
     "021_ranked_ties": ["unknown merge method 'ranked_ties'"],
     "022_sample_ties": ["unknown merge method 'sample_ties'"],
@@ -43,7 +43,7 @@ INVALID = {
         "value for 't'",
     ],
     "031_slerp": ["slerp needs a base model"],
-    "032_task_arithmetic": [":5: slices[0].sources[1]: org/model-a: task_arithmetic needs a value for 'weight'"],
+    "032_task_arithmetic": [":5:9: slices[0].sources[1]: org/model-a: task_arithmetic needs a value for 'weight'"],
     "035_ties": ["the base model org/model-a is not one of the sources"],
     "037_ties_merge": ["unknown merge method 'ties_merge'", "neither models nor slices"],
 }
@@ -70,7 +70,7 @@ def test_mixtures_of_experts(shared: Path) -> None:
         if file.stem in without_prompts:
             assert "has no positive_prompts, of which gate_mode hidden makes its router" in refusal(file)
         elif file.stem == "011_moe":
-            assert ":4: experts: is '...'" in refusal(file)
+            assert ":4:1: experts: is '...'" in refusal(file)
         else:
             recipe = load(file)
             assert recipe.mixture is not None
@@ -82,39 +82,41 @@ SLICE = "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range:
 
 MESSAGES = {
     # Keys
-    LINEAR + "outdtype: float16\n": "<recipe>:4: outdtype: unknown key (did you mean 'out_dtype'?)",
+    LINEAR + "outdtype: float16\n": "<recipe>:4:1: outdtype: unknown key (did you mean 'out_dtype'?)",
     LINEAR.replace(
         "[a, b]", "[{model: a, weight: 1}, b]"
-    ): "<recipe>:2: models[0].weight: is a parameter, and has no effect here (write it under parameters:)",
-    LINEAR + "merge_method: ties\n": "<recipe>:4: merge_method: the key is there twice, first in line 1 (keep one)",
-    LINEAR + "modules: {x: {models: [a]}}\n": "<recipe>:1: both models and modules are given (give one of them)",
+    ): "<recipe>:2:21: models[0].weight: is a parameter, and has no effect here (write it under parameters:)",
+    LINEAR + "merge_method: ties\n": "<recipe>:4:1: merge_method: the key is there twice, first in line 1 (keep one)",
+    LINEAR + "modules: {x: {models: [a]}}\n": "<recipe>:1:1: both models and modules are given (give one of them)",
     LINEAR.replace(
         "models: [a, b]", "modules: {x: {models: [a, b]}}"
-    ): "<recipe>:2: modules.x: which tensors the module 'x' has is not known (add filter:, glob: or regex:",
+    ): "<recipe>:2:11: modules.x: which tensors the module 'x' has is not known (add filter:, glob: or regex:",
     LINEAR + "slices: [{sources: [{model: a, layer_range: [0, 1]}]}]\n": "both models and slices are given",
     LINEAR.replace(
         "[a, b]", "[{model: a, layer_range: [0, 1]}, b]"
-    ): "<recipe>:2: models[0].layer_range: models: takes whole models (use slices: with sources: to choose layers)",
+    ): "<recipe>:2:21: models[0].layer_range: models: takes whole models (use slices: with sources: to choose layers)",
     LINEAR.replace("[a, b]", "[{weight: 1}, b]"): "models[0]: model is missing (add model:)",
-    LINEAR.replace("[a, b]", "[7, b]"): "<recipe>:2: models[0]: is 7, expected names and values",
-    LINEAR.replace("[a, b]", "[{model: 7}, b]"): "<recipe>:2: models[0].model: 7 is not a model; expected the path",
-    LINEAR.replace("linear", "linaer"): "unknown merge method 'linaer' (did you mean 'linear'? available: ",
-    SLICE + "  merge_method: slrp\n": "<recipe>:4: slices[0].merge_method: unknown merge method 'slrp' (did you mean",
+    LINEAR.replace("[a, b]", "[7, b]"): "<recipe>:2:10: models[0]: is 7, expected names and values",
+    LINEAR.replace("[a, b]", "[{model: 7}, b]"): "<recipe>:2:11: models[0].model: 7 is not a model; expected the path",
+    LINEAR.replace("linear", "linaer"): "unknown merge method 'linaer' (did you mean 'linear'?)",
+    SLICE + "  merge_method: slrp\n": "<recipe>:4:3: slices[0].merge_method: unknown merge method 'slrp' (did you mean",
     SLICE + "  merge_method: slerp\n": "<recipe>: slerp needs a base model",
-    "models: [a]\n": "<recipe>:1: merge_method is missing (add merge_method:)",
+    "models: [a]\n": "<recipe>:1:1: merge_method is missing (add merge_method:)",
     # Words
-    LINEAR + "dtype: q4_k_m\n": "<recipe>:4: dtype: 'q4_k_m' is not a dtype for merged weights; expected bfloat16, ",
-    LINEAR + "out_dtype: torch.int64\n": "<recipe>:4: out_dtype: 'torch.int64' is not a dtype",
+    LINEAR + "dtype: q4_k_m\n": "<recipe>:4:1: dtype: 'q4_k_m' is not a dtype for merged weights; expected bfloat16, ",
+    LINEAR + "out_dtype: torch.int64\n": "<recipe>:4:1: out_dtype: 'torch.int64' is not a dtype",
     LINEAR
     + "tokenizer: {tokens: {x: {source: {kind: one}}}}\n": "tokens.x.source: {'kind': 'one'} is no source of a token",
     LINEAR + "tokenizer: {source: a}\ntokenizer_source: a\n": "both tokenizer and tokenizer_source are given",
-    LINEAR + "seed: -1\n": "<recipe>:4: seed: Input should be greater than or equal to 0, got -1",
+    LINEAR + "seed: -1\n": "<recipe>:4:1: seed: Input should be greater than or equal to 0, got -1",
     LINEAR + "semantics: fusionbench\n": "linear does not have the semantics 'fusionbench' (available: mergekit)",
     # Parameters
     LINEAR.replace(
         "weight: 1", "wieght: 1"
-    ): "<recipe>:3: parameters.wieght: unknown parameter (did you mean 'weight'?)",
-    LINEAR.replace("weight: 1", "weight: null"): "<recipe>:3: parameters.weight: is None, expected a number, a list of",
+    ): "<recipe>:3:14: parameters.wieght: unknown parameter (did you mean 'weight'?)",
+    LINEAR.replace(
+        "weight: 1", "weight: null"
+    ): "<recipe>:3:14: parameters.weight: is None, expected a number, a list of",
     LINEAR.replace("weight: 1", "weight: []"): "parameters.weight: is an empty list",
     LINEAR.replace("weight: 1", "weight: [1, [2]]"): "parameters.weight: is [1, [2]], expected a number",
     LINEAR.replace("weight: 1", "weight: {filter: x}"): "parameters.weight: has a filter without a value (add value:)",
@@ -133,25 +135,25 @@ MESSAGES = {
     "merge_method: passthrough\nbase_model: b\nmodels: [a]\n": "passthrough takes 1 model(s), found 2: a, b (delete "
     "base_model: the method has none)",
     "merge_method: slerp\nbase_model: b\nmodels: [b]\n": "slerp takes 1 model(s) besides the base, found 0: none",
-    SLICE.replace("0, 2", "2, 2"): "<recipe>:3: slices[0].sources[0]: layer_range is [2, 2], expected [first, end]",
+    SLICE.replace("0, 2", "2, 2"): "<recipe>:3:13: slices[0].sources[0]: layer_range is [2, 2], expected [first, end]",
     SLICE.replace("0, 2", "-1, 2"): "layer_range is [-1, 2], expected [first, end] with 0 <= first < end",
     SLICE.replace("0, 2", "0, 2.5"): "layer_range[1]: is 2.5, expected a whole number",
     SLICE.replace("0, 2", "2"): "slices[0].sources[0].layer_range: List should have at least 2 items",
     SLICE
-    + "- sources: [a]\n": "<recipe>:4: slices[1].sources[0]: a has no layer_range (add layer_range: [first, end])",
+    + "- sources: [a]\n": "<recipe>:4:13: slices[1].sources[0]: a has no layer_range (add layer_range: [first, end])",
     "merge_method: slerp\nbase_model: a\nparameters: {t: 1}\nslices:\n- sources:\n"
-    "  - {model: a, layer_range: [0, 2]}\n  - {model: b, layer_range: [0, 3]}\n": "<recipe>:5: slices[0]: the sources "
-    "have different numbers of layers: [0, 2], [0, 3] (make them equal)",
+    "  - {model: a, layer_range: [0, 2]}\n  - {model: b, layer_range: [0, 3]}\n": "<recipe>:5:3: slices[0]: the "
+    "sources have different numbers of layers: [0, 2], [0, 3] (make them equal)",
     # Files
-    "- a\n- b\n": "<recipe>:1: is a list, expected keys and values",
+    "- a\n- b\n": "<recipe>:1:1: is a list, expected keys and values",
     "\n": "<recipe>: the recipe is empty",
     "a: &x [*x]\n": "expands to more than 200000 YAML nodes",
     "a: &a [1, 1]\n"
     + "".join(
         f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(9)
     ): "expands to more than 200000 YAML nodes",
-    "a: !!python/object/apply:os.getcwd []\n": "<recipe>:1: is not valid YAML: could not determine a constructor",
-    "a:\n\tb: 1\n": "<recipe>:2: is not valid YAML: while scanning for the next token found character",
+    "a: !!python/object/apply:os.getcwd []\n": "<recipe>:1:4: is not valid YAML: could not determine a constructor",
+    "a:\n\tb: 1\n": "<recipe>:2:1: is not valid YAML: while scanning for the next token found character",
     "a: " + "[" * 500 + "]" * 500 + "\n": "is nested too deeply",
     "a: " + "9" * 5000 + "\n": "is not valid YAML",
 }
@@ -176,13 +178,13 @@ models:
 dtype: bf16
 tokenizer_source: union
 """)
-    assert re.findall(r"<recipe>:(\d+): (\S+): ", message) == [
-        ("9", "models[2].weights"),
-        ("10", "dtype"),
-        ("5", "models[0].parameters.densty"),
-        ("8", "models[2]"),
-        ("7", "models[1].parameters.weight"),
-        ("7", "models[1].parameters.density"),
+    assert re.findall(r"<recipe>:(\d+:\d+): (\S+): ", message) == [
+        ("9:5", "models[2].weights"),
+        ("10:1", "dtype"),
+        ("5:29", "models[0].parameters.densty"),
+        ("8:5", "models[2]"),
+        ("7:18", "models[1].parameters.weight"),
+        ("7:37", "models[1].parameters.density"),
     ]
 
 

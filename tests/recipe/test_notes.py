@@ -11,11 +11,11 @@ TIES = "merge_method: ties\nbase_model: base\nparameters: {weight: 1}\nmodels: [
 SLERP = "merge_method: slerp\nbase_model: base\nparameters: {t: 0.5}\nmodels: [a]\n"
 
 NOTES = {
-    TIES + "align_weights: zipit\n": "<recipe>:5: align_weights: is no key of a recipe; it has no effect",
-    TIES + "density: 0.5\n": "<recipe>:5: density: has no effect; density is a parameter: write it under parameters:",
-    TIES + "t: 0.5\n": "<recipe>:5: t: is not a parameter of ties; it has no effect",
-    TIES + "out_path: x\n": "<recipe>:5: out_path: has no effect; the output folder is given to the command",
-    TIES + "smooth: false\n": "<recipe>:5: smooth: is a key of mergekit-evolve; it has no effect",
+    TIES + "align_weights: zipit\n": "<recipe>:5:1: align_weights: is no key of a recipe; it has no effect",
+    TIES + "density: 0.5\n": "<recipe>:5:1: density: has no effect; density is a parameter: write it under parameters:",
+    TIES + "t: 0.5\n": "<recipe>:5:1: t: is not a parameter of ties; it has no effect",
+    TIES + "out_path: x\n": "<recipe>:5:1: out_path: has no effect; the output folder is given to the command",
+    TIES + "smooth: false\n": "<recipe>:5:1: smooth: is a key of mergekit-evolve; it has no effect",
     TIES.replace("{weight: 1}", "{weight: 1, dtype: float16}"): "parameters.dtype: is not a parameter, so it has no "
     "effect; write dtype: at the top level",
     TIES.replace("{weight: 1}", "{weight: 1, t: 1}"): "parameters.t: is not a parameter of ties; it has no effect",
@@ -26,11 +26,11 @@ NOTES = {
     TIES.replace("[a, b]", "[{model: a, parameters: {normalize: false}}, b]"): "normalize: is one value for all models",
     TIES.replace("[a, b]", "[{model: a, revision: 7}, b]"): "models[0].revision: is taken as a@7; mergekit ignores it",
     TIES.replace("[a, b]", "[{model: a, lora: l}, b]"): "models[0].lora: is taken as a+l; mergekit ignores it",
-    TIES.replace("[a, b]", "[a, b, a]"): "<recipe>:4: models: a is listed 2 times; every entry counts",
+    TIES.replace("[a, b]", "[a, b, a]"): "<recipe>:4:1: models: a is listed 2 times; every entry counts",
     TIES.replace("{weight: 1}", "{weight: 1, density: [0.5, 2]}"): "parameters.density: what is above 1 counts as 1",
     SLERP.replace(
         "0.5", "[{pattern: mlp, value: 1}, {value: 0}]"
-    ): "<recipe>:3: parameters.t[0].pattern: has no effect",
+    ): "<recipe>:3:19: parameters.t[0].pattern: has no effect",
     SLERP.replace("0.5", "[{filter: '*.mlp', value: 1}, 0]"): "t[0].filter: '*.mlp' is a part of no name; patterns are",
 }
 
@@ -61,7 +61,7 @@ def test_what_is_said_of_the_result_is_kept_for_its_card() -> None:
     ("wrong", "right"), [("dype", "dtype"), ("base-model", "base_model"), ("Merge_Method", "merge_method")]
 )
 def test_a_near_miss_of_a_key_is_an_error(wrong: str, right: str) -> None:
-    with pytest.raises(InvalidInput, match=rf":5: {wrong}: unknown key \(did you mean '{right}'\?\)"):
+    with pytest.raises(InvalidInput, match=rf":5:1: {wrong}: unknown key \(did you mean '{right}'\?\)"):
         load(TIES + f"{wrong}: x\n")
 
 

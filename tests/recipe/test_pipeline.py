@@ -52,15 +52,15 @@ def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "r.yml").write_text(
         documents("m", "n", names="x-").replace("weight: 1}\nmodels: [n]", "wight: 1}\nmodels: [n]")
     )
-    with pytest.raises(InvalidInput, match=r"r.yml:7: parameters.wight: unknown parameter"):
+    with pytest.raises(InvalidInput, match=r"r.yml:7:14: parameters.wight: unknown parameter"):
         load_pipeline(tmp_path / "r.yml")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (documents("m", "n", names="--"), r"2 documents have no name, at <recipe>:1, <recipe>:5"),
-        (documents("m", "n", "o", names="xx-"), r"<recipe>:6: the name 'x' is given twice"),
+        (documents("m", "n", names="--"), r"2 documents have no name, at <recipe>:1:1, <recipe>:5:1"),
+        (documents("m", "n", "o", names="xx-"), r"<recipe>:6:1: the name 'x' is given twice"),
         (documents("y", "x", "x", names="xy-"), r"documents use each other in a circle: x, y, the last document"),
         (documents("m", "n", names=("a/b", "-")), r"'a/b' is no name for a folder"),
         (documents("m", "n", names=("..", "-")), r"'..' is no name for a folder"),
@@ -77,6 +77,6 @@ def test_one_recipe_is_asked_for() -> None:
 
 
 def test_a_slip_in_the_name_of_a_document() -> None:
-    with pytest.raises(InvalidInput, match=r":6: uses 'fist', which no document is named \(write first\)"):
+    with pytest.raises(InvalidInput, match=r":6:1: uses 'fist', which no document is named \(write first\)"):
         load_pipeline(documents("m, n", "fist, m", names=["first", "-"]))
     assert load_pipeline(documents("m, n", "fist@main, m", names=["first", "-"])).last

@@ -1,0 +1,60 @@
+"""How help looks: options and commands in groups, with texts that are not cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import click
+
+INPUT, RUNNING, MERGEKIT, OTHER = "Input and output", "Running", "mergekit's names", "Options"
+
+# By the name of an option; the others stand under OTHER.
+_GROUPS = {
+    **dict.fromkeys(
+        ("overwrite", "allow_nonfinite", "shard_size", "plugins", "seed", "semantics", "out_path", "intermediate_dir",
+         "lazy", "explain", "files"), INPUT),
+    **dict.fromkeys(
+        ("threads", "backend", "ram", "device", "vram", "dry_run", "strict", "as_json", "quiet"), RUNNING),
+    **dict.fromkeys(
+        ("allow_crimes", "unsafe_truncate_embeddings", "copy_tokenizer", "write_model_card", "random_seed",
+         "out_shard_size", "num_threads", "cuda", "transformers_cache"), MERGEKIT),
+}  # fmt: skip
+
+
+class GroupedCommand(click.Command):
+    """A command that lists its options in groups, if it takes those of mergekit; else in one list."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {INPUT: [], RUNNING: [], MERGEKIT: [], OTHER: []}
+        parameters = self.get_params(context)
+        grouped = any(_GROUPS.get(parameter.name or "") == MERGEKIT for parameter in parameters)
+        for parameter in parameters:
+            record = parameter.get_help_record(context)
+            if record is not None and isinstance(parameter, click.Option):
+                groups[_GROUPS.get(parameter.name or "", OTHER) if grouped else OTHER].append(record)
+        for title, records in groups.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+class SectionedGroup(click.Group):
+    """A group that lists its commands under titles, each with the first sentence of its help, whole.
+
+    Attributes:
+        sections: the names of commands by title; empty: all of them.
+    """
+
+    sections: Mapping[str, Sequence[str]] = {}
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        sections = self.sections or {"Commands": [name for name in self.commands if not self.commands[name].hidden]}
+        width = max(len(name) for names in sections.values() for name in names)
+        for title, names in sections.items():
+            # Longer than any sentence: click cuts what is longer.
+            records = [(name.ljust(width), self.commands[name].get_short_help_str(1000)) for name in names]
+            with formatter.section(title):
+                formatter.write_dl(records)

@@ -71,6 +71,10 @@ class BudgetError(FastmergeError, MemoryError):
     """A tensor cannot be processed within the memory budget; the message says how much is needed."""
 
 
+class ShardError(FastmergeError, RuntimeError):
+    """Ranks that merge shards together cannot go on: one of them failed or does not answer. Raised on all others."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str | None:
     """Return the choice that ``name`` was probably meant to be, or None: what "did you mean" asks."""
     close = difflib.get_close_matches(name.replace("-", "_").lower(), list(choices), n=1, cutoff=0.75)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from .errors import InvalidInput, Problem
 from .kernels import FLOATS, use_backend, why_not_plain
-from .methods import Configured, configure, find_method
+from .methods import configure, find_method
+from .sharded import Prepared, merge_parts, mesh_of, options_of
 from .steps.driver import Job, merge_sources, solve_without_data
 from .steps.inputs import Inputs
 from .steps.source import Resident
@@ -42,6 +44,7 @@ def merge_state_dicts(
     Float tensors (float32, bfloat16, float16) are merged as ``functional.merge_tensors`` does. Other
     tensors must be equal in every input and are copied. Tensors may lie on several devices (a ``device_map``), each
     name on one: what lies on a GPU is merged there, on its current stream, side by side with other GPUs.
+    Of tensors that are sharded over a mesh (DTensor) every rank merges its part: see ``docs/shards.md``.
 
     Args:
         base:       the base, or None for methods that take none. A module stands for its ``state_dict()``.
@@ -62,6 +65,7 @@ def merge_state_dicts(
     Raises:
         InvalidInput: arguments, names, shapes, dtypes or devices are wrong; all of it is named at once.
         ValueError:   the method cannot merge the values of a tensor; the message names it.
+        ShardError:   of sharded tensors: it failed on another rank, or one does not answer.
         BackendError: a pinned backend cannot run.
 
     >>> import torch
@@ -74,6 +78,38 @@ def merge_state_dicts(
     if isinstance(models, (Mapping, torch.nn.Module)):
         raise InvalidInput([Problem("models", "is one model; expected a list of state dicts", "write [model]")])
     given = ({} if base is None else {"base": base}) | {f"models[{i}]": model for i, model in enumerate(models)}
+    prepare = partial(
+        _prepared, method=method, semantics=semantics, seed=seed, dtype=dtype, parameters=parameters
+    )  # fmt: skip
+    states = {label: _tensors_of(model) for label, model in given.items()}
+    mesh = mesh_of([*states.values(), out])
+    with use_backend(backend):
+        if mesh is not None:
+            return merge_parts(mesh, states, out, prepare)
+        merge = prepare(states, out)
+        jobs = [_job(merge, name) for name in merge.inputs if name not in merge.tied]
+        for job in jobs[:1]:  # the parameters are the same for all
+            solve_without_data(job.method, job.group)
+        merge.copy()
+        merge_sources(jobs)
+    if out is not None:
+        return dict(merge.targets)
+    names = next(iter(states.values()))
+    targets, tied = merge.targets, merge.tied
+    return {name: targets[tied[name]].clone() if name in tied else targets[name] for name in names}
+
+
+def _prepared(
+    given: Mapping[str, Any],
+    out: Mapping[str, Tensor] | None,
+    *,
+    method: str,
+    semantics: str | None,
+    seed: int,
+    dtype: torch.dtype | None,
+    parameters: Mapping[str, Any],
+) -> Prepared:
+    """Check what is to be merged, make targets where there are none, and copy what is not merged."""
     named = {label: _state_dict(label, model) for label, model in given.items()}
     states = [state for label, state in named.items() if label != "base"]
     origin = named.get("base")
@@ -95,26 +131,24 @@ def merge_state_dicts(
     if problems or configured is None:
         raise InvalidInput(problems)
     configured = configured.within(states[0])
-    _refuse_early(configured, states[0])
-
-    merged = {}
-    jobs = []
+    targets, floats, copies = {}, {}, {}
     for name, like in (states[0] if origin is None else origin).items():
-        if out is None and name in tied:
-            continue
         inputs = Inputs(None if origin is None else origin[name], tuple(state[name] for state in states))
-        target = torch.empty_like(like, dtype=_dtype(inputs.every, dtype)) if out is None else out[name]
-        if not like.is_floating_point():
-            target.copy_(like)
+        if like.is_floating_point():
+            floats[name] = inputs
+        else:
+            copies[name] = like
+        if out is not None:
+            targets[name] = out[name]
         elif name not in tied:
-            jobs.append(Job(configured.method, configured.group(name, like.shape), Resident.of(inputs), target))
-        merged[name] = target
-    with use_backend(backend):
-        merge_sources(jobs)
-    if out is not None:
-        return merged
-    names = states[0] if origin is None else origin
-    return {name: merged[tied[name]].clone() if name in tied else merged[name] for name in names}
+            targets[name] = torch.empty_like(like, dtype=_dtype(inputs.every, dtype))
+    return Prepared(configured, floats, targets, copies, tied, options_of(configured, origin is not None))
+
+
+def _job(merge: Prepared, name: str) -> Job:
+    target = merge.targets[name]
+    group = merge.configured.group(name, target.shape)
+    return Job(merge.configured.method, group, Resident.of(merge.inputs[name]), target)
 
 
 @torch.no_grad()
@@ -151,16 +185,18 @@ def merge_(
     >>> torch.allclose(model.bias, before - 1)
     True
     """
-    if isinstance(target, torch.nn.Module):
-        target = target.state_dict()
+    target = _tensors_of(target)
     if base is None and find_method(method).base == "required":
         base = target
     merge_state_dicts(base, models, method=method, out=target, **options)
 
 
-def _state_dict(label: str, model: StateDict | torch.nn.Module) -> StateDict:
+def _tensors_of(model: StateDict | torch.nn.Module) -> StateDict:
+    return model.state_dict() if isinstance(model, torch.nn.Module) else model
+
+
+def _state_dict(label: str, state: StateDict) -> StateDict:
     """Return the tensors of an input; what torch would compute as it reads them is made."""
-    state = model.state_dict() if isinstance(model, torch.nn.Module) else model
     if not isinstance(state, Mapping):
         what = f"is a {type(state).__name__}; expected a state dict or a module"
         raise InvalidInput([Problem(label, what, "give one for each model, as a list")])
@@ -170,14 +206,6 @@ def _state_dict(label: str, model: StateDict | torch.nn.Module) -> StateDict:
 
 def _dtype(tensors: Sequence[Tensor], dtype: torch.dtype | None) -> torch.dtype:
     return dtype if dtype is not None and tensors[0].is_floating_point() else promoted(tensors)
-
-
-def _refuse_early(configured: Configured, model: StateDict) -> None:
-    """Let the method refuse its parameters before anything is written; they are the same for every tensor."""
-    for name, tensor in model.items():
-        if tensor.is_floating_point():
-            solve_without_data(configured.method, configured.group(name, tensor.shape))
-            return
 
 
 def _input_problems(named: Mapping[str, StateDict]) -> list[Problem]:

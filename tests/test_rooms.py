@@ -17,8 +17,8 @@ ROOT = Path(fastmerge.__file__).resolve().parents[1]
 # From the ground up: a room may use those before it. The root is the public API; its rooms come last.
 ROOMS = (
     "errors", "sizes", "dtypes", "kernels", "devices", "steps", "checkpoint", "methods", "recipe", "plan", "engine",
-    "tensors", "functional", "state_dicts", "pipelines", "api", "schedules", "averaging", "training", "analysis",
-    "extraction", "conversion", "adapters", "emr", "statistics", "reports", "integrations", "demo", "cli",
+    "sharded", "tensors", "functional", "state_dicts", "pipelines", "api", "schedules", "averaging", "training",
+    "analysis", "extraction", "conversion", "adapters", "emr", "statistics", "reports", "integrations", "demo", "cli",
     "__main__",
 )  # fmt: skip
 # What the root holds for all: its version, and the extensions that are built into it.

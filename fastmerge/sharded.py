@@ -1,0 +1,307 @@
+"""Tensors that are sharded over a device mesh (DTensor): between them and the local parts that are merged."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .errors import InvalidInput, Problem, ShardError
+from .methods import Configured
+from .steps.driver import solve_without_data
+from .steps.inputs import Inputs
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+
+    from .steps.shards import Ranks
+
+Named = Mapping[str, Mapping[str, Any]]
+"""State dicts by what they are called in messages."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is to be merged, checked: local parts.
+
+    Attributes:
+        configured: the method and its parameters.
+        inputs:     of the float tensors, by name.
+        targets:    what is written, by name; without those that are tied and new.
+        copies:     the tensors of other dtypes, by name.
+        tied:       names that are another name's tensor in every input, and that name.
+        options:    what else all ranks must have alike, as text.
+    """
+
+    configured: Configured
+    inputs: Mapping[str, Inputs[Tensor]]
+    targets: Mapping[str, Tensor]
+    copies: Mapping[str, Tensor] = field(default_factory=dict)
+    tied: Mapping[str, str] = field(default_factory=dict)
+    options: Sequence[str] = ()
+
+    def copy(self) -> None:
+        """Copy what is not merged."""
+        for name, tensor in self.copies.items():
+            self.targets[name].copy_(tensor)
+
+
+def options_of(configured: Configured, has_base: bool) -> list[str]:
+    """Return what all ranks must be told alike, as text."""
+    models = f"{configured.models} models with{'' if has_base else 'out'} a base"
+    values = {name: configured.values[name] for name in sorted(configured.values)}
+    return [
+        f"by method {configured.method.name} ({configured.semantics})", models, f"with seed {configured.seed}",
+        f"with parameters {values}",
+    ]  # fmt: skip
+
+
+def mesh_of(states: Iterable[Any]) -> DeviceMesh | None:
+    """Return the mesh of the first tensor that is sharded over one, or None."""
+    if "torch.distributed.tensor" not in sys.modules:  # so nothing can be
+        return None
+    for state in states:
+        for tensor in state.values() if isinstance(state, Mapping) else ():
+            if is_sharded(tensor):
+                return tensor.device_mesh
+    return None
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Return True for a DTensor, whatever its placement."""
+    return type(tensor).__name__ == "DTensor" and isinstance(tensor, Tensor)
+
+
+def merge_parts(
+    mesh: DeviceMesh,
+    given: Named,
+    out: Mapping[str, Any] | None,
+    prepare: Callable[[dict[str, Any], dict[str, Any] | None], Prepared],
+) -> dict[str, Tensor]:
+    """Merge the local parts of state dicts; return the merged tensors, as their inputs are. A collective call.
+
+    Args:
+        mesh:    of all sharded tensors.
+        given:   the inputs, the base first if there is one.
+        out:     what is written into; None for new tensors.
+        prepare: checks the local parts, and makes targets where there are none.
+    Raises:
+        InvalidInput: on every rank, with what is wrong on any of them.
+        ShardError:   another rank failed, or does not answer.
+    """
+    from .steps.shards import Agreement, Ranks, merge_shards
+
+    ranks = Ranks(mesh)
+    ranks.doing = "comparing what is to be merged"
+    parts = _Parts(mesh, ranks)
+    prepared, error = None, None
+    try:
+        prepared = prepare(*parts.localized(given, out))
+    except Exception as failure:
+        error = failure
+    tied = _agreed(ranks, parts, prepared, error)
+    assert prepared is not None, "what failed on this rank was raised"
+    with Agreement(ranks) as agreement:
+        jobs = [
+            parts.job(prepared, name, inputs) for name, inputs in prepared.inputs.items() if name not in tied
+        ]  # fmt: skip
+        if problems := [Problem(job.group.name, job.refusal, _REMEDY) for job in jobs if job.refusal]:
+            raise InvalidInput(problems)
+        for job in jobs[:1]:
+            solve_without_data(job.method, job.group)  # refuses parameters that contradict each other
+        prepared.copy()
+        merge_shards(jobs, ranks, agreement)
+        ranks.doing = "finishing"
+    found = {name: prepared.targets[tied.get(name, name)] for name in parts.like}
+    if out is not None:
+        return {name: out[name] for name in parts.like}
+    return {name: parts.whole(name, local.clone() if name in tied else local) for name, local in found.items()}
+
+
+_REMEDY = "merge it replicated (.redistribute), or from files with fastmerge.merge"
+
+
+class _Parts:
+    """The local parts of sharded tensors, and the way back."""
+
+    def __init__(self, mesh: DeviceMesh, ranks: Ranks):
+        self._mesh, self._ranks = mesh, ranks
+        # The tensors of the first input, which the others are compared with.
+        self.like: Mapping[str, Any] = {}
+        # Many tensors of a model are alike.
+        self._runs: dict[Any, tuple[Any, Any]] = {}
+
+    def localized(self, given: Named, out: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Return the local parts of all state dicts; InvalidInput where they are not placed alike."""
+        first, self.like = next(iter(given.items()), ("models", {}))
+        problems = []
+        states = dict(given) if out is None else {**given, "out": out}
+        for label, state in states.items():
+            for name, tensor in state.items() if isinstance(state, Mapping) else ():
+                if name in self.like and isinstance(tensor, Tensor):
+                    where, like_where = f"{label}[{name!r}]", f"{first}[{name!r}]"
+                    problems += self._problems(where, tensor, like_where, self.like[name])
+        if problems:
+            raise InvalidInput(problems)
+        local = {label: _local(state) for label, state in states.items()}
+        return {label: local[label] for label in given}, local.get("out")
+
+    def _problems(self, where: str, tensor: Any, like_where: str, like: Any) -> list[Problem]:
+        if not is_sharded(tensor):
+            if not tensor.is_floating_point() and not is_sharded(like):
+                return []  # a buffer that is only copied
+            remedy = "distribute it over the mesh too, with distribute_tensor"
+            return [Problem(where, "is a plain tensor, and others are sharded (DTensor)", remedy)]
+        if tensor.device_mesh != self._mesh:
+            return [Problem(where, f"is sharded over {tensor.device_mesh}, others over {self._mesh}", "use one mesh")]
+        unknown = [placement for placement in tensor.placements if _split(placement) is _UNKNOWN]
+        if unknown:
+            return [Problem(where, f"has placement {unknown[0]}; expected shards or replicas", "call .redistribute")]
+        if not is_sharded(like):
+            return [Problem(where, f"is sharded (DTensor), {like_where} is a plain tensor", "distribute both")]
+        if tensor.shape != like.shape:
+            return [Problem(where, f"has shape {tuple(tensor.shape)}, {like_where} has {tuple(like.shape)}")]
+        if tuple(tensor.placements) != tuple(like.placements):
+            what = f"has placements {tuple(tensor.placements)}, {like_where} has {tuple(like.placements)}"
+            return [Problem(where, what, "call .redistribute")]
+        expected = self._local_shape(tensor)
+        if tuple(tensor.to_local().shape) != expected:
+            what = f"has a local part of shape {tuple(tensor.to_local().shape)}; its placements give {expected}"
+            return [Problem(where, what, "make it with distribute_tensor or fully_shard")]
+        return []
+
+    def _local_shape(self, tensor: DTensor) -> tuple[int, ...]:
+        from .steps.shards.runs import local_shape
+
+        return local_shape(tensor.shape, self._ranks.shape, _splits(tensor), self._ranks.coordinate)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a whole tensor."""
+        return tuple(self.like[name].shape)
+
+    def placements(self, name: str) -> str:
+        """Return how a tensor lies on the mesh."""
+        return str(tuple(self.like[name].placements)) if is_sharded(self.like[name]) else "plain"
+
+    def job(self, prepared: Prepared, name: str, inputs: Inputs[Tensor]) -> Any:
+        """Return the job of this rank's part of a tensor."""
+        from .steps.shards import ShardJob
+        from .steps.shards.runs import runs_at, runs_of_ranks
+
+        shape, mesh, splits = self.shape(name), self._ranks.shape, _splits(self.like[name])
+        key = shape, tuple(splits)
+        if key not in self._runs:
+            self._runs[key] = runs_at(shape, mesh, splits, self._ranks.coordinate), runs_of_ranks(shape, mesh, splits)
+        return ShardJob(
+            prepared.configured.method,
+            prepared.configured.group(name, shape),
+            inputs,
+            prepared.targets[name],
+            *self._runs[key],
+            all(split is None or size == 1 for split, size in zip(splits, mesh, strict=True)),
+        )
+
+    def whole(self, name: str, local: Tensor) -> Tensor:
+        """Return the tensor of which ``local`` is this rank's part: as that of the first input."""
+        like = self.like[name]
+        if not is_sharded(like):
+            return local
+        from torch.distributed.tensor import DTensor
+
+        return DTensor.from_local(
+            local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        )
+
+
+_UNKNOWN = object()
+
+
+def _split(placement: Any) -> Any:
+    """Return (dimension, pieces) of a shard, None of a replica, else ``_UNKNOWN``; see ``runs.Split``."""
+    if placement.is_replicate():
+        return None
+    kind = type(placement).__name__
+    if kind == "_StridedShard":
+        return placement.dim, placement.split_factor
+    return (placement.dim, 1) if kind == "Shard" else _UNKNOWN
+
+
+def _splits(tensor: DTensor) -> list[Any]:
+    return [_split(placement) for placement in tensor.placements]
+
+
+def _local(state: Any) -> Any:
+    if not isinstance(state, Mapping):
+        return state
+    return {name: tensor.to_local() if is_sharded(tensor) else tensor for name, tensor in state.items()}
+
+
+def _agreed(ranks: Ranks, parts: _Parts, prepared: Prepared | None, error: Exception | None) -> Mapping[str, str]:
+    """Compare what the ranks are to merge, and return the tied names; raise what is wrong on any of them, on all."""
+    lines = [] if prepared is None else _signature(parts, prepared)
+    digest = hashlib.blake2b("\n".join(lines).encode()).hexdigest()
+    problems = error.problems if isinstance(error, InvalidInput) else ()
+    elements = set() if prepared is None else {n for n, i in prepared.inputs.items() if i.tensors[0].numel()}
+    mine = (
+        problems,
+        None if error is None else str(error),
+        digest,
+        {} if prepared is None else prepared.tied,
+        elements,
+    )
+    told = ranks.everyone(mine)
+    if any(message is not None for _, message, *_ in told):
+        _raise(ranks, error, [(found, message) for found, message, *_ in told])
+    if any(other != digest for _, _, other, *_ in told):
+        raise InvalidInput(_differences(ranks, ranks.everyone(lines)))
+    tied = {name: first for *_, theirs, _ in told for name, first in theirs.items()}
+    for position, (*_, theirs, theirs_elements) in enumerate(told):
+        for name, first in tied.items():
+            if name in theirs_elements and theirs.get(name) != first:
+                what = f"shares its memory with {first!r} on another rank, not on rank {ranks[position]}"
+                raise InvalidInput([Problem(f"models[0][{name!r}]", what, "tie them on all ranks, or on none")])
+    return tied
+
+
+def _raise(ranks: Ranks, error: Exception | None, told: Sequence[tuple[Sequence[Problem], str | None]]) -> None:
+    """Raise what failed on any rank while the merge was prepared."""
+    if all(not problems for problems, message in told if message is not None):
+        if error is not None:
+            raise error
+        lines = {message: ranks[at] for at, (_, message) in reversed(list(enumerate(told))) if message is not None}
+        raise ShardError("\n".join(f"on rank {rank}: {message}" for message, rank in lines.items()))
+    everywhere = [problem for problem in told[0][0] if all(problem in problems for problems, _ in told)]
+    found = list(everywhere)
+    for at, (problems, _) in enumerate(told):
+        others = [problem for problem in problems if problem not in everywhere]
+        found += [Problem(f"rank {ranks[at]}: {each.where}", each.what, each.remedy) for each in others]
+    raise InvalidInput(found)
+
+
+def _signature(parts: _Parts, prepared: Prepared) -> list[str]:
+    """Return what all ranks must have alike, one line per option and per tensor."""
+    lines = list(prepared.options)
+    for name in parts.like:
+        inputs = prepared.inputs[name].every if name in prepared.inputs else (prepared.copies[name],)
+        target = prepared.targets[prepared.tied.get(name, name)]
+        dtypes = ", ".join(str(tensor.dtype) for tensor in (*inputs, target))
+        lines.append(f"tensor {name!r}: {parts.shape(name)}, {parts.placements(name)}, {dtypes}")
+    return lines
+
+
+def _differences(ranks: Ranks, told: Sequence[Sequence[str]]) -> list[Problem]:
+    """Return the first difference of each rank from the first one."""
+    problems = []
+    for at, lines in enumerate(told):
+        if lines != told[0]:
+            count = min(len(lines), len(told[0]))
+            i = next((i for i in range(count) if lines[i] != told[0][i]), count)
+            mine, first = (each[i] if i < len(each) else "nothing more" for each in (lines, told[0]))
+            what = f"is to merge {mine}, where rank {ranks[0]} has {first}"
+            problems.append(Problem(f"rank {ranks[at]}", what, "call with the same arguments, names and order"))
+    return problems

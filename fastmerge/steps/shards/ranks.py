@@ -1,0 +1,127 @@
+"""Ranks: what those of a device mesh tell each other. An error on one of them is raised on all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from ...errors import ShardError
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """The ranks of a mesh, in its flattened order.
+
+    Attributes:
+        position: of this rank.
+        doing:    what is going on, with names of tensors; errors of the transport say it.
+    """
+
+    def __init__(self, mesh: DeviceMesh):
+        coordinate = mesh.get_coordinate()
+        if coordinate is None:
+            raise ShardError(
+                f"rank {dist.get_rank()} holds no part of tensors on {mesh}; merge on the ranks of the mesh"
+            )
+        self.shape = tuple(mesh.mesh.shape)
+        self.coordinate = tuple(coordinate)
+        self.position = int(np.ravel_multi_index(self.coordinate, self.shape))
+        self.doing = "merging shards"
+        self._mesh = mesh
+        self._global = mesh.mesh.flatten().tolist()
+        # For messages between two ranks: they may lie on no common line of a mesh of several dimensions.
+        self._group = mesh.get_group() if mesh.ndim == 1 else None
+
+    def __len__(self) -> int:
+        return len(self._global)
+
+    def __getitem__(self, position: int) -> int:
+        """The number of a rank in the world."""
+        return self._global[position]
+
+    def total(self, state: np.ndarray) -> np.ndarray:
+        """Return the sum of int64 ``state`` over all ranks."""
+
+        def add() -> Tensor:
+            sums = torch.from_numpy(state).to(self._mesh.device_type, copy=True)
+            for group in self._mesh.get_all_groups():
+                dist.all_reduce(sums, group=group)
+            return sums.cpu()
+
+        return self._talk(add).numpy()
+
+    def everyone(self, mine: T) -> list[T]:
+        """Return what each rank has given, in their order."""
+
+        def gather() -> list[Any]:
+            found: list[Any] = [mine]
+            for group in reversed(self._mesh.get_all_groups()):
+                told: list[Any] = [None] * dist.get_world_size(group)
+                dist.all_gather_object(told, found, group)
+                found = [value for part in told for value in part]
+            return found
+
+        return self._talk(gather)
+
+    def exchange(self, sends: Mapping[int, Tensor], sizes: Mapping[int, int], like: Tensor) -> dict[int, Tensor]:
+        """Send bytes to ranks while so many arrive from others; all sizes are above 0."""
+        received = {peer: torch.empty(size, dtype=torch.uint8, device=like.device) for peer, size in sizes.items()}
+        operations = [dist.P2POp(dist.isend, tensor, self[peer], self._group) for peer, tensor in sends.items()]
+        operations += [dist.P2POp(dist.irecv, tensor, self[peer], self._group) for peer, tensor in received.items()]
+
+        def talk() -> None:
+            for request in dist.batch_isend_irecv(operations) if operations else ():
+                request.wait()
+
+        self._talk(talk)
+        return received
+
+    def _talk(self, talk: Callable[[], T]) -> T:
+        try:
+            return talk()
+        except RuntimeError as error:
+            raise ShardError(
+                f"rank {self[self.position]}: {self.doing}: other ranks of the mesh do not answer; each of them must "
+                f"make the same call (the timeout is that of the process group): {error}"
+            ) from error
+
+
+class Agreement:
+    """A context in which all ranks go on together: what fails on one of them is raised on all when it ends.
+
+    Before ranks exchange anything, they agree (``check``) that none has failed: so none waits for one that did.
+    """
+
+    def __init__(self, ranks: Ranks):
+        self._ranks = ranks
+
+    def __enter__(self) -> Agreement:
+        return self
+
+    def check(self) -> None:
+        """Go on if all ranks do; else raise what failed on another one."""
+        self._settle(None)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, ShardError) and (error is None or isinstance(error, Exception)):
+            self._settle(error)
+
+    def _settle(self, error: Exception | None) -> None:
+        ranks = self._ranks
+        if not ranks.total(np.array([error is not None], np.int64))[0]:
+            return
+        told = ranks.everyone(None if error is None else str(error) or type(error).__name__)
+        if error is not None:
+            return
+        first: dict[str, int] = {}
+        for position, message in enumerate(told):
+            if message is not None:
+                first.setdefault(message, ranks[position])
+        raise ShardError("\n".join(f"on rank {rank}: {message}" for message, rank in first.items()))

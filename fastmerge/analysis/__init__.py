@@ -1,4 +1,4 @@
-"""What N fine-tuned models did to their base: a report with pictures, made by streaming."""
+"""What N fine-tuned models did to their base: a page with pictures, made by streaming."""
 
 from .run import analyze
 from .theorem import Collapse, rank_collapse

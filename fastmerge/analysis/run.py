@@ -43,7 +43,7 @@ def analyze(
 
     Args:
         models, base:  folders, hub ids or ``model+adapter``, as recipes name models.
-        out:           folder of the report (``index.md``, pictures, CSV files); it appears when it is complete.
+        out:           folder of the report (``report.html``, tables, a recipe); it appears when it is complete.
         beta:          of Subspace Boosting, in the pictures of singular values.
         show:          parts of names: singular values of these matrices are shown. By default of an attention and
                        an MLP matrix in the middle.
@@ -77,10 +77,10 @@ def analyze(
         if theorem:
             analysis.theorem = rank_collapse()
         with appearing(target) as folder:
-            summary, notes = write_report(folder, analysis)
+            summary = write_report(folder, analysis)
             files = tuple(sorted(path.name for path in folder.iterdir()))
     of_models = analysis.family.notes if analysis.family else ()
-    return AnalysisReport(str(Path(out).absolute()), files, summary, (*of_models, *notes))
+    return AnalysisReport(str(Path(out).absolute()), files, summary, of_models)
 
 
 class _Work:

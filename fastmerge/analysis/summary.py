@@ -14,7 +14,7 @@ from .family import Family
 from .measures import Measure, add_up, cosines, opposed_shares, weighted_opposed_shares
 from .types import Analysis
 
-__all__ = ["by_cell", "summarize", "users_histogram"]
+__all__ = ["by_cell", "by_layer", "summarize", "users_histogram"]
 
 BINS = 24
 
@@ -26,6 +26,15 @@ def by_cell(analysis: Analysis, family: Family) -> dict[tuple[str, int], Measure
         if tensor.layer is not None:
             cells.setdefault((tensor.module, tensor.layer), []).append(analysis.measures[tensor.name])
     return {key: add_up(found) for key, found in cells.items()}
+
+
+def by_layer(analysis: Analysis, family: Family) -> dict[int, Measure]:
+    """Return the measures of the layers, rising."""
+    layers: dict[int, list[Measure]] = {}
+    for tensor in family.tensors:
+        if tensor.layer is not None:
+            layers.setdefault(tensor.layer, []).append(analysis.measures[tensor.name])
+    return {layer: add_up(layers[layer]) for layer in sorted(layers)}
 
 
 def users_histogram(analysis: Analysis, models: int) -> tuple[list[float], list[float]]:

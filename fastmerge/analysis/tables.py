@@ -24,6 +24,9 @@ def write_tables(folder: Path, analysis: Analysis) -> None:
         _write_tensors(folder / "tensors.csv", analysis, analysis.family)
         _write_pairs(folder / "pairs.csv", analysis, analysis.family)
         _write_spectra(folder / "spectra.csv", analysis, analysis.family)
+        _write(
+            folder / "leading.csv", ("tensor", "model", "index", "singular_value"), _leading(analysis, analysis.family)
+        )
     if analysis.directions:
         _write(folder / "directions.csv", ("tensor", "direction", "users", "squared_norm"), _directions(analysis))
     if analysis.theorem is not None:
@@ -32,6 +35,12 @@ def write_tables(folder: Path, analysis: Analysis) -> None:
         values = zip(found.counts, found.noise, found.ranks, strict=True)
         rows = ((count, noise, found.common, rank, found.floor) for count, noise, rank in values)
         _write(folder / "theorem.csv", columns, rows)
+
+
+def _leading(analysis: Analysis, family: Family) -> Iterator[Sequence[Any]]:
+    for name, found in analysis.ranks.items():
+        for label, values in zip(family.labels, found.leading, strict=True):
+            yield from ((name, label, index, value) for index, value in enumerate(values, 1))
 
 
 def _directions(analysis: Analysis) -> Iterator[Sequence[Any]]:

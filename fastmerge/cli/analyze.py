@@ -39,10 +39,11 @@ from ._progress import progress
 def analyze(
     models: tuple[str, ...], base: str | None, out: str, ram: int, as_json: bool, quiet: bool, **options
 ) -> None:
-    """Report what MODELS changed in their base, with pictures and tables.
+    """Report what MODELS changed in their base, and what to merge them by, with pictures and tables.
 
     Cosines of the deltas, norms, densities and sign conflicts by layer and module, singular values before and after
-    merging and boosting, stable ranks as models are added. Pictures need matplotlib (pip install 'fastmerge[plot]').
+    merging and boosting, stable ranks as models are added. The report is one page, report.html, with what to try first
+    in words and as a recipe, and tables beside it. A stopped analysis goes on when its command is run again.
     """
     from ..analysis import analyze as analyze_models
 
@@ -65,4 +66,4 @@ def analyze(
     if choice:
         names = ", ".join(choice["models"])
         click.echo(f"least in common: {names} (alignment {choice['score']:.3f}, of all pairs {choice['usual']:.3f})")
-    click.echo(f"report: {report.folder}/index.md, {len(report.files)} files")
+    click.echo(f"report: {report.folder}/report.html, {len(report.files)} files")

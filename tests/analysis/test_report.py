@@ -1,63 +1,158 @@
-"""The report: pictures that are not empty, text that says what they show, and tables alone without matplotlib."""
+"""The report: one page that opens alone, pictures with values, words that say what to try, and a recipe that holds."""
 
 from __future__ import annotations
 
-import importlib.util
+import itertools
+import json
 import re
+from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+import torch
+from commands import call
+from tiny_models import make_tensors, save_model
 
 from fastmerge.analysis import analyze
+from fastmerge.analysis.advice import clustered
+from fastmerge.analysis.svg import Scale, cells, lines
 
-PICTURES = {
-    "agreement.png", "norms.png", "densities.png", "conflicts.png", "stable_rank.png", "collapse.png", "spectra.png",
-    "overlap.png", "directions.png", "theorem.png",
+FILES = {
+    "report.html", "analysis.json", "recipe.yml", "tensors.csv", "pairs.csv", "leading.csv", "spectra.csv",
+    "directions.csv", "theorem.csv",
 }  # fmt: skip
-TABLES = {"tensors.csv", "pairs.csv", "spectra.csv", "directions.csv", "theorem.csv"}
+TITLES = [
+    "Agreement of the models", "Cosine by layer", "Sign conflicts", "Norms", "Densities", "Stable rank",
+    "Collapse as models are added", "Singular values", "Directions in common", "Shared and own directions",
+    "Rank collapse of synthetic task vectors", "Files",
+]  # fmt: skip
 
 
 def made(family, out, **options):
     models = [str(family / name) for name in ("one", "two", "other")]
-    return analyze(models, str(family / "base"), out, ho_gsvd=True, theorem=True, **options)
+    return analyze(models, str(family / "base"), out, **options)
 
 
-def test_pictures_are_drawn_and_explained(family, tmp_path):
-    pytest.importorskip("matplotlib")
-    from matplotlib.image import imread
+class Page(HTMLParser):
+    """A page whose tags close in order, and what it loads from elsewhere."""
 
-    report = made(family, tmp_path / "report", choose_models=2)
-    folder = Path(report.folder)
-    assert set(report.files) == PICTURES | TABLES | {"index.md"} and report.notes == ()
-    text = (folder / "index.md").read_text()
-    assert set(re.findall(r"\]\((\w+\.png)\)", text)) == PICTURES
-    assert all(f"`{name}`" in text for name in TABLES)
-    assert "least in common are **" in text and "N to the power -0." in text
-    for name in PICTURES:
-        pixels = imread(folder / name)
-        assert min(pixels.shape[:2]) > 300
-        ink = (pixels[..., :3].min(axis=2) < 0.9).mean()
-        assert 0.01 < ink < 0.95, name
-        border = pixels[[0, -1], :, :3].min(), pixels[:, [0, -1], :3].min()
-        assert min(border) > 0.9, f"{name}: something is cut off at the edge"
-    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
+    def __init__(self, path: Path):
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.text = path.read_text(encoding="utf-8")
+        self.feed(self.text)
+        self.pictures = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", self.text, re.S)]
+        self.titles = re.findall(r"<h2>(.*?)</h2>", self.text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag != "meta":
+            self.open.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
 
 
-def test_without_matplotlib_there_are_tables_and_a_sentence(family, tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+def of_tag(picture, tag):
+    return [element for element in picture.iter() if element.tag.endswith(f"}}{tag}")]
+
+
+def test_the_page_is_whole_and_needs_nothing_else(family, tmp_path):
+    report = made(family, tmp_path / "report", ho_gsvd=True, theorem=True, choose_models=2)
+    page = Page(Path(report.folder) / "report.html")
+    assert set(report.files) == FILES and report.notes == ()
+    assert page.open == [] and page.titles == TITLES and set(page.links) == FILES - {"report.html"}
+    assert len(page.text) < 500_000 and "nan" not in page.text.lower().replace("nano", "")
+    assert "least in common are " in page.text and "N to the power -0." in page.text
+    for picture in page.pictures:
+        width, height = float(picture.get("width")), float(picture.get("height"))
+        assert 100 < width < 1300 and 60 < height < 900
+        assert of_tag(picture, "title") and len(of_tag(picture, "text")) > 4
+    assert {path.stat().st_mode & 0o777 for path in Path(report.folder).iterdir()} == {0o644}
+
+
+def test_what_is_written_is_what_was_found(family, tmp_path):
     report = made(family, tmp_path / "report")
-    assert set(report.files) == TABLES | {"index.md"}
-    assert report.notes == (
-        "matplotlib is not installed, so the report has tables only (pip install 'fastmerge[plot]')",
-    )
-    text = (Path(report.folder) / "index.md").read_text()
-    assert ".png" not in text and "Matplotlib is not installed" in text and "## Sign conflicts" in text
+    page = Page(tmp_path / "report" / "report.html")
+    written = json.loads((tmp_path / "report" / "analysis.json").read_text())
+    assert written == {"schema": 1, **report.summary}
+    cosine = next(p for p in page.pictures if of_tag(p, "text")[0].text == "cosine of the deltas")
+    hovers = [title.text for title in of_tag(cosine, "title")]
+    assert len(hovers) == 6  # the diagonal is blank
+    assert f"one, two: {written['cosines'][0][1]:.3g}" in hovers
+    assert "Closest are" not in page.text and "closest are one and two" in page.text
+    assert f"{written['cosines'][0][1]:.2f}" in page.text and "No model is redundant" in page.text
+
+
+def test_the_drafted_recipe_is_accepted_and_follows_the_models(family, tmp_path):
+    made(family, tmp_path / "report")
+    assert call("check", tmp_path / "report" / "recipe.yml").exit_code == 0
+    assert "merge_method: " in (tmp_path / "report" / "recipe.yml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("shares", "method", "left_out"),
+    [((1.0, 1.0), "linear", 0), ((1.0, 0.01), "task_arithmetic", 1), ((0.0, 1.0), "task_arithmetic", 1),
+     ((1.0, -1.0), "ties", 0)],
+)  # fmt: skip
+def test_advice_follows_from_the_deltas(shares, method, left_out, tmp_path, generator):
+    base = make_tensors(0, dtype=torch.float32, layers=1)
+    save_model(tmp_path / "base", base)
+    common = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in base.items()}
+    noise = 0.6 if method == "linear" else 0.001
+    for k, share in enumerate(shares):
+        own = {n: noise * abs(share) * torch.randn(t.shape, generator=generator) for n, t in base.items()}
+        save_model(tmp_path / f"m{k}", {n: t + 0.01 * (share * common[n] + own[n]) for n, t in base.items()})
+    analyze([str(tmp_path / "m0"), str(tmp_path / "m1")], str(tmp_path / "base"), tmp_path / "r")
+    recipe = (tmp_path / "r" / "recipe.yml").read_text()
+    assert f"merge_method: {method}\n" in recipe and recipe.count("- model:") == 2 - left_out
+    assert call("check", tmp_path / "r" / "recipe.yml").exit_code == 0
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert f"Try first: {method} of " in page
+    assert ("can be left out" in page) == (0.0 in shares) and ("Redundant beside" in page) == (0.01 in shares)
+
+
+def test_many_models_are_ordered_by_nearness_and_fit_the_page(tmp_path, generator):
+    base = make_tensors(0, dtype=torch.float32, layers=1, vocab=64)
+    save_model(tmp_path / "base", base)
+    kinds = [{n: 1e-3 * torch.randn(t.shape, generator=generator) for n, t in base.items()} for _ in range(3)]
+    for k in range(13):
+        own = {n: 1e-3 * torch.randn(t.shape, generator=generator) for n, t in base.items()}
+        save_model(tmp_path / f"m{k}", {n: t + kinds[k % 3][n] + own[n] for n, t in base.items()})
+    models = [str(tmp_path / f"m{k}") for k in range(13)]
+    report = analyze(models, str(tmp_path / "base"), tmp_path / "r")
+    order = clustered(report.summary["cosines"])
+    kinds_in_order = [k % 3 for k in order]
+    assert sum(a != b for a, b in itertools.pairwise(kinds_in_order)) == 2
+    page = Page(tmp_path / "r" / "report.html")
+    assert max(float(picture.get("width")) for picture in page.pictures) < 1100
 
 
 def test_one_model_and_the_theorem_alone(family, tmp_path):
     report = analyze([str(family / "one")], str(family / "base"), tmp_path / "one")
-    assert not {"agreement.png", "conflicts.png", "collapse.png", "pairs.png"} & set(report.files)
-    assert report.summary["stable_ranks"][0] > 1
+    page = Page(tmp_path / "one" / "report.html")
+    assert page.titles == ["Norms", "Densities", "Stable rank", "Singular values", "Files"]
+    assert report.summary["stable_ranks"][0] > 1 and "Try first: task_arithmetic of one" in page.text
+    assert call("check", tmp_path / "one" / "recipe.yml").exit_code == 0
     alone = analyze([], None, tmp_path / "theorem", theorem=True)
-    assert set(alone.files) - {"theorem.png"} == {"theorem.csv", "index.md"}
+    assert set(alone.files) == {"theorem.csv", "report.html", "analysis.json"}
     assert alone.summary["theorem"]["exponent"] == pytest.approx(-0.5, abs=0.03)
+
+
+def test_scales_and_pictures_of_little():
+    scale = Scale.about(0.5, [0.4, float("nan"), 0.52])
+    assert (scale.low, scale.high) == pytest.approx((0.4, 0.6))
+    assert scale.colour(0.5) == (247, 247, 247) and scale.colour(0.4) == scale.colour(-9) != scale.colour(0.6)
+    assert Scale.rising([0.0, float("nan")]).high == 1
+    nan = float("nan")
+    picture = ElementTree.fromstring(cells([[nan, 0.5]], ["<a>"], ["0", "1"], scale, "t & u", "%"))
+    assert [title.text for title in of_tag(picture, "title")] == ["<a>, 1: 0.5"]
+    for points in ([], [(1, 0.0)], [(1, 2.0)], [(1, nan), (2, 1e-9), (3, 1.0)]):
+        for log in (False, True):
+            drawn = ElementTree.fromstring(lines({"x": points}, "", "a", "b", log_y=log, zero=not log))
+            assert len(of_tag(drawn, "polyline")) == 1

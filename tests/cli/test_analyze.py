@@ -13,8 +13,8 @@ def test_analyze_writes_a_report_and_says_where(models, tmp_path):
     result = call("analyze", *names, "--base", models / "base", "--out", tmp_path / "report", "--choose", 2)
     assert result.exit_code == 0, result.output
     assert "norm of delta" in result.stdout and "least in common: " in result.stdout
-    assert f"report: {tmp_path / 'report'}/index.md" in result.stdout
-    assert "# What the models changed" in (tmp_path / "report" / "index.md").read_text()
+    assert f"report: {tmp_path / 'report'}/report.html" in result.stdout
+    assert "<h1>What the models changed" in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_analyze_as_json(models, tmp_path):

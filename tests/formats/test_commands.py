@@ -63,7 +63,7 @@ def test_extract_and_analyze_read_values(models):
     report = extract(models / "coded", models / "tuned", models / "adapter", rank=8)
     assert len(report.matrices) == 7 and report.unchanged == 0
     analyze([str(models / "base"), str(models / "tuned")], str(models / "coded"), models / "report")
-    assert (models / "report" / "index.md").exists()
+    assert (models / "report" / "report.html").exists()
 
 
 def test_output_loads_as_an_ordinary_model(models):

@@ -2,6 +2,7 @@
 
 Compiles every kernel ahead of time through the launches that a GPU would see, prints registers, shared memory and the
 width of loads, and fails on a spill, on a narrow load of tensor data, and on a fused multiply-add outside of divisions.
+With ``--brief`` it also fails where a kernel has more registers or instructions than ``limits.json`` allows.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from fastmerge.kernels import _registry
 from fastmerge.kernels._triton import _launch, split_product
 
 from ..inventory import CALLS, Inputs
+from . import limits
 from ._sass import Instructions, Report, show
 
 ARCHITECTURES = (80, 90, 100)
@@ -36,6 +38,7 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 NUMEL = 1 << 16
 # These read tables, or a sample of a tensor.
 SMALL_KERNELS = ("_descend_kernel", "_sample_kernel")
+COMPILER = "Triton " + ".".join(triton.__version__.split(".")[:2])
 TENSOR_CORE = ("HMMA", "HGMMA", "UTCHMMA")
 
 
@@ -184,8 +187,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.compiled", description=__doc__)
     parser.add_argument("--arch", nargs="+", type=int, default=ARCHITECTURES, help="compute capabilities, as 90")
     parser.add_argument("--brief", action="store_true", help="every kernel, but not every variant")
+    parser.add_argument("--record", action="store_true", help="with --brief: write what was found to limits.json")
     options = parser.parse_args()
-    faulty = show(report for arch in options.arch for report in compile_all(arch, options.brief))
+    if options.record and not options.brief:
+        parser.error("--record goes with --brief")
+    reports = [report for arch in options.arch for report in compile_all(arch, options.brief)]
+    if options.record:
+        limits.record(reports, COMPILER)
+    faulty = show(limits.checked(reports, COMPILER) if options.brief else reports)
     print(f"Triton {triton.__version__}: {faulty} faulty kernels")
     return 1 if faulty else 0
 

@@ -2,7 +2,8 @@
 
 Disassembles ``fastmerge._cuda`` (or the file at PATH) for each target, prints registers, shared memory and the width of
 loads of every kernel, and fails on a spill, on narrow loads where all tensors are aligned, and on a fused multiply-add
-outside of divisions. Needs the disassembler that comes with Triton, or one on the PATH.
+outside of divisions, or where a kernel has more registers or instructions than ``limits.json`` allows (for targets that
+it has). Needs the disassembler that comes with Triton, or one on the PATH.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from . import limits
 from ._sass import Instructions, Report, show
 
 ARCHITECTURES = (80, 90, 100)
@@ -36,6 +38,12 @@ def extension() -> Path | None:
     """Return the path of the installed extension, or None."""
     spec = importlib.util.find_spec("fastmerge._cuda")
     return None if spec is None or spec.origin is None else Path(spec.origin)
+
+
+def compiler(library: Path) -> str:
+    """Return which nvcc built the extension, or one without a number."""
+    found = re.search(rb"Cuda compilation tools, release ([0-9.]+)", library.read_bytes())
+    return f"nvcc {found[1].decode()}" if found else "nvcc"
 
 
 def reports(library: Path, arch: int) -> list[Report]:
@@ -86,12 +94,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.compiled_cuda", description=__doc__)
     parser.add_argument("library", nargs="?", type=Path, help="by default the installed extension")
     parser.add_argument("--arch", nargs="+", type=int, default=ARCHITECTURES, help="compute capabilities, as 90")
+    parser.add_argument("--record", action="store_true", help="write what was found to limits.json")
     options = parser.parse_args()
     library = options.library or extension()
     if library is None:
         print("fastmerge._cuda is not installed: its kernels are not reported")
         return 0
-    faulty = show(report for arch in options.arch for report in reports(library, arch))
+    found = [report for arch in options.arch for report in reports(library, arch)]
+    if options.record:
+        limits.record(found, compiler(library))
+    faulty = show(limits.checked(found, compiler(library)))
     print(f"CUDA: {faulty} faulty kernels in {library.stat().st_size / 1e6:.1f} MB")
     return 1 if faulty else 0
 

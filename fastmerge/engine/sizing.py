@@ -42,6 +42,9 @@ DEVICE_CHUNKS = (1 << 23, 1 << 22, 1 << 21, *CHUNKS)
 # Regions that keep a worker of the processor busy where no tensor is larger: all share the chunks of one that is.
 BUSY_BYTES = 64 << 20
 
+# Bytes of inputs for each byte of memory that is touched so that several large tensors are worked on at a time.
+TOUCHED = 64
+
 # Scratch of a worker where tensors are tiny: that many bytes are gathered into a batch.
 BATCH_BYTES = 4 << 20
 DEVICE_BATCH_BYTES = 32 << 20
@@ -201,9 +204,11 @@ def _sizes(option: _Option, outputs: Sequence[OutputTensor], demand: _Demand, bu
         # A device's memory is taken at once.
         regions = min(regions, sum(map(whole_bytes, outputs)))
         return Sizes(workers, option.chunk, slot, regions, workers * slot)
-    # The host's costs its first touch.
+    # The host's costs its first touch: more than the largest tensor needs is worth it where much more is moved.
     largest = max((whole_bytes(o) for o in demand.kinds if o.group is not None and o.nbytes), default=0)
-    regions = min(regions, max(3 * largest // 2, option.workers * BUSY_BYTES))
+    moved = sum(output.nbytes * len(output.inputs.every) for output in outputs)
+    beside = min(largest // 2, moved // TOUCHED)
+    regions = min(regions, max(largest + beside, option.workers * BUSY_BYTES))
     return Sizes(workers, option.chunk, slot, regions, workers * slot + regions)
 
 

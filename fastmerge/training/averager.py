@@ -30,7 +30,7 @@ from .tracked import (
 __all__ = ["Averager"]
 
 _STATES = (torch.float32, torch.bfloat16)
-# A share below it moves no bfloat16 that is not smaller than the change by itself.
+# With less a change as large as the weight itself hardly moves a bfloat16: half its last place is 2^-9 to 2^-8 of it.
 _LEAST_SHARE = 2**-8
 
 
@@ -60,7 +60,7 @@ class Averager:
         model_or_params: a model, or parameters (float32, bfloat16, float16): by name, or in an order that stays.
         schedule: a rule such as ``ema(0.999)`` or "ema:0.999", or several: a list, or by name.
         dtype:    of running averages, float32 or bfloat16. In bfloat16 each step is computed in float32 and rounded to
-                  nearest: a weight stays where a step moves it by less than 1/512 of itself.
+                  nearest: a weight stays where a step moves it by less than 1/512 of itself, or 1/256.
         device:   None keeps averages where the parameters lie, "cpu" in host memory, pinned for parameters on a GPU;
                   then an update copies these to the host, 64 MiB at a time, and averages there.
         buffers:  "copy" leaves buffers to the model; "average" averages the float ones of its state, and leaves those

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .api import check, merge, verify, verify_recipe
     from .averaging import average, greedy_soup
     from .errors import FastmergeError, InvalidInput
+    from .hub import push_to_hub
     from .methods import load_plugin
     from .state_dicts import merge_, merge_state_dicts
     from .training import Averager
@@ -34,6 +35,7 @@ __all__ = [
     "merge_adapter_folders",
     "merge_adapters",
     "merge_state_dicts",
+    "push_to_hub",
     "verify",
     "verify_recipe",
 ]
@@ -51,6 +53,7 @@ _HOMES = {
     "merge_adapter_folders": "adapters",
     "merge_adapters": "adapters",
     "merge_state_dicts": "state_dicts",
+    "push_to_hub": "hub",
     "verify": "api",
     "verify_recipe": "api",
 }

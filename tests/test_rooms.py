@@ -18,8 +18,8 @@ ROOT = Path(fastmerge.__file__).resolve().parents[1]
 ROOMS = (
     "errors", "sizes", "dtypes", "kernels", "devices", "steps", "checkpoint", "methods", "recipe", "plan", "engine",
     "sharded", "tensors", "functional", "state_dicts", "pipelines", "api", "schedules", "averaging", "training",
-    "analysis", "extraction", "conversion", "adapters", "emr", "statistics", "reports", "integrations", "demo", "cli",
-    "__main__",
+    "analysis", "extraction", "conversion", "adapters", "emr", "statistics", "reports", "hub", "integrations", "demo",
+    "cli", "__main__",
 )  # fmt: skip
 # What the root holds for all: its version, and the extensions that are built into it.
 OF_THE_ROOT = {"__version__", "_C", "_cuda"}

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from ..pipelines import Merged
     from ..plan.types import Plan
 
+PUSHING = together(
+    click.option("--push-to-hub", metavar="REPO", help="Upload the result to owner/name on the Hugging Face hub."),
+    click.option("--private", is_flag=True, default=None, help="Make that repository private, where it is made."),
+)
 MERGING = together(
     click.option("--overwrite", is_flag=True, help="Replace an existing output of fastmerge."),
     click.option("--allow-nonfinite", is_flag=True, help="Let NaN and infinity pass, in inputs and results."),
@@ -31,8 +35,9 @@ MERGING = together(
 @click.command(cls=Command)
 @RECIPE
 @click.argument("out", type=click.Path())
+@PUSHING
 @MERGING
-def merge(recipe: str, out: str, dry_run: bool, **given: Any) -> None:
+def merge(recipe: str, out: str, push_to_hub: str | None, private: bool | None, dry_run: bool, **given: Any) -> None:
     """Merge the models of RECIPE (a file, or - for standard input) into the folder OUT.
 
     An interrupted merge goes on where it stopped when the same command is run again. The documents of a recipe of
@@ -41,8 +46,15 @@ def merge(recipe: str, out: str, dry_run: bool, **given: Any) -> None:
     found = planned(recipe, given)
     if dry_run:
         show_plans(found)
-    else:
+    elif push_to_hub is None:
         run_plans(found, out)
+    else:
+        from ..hub import Destination
+
+        # Known to be reachable before hours of merging.
+        destination = Destination(push_to_hub, private=private)
+        run_plans(found, out)
+        note(f"pushed: {destination.push(out)}", found.silent)
 
 
 @click.command(cls=Command)

@@ -14,9 +14,10 @@ from .engine import verify as verify_output
 from .engine.folders import partial_folder, real_target
 from .engine.manifest import read_manifest, semantics_of
 from .engine.publish import StagingFolder
+from .engine.ranks import ALONE, Ranks
 from .engine.running import feasible
 from .engine.workplace import fits_in_memory, intermediates_of
-from .errors import CheckpointError, OutputError
+from .errors import CheckpointError, FastmergeError, OutputError
 from .plan import make_plan, plan_all
 from .plan.types import Plan
 from .recipe import load
@@ -46,6 +47,7 @@ def merge_all(
     plans: Sequence[Plan] | None = None,
     intermediates: str | os.PathLike[str] | None = None,
     lazy: bool = True,
+    ranks: Ranks = ALONE,
     **planning: Any,
 ) -> list[Merged]:
     """Merge every step of a pipeline; the last one into ``out``.
@@ -56,6 +58,7 @@ def merge_all(
         intermediates: folder for the results of the other steps, which are kept. None removes them in the end; they are
                        in memory meanwhile if half of ``options.ram`` holds them, else on the disk, beside ``out``.
         lazy:          take over what is in ``intermediates`` already, if it was made from the same inputs.
+        ranks:         the processes that share the merge; for one document alone.
         planning:      of ``make_plan``.
     Raises:
         InvalidInput, FastmergeError: as ``make_plan`` and ``run``.
@@ -67,7 +70,12 @@ def merge_all(
         with plan_all(pipeline, **planning) as made:
             plans = made
     if len(plans) == 1 and out is not None:
-        return [Merged("", plans[0], run(plans[0], os.fspath(out), options, progress))]
+        return [Merged("", plans[0], run(plans[0], os.fspath(out), options, progress, ranks))]
+    if ranks.count > 1:
+        raise FastmergeError(
+            f"the recipe has {len(plans)} documents, and --distributed merges one; "
+            "give each a file and a command of its own"
+        )
     if out is not None:  # before any work, not when the last step begins
         last = next(plan for step, plan in zip(pipeline.steps, plans, strict=True) if step is pipeline.last)
         for plan in plans:

@@ -85,6 +85,18 @@ DEVICE = click.option(
 )
 VRAM = click.option("--vram", type=Size(), help="Memory budget on each GPU.  [default: 90 % of what is free]")
 THREADS = click.option("--threads", "-j", type=click.IntRange(min=1), help="Worker threads.  [default: cores + 2]")
+DISTRIBUTED = click.option(
+    "--distributed",
+    is_flag=True,
+    help="Share the merge among the processes that torchrun starts; --ram, --threads and --vram are of each of them.",
+)
+RANK_TIMEOUT = click.option(
+    "--rank-timeout",
+    type=click.FloatRange(min=1),
+    default=120,
+    show_default=True,
+    help="With --distributed: seconds after which a process that is not heard of counts as dead.",
+)
 BACKEND = click.option(
     "--backend",
     type=click.Choice(("auto", "reference", "cpu", "triton", "cuda")),

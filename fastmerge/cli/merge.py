@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,13 +12,14 @@ import click
 from ..sizes import show_size
 from ._errors import Command
 from ._explaining import show_explanations
-from ._options import RECIPE, together
+from ._options import DISTRIBUTED, RANK_TIMEOUT, RECIPE, together
 from ._output import note, print_facts, print_json
 from ._planning import CHECKING, PLANNING, RUNNING, Planned, planned, show_files, show_plans
 from ._progress import progress
 
 if TYPE_CHECKING:
     from ..engine import Report
+    from ..engine.ranks import Ranks
     from ..pipelines import Merged
     from ..plan.types import Plan
 
@@ -36,25 +39,53 @@ MERGING = together(
 @RECIPE
 @click.argument("out", type=click.Path())
 @PUSHING
+@DISTRIBUTED
+@RANK_TIMEOUT
 @MERGING
-def merge(recipe: str, out: str, push_to_hub: str | None, private: bool | None, dry_run: bool, **given: Any) -> None:
+def merge(
+    recipe: str,
+    out: str,
+    push_to_hub: str | None,
+    private: bool | None,
+    dry_run: bool,
+    distributed: bool,
+    rank_timeout: float,
+    **given: Any,
+) -> None:
     """Merge the models of RECIPE (a file, or - for standard input) into the folder OUT.
 
     An interrupted merge goes on where it stopped when the same command is run again. The documents of a recipe of
     several are merged one after the other; fastmerge multi keeps the results of all of them.
     """
-    found = planned(recipe, given)
     if dry_run:
-        show_plans(found)
-    elif push_to_hub is None:
-        run_plans(found, out)
-    else:
-        from ..hub import Destination
+        show_plans(planned(recipe, given))
+        return
+    with _ranks(rank_timeout if distributed else None) as ranks:
+        if not ranks.first:  # the first one does the talking
+            given |= {"quiet": True, "as_json": False}
+        found = planned(recipe, given)
+        destination = None
+        if push_to_hub is not None and ranks.first:
+            from ..hub import Destination
 
-        # Known to be reachable before hours of merging.
-        destination = Destination(push_to_hub, private=private)
-        run_plans(found, out)
-        note(f"pushed: {destination.push(out)}", found.silent)
+            # Known to be reachable before hours of merging.
+            destination = Destination(push_to_hub, private=private)
+        run_plans(found, out, ranks=ranks)
+        if destination is not None:
+            note(f"pushed: {destination.push(out)}", found.silent)
+
+
+def _ranks(timeout: float | None) -> contextlib.AbstractContextManager[Ranks]:
+    """Return the ranks that a launcher started, or this process alone where there is no timeout for others."""
+    if timeout is not None:
+        from ..engine.joined import Joined, Place
+
+        return Joined(Place.of(os.environ), timeout)
+    if os.environ.get("RANK") and os.environ.get("WORLD_SIZE", "1") != "1":
+        note("this is one of several processes that a launcher started; --distributed shares the merge among them")
+    from ..engine.ranks import ALONE
+
+    return contextlib.nullcontext(ALONE)
 
 
 @click.command(cls=Command)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..steps.census import Round, take_censuses
 from .context import RunContext, Sink
 from .files import InputFiles
 from .large import Counted
+from .ranks import ALONE, Ranks, combined_round
 from .report import Meter
 from .scheduler import Unit
 from .sizing import Sizes
@@ -32,8 +33,12 @@ def take_all(
     meter: Meter,
     tick: Callable[[], None],
     strips: bool,
+    ranks: Ranks = ALONE,
+    own: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Return what the censuses found that the methods of a model's outputs ask for, by name.
+
+    Every rank surveys its ``own`` tensors (None: all), and all get the sums.
 
     The censuses of a run that goes on are taken again: they depend on tensors that are merged already.
     """
@@ -43,10 +48,12 @@ def take_all(
         taken = Round()
 
         def make_units(context: RunContext) -> Iterator[Unit]:
-            return (Counted(context, knowing(asking[name], found), taken) for name in names)
+            return (
+                Counted(context, knowing(asking[name], found), taken) for name in names if own is None or name in own
+            )
 
         work(make_units, target, sizes, inputs, _Nothing(), meter, tick, strips=strips)
-        return taken
+        return combined_round(ranks, taken)
 
     return take_censuses(list(asking), take)
 

@@ -113,8 +113,8 @@ class OutputFiles:
         self._buffered: list[int] = []
         self._direct: list[int | None] = []
 
-    def open(self) -> None:
-        """Create (or reopen) every file, reserve its space and write its header.
+    def open(self, made: bool = False) -> None:
+        """Create (or reopen) every file, reserve its space and write its header; ``made``: that is done already.
 
         Raises OutputError, with nothing left behind by a fresh start, when the disk is too small.
         """
@@ -124,8 +124,9 @@ class OutputFiles:
                 # 0666 less the umask: checkpoints are meant to be read by others where the user allows it.
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
                 self._buffered.append(fd)
-                _reserve(fd, shard.nbytes)
-                pwrite(fd, memoryview(shard.header), 0)
+                if not made:
+                    _reserve(fd, shard.nbytes)
+                    pwrite(fd, memoryview(shard.header), 0)
             self._direct.append(_open_direct(path))
 
     def write(self, shard: int, offset: int, data: memoryview, address: int) -> None:
@@ -156,6 +157,10 @@ class OutputFiles:
             if got == 0:
                 raise OutputError(f"{self._paths[shard]}: ends at byte {offset + done}")
             done += got
+
+    def sync_all(self) -> None:
+        """Wait until everything that was written is on the disk."""
+        self.sync(range(len(self._shards)))
 
     def sync(self, shards: Iterable[int]) -> None:
         """Wait until everything that was written to these shards is on the disk."""

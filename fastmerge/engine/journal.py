@@ -2,18 +2,23 @@
 
 Line 0 names the plan and the state of every input file; each further line is one finished tensor and its
 checksum. A tensor's line is written only after its bytes were flushed, many tensors per flush.
+
+Of a run of several ranks the first one writes ``journal.jsonl``, and each other one ``journal-<rank>.jsonl`` beside it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterable
 from typing import Any
 
-from ..errors import explained
+from ..errors import OutputError, explained
 from ..plan.types import OutputTensor, Plan
 from .checksums import Sums
 from .files import OutputFiles, pwrite
@@ -26,6 +31,46 @@ def identity(plan: Plan) -> dict[str, Any]:
     """Return line 0: all that must be equal for a run to go on with another one's files."""
     files = [[file.path, file.nbytes, file.mtime_ns, file.header_digest] for m in plan.models for file in m.files]
     return {"journal": 1, "plan": plan.digest, "recipe": plan.recipe, "inputs": files}
+
+
+def journals_beside(path: str) -> list[str]:
+    """Return the journals that other ranks wrote beside that of the first one, ``path``, in the order of the ranks."""
+    folder, stem = os.path.dirname(path), os.path.basename(path).removesuffix(".jsonl")
+    ranks = [int(match[1]) for name in os.listdir(folder) if (match := re.fullmatch(rf"{stem}-(\d+)\.jsonl", name))]
+    return [journal_of(path, rank) for rank in sorted(ranks)]
+
+
+def journal_of(path: str, rank: int) -> str:
+    """Return where a rank writes, when the first one writes ``path``."""
+    return f"{path.removesuffix('.jsonl')}-{rank}.jsonl" if rank else path
+
+
+def read_journals(path: str, plan: Plan) -> dict[str, Sums]:
+    """Return what ``read_journal`` does, of the journals of all ranks together.
+
+    Raises:
+        OutputError: a rank of an earlier run works still.
+    """
+    if not os.path.isdir(os.path.dirname(path)):
+        return {}
+    found: dict[str, Sums] = {}
+    for one in (path, *journals_beside(path)):
+        if is_written(one):
+            raise OutputError(f"{one}: a process of an earlier run still writes; wait until it has ended, or end it")
+        found |= read_journal(one, plan)
+    return found
+
+
+def is_written(path: str) -> bool:
+    """True where another process writes a journal."""
+    try:
+        with open(path, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none, or the file system has no locks
+        return False
+    return False
 
 
 def read_journal(path: str, plan: Plan) -> dict[str, Sums]:
@@ -67,6 +112,8 @@ class Journal:
             self._end = 0
             self._append([identity(plan), *(_line(name, sums) for name, sums in finished.items())])
             os.fsync(self._file)
+            with contextlib.suppress(OSError):  # some file systems have no locks
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.replace(draft, path)
 
     def finished(self, output: OutputTensor, sums: Sums) -> None:

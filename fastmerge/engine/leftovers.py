@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ..errors import OutputError, explained
 from .folders import lock_folder
-from .publish import LOCKED, hold, is_held, plan_of, settle
+from .journal import is_written
+from .publish import LOCKED, RANKS, hold, is_held, plan_of, settle
 from .replacing import OwnFiles
 from .workplace import SCORES, place_in_memory
 
@@ -24,7 +25,7 @@ _STEPS = re.compile(r"\.(.+)\.steps")
 _ANALYSIS = re.compile(r"\.(.+)\.analysis(\.new)?")
 ANALYSIS = {"analysis": 1}
 """How the first line of an analysis' journal begins."""
-_CONTENTS = {"out", "swap", "aside", "journal.jsonl", "journal.jsonl.new"}
+_CONTENTS = re.compile(rf"out|swap|aside|{RANKS}|journal(-\d+)?\.jsonl(\.new)?")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _made_by_a_merge(path: Path) -> Leftover | None:
         return _analysis(path, path.with_name(match[1]))
     if not path.is_dir():
         return None
-    if (match := _PARTIAL.fullmatch(path.name)) and _CONTENTS.issuperset(os.listdir(path)):
+    if (match := _PARTIAL.fullmatch(path.name)) and all(map(_CONTENTS.fullmatch, os.listdir(path))):
         return _folder(path, path.with_name(match[1]))
     if (match := _STEPS.fullmatch(path.name)) and all(_is_of_a_step(inner) for inner in path.iterdir()):
         return _folder(path, path.with_name(match[1]))
@@ -117,7 +118,8 @@ def _folder(path: Path, target: Path) -> Leftover:
     if lock is not None:
         os.close(lock)
     nbytes = sum(inner.lstat().st_blocks * 512 for inner in _tree(path))
-    return Leftover(path, target, nbytes, _finished(path), lock is None)
+    in_use = lock is None or any(map(is_written, map(str, path.glob("journal*.jsonl"))))
+    return Leftover(path, target, nbytes, _finished(path), in_use)
 
 
 def _is_of_a_step(path: Path) -> bool:
@@ -132,8 +134,7 @@ def _tree(folder: Path) -> Iterator[Path]:
 
 
 def _finished(folder: Path) -> int:
-    journal = folder / "journal.jsonl"
-    return _lines(journal) if journal.is_file() else 0
+    return sum(_lines(path) for path in folder.glob("journal*.jsonl") if path.is_file())
 
 
 def _lines(journal: Path) -> int:

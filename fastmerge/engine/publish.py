@@ -30,6 +30,9 @@ from .replacing import OwnFiles
 _EXCHANGE = 2
 _AT_FDCWD = -100
 
+RANKS = "ranks"
+"""Name of the file in a partial folder by which ranks know that they all see the same one."""
+
 LOCKED = b"locked by fastmerge\n"
 """Content of a lock file."""
 

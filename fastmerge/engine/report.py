@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 STAGES = ("read", "compute", "write")
@@ -142,6 +142,17 @@ class Meter:
     @property
     def bytes_written(self) -> int:
         return self._bytes["write"]
+
+    def add(self, read: int, written: int) -> None:
+        """Count bytes that another process moved."""
+        with self._lock:
+            self._bytes["read"] += read
+            self._bytes["write"] += written
+
+    @property
+    def remarks(self) -> Mapping[str, Sequence[str]]:
+        """What was remarked, and of which tensors."""
+        return self._remarks
 
     def report(
         self,

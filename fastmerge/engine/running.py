@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +16,23 @@ from .batches import units
 from .censuses import knowing, take_all
 from .checksums import BLOCK, Sums
 from .context import RunContext
+from .dealing import Seams, common_pages, deal
 from .files import InputFiles, OutputFiles
 from .gathering import PlannedFiles
-from .journal import Journal, read_journal
+from .journal import Journal, journal_of, journals_beside, read_journals
 from .manifest import write_manifest
 from .prefetching import prefetched
 from .publish import StagingFolder
+from .ranks import (
+    ALONE,
+    Ranks,
+    agree_on_plan,
+    combine_meters,
+    combined_sums,
+    open_together,
+    promised_to,
+    united,
+)
 from .rehash import Found, Rehash
 from .report import Meter, Report
 from .scheduler import Unit
@@ -68,8 +80,14 @@ class RunOptions:
         parse_devices(self.device)
 
 
-def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress: Progress | None = None) -> Report:
-    """Carry out ``plan`` and publish the checkpoint as the folder ``out``.
+def run(
+    plan: Plan,
+    out: str | Path,
+    options: RunOptions | None = None,
+    progress: Progress | None = None,
+    ranks: Ranks = ALONE,
+) -> Report:
+    """Carry out ``plan`` and publish the checkpoint as the folder ``out``; with ``ranks``, those of one merge share it.
 
     The work happens in a folder beside ``out``. A run that was interrupted, even by SIGKILL, goes on
     where it stopped when it is started again with the same plan, and gives the same bytes.
@@ -83,30 +101,55 @@ def run(plan: Plan, out: str | Path, options: RunOptions | None = None, progress
         KeyboardInterrupt: Ctrl-C; the message says how to go on.
     """
     options = options or RunOptions()
+    threads = options.threads or ranks.default_threads()
+    options = replace(options, threads=threads, device=ranks.device(options.device))
     meter = Meter()
     staging = StagingFolder(Path(out), plan, options.overwrite)
+    agree_on_plan(ranks, plan, staging.target, options.allow_nonfinite)
     with (
         use_backend(options.backend),
         limited_threads(options.threads),
-        staging.locked(),
+        _if_first(ranks, staging.locked),
         PlannedFiles(plan) as inputs,
     ):
         target, sizes = feasible(plan, options)
         staging.check_target()
         inputs.open()
-        with staging.made(), accounted(staging, plan), OutputFiles(str(staging.out), plan.shards) as outputs:
-            outputs.open()
-            parts = _Run(plan, staging, inputs, outputs, sizes, not options.allow_nonfinite)
-            journal = parts.resume()
-            resumed = len(journal.checksums)
-            parts.merge(journal, target, meter, progress)
+        with (
+            _if_first(ranks, staging.made),
+            _if_first(ranks, lambda: accounted(staging, plan)),
+            ranks.answering(),
+            OutputFiles(str(staging.out), plan.shards) as outputs,
+        ):
+            open_together(ranks, staging, outputs)
+            parts = _Run(plan, staging, inputs, outputs, sizes, not options.allow_nonfinite, ranks)
+            journal, finished = parts.resume()
+            parts.merge(journal, finished, target, meter, progress)
+            combine_meters(ranks, meter)
             parts.publish(journal)
         others = other_partials(staging)
     if progress is not None:
         total = sum(output.nbytes for output in plan.outputs)
         progress(total, total)
-    report = meter.report(len(plan.outputs), resumed, sizes.workers, target.names, target.why, target.peak_bytes())
-    return replace(report, notes=(*report.notes, *others))
+    report = meter.report(
+        len(plan.outputs), len(finished), sizes.workers, target.names, target.why, target.peak_bytes()
+    )
+    return replace(report, notes=(*report.notes, *others, *_of_ranks(ranks)))
+
+
+def _of_ranks(ranks: Ranks) -> list[str]:
+    if ranks.count == 1:
+        return []
+    return [
+        f"{ranks.count} ranks merged: bytes are those of all; CPU time, bound and memory those of rank {ranks.number}"
+    ]
+
+
+def _if_first(
+    ranks: Ranks, what: Callable[[], contextlib.AbstractContextManager[None]]
+) -> contextlib.AbstractContextManager[None]:
+    """Return what the first rank alone does."""
+    return what() if ranks.first else contextlib.nullcontext()
 
 
 def feasible(plan: Plan, options: RunOptions) -> tuple[Target, Sizes]:
@@ -132,43 +175,71 @@ class _Run:
     outputs: OutputFiles
     sizes: Sizes
     finite: bool
+    ranks: Ranks
 
-    def resume(self) -> Journal:
-        """Start the journal with the tensors of an earlier run whose bytes still have the checksum of its journal."""
-        promised = read_journal(self.staging.journal, self.plan)
+    def resume(self) -> tuple[Journal, dict[str, Sums]]:
+        """Start the journal with the tensors of an earlier run whose bytes still have the checksum of its journal.
+
+        Return it, and what of these all ranks have together: the first one has them in its journal.
+        """
+        path, number = self.staging.journal, self.ranks.number
+        promised = promised_to(self.ranks, lambda: read_journals(path, self.plan))
+        mine = self._share([output for output in self.plan.outputs if output.name in promised])
         found = Found()
 
         def make_units(context: RunContext) -> Iterator[Unit]:
-            outputs = (output for output in self.plan.outputs if output.name in promised)
-            return (Rehash(context, output, self.outputs.read) for output in outputs)
+            return (Rehash(context, output, self.outputs.read) for output in mine)
 
-        if promised:
-            work(make_units, Host(), self.sizes, self.inputs, found, Meter(), lambda: None, strips=True)
-        finished = {name: sums for name, sums in promised.items() if found.checksums.get(name) == sums.output}
-        return Journal(self.staging.journal, self.plan, self.outputs, finished)
+        if mine:
+            work(make_units, Host(), self.sizes, self.inputs, found, Meter(), self._listen, strips=True)
+        sums_found = united(self.ranks, found.checksums)
+        finished = {name: sums for name, sums in promised.items() if sums_found.get(name) == sums.output}
+        if not self.ranks.first:
+            self.ranks.hear(b"")  # the first one has noted all, and removes no more
+            return Journal(journal_of(path, number), self.plan, self.outputs, {}), finished
+        journal = Journal(path, self.plan, self.outputs, finished)
+        for other in journals_beside(path):
+            os.unlink(other)
+        self.ranks.hear(b"")
+        return journal, finished
 
-    def merge(self, journal: Journal, target: Target, meter: Meter, progress: Progress | None) -> None:
-        """Merge the tensors that the journal does not have; what is finished when this fails is in the journal."""
-        todo = [output for output in self.plan.outputs if output.name not in journal.checksums]
+    def _listen(self) -> None:
+        self.ranks.tick(0)
+
+    def _share(self, outputs: Sequence[OutputTensor]) -> list[OutputTensor]:
+        return deal(outputs, self.ranks.count)[self.ranks.number]
+
+    def merge(
+        self, journal: Journal, finished: dict[str, Sums], target: Target, meter: Meter, progress: Progress | None
+    ) -> None:
+        """Merge this rank's share of what is not finished; what is when this fails is in the journal."""
+        todo = [output for output in self.plan.outputs if output.name not in finished]
         total = sum(output.nbytes for output in self.plan.outputs)
         done = total - sum(output.nbytes for output in todo)
 
         def tick() -> None:
             journal.tick()
+            written = self.ranks.tick(meter.bytes_written)
             if progress is not None:
-                progress(done + meter.bytes_written, total)
+                progress(done + written, total)
 
         try:
             strips = target.why_torch(self.plan.outputs) is None
-            with prefetched(self.inputs, todo, lambda: meter.bytes_read):
+            runs = deal(todo, self.ranks.count)
+            mine = runs[self.ranks.number]
+            paths = [str(self.staging.out / shard.filename) for shard in self.plan.shards]
+            with prefetched(self.inputs, mine, lambda: meter.bytes_read), Seams(paths, common_pages(runs)) as seams:
                 if todo:
-                    found = take_all(self.plan.outputs, target, self.sizes, self.inputs, meter, tick, strips)
-                    todo = [knowing(output, found) for output in todo]
+                    own = {output.name for output in self._share(self.plan.outputs)}
+                    found = take_all(
+                        self.plan.outputs, target, self.sizes, self.inputs, meter, tick, strips, self.ranks, own
+                    )
+                    mine = [knowing(output, found) for output in mine]
 
                 def make_units(context: RunContext) -> Iterator[Unit]:
-                    return units(context, todo)
+                    return units(context, mine)
 
-                sink = FileSink(self.outputs, journal)
+                sink = FileSink(self.outputs, journal, seams)
                 work(make_units, target, self.sizes, self.inputs, sink, meter, tick, self.finite, strips)
             self.inputs.check()
             journal.flush()
@@ -180,22 +251,26 @@ class _Run:
             journal.close()
 
     def publish(self, journal: Journal) -> None:
-        """Look at the whole, bring everything to the disk and give the checkpoint its name."""
-        check_ties(self.plan, journal.checksums)
-        self.outputs.sync(range(len(self.plan.shards)))
-        files = self.staging.write_small_files()
-        self.staging.write_manifest(write_manifest(self.plan, journal.checksums, files))
-        self.staging.publish()
+        """Look at the whole, bring everything to the disk and give the checkpoint its name, on the first rank."""
+        checksums = combined_sums(self.ranks, journal.checksums)
+        if self.ranks.first:
+            check_ties(self.plan, checksums)
+            self.outputs.sync_all()
+            files = self.staging.write_small_files()
+            self.staging.write_manifest(write_manifest(self.plan, checksums, files))
+            self.staging.publish()
+        self.ranks.hear(b"")
 
 
 class FileSink:
     """Results go to the output files, finished tensors to the journal."""
 
-    def __init__(self, outputs: OutputFiles, journal: Journal):
-        self._outputs, self._journal = outputs, journal
+    def __init__(self, outputs: OutputFiles, journal: Journal, seams: Seams):
+        self._outputs, self._journal, self._seams = outputs, journal, seams
 
     def write(self, output: OutputTensor, offset: int, data: memoryview, address: int) -> None:
-        self._outputs.write(output.shard, offset, data, address)
+        start, end = self._seams.write(output.shard, offset, data)
+        self._outputs.write(output.shard, offset + start, data[start:end], address + start)
 
     def finish(self, output: OutputTensor, checksum: str, inputs: Sequence[str] = ()) -> None:
         self._journal.finished(output, Sums(checksum, tuple(inputs)))

@@ -10,7 +10,7 @@ from ..errors import FastmergeError, InputChanged, Refused
 from ..plan.types import Plan
 from ..sizes import show_size
 from .files import release
-from .journal import read_journal
+from .journal import read_journals
 from .leftovers import leftovers_of
 from .publish import StagingFolder, plan_of
 
@@ -45,7 +45,7 @@ def _leave(staging: StagingFolder, plan: Plan, error: BaseException) -> str:
     staging.recover()
     if not staging.folder.exists():
         return ""
-    finished = read_journal(staging.journal, plan)
+    finished = read_journals(staging.journal, plan)
     if not finished or isinstance(error, Refused | InputChanged):
         staging.discard()
         return "nothing is left of it" if isinstance(error, KeyboardInterrupt) else ""

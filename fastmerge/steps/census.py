@@ -60,6 +60,7 @@ class Round:
     def __init__(self) -> None:
         self.found: dict[str, Any] = {}
         self.asked: dict[str, list[str]] = {}
+        self._adds: dict[str, Callable[[Any, Any], Any]] = {}
         self._lock = threading.Lock()
 
     def ask(self, method: Method, group: Group, source: Source) -> None:
@@ -68,10 +69,24 @@ class Round:
         census = None if isinstance(step, Apply) else _first_unknown(step, source)
         if census is None:
             return
-        part, key = census.survey.run(source), census.key
+        part = census.survey.run(source)
         with self._lock:
-            self.found[key] = census.add(self.found[key], part) if key in self.found else part
-            self.asked.setdefault(key, []).append(group.name)
+            self._take(census.key, part, [group.name], census.add)
+
+    @property
+    def parts(self) -> dict[str, tuple[Any, list[str], Callable[[Any, Any], Any]]]:
+        """By the name of a census: the sum of the answers, the tensors that asked, and what adds up two answers."""
+        return {key: (value, self.asked[key], self._adds[key]) for key, value in self.found.items()}
+
+    def add(self, parts: dict[str, tuple[Any, list[str], Callable[[Any, Any], Any]]]) -> None:
+        """Add the ``parts`` of a round over other tensors."""
+        for key, part in parts.items():
+            self._take(key, *part)
+
+    def _take(self, key: str, part: Any, names: Sequence[str], add: Callable[[Any, Any], Any]) -> None:
+        self.found[key] = add(self.found[key], part) if key in self.found else part
+        self.asked.setdefault(key, []).extend(names)
+        self._adds[key] = add
 
 
 def take_censuses(names: Sequence[str], take: Callable[[Sequence[str], dict[str, Any]], Round]) -> dict[str, Any]:

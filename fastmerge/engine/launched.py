@@ -1,0 +1,76 @@
+"""What a launcher, such as torchrun, says to a process that it starts: its place among ranks, and where they meet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from ..errors import FastmergeError
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of a process among those that a launcher started.
+
+    Attributes:
+        rank, count: of all.
+        local_rank, local_count: on this machine.
+        address, port: of the store.
+    """
+
+    rank: int
+    count: int
+    local_rank: int
+    local_count: int
+    address: str
+    port: int
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Place:
+        """Read the variables that torchrun sets; FastmergeError names those that are missing or no place."""
+        needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        if missing := [name for name in needed if not environment.get(name)]:
+            raise FastmergeError(
+                f"--distributed: {', '.join(missing)} not set; start with torchrun, such as"
+                " torchrun --nproc-per-node 2 -m fastmerge merge RECIPE OUT --distributed"
+            )
+        try:
+            rank, count, port = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+            local = int(environment.get("LOCAL_RANK", 0)), int(environment.get("LOCAL_WORLD_SIZE", 1))
+        except ValueError as error:
+            raise FastmergeError(f"--distributed: the launcher's environment holds no numbers: {error}") from error
+        if not (0 <= rank < count and 0 <= local[0] < local[1] and 0 < port < 65536):
+            raise FastmergeError(
+                f"--distributed: RANK {rank} of WORLD_SIZE {count}, LOCAL_RANK {local[0]} of LOCAL_WORLD_SIZE"
+                f" {local[1]} at MASTER_PORT {port} is no place among ranks"
+            )
+        return cls(rank, count, *local, environment["MASTER_ADDR"], port)
+
+
+def own_devices(count: int, local_rank: int, local_count: int) -> str:
+    """Return the GPUs of ``count`` that a rank takes of those on its machine: its share, or one that it shares."""
+    own: Sequence[int] = range(local_rank, count, local_count) or [local_rank % count]
+    return ",".join(f"cuda:{index}" for index in own)
+
+
+def connected(place: Place, timeout: float) -> Store:
+    """Return the store where the ranks meet, with names for this attempt of the launcher."""
+    from torch.distributed import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        store, *_ = next(
+            rendezvous(f"env://?rank={place.rank}&world_size={place.count}", timeout=timedelta(seconds=timeout))
+        )
+    except (RuntimeError, ValueError) as error:
+        raise FastmergeError(
+            f"rank {place.rank} of {place.count} met no others at {place.address}:{place.port}"
+            f" within {timeout:g} s: {error}"
+        ) from error
+    return PrefixStore(f"fastmerge/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)

@@ -53,6 +53,7 @@ class Joined(Ranks):
         self._failure: FastmergeError | None = None
         self._heard = time.monotonic()
         self._ending = False
+        self._parting = False
         self._patience: float | None = None  # until when the first rank waits for the others to stop
         # Of the thread alone.
         self._beats: dict[int, tuple[bytes, float]] = {}
@@ -167,6 +168,7 @@ class Joined(Ranks):
 
     def _wait_until(self, holds: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
+        self._parting = True
         with self._changed:
             while not holds() and self._thread.is_alive() and time.monotonic() < deadline:
                 self._wake.set()
@@ -178,7 +180,7 @@ class Joined(Ranks):
             ending = self._ending
             try:
                 self._exchange()
-                if time.monotonic() - last > _LATER or ending:
+                if time.monotonic() - last > (_SOON if self._parting else _LATER) or ending:
                     last = time.monotonic()
                     self._listen()
                 with self._changed:
@@ -191,7 +193,7 @@ class Joined(Ranks):
                 return
             if ending:
                 return
-            self._wake.wait(_SOON if self._awaited else _LATER)
+            self._wake.wait(_SOON if self._awaited or self._parting else _LATER)
             self._wake.clear()
 
     def _exchange(self) -> None:

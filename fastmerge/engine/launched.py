@@ -64,10 +64,10 @@ def connected(place: Place, timeout: float) -> Store:
     from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
+    host = f"[{place.address}]" if ":" in place.address else place.address
+    url = f"tcp://{host}:{place.port}?rank={place.rank}&world_size={place.count}"
     try:
-        store, *_ = next(
-            rendezvous(f"env://?rank={place.rank}&world_size={place.count}", timeout=timedelta(seconds=timeout))
-        )
+        store, *_ = next(rendezvous(url, timeout=timedelta(seconds=timeout)))
     except (RuntimeError, ValueError) as error:
         raise FastmergeError(
             f"rank {place.rank} of {place.count} met no others at {place.address}:{place.port}"

@@ -24,6 +24,9 @@ from .journal import identity
 from .publish import RANKS, StagingFolder
 from .report import Meter
 
+SEEN_LATE = 30.0
+"""Seconds after which a machine sees new files of another one: NFS may remember for so long that there are none."""
+
 
 class Ranks:
     """One process alone.
@@ -131,8 +134,8 @@ def open_together(ranks: Ranks, staging: StagingFolder, outputs: OutputFiles) ->
         ranks.hear(token)
         return
     token = ranks.hear(b"")
-    deadline = time.monotonic() + ranks.timeout  # other machines may see new files late
-    while not (path.is_file() and path.read_bytes() == token):
+    deadline = time.monotonic() + min(ranks.timeout, SEEN_LATE)
+    while not _sees(path, token):
         ranks.tick(0)
         if time.monotonic() > deadline:
             raise OutputError(
@@ -140,6 +143,10 @@ def open_together(ranks: Ranks, staging: StagingFolder, outputs: OutputFiles) ->
             )
         time.sleep(0.05)
     outputs.open(made=True)
+
+
+def _sees(path: Path, token: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == token
 
 
 def combined_sums(ranks: Ranks, sums: Mapping[str, Sums]) -> dict[str, Sums]:
@@ -186,11 +193,11 @@ def combined_round(ranks: Ranks, taken: Round) -> Round:
     def combine(values: list[bytes]) -> bytes:
         total = Round()
         for value in values:
-            total.add(*pickle.loads(value))
+            total.add(pickle.loads(value))
         return pickle.dumps(total.parts)
 
     total = Round()
-    total.add(*pickle.loads(ranks.agree(pickle.dumps(taken.parts), combine)))
+    total.add(pickle.loads(ranks.agree(pickle.dumps(taken.parts), combine)))
     return total
 
 

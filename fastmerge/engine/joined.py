@@ -21,8 +21,6 @@ from .launched import Place, connected, own_devices
 from .ranks import Ranks
 from .targets import choose
 
-DEFAULT_TIMEOUT = 120.0
-
 # Seconds between two looks at the store: while a value is awaited, and otherwise.
 _SOON, _LATER = 0.02, 0.5
 # What the first rank waits for the others to stop, after an error.
@@ -39,7 +37,7 @@ class Joined(Ranks):
             of that one is told, as one of its kind.
     """
 
-    def __init__(self, place: Place, timeout: float = DEFAULT_TIMEOUT):
+    def __init__(self, place: Place, timeout: float):
         self.number, self.count, self.timeout, self._place = place.rank, place.count, timeout, place
         self._changed = threading.Condition()
         self._wake = threading.Event()

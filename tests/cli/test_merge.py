@@ -146,7 +146,7 @@ def test_mergekit_flags_are_accepted(ties, tmp_path):
 def test_devices_of_both_tools(flags, device, ties, tmp_path, monkeypatch):
     options = []
 
-    def run(plan, out, settings, update):
+    def run(plan, out, settings, update, ranks):
         options.append(settings)
         raise OutputError("stop")
 

@@ -163,7 +163,7 @@ def test_several_documents_are_refused(tmp_path, merge):
     from fastmerge.recipe.pipeline import load_pipeline
 
     text = f"name: half\n{merge.recipe}---\nmerge_method: linear\nmodels:\n- model: half\n  parameters: {{weight: 1}}\n"
-    one = Joined(Place(0, 2, 0, 2, "127.0.0.1", 1))
+    one = Joined(Place(0, 2, 0, 2, "127.0.0.1", 1), timeout=1)
     with pytest.raises(FastmergeError, match="2 documents, and --distributed merges one"):
         merge_all(load_pipeline(text), merge.out, ranks=one)
 

@@ -12,11 +12,12 @@ from ..steps.census import Round, take_censuses
 from .context import RunContext, Sink
 from .files import InputFiles
 from .large import Counted
-from .ranks import ALONE, Ranks, combined_round
+from .ranks import ALONE, Ranks
 from .report import Meter
 from .scheduler import Unit
 from .sizing import Sizes
 from .targets import Target
+from .together import combined_round
 from .working import work
 
 

@@ -23,16 +23,7 @@ from .journal import Journal, journal_of, journals_beside, read_journals
 from .manifest import write_manifest
 from .prefetching import prefetched
 from .publish import StagingFolder
-from .ranks import (
-    ALONE,
-    Ranks,
-    agree_on_plan,
-    combine_meters,
-    combined_sums,
-    open_together,
-    promised_to,
-    united,
-)
+from .ranks import ALONE, Ranks
 from .rehash import Found, Rehash
 from .report import Meter, Report
 from .scheduler import Unit
@@ -40,6 +31,7 @@ from .sizing import Sizes, divide
 from .stopping import accounted, other_partials
 from .targets import Host, Target, choose
 from .ties import check_ties
+from .together import agree_on_plan, combine_meters, combined_sums, open_together, promised_to, united
 from .working import default_threads, work
 
 Progress = Callable[[int, int], None]

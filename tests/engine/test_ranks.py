@@ -13,7 +13,7 @@ from launching import in_processes, in_threads
 from safetensors.torch import load_file, save_file
 from tiny_merges import Merge, make_merge, same_files
 
-from fastmerge.engine import RunOptions, ranks, run, verify
+from fastmerge.engine import RunOptions, run, together, verify
 from fastmerge.engine.checksums import BLOCK
 from fastmerge.engine.dealing import Seams, common_pages, deal
 from fastmerge.engine.joined import Joined
@@ -152,8 +152,8 @@ def test_a_rank_that_is_silent_ends_the_others(merge, monkeypatch):
 
 
 def test_a_rank_that_sees_another_folder_says_so(merge, monkeypatch):
-    monkeypatch.setattr(ranks, "_sees", lambda path, token: False)
-    monkeypatch.setattr(ranks, "SEEN_LATE", 0.0)
+    monkeypatch.setattr(together, "_sees", lambda path, token: False)
+    monkeypatch.setattr(together, "SEEN_LATE", 0.0)
     errors = share(merge, 2)
     assert all("all ranks need a file system in common" in str(error) for error in errors)
 

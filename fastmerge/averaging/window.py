@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..checkpoint.distributed import SEPARATOR, split_key
 from ..checkpoint.foreign import holds_weights
 from ..errors import InvalidInput, Problem
 
@@ -43,7 +44,8 @@ def window_of(
     ``paired`` with weights.
 
     Args:
-        names:  folders, hub ids, or patterns (``run/checkpoint-*``), which stand for the folders with weights in them.
+        names:  folders, hub ids, or patterns (``run/checkpoint-*``), which stand for the folders with weights in them;
+                with the key of the model, where they are states of training (``run/step-*::model``).
         paired: weights of the same order are given.
         start, stop: the first and last step that are taken.
         every:  keep each so-many-th, counted from the last one.
@@ -89,14 +91,16 @@ def _expanded(name: str, problems: list[Problem]) -> list[str]:
     """Return the folders that a pattern stands for, in the order of their numbers; a name that is none as it is."""
     if os.path.exists(os.path.expanduser(name)) or not glob.has_magic(name):
         return [name]
-    found = [path for path in glob.glob(os.path.expanduser(name)) if os.path.isdir(path)]
+    pattern, key = split_key(os.path.expanduser(name))
+    found = [path for path in glob.glob(pattern) if os.path.isdir(path)]
     holding = [path for path in found if holds_weights(path)]
     if found and not holding:
         # What is wrong with them, the planner says.
         return sorted(found, key=_numbers)
     if not holding:
         problems.append(Problem(name, "matches no folder", "check the pattern"))
-    return sorted(holding, key=_numbers)
+    ordered = sorted(holding, key=_numbers)
+    return ordered if key is None else [f"{path}{SEPARATOR}{key}" for path in ordered]
 
 
 def _numbers(path: str) -> list[int | str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import CheckpointError
+from .distributed import is_distributed, open_distributed, split_key
 from .foreign import describe
 from .gguf import models_in, open_gguf
 from .locate import WEIGHT_FILES
@@ -24,12 +25,17 @@ INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 def open_checkpoint(folder: str) -> Checkpoint:
     """Read the headers of the weights in ``folder``. safetensors is preferred to ``.bin``, a single file to an index.
 
-    ``folder`` may be a file of weights, with its config beside it; or hold a single GGUF file and nothing else.
+    ``folder`` may be a file of weights, with its config beside it; hold a single GGUF file and nothing else; or be of
+    torch.distributed.checkpoint, with the key of the model in its state behind it (``FOLDER::KEY``).
 
     Raises:
         CheckpointError: no weights, a corrupt file, or an index that disagrees with its shards.
     """
-    folder = os.path.abspath(folder)
+    folder, key = split_key(os.path.abspath(folder))
+    if key is not None and not (os.path.isdir(folder) and is_distributed(os.listdir(folder))):
+        raise CheckpointError(
+            f"{folder}: is no checkpoint of torch.distributed.checkpoint, so it has no key {key} (leave it out)"
+        )
     if folder.endswith(WEIGHT_FILES) and not os.path.isdir(folder):
         home = os.path.dirname(folder)
         config = read_json(os.path.join(home, "config.json"), missing_ok=True)
@@ -38,6 +44,8 @@ def open_checkpoint(folder: str) -> Checkpoint:
         file, tensors = read_weights(folder)
         return _checked(Checkpoint(home, (file,), tensors, config, source=folder))
     config = read_json(os.path.join(folder, "config.json"), missing_ok=True)
+    if key is not None:
+        return open_distributed(folder, key, config)
     for single, index in zip(SINGLE, INDEX, strict=True):
         if os.path.lexists(os.path.join(folder, single)):
             file, tensors = read_weights(os.path.join(folder, single))
@@ -49,6 +57,8 @@ def open_checkpoint(folder: str) -> Checkpoint:
             return _checked(Checkpoint(folder, files, tensors, config, notes))
     if (gguf := only_gguf(folder)) is not None:
         return open_gguf(gguf, config)
+    if is_distributed(os.listdir(folder)):
+        return open_distributed(folder, None, config)
     if os.path.exists(os.path.join(folder, "adapter_config.json")):
         raise CheckpointError(f"{folder}: is a LoRA adapter, not a model (write it in the recipe as model+adapter)")
     found = "".join(f"; found {text}" for text in describe(folder))

@@ -6,6 +6,7 @@ import fnmatch
 import os
 from collections.abc import Callable, Iterator, Sequence
 
+from .distributed import is_distributed
 from .placeholders import placeholder
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -14,7 +15,7 @@ _SAVE = "load it in the tool that made it and save it with save_pretrained"
 # (name patterns, what they are, what to do), the most telling first; a folder's name ends with a slash.
 _FORMATS: tuple[tuple[Sequence[str], str, str], ...] = (
     (
-        ("zero_pp_rank_*", "global_step*/", "zero_to_fp32.py"),
+        ("zero_pp_rank_*", "bf16_zero_pp_rank_*", "*_model_states.pt", "global_step*/", "zero_to_fp32.py"),
         "a DeepSpeed ZeRO checkpoint",
         "run its zero_to_fp32.py: python zero_to_fp32.py . OUT --safe_serialization",
     ),
@@ -24,20 +25,24 @@ _FORMATS: tuple[tuple[Sequence[str], str, str], ...] = (
         "export it with Megatron-Bridge (AutoBridge.export_ckpt), or with Megatron-LM's tools/checkpoint/convert.py",
     ),
     (
-        ("pytorch_model_fsdp_*/", "pytorch_model_fsdp_*"),
+        ("pytorch_model_fsdp_*/", "pytorch_model_fsdp*"),
         "an FSDP checkpoint of Accelerate",
-        "run accelerate merge-weights on the folder that holds its shards",
+        "name that folder or file; or run accelerate merge-weights on it",
     ),
     (
-        ("*.distcp", ".metadata"),
+        (".metadata",),
         "a checkpoint of torch.distributed.checkpoint",
-        "run python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUT.pt, and save its tensors "
-        "with safetensors.torch.save_file",
+        "download it, and name its folder",
+    ),
+    (
+        ("*.distcp",),
+        "a part of a checkpoint of torch.distributed.checkpoint, without its .metadata",
+        "copy the whole folder, .metadata too: its name begins with a dot",
     ),
     (
         ("shard-*-model-*.safetensors",),
         "shards of torch.distributed.checkpoint's HuggingFaceStorageWriter",
-        "join them with torch.distributed.checkpoint._consolidate_hf_safetensors.consolidate_safetensors_files",
+        "download them, and name their folder",
     ),
     (
         ("model_index.json",),
@@ -113,5 +118,6 @@ def _described(names: Sequence[str], instead_of: Callable[[str], str | None]) ->
 
 
 def holds_weights(folder: str) -> bool:
-    """True for a folder with a checkpoint or an adapter in the Hugging Face layout."""
-    return any(os.path.lexists(os.path.join(folder, name)) for name in (*_WEIGHTS, "adapter_config.json"))
+    """True for a folder with a checkpoint or an adapter in the Hugging Face layout, or one of DCP."""
+    names = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+    return bool(names & {*_WEIGHTS, "adapter_config.json"}) or is_distributed(names)

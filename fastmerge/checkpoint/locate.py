@@ -6,6 +6,7 @@ import os
 import re
 
 from ..errors import CheckpointError
+from .distributed import SEPARATOR, split_key
 from .foreign import describe_repository
 from .gguf import models_in
 from .hub_names import hub_id_of, looks_like_hub_id, names_a_file, near_folder
@@ -39,6 +40,9 @@ def locate(path: str, revision: str | None = None, beside: str | None = None) ->
             be reached and the cache does not have it.
     """
     local = os.path.expanduser(path)
+    holder, key = split_key(local)
+    if key is not None and os.path.isdir(holder):
+        return f"{os.path.abspath(holder)}{SEPARATOR}{key}"
     if os.path.isdir(local):
         return _snapshot(os.path.abspath(local), revision)
     if local.endswith(WEIGHT_FILES) and os.path.isfile(local):

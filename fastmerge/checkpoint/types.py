@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..dtypes import DType
+from .joined import Joined
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,6 +112,7 @@ class InputFile:
 
     Attributes:
         metadata: what a safetensors header says beside its tensors (``__metadata__``); not part of the identity.
+        joined:   tensors that lie in pieces of files; they have addresses behind the ``nbytes`` of this one.
     """
 
     path: str
@@ -118,6 +120,7 @@ class InputFile:
     mtime_ns: int
     header_digest: str
     metadata: Mapping[str, str] = field(default_factory=dict, compare=False)
+    joined: tuple[Joined, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from datetime import datetime
 from ..errors import CheckpointError, InputChanged, OutputError, explained
 from ..plan.types import InputFile, Shard
 from .arena import PAGE
+from .joining import read_joined
 
 # Bytes of a file that are looked for in the page cache.
 PROBES = 32
@@ -27,6 +28,7 @@ class InputFiles:
 
     def __init__(self, files: Iterable[InputFile]):
         self._files = {file.path: file for file in files}
+        self._joined = {file.path: file for file in self._files.values() if file.joined}
         self._open: dict[str, int] = {}
         _allow_open_files(len(self._files))
 
@@ -77,7 +79,13 @@ class InputFiles:
             os.posix_fadvise(self._open[path], offset, nbytes, os.POSIX_FADV_WILLNEED)
 
     def read(self, path: str, offset: int, into: memoryview) -> None:
-        """Fill ``into`` with the bytes from ``offset`` on."""
+        """Fill ``into`` with the bytes from ``offset`` on, or with those of a tensor in pieces, which begins there."""
+        if self._joined and path in self._joined and offset >= self._joined[path].nbytes:
+            read_joined(self._joined[path].joined, offset, into, self._read)
+        else:
+            self._read(path, offset, into)
+
+    def _read(self, path: str, offset: int, into: memoryview) -> None:
         done = 0
         while done < len(into):
             try:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.distributed import split_key
 from ..errors import CheckpointError, Problem
 from ..kernels import limited_threads, use_backend
 from ..plan import make_plan
@@ -194,7 +195,7 @@ def _replan(manifest: dict[str, Any], checkpoint: Checkpoint) -> tuple[Plan, lis
     recipe = load(manifest["recipe"] + "\n", semantics=semantics_of(manifest), seed=manifest["seed"])
     folders = {item["reference"]: item["folder"] for item in manifest["inputs"]}
     for folder in folders.values():
-        if not os.path.exists(folder):
+        if not os.path.exists(split_key(folder)[0]):
             raise CheckpointError(
                 f"{folder}: an input of the merge is missing; its output cannot be verified without it"
             )

@@ -47,7 +47,10 @@ def small_files(
     donor = models[recipe.models[0]]
     files: dict[str, TextFile | CopiedFile] = {}
     if donor.checkpoint.config is None:
-        findings.note(f"{donor} has no config.json, so the output has none and transformers cannot load it")
+        findings.note(
+            f"{donor} has no config.json, so the output has none and transformers cannot load it (put the config.json "
+            f"and the tokenizer of the model into {donor.checkpoint.folder})"
+        )
     else:
         config = output_config(donor.checkpoint.config, found, outputs, wanted.truncated or vocabulary is not None)
         if found.mixture is not None:

@@ -16,6 +16,8 @@ from .types import Gathered, InputTensor, Plan, ReadFile
 _KINDS: tuple[tuple[Sequence[str], str, str], ...] = (
     (("*.safetensors",), "weights", "a JSON header that is checked, and numbers"),
     (("*.bin", "*.pt"), "weights", "tensors in a zip archive; its pickle is read as a list of tensors, never run"),
+    (("*.distcp",), "weights", "tensors in zip archives; their pickles are read as descriptions of tensors, never run"),
+    ((".metadata",), "index", "a pickle of names, sizes and places of tensors: nothing else in it is read, or run"),
     (("*.index.json",), "index", "JSON: names of tensors, and of files in this folder"),
     (("adapter_config.json",), "config of an adapter", "JSON: numbers, names and patterns that are checked"),
     (("config.json", "*_config.json", "quant*.json", "modules.json"), "config", "JSON: values that are compared"),

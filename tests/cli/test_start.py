@@ -17,6 +17,7 @@ from tiny_models import save_family
 from fastmerge.devices.gpus import why_no_driver
 from fastmerge.kernels import why_no_cpu_extension
 
+DISTRIBUTED = Path(__file__).resolve().parents[1] / "data" / "distributed" / "step-1"
 HEAVY = ("torch", "transformers", "huggingface_hub", "matplotlib", "jinja2", "pandas", "scipy")
 
 RUN = """
@@ -75,7 +76,7 @@ def test_commands_that_merge_nothing(place):
         place,
         (2, "check", "wrong.yml"), (2, "check", "unknown.yml"), (0, "check", "ties.yml"),
         (0, "plan", "ties.yml"), (0, "plan", "ties.yml", "--explain", "lm_head.weight"),
-        (0, "inspect", one), (0, "inspect", one, "--tensors"),
+        (0, "inspect", one), (0, "inspect", one, "--tensors"), (0, "inspect", DISTRIBUTED),
         (0, "methods"), (0, "methods", "ties"), (0, "methods", "boost"), (2, "methods", "tise"),
         (0, "schema"), (0, "clean", ".", "--dry-run"), (0, "check", "ties.yml", "--json"),
     )  # fmt: skip
@@ -84,7 +85,8 @@ def test_commands_that_merge_nothing(place):
 @pytest.mark.skipif(why_no_cpu_extension() is not None, reason="the CPU kernels are not built")
 def test_commands_that_compare_elements(place):
     one, two = place / "models" / "one", place / "models" / "two"
-    run(place, (0, "diff", one, two), (0, "merge", "ties.yml", "out"), (0, "verify", "out"), (0, "inspect", "out"))
+    run(place, (0, "diff", one, two), (0, "merge", "ties.yml", "out"), (0, "verify", "out"), (0, "inspect", "out"),
+        (0, "diff", DISTRIBUTED, DISTRIBUTED))  # fmt: skip
 
 
 @pytest.mark.skipif(why_no_driver() is None, reason="torch is asked about the GPU")

@@ -39,7 +39,9 @@ def fuzz():
         sys.path.remove(str(ROOT))
 
 
-@pytest.mark.parametrize("target", ["safetensors", "index", "config", "adapter", "bin", "recipe", "quantized", "gguf"])
+@pytest.mark.parametrize(
+    "target", ["safetensors", "index", "config", "adapter", "bin", "recipe", "quantized", "gguf", "distributed"]
+)
 def test_random_files(target, fuzz, tmp_path_factory, monkeypatch):
     targets, watching = fuzz
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -27,6 +27,7 @@ from fastmerge.recipe import load
 from .gguf_bytes import gguf_bytes
 from .mutations import change_bytes, change_tree, json_text
 
+DISTRIBUTED = Path(__file__).resolve().parents[1] / "data" / "distributed"
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1,
     "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 4, "tie_word_embeddings": False,
@@ -362,7 +363,65 @@ class Gguf(Target):
         plan_and_run(f"merge_method: passthrough\nmodels: [{{model: {json.dumps(str(path))}}}]\n", folder)
 
 
+class Distributed(Target):
+    """Folders of torch.distributed.checkpoint: their metadata, and the archives in their files."""
+
+    @cached_property
+    def _files(self) -> dict[str, dict[str, bytes]]:
+        kinds = ("step-1", "hf-2")
+        return {kind: {path.name: path.read_bytes() for path in (DISTRIBUTED / kind).iterdir()} for kind in kinds}
+
+    def write(self, rng: Random, folder: Path) -> None:
+        files = dict(self._files[rng.choice(("step-1", "step-1", "step-1", "hf-2"))])
+        for name in rng.sample(sorted(files), rng.choice((1, 1, 2))):
+            if rng.randrange(12) == 0:
+                del files[name]
+            elif name == ".metadata" or rng.randrange(3):
+                files[name] = self._changed(rng, files[name])
+        if ".metadata" in files and not rng.randrange(6):
+            files[".metadata"] = self._calls(rng)
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+
+    @staticmethod
+    def _changed(rng: Random, data: bytes) -> bytes:
+        kind = rng.randrange(3)
+        if kind == 0:
+            return change_bytes(rng, data)
+        # A number or a name of a pickle becomes another one of its length.
+        swaps = (
+            (b"__0_0.distcp", rng.choice((b"__1_0.distcp", b"../../a/.../", b"/etc/passwd\0"))), (b"K\x06", b"K\xff"),
+            (b"K\x02", b"K\x01"), (b"bfloat16", b"float8_e"), (b"Metadata", b"metadata"),
+            (b"_StorageInfo", b"_StorageInfx"), (b"torch.serialization", b"torch.serializatiom"),
+            (b"BFloat16Storage", b"UntypedxStorage"), (b"HalfStorage", b"LongStorage"),
+            (b"saved_offsets", b"saved_offsetz"), (b"J\x00", b"J\xff"),
+        )  # fmt: skip
+        for _ in range(kind):
+            old, new = rng.choice(swaps)
+            data = data.replace(old, new, rng.choice((1, 3, -1)))
+        return data
+
+    @staticmethod
+    def _calls(rng: Random) -> bytes:
+        """Return a pickle that calls what it must not, or takes memory or time by itself."""
+        module, function, arguments = rng.choice((
+            ("builtins", "bytearray", (2**40,)), ("os", "system", ("true",)), ("torch", "Size", (("a",) * 9,)),
+            ("torch", "load", ("x",)), ("torch.distributed.checkpoint.metadata", "Metadata", ()),
+            ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING", (0, 1)),
+            ("collections", "OrderedDict", (1,)),
+        ))  # fmt: skip
+        call = f"{module}\n{function}\n".encode() + pickle.dumps(arguments, 2)[2:-1] + b"R."
+        bomb = b"\x80\x04)" + b"\x94h\x00h\x00\x86" * 60 + b"}\x94h\x01K\x01s."
+        memo = b"\x80\x02N" + b"r\xff\xff\xff\x7f."
+        build = b"\x80\x02ctorch\nSize\n}X\x04\x00\x00\x00makeK\x01sb."
+        return rng.choice((b"\x80\x02c" + call, b"\x80\x02c" + call, bomb, memo, build))
+
+    def use(self, folder: Path) -> None:
+        if os.listdir(folder):
+            plan_and_run(f"merge_method: passthrough\nmodels: [{{model: {json.dumps(str(folder))}}}]\n", folder)
+
+
 TARGETS: dict[str, Target] = {
     target.name: target
-    for target in (Safetensors(), Index(), Config(), Adapter(), Bin(), Recipe(), Quantized(), Gguf())
+    for target in (Safetensors(), Index(), Config(), Adapter(), Bin(), Recipe(), Quantized(), Gguf(), Distributed())
 }

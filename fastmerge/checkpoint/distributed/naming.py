@@ -1,0 +1,60 @@
+"""Which tensors of a training state are the model's, and what they are called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from ...errors import CheckpointError
+from .metadata import StoredTensor
+
+# Keys of a state dict under which trainers keep what is no model.
+_OTHERS = re.compile(
+    r"(optim\w*|\w*optimizers?|opt(_state)?|\w*scheduler\w*|\w*scaler|\w*dataloader\w*|\w*rng\w*|train_state|trainer|"
+    r"step|steps|iteration|epoch|global_step|\w*loss\w*|metrics?)"
+)
+# What wrappers of modules put into names.
+_WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+def choose(folder: str, tensors: Mapping[str, StoredTensor], key: str | None) -> dict[str, StoredTensor]:
+    """Return the tensors of a model by its own names.
+
+    Args:
+        key: what leads to the model in the state that was saved, with dots; None takes the only one there is.
+    Raises:
+        CheckpointError: there is none, or several.
+    """
+    if key is not None:
+        chosen = {name.removeprefix(f"{key}."): t for name, t in tensors.items() if name.startswith(f"{key}.")}
+        if not chosen:
+            there = ", ".join(filter(None, _groups(tensors.values())[:6])) or "only names without a key"
+            raise CheckpointError(f"{folder}: holds no tensors under the key {key}; there are {there}")
+        return _unwrapped(folder, chosen)
+    ours = {name: t for name, t in tensors.items() if not any(map(_OTHERS.fullmatch, t.path))}
+    # Without a mapping in the metadata, the key of an optimizer is only a part of the name.
+    ours = {name: t for name, t in ours.items() if len(t.path) > 1 or not _OTHERS.fullmatch(name.partition(".")[0])}
+    groups = _groups(ours.values())
+    if not groups:
+        raise CheckpointError(f"{folder}: holds no tensors of a model (it may be the state of an optimizer only)")
+    if len(groups) > 1:
+        named = ", ".join(group or "(no key)" for group in groups[:6])
+        raise CheckpointError(
+            f"{folder}: holds tensors under several keys: {named} (name the model's: {folder}::{groups[-1]})"
+        )
+    prefix = f"{groups[0]}." if groups[0] else ""
+    return _unwrapped(folder, {name.removeprefix(prefix): t for name, t in ours.items()})
+
+
+def _groups(tensors: Iterable[StoredTensor]) -> list[str]:
+    return sorted({".".join(tensor.path[:-1]) for tensor in tensors})
+
+
+def _unwrapped(folder: str, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        own = _WRAPPERS.sub("", name)
+        if own in found:
+            raise CheckpointError(f"{folder}: {own} is there twice, with and without the name of a wrapper")
+        found[own] = tensor
+    return found

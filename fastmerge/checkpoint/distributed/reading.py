@@ -1,0 +1,116 @@
+"""From a DCP folder to a checkpoint: every tensor of the model, whole or in pieces, at its place in the files."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ...dtypes import DType
+from ...errors import CheckpointError
+from ..joined import Chunk, Joined, join
+from ..opening import open_weights
+from ..placeholders import placeholder
+from ..types import Checkpoint, InputFile, TensorEntry
+from . import METADATA, SEPARATOR
+from .items import Item, read_item
+from .metadata import StoredChunk, StoredTensor, read_metadata
+from .naming import choose
+
+PAGE = 4096
+_AGAIN = "the checkpoint is damaged or incomplete: copy or save it again"
+_MEGATRON = ("metadata.json", "common.pt")
+
+
+def open_dcp(folder: str, key: str | None, config: dict[str, Any] | None) -> Checkpoint:
+    """Read the metadata of a DCP folder, and the descriptions of the model's tensors in its files.
+
+    Raises:
+        CheckpointError: damaged, incomplete, of Megatron-LM, without a model, or with several and no ``key``.
+    """
+    if all(os.path.exists(os.path.join(folder, name)) for name in _MEGATRON):
+        raise CheckpointError(
+            f"{folder}: is a checkpoint of Megatron-LM (torch_dist), whose names and layouts are its own (export it "
+            "with Megatron-Bridge: AutoBridge.export_ckpt)"
+        )
+    path = os.path.join(folder, METADATA)
+    data, stored = read_metadata(path)
+    chosen = choose(folder, stored, key)
+    status = os.stat(path)
+    items, files = _items(folder, chosen)
+    layout: list[Joined] = []
+    tensors: dict[str, TensorEntry] = {}
+    for name, tensor in chosen.items():
+        dtype = tensor.dtype
+        if not isinstance(dtype, DType):
+            raise CheckpointError(f"{path}: {name} is {dtype}, which no model has (leave it out of the checkpoint)")
+        chunks = [_chunk(folder, name, tensor, dtype, chunk, items[_place(chunk)]) for chunk in tensor.chunks]
+        tensors[name] = entry_of(path, name, tensor.shape, dtype, chunks, status.st_size, layout)
+    own = InputFile(path, status.st_size, status.st_mtime_ns, hashlib.sha256(data).hexdigest(), joined=tuple(layout))
+    source = f"{folder}{SEPARATOR}{key}" if key else ""
+    return Checkpoint(folder, (own, *files), in_order(tensors), config, source=source)
+
+
+def entry_of(
+    path: str, name: str, shape: tuple[int, ...], dtype: DType, chunks: list[Chunk], size: int, layout: list[Joined]
+) -> TensorEntry:
+    """Return where a tensor lies; one in pieces gets an address in ``path`` behind its ``size`` bytes, and a layout."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    start = -(-max(size, layout[-1].stop if layout else 0) // PAGE) * PAGE
+    if nbytes == 0 and not chunks:
+        return TensorEntry(path, 0, 0, dtype, shape)
+    try:
+        made = join(shape, dtype.itemsize, chunks, start)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {name}: {error} ({_AGAIN})") from error
+    if len(chunks) == 1:
+        return TensorEntry(chunks[0].path, chunks[0].offset, nbytes, dtype, shape)
+    layout.append(made)
+    return TensorEntry(path, start, nbytes, dtype, shape)
+
+
+def in_order(tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
+    """Return tensors in the order of file and offset."""
+    return dict(sorted(tensors.items(), key=lambda item: (item[1].path, item[1].offset)))
+
+
+def _place(chunk: StoredChunk) -> tuple[str, int, int]:
+    return chunk.filename, chunk.offset, chunk.length
+
+
+def _items(
+    folder: str, tensors: Mapping[str, StoredTensor]
+) -> tuple[dict[tuple[str, int, int], Item], list[InputFile]]:
+    """Return the items that the model's tensors lie in, and the files that hold them."""
+    places: dict[str, list[tuple[str, int, int]]] = {}
+    for place in sorted({_place(chunk) for tensor in tensors.values() for chunk in tensor.chunks}):
+        places.setdefault(place[0], []).append(place)
+    items: dict[tuple[str, int, int], Item] = {}
+    files = []
+    for filename, own in places.items():
+        path = os.path.join(folder, filename)
+        try:
+            with open_weights(path) as file:
+                status = os.fstat(file.fileno())
+                items |= {place: read_item(file, *place[1:]) for place in own}
+        except FileNotFoundError as error:
+            what = placeholder(path) or f"is missing; it should hold {len(own)} parts of tensors ({_AGAIN})"
+            raise CheckpointError(f"{path}: {what}") from error
+        except OSError as error:
+            raise CheckpointError(f"{path}: {placeholder(path) or f'cannot be read: {error.strerror}'}") from error
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {placeholder(path) or f'{error} ({_AGAIN})'}") from error
+        digest = hashlib.sha256("\n".join(items[place].identity for place in own).encode()).hexdigest()
+        files.append(InputFile(path, status.st_size, status.st_mtime_ns, digest))
+    return items, files
+
+
+def _chunk(folder: str, name: str, tensor: StoredTensor, dtype: DType, chunk: StoredChunk, item: Item) -> Chunk:
+    if (item.dtype, item.shape) != (dtype, chunk.sizes):
+        what = f"holds {name} as {item.dtype} {list(item.shape)}, its metadata says {dtype} {list(chunk.sizes)}"
+        raise CheckpointError(f"{os.path.join(folder, chunk.filename)}: {what} ({_AGAIN})")
+    if any(offset + size > whole for offset, size, whole in zip(chunk.offsets, chunk.sizes, tensor.shape, strict=True)):
+        raise CheckpointError(f"{os.path.join(folder, METADATA)}: a chunk of {name} lies outside of it ({_AGAIN})")
+    return Chunk(chunk.offsets, chunk.sizes, os.path.join(folder, chunk.filename), item.offset)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
 
@@ -101,8 +102,20 @@ def sharded(state, mesh, placements):
     found = {}
     for name, tensor in state.items():
         fit = [p if p.is_replicate() or p.dim < tensor.dim() else Shard(0) for p in placements]
-        found[name] = distribute_tensor(tensor.clone(), mesh, fit)
+        if any(isinstance(placement, _StridedShard) for placement in fit):
+            found[name] = cut_twice(tensor, mesh, fit)
+        else:
+            found[name] = distribute_tensor(tensor.clone(), mesh, fit)
     return found
+
+
+def cut_twice(tensor, mesh, placements):
+    """A tensor as tensor parallel and then fully_shard cut it: by the mesh's second dimension, then by its first."""
+    local = tensor
+    for part in reversed(mesh.get_coordinate()):
+        chunks = local.chunk(2)
+        local = chunks[part] if part < len(chunks) else local[:0]
+    return DTensor.from_local(local.clone(), mesh, placements, shape=tensor.shape, stride=tensor.stride())
 
 
 def merges_alike(case, states, mesh, placements, out, known):
@@ -288,8 +301,23 @@ def a_rank_that_is_gone_is_named_with_what_was_done(mesh, rank, states):
     refused(KeyboardInterrupt, "", lambda: fastmerge.merge_(base, [a, b], **call("ties")))
 
 
+def modules_are_fully_sharded(mesh, rank, states):
+    """FSDP2's parameters are merged where they lie."""
+    networks = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        networks.append(torch.nn.Sequential(torch.nn.Linear(300, 151), torch.nn.Linear(151, 1)).requires_grad_(False))
+    expected = fastmerge.merge_state_dicts(networks[0], networks[1:], **call("ties"))
+    for network in networks:
+        fully_shard(network, mesh=mesh)
+    fastmerge.merge_(networks[0], networks[1:], **call("ties"))
+    merged = networks[0].state_dict()
+    assert all(torch.equal(merged[name].full_tensor(), tensor) for name, tensor in expected.items())
+
+
 MORE = (
     functions_take_shards,
+    modules_are_fully_sharded,
     buffers_are_copied_and_ties_kept,
     whole_tensors_are_refused_or_replicated,
     what_does_not_fit_together_is_refused,

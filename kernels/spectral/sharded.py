@@ -70,23 +70,26 @@ def boost_shards(
         group:  by default the world.
         beta, tol, null, method, noise: as in ``subspace_boost``, which gives the same bits for the whole matrix.
     Raises:
-        ValueError: an argument is out of range, on whichever rank; raised by all of them.
+        ValueError: an argument is out of range, on whichever rank, or ranks have parts of different matrices; raised
+            by all of them.
+        RuntimeError: boosting failed on another rank, which raises what went wrong.
     """
     _check_dim(dim)
     # Wrong arguments are refused here, by all ranks: one that raises later leaves the others waiting for it.
     subspace_boost(torch.zeros(0, 1, 1), beta, tol=tol, null=null, method=method, noise=noise)
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-    told: list[tuple[list[int], str | None]] = [([], None)] * ranks
-    dist.all_gather_object(told, ([shard.shape[dim] for shard in shards], _problem(shards)), group)
-    for r, (_, problem) in enumerate(told):
-        if problem:
+    told: list[tuple[list[tuple[int, ...]], str | None]] = [([], None)] * ranks
+    dist.all_gather_object(told, ([tuple(shard.shape) for shard in shards], _problem(shards)), group)
+    for r, (shapes, problem) in enumerate(told):
+        if problem or (problem := _difference(shapes, told[0][0], dim)):
             raise ValueError(f"on rank {r}, {problem}")
-    sizes = [row for row, _ in told]
+    sizes = [[shape[dim] for shape in shapes] for shapes, _ in told]
     wholes = [_resized(shard.shape, dim, sum(row[i] for row in sizes)) for i, shard in enumerate(shards)]
     owners = deal([whole.numel() * min(whole[-2:]) for whole in wholes], ranks)
     hands = [[i for i, owner in enumerate(owners) if owner == r] for r in range(ranks)]
     results = [torch.empty(shard.shape, dtype=shard.dtype, device=shard.device) for shard in shards]
     infos: dict[int, list[Info]] = {}
+    failure: Exception | None = None
     # A rank holds one whole matrix at a time.
     for turn in range(max(map(len, hands))):
         there = {owner: hand[turn] for owner, hand in enumerate(hands) if turn < len(hand)}
@@ -97,12 +100,20 @@ def boost_shards(
         _exchange({owner: shards[j] for owner, j in there.items()}, parts, group)
         if i is not None:
             whole, parts = torch.cat(list(parts.values()), dim), {}
-            boosted, infos[i] = subspace_boost(whole, beta, tol=tol, null=null, method=method, noise=noise)
+            try:
+                boosted, infos[i] = subspace_boost(whole, beta, tol=tol, null=null, method=method, noise=noise)
+            except Exception as error:  # the others wait for parts of it; all learn of it below
+                boosted, failure = whole, failure or error
             parts = dict(enumerate(boosted.split([row[i] for row in sizes], dim)))
         _exchange(parts, {owner: results[j] for owner, j in there.items()}, group)
-    everyone: list[dict[int, list[Info]]] = [{}] * ranks
-    dist.all_gather_object(everyone, infos, group)
-    return results, [everyone[owner][i] for i, owner in enumerate(owners)]
+    everyone: list[tuple[dict[int, list[Info]], str | None]] = [({}, None)] * ranks
+    dist.all_gather_object(everyone, (infos, None if failure is None else str(failure)), group)
+    if failure is not None:
+        raise failure
+    for r, (_, message) in enumerate(everyone):
+        if message is not None:
+            raise RuntimeError(f"on rank {r}, {message}")
+    return results, [everyone[owner][0][i] for i, owner in enumerate(owners)]
 
 
 def boost_together(
@@ -216,6 +227,16 @@ def _resized(shape: Sequence[int], dim: int, size: int) -> torch.Size:
     resized = list(shape)
     resized[dim] = size
     return torch.Size(resized)
+
+
+def _difference(shapes: Sequence[tuple[int, ...]], first: Sequence[tuple[int, ...]], dim: int) -> str | None:
+    """Return what keeps parts of these shapes from being of the matrices that rank 0 has parts of, or None."""
+    if len(shapes) != len(first):
+        return f"there are {len(shapes)} shards; rank 0 has {len(first)}"
+    for i, (shape, like) in enumerate(zip(shapes, first, strict=True)):
+        if len(shape) != len(like) or _resized(shape, dim, 0) != _resized(like, dim, 0):
+            return f"shards[{i}] has shape {shape}, that of rank 0 has {like}; only their sizes along {dim} may differ"
+    return None
 
 
 def _problem(shards: Sequence[Tensor]) -> str | None:

@@ -16,6 +16,8 @@ from torch.distributed.tensor.placement_types import _StridedShard
 import fastmerge
 from fastmerge import functional
 from fastmerge.errors import InvalidInput, ShardError
+from fastmerge.kernels.spectral import boost_shards, subspace_boost
+from fastmerge.kernels.spectral import sharded as sharded_module
 from fastmerge.steps.shards import driver
 
 PLACEMENTS = {"rows": Shard(0), "columns": Shard(1), "replicated": Replicate()}
@@ -315,7 +317,34 @@ def modules_are_fully_sharded(mesh, rank, states):
     assert all(torch.equal(merged[name].full_tensor(), tensor) for name, tensor in expected.items())
 
 
+def matrices_that_differ_are_not_boosted(mesh, rank, states):
+    part = torch.ones(4, 3)
+    refused(ValueError, "on rank 1, there are 2 shards; rank 0 has 1", lambda: boost_shards([part] * (1 + rank)))
+    wide = torch.ones(4, 3 + rank)
+    refused(ValueError, r"on rank 1, shards\[0\] has shape \(4, 4\), that of rank 0", lambda: boost_shards([wide]))
+
+
+def a_failed_boost_is_raised_everywhere(mesh, rank, states):
+    """Rank 1 fails at the second of its matrices; what it owes the others is sent all the same."""
+    calls = []
+
+    def fails(*arguments, **options):
+        calls.append(arguments)
+        if rank and len(calls) == 3:  # the first one checks the arguments
+            raise ArithmeticError("it went wrong")
+        return subspace_boost(*arguments, **options)
+
+    sharded_module.subspace_boost = fails
+    try:
+        words = "^it went wrong" if rank else "on rank 1, it went wrong"
+        refused(ArithmeticError if rank else RuntimeError, words, lambda: boost_shards([torch.eye(4)[:, :3]] * 4))
+    finally:
+        sharded_module.subspace_boost = subspace_boost
+
+
 MORE = (
+    matrices_that_differ_are_not_boosted,
+    a_failed_boost_is_raised_everywhere,
     functions_take_shards,
     modules_are_fully_sharded,
     buffers_are_copied_and_ties_kept,

@@ -27,6 +27,7 @@ def meet(
     values: Mapping[str, Tensor], on_host: bool, jobs: Callable[[str, Tensor], list[SumJob]], backend: str | None
 ) -> None:
     """Run the jobs of every tensor: one launch on each device, or in batches through host memory."""
+    values = _with_elements(values)
     if on_host:
         for batch in _batches(values):
             staged = {name: _staged(value) for name, value in batch.items()}
@@ -45,6 +46,7 @@ def write(
     backend: str | None,
 ) -> None:
     """Write the sum of every name into its target, rounded once to the dtype of that."""
+    targets = _with_elements(targets)
     for batch in _batches(targets) if on_host else _by_device(targets):
         jobs = {}
         for name, target in batch.items():
@@ -58,6 +60,11 @@ def write(
                 target.copy_(jobs[name].out)
             elif not target.is_inference():
                 torch.autograd.graph.increment_version(target)
+
+
+def _with_elements(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out what is empty, such as the shard of a rank that has none of a small tensor."""
+    return {name: tensor for name, tensor in tensors.items() if tensor.numel()}
 
 
 def _batches(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

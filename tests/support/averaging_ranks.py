@@ -9,9 +9,15 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
+
+from fastmerge.errors import InvalidInput
+from fastmerge.training import Averager
 
 STEPS = 8
 
@@ -81,6 +87,35 @@ def check_saving(run, folder):
     same(load_file(folder / "model.safetensors"), expected)
 
 
+def check_placements(folder):
+    """Average tensors that are cut across rows or columns, unevenly, with a rank that has nothing, or whole on each."""
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    full = {"rows": torch.randn(5, 4), "columns": torch.randn(4, 5), "one": torch.randn(1, 3), "whole": torch.randn(3)}
+    places = {"rows": Shard(0), "columns": Shard(1), "one": Shard(0), "whole": Replicate()}
+    given = {name: distribute_tensor(tensor.clone(), mesh, [places[name]]) for name, tensor in full.items()}
+    averager = Averager(given, {"ema": "ema:0.5", "last": "lawa:2"})
+    averager.update()
+    for tensor in given.values():
+        tensor.to_local().mul_(3)
+    averager.update()
+    dcp.save({"averager": averager}, checkpoint_id=folder)
+    resumed = Averager(given, {"ema": "ema:0.5", "last": "lawa:2"})
+    dcp.load({"averager": resumed}, checkpoint_id=folder)
+    for name in averager.names:
+        expected = {key: (0.5 * (3 * x) - 0.5 * x) + x for key, x in full.items()}
+        if name == "last":
+            expected = {key: 0.5 * x + 0.5 * (3 * x) for key, x in full.items()}
+        same(whole(averager.weights(name)), expected)
+        same(whole(resumed.weights(name)), expected)
+    try:
+        averager.copy_to({name: tensor.clone() for name, tensor in full.items()}, "ema")
+    except InvalidInput as error:
+        assert "rows: is (5, 4), and its average (5, 4) (Shard(dim=0),)" in str(error), error
+    else:
+        raise AssertionError("whole tensors take no shards")
+
+
 def main(example, folder, init):
     dist.init_process_group("gloo", init_method=init, rank=int(os.environ["RANK"]), world_size=2)
     spec = importlib.util.spec_from_file_location("example", example)
@@ -99,6 +134,7 @@ def main(example, folder, init):
         same(whole(resumed.averager.weights(name)), expected)
     check_swap(reference)
     check_saving(resumed, folder / "saved")
+    check_placements(folder / "placements")
     dist.destroy_process_group()
 
 

@@ -122,6 +122,23 @@ def test_every_rule_has_the_bits_of_its_formula(backend, device, monkeypatch):
         same(dict(model.named_parameters()), values[-1])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is available")
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_on_a_gpu_the_bits_are_those_of_the_host(device, monkeypatch):
+    monkeypatch.setattr(placement, "STAGED_BYTES", 600)
+    here, there = Net(), Net().cuda()
+    ours, theirs = Averager(here, RULES), Averager(there, RULES, device=device)
+    for step in range(1, STEPS + 1):
+        train(here, step)
+        there.load_state_dict(here.state_dict())
+        ours.update()
+        theirs.update()
+    for rule in RULES:
+        with theirs.swapped(which=rule):
+            same({name: weight.cpu() for name, weight in there.named_parameters()}, ours.weights(rule))
+
+
 def test_in_bfloat16_each_step_is_rounded_once():
     model, values = Net(), []
     averager = Averager(model, {"ema": ema(0.9), "lawa": lawa(2)}, dtype=torch.bfloat16)

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from .api import check, merge, verify, verify_recipe
     from .averaging import average, greedy_soup
     from .errors import FastmergeError, InvalidInput
+    from .extraction import extract
     from .hub import push_to_hub
     from .methods import load_plugin
+    from .reports.comparing import diff
+    from .reports.inspecting import inspect
+    from .reports.listing import list_methods
     from .state_dicts import merge_, merge_state_dicts
     from .training import Averager
 
@@ -27,8 +31,12 @@ __all__ = [
     "InvalidInput",
     "average",
     "check",
+    "diff",
+    "extract",
     "functional",
     "greedy_soup",
+    "inspect",
+    "list_methods",
     "load_plugin",
     "merge",
     "merge_",
@@ -46,7 +54,11 @@ _HOMES = {
     "InvalidInput": "errors",
     "average": "averaging",
     "check": "api",
+    "diff": "reports.comparing",
+    "extract": "extraction",
     "greedy_soup": "averaging",
+    "inspect": "reports.inspecting",
+    "list_methods": "reports.listing",
     "load_plugin": "methods",
     "merge": "api",
     "merge_": "state_dicts",

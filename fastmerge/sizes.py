@@ -19,6 +19,9 @@ def parse_size(size: int | str) -> int:
     Raises:
         ValueError: the text is no size, or the size is not positive.
     """
+    if not isinstance(size, (int, str)) or isinstance(size, bool):
+        example = f"{size if isinstance(size, float) else 4}GiB"
+        raise ValueError(f"{size!r} is not a size; give bytes as a whole number, or text such as {example!r}")
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(size).lower())
     if match is None or match[2] not in _UNITS:
         raise ValueError(f"{size!r} is not a size; write it like 4GiB, 500MB or 1000000")

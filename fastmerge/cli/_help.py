@@ -12,7 +12,7 @@ INPUT, RUNNING, MERGEKIT, OTHER = "Input and output", "Running", "mergekit's nam
 _GROUPS = {
     **dict.fromkeys(
         ("overwrite", "allow_nonfinite", "shard_size", "plugins", "seed", "semantics", "out_path", "intermediate_dir",
-         "lazy", "explain", "files"), INPUT),
+         "lazy", "explain", "files", "push_to_hub", "private"), INPUT),
     **dict.fromkeys(
         ("threads", "backend", "ram", "device", "vram", "dry_run", "strict", "as_json", "quiet"), RUNNING),
     **dict.fromkeys(

@@ -28,6 +28,7 @@ from ._options import (
     together,
 )
 from ._output import note, print_facts, print_json, print_table
+from ._progress import phase
 
 if TYPE_CHECKING:
     from ..plan.types import Plan
@@ -85,9 +86,10 @@ def planned(recipe: str, given: dict[str, Any], **more: Any) -> Planned:
 
 def planned_source(source: str, options: dict[str, Any], name: str = "<recipe>", **more: Any) -> Planned:
     """As ``planned``, of a path or text, with options in which mergekit's have been taken in."""
+    silent = options["quiet"] or options["as_json"]
+    phase("planning", silent)
     from ..recipe.pipeline import load_pipeline
 
-    silent = options["quiet"] or options["as_json"]
     pipeline = load_pipeline(source, semantics=options.get("semantics"), seed=options.get("seed"), name=name)
     from ..plan import plan_all  # of use to a recipe without mistakes
 

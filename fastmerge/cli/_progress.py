@@ -15,9 +15,17 @@ from . import _garbage
 SECONDS_BETWEEN_LINES = 5.0
 
 
+def phase(name: str, quiet: bool) -> None:
+    """Say what begins, on a terminal."""
+    if not quiet and sys.stderr.isatty():
+        click.echo(f"{name} ...", err=True)
+
+
 @contextlib.contextmanager
-def progress(title: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+def progress(title: str, quiet: bool, last: str = "") -> Iterator[Callable[[int, int], None] | None]:
     """Yield a function of the bytes done and of all bytes, or None when ``quiet``. Everything goes to stderr.
+
+    ``last`` is the title of a bar that is full: of what is done then.
 
     What takes a progress takes long, so garbage is collected from here on.
     """
@@ -25,21 +33,31 @@ def progress(title: str, quiet: bool) -> Iterator[Callable[[int, int], None] | N
     if quiet:
         yield None
     elif sys.stderr.isatty():
-        with _bar(title) as update:
+        with _bar(title, last or title) as update:
             yield update
     else:
         yield _lines(title)
 
 
 @contextlib.contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+def _bar(title: str, last: str) -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, description=last if done >= total else title)
+
+        yield update
 
 
 def _lines(title: str) -> Callable[[int, int], None]:

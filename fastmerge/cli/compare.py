@@ -11,46 +11,57 @@ import click
 from ._errors import Command
 from ._options import JSON
 from ._output import note, print_json, print_table
+from ._text import wrapped
 
 if TYPE_CHECKING:
     from ..reports.comparing import TensorDifference
+
+DIFFERENT = 1
 
 
 @click.command(cls=Command)
 @click.argument("a")
 @click.argument("b")
 @click.option("--changed", is_flag=True, help="Only tensors that differ.")
+@click.option(
+    "--sort",
+    type=click.Choice(("order", "name", "changed", "l2", "cosine")),
+    default="order",
+    show_default=True,
+    help="In the order of A, by name, or by a number: those that differ most first.",
+)
+@click.option("--top", type=click.IntRange(min=0), help="List so many tensors, the first of them.")
+@click.option("--exit-code", is_flag=True, help="End with status 1 where anything differs.")
 @JSON
-def diff(a: str, b: str, changed: bool, as_json: bool) -> None:
-    """Compare the checkpoints A and B, tensor by tensor: L2 norm of B - A, cosine, share of changed elements."""
-    from ..checkpoint import locate, open_checkpoint
-    from ..checkpoint.quantized import decoded
-    from ..reports.comparing import compare
+def diff(a: str, b: str, changed: bool, sort: str, top: int | None, exit_code: bool, as_json: bool) -> None:
+    """Compare the checkpoints A and B: share of changed elements, L2 norm of B - A, cosine; by tensor and in all."""
+    from ..reports.comparing import COLUMNS
+    from ..reports.comparing import diff as difference
 
-    left, right = (decoded(open_checkpoint(locate(path))) for path in (a, b))
-    for text in (*left.notes, *right.notes):
+    found = difference(a, b)
+    for text in found.notes:
         note(text, as_json)
-    found = [item for item in compare(left, right) if not changed or item.changed != 0]
+    listed = [item for item in found.sorted(sort) if not changed or item.changed != 0]
+    shown = listed if top is None else listed[:top]
     if as_json:
-        print_json([_finite(item) for item in found])
-        return
-    rows = [
-        (
-            item.name,
-            item.status if item.changed is None else f"{100 * item.changed:.2f} %",
-            "" if item.l2 is None else f"{item.l2:.6g}",
-            "" if item.cosine is None else f"{item.cosine:.6f}",
-        )
-        for item in found
-    ]
-    print_table(("tensor", "changed", "L2 of b - a", "cosine"), rows, numbers=3)
-    same = sum(item.changed == 0 for item in found)
-    click.echo(f"{len(found)} tensors, {same} of them equal")
+        total = {"tensors": len(found.tensors), "equal": found.equal, "changed": found.changed}
+        total |= {"l2": _finite(found.l2), "cosine": _finite(found.cosine)}
+        print_json({"tensors": [_values(item) for item in shown], "total": total})
+    else:
+        if shown:
+            print_table(COLUMNS, found.rows(shown), numbers=3)
+        if len(shown) < len(listed):
+            click.echo(f"and {len(listed) - len(shown)} more")
+        click.echo(wrapped(str(found), hanging="  "))
+    if exit_code and found.equal < len(found.tensors):
+        raise SystemExit(DIFFERENT)
 
 
-def _finite(item: TensorDifference) -> dict[str, Any]:
-    """Return the fields; NaN and infinity, which JSON lacks, become null."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in dataclasses.asdict(item).items()
-    }
+def _values(item: TensorDifference) -> dict[str, Any]:
+    """Return the fields that are results."""
+    return {key: _finite(value) for key, value in dataclasses.asdict(item).items() if key != "squares"}
+
+
+def _finite(value: Any) -> Any:
+    """Return a value; NaN and infinity, which JSON lacks, become null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -27,6 +27,10 @@ PUSHING = together(
     click.option("--push-to-hub", metavar="REPO", help="Upload the result to owner/name on the Hugging Face hub."),
     click.option("--private", is_flag=True, default=None, help="Make that repository private, where it is made."),
 )
+# Seconds of a run above which it is said what bounded it: below, starting up is most of it.
+LONG = 5.0
+_DOING = {"read": "reading the inputs", "compute": "computing", "write": "writing the output"}
+
 MERGING = together(
     click.option("--overwrite", is_flag=True, help="Replace an existing output of fastmerge."),
     click.option("--allow-nonfinite", is_flag=True, help="Let NaN and infinity pass, in inputs and results."),
@@ -159,7 +163,8 @@ def run_plans(found: Planned, out: str | None, **how: Any) -> None:
         ram=options["ram"], threads=options["threads"], device=options["device"], vram=options["vram"],
         backend=options["backend"], overwrite=options["overwrite"], allow_nonfinite=options["allow_nonfinite"],
     )  # fmt: skip
-    with progress("merging", silent) as update:
+    tensors = sum(len(plan.outputs) for plan in found.plans)
+    with progress(f"merging {tensors} tensors", silent, last="publishing") as update:
         merged = merge_all(found.pipeline, out, settings, update, plans=found.plans, **how, **found.planning)
     for text in dict.fromkeys(text for item in merged if item.report for text in item.report.notes):
         note(text, silent)
@@ -199,19 +204,30 @@ def _report_values(report: Report) -> dict[str, Any]:
 
 def _show_report(out: str, plan: Plan, report: Report) -> None:
     moved = report.bytes_read + report.bytes_written
-    resumed = f", {report.resumed} of them taken over from an interrupted run" if report.resumed else ""
+    resumed = f"; {report.resumed} of them taken over from an interrupted run" if report.resumed else ""
+    rate = f"{show_size(moved / report.seconds)}/s"
+    click.echo(
+        f"merged {report.tensors} tensors into {out}: {show_size(report.bytes_written)} written in "
+        f"{report.seconds:.2f} s, {rate}{resumed}"
+    )
     print_facts(
         [
-            ("output", f"{out}: {report.tensors} tensors in {len(plan.shards)} files{resumed}"),
             ("read", show_size(report.bytes_read)),
-            ("written", show_size(report.bytes_written)),
-            ("time", f"{report.seconds:.2f} s ({show_size(moved / report.seconds)}/s), {report.cpu_seconds:.2f} CPU-s"),
-            (
-                "bound",
-                f"{report.bound_seconds:.2f} s, by {report.bounded_by}; the run took {report.distance:.2f} times that",
-            ),
+            ("written", f"{show_size(report.bytes_written)} in {_count(len(plan.shards), 'file')} of weights"),
+            ("time", f"{report.seconds:.2f} s ({rate}), {report.cpu_seconds:.2f} CPU-s"),
+            *([("bound", _bound(report))] if report.seconds > LONG else []),
             ("device", f"{', '.join(report.devices)} ({report.device_reason})"),
             ("peak memory", f"{show_size(report.peak_rss)}, with the interpreter and its packages"),
             *([("peak on a GPU", show_size(report.peak_vram))] if report.peak_vram else []),
         ]
     )
+
+
+def _bound(report: Report) -> str:
+    """Return in words how near a run came to what its slowest part alone would take."""
+    part = _DOING.get(report.bounded_by, report.bounded_by)
+    return f"{part} alone takes {report.bound_seconds:.1f} s; the merge took {report.distance:.2f} times that"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any, Literal
 
 from ..checkpoint import Coded, InputFile, TensorEntry
 from ..dtypes import DType, float32
 from ..methods import Group
+from ..sizes import show_size
 from ..steps.inputs import Inputs
 
 
@@ -250,7 +252,7 @@ class Dropped:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """The whole merge. ``outputs`` are ordered by (shard, offset).
 
@@ -292,6 +294,20 @@ class Plan:
     recipe_file: str | None = None
     given_semantics: str | None = None
     read: tuple[ReadFile, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Plan: {self}>"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.method} of {len(self.models)} models: {len(self.outputs)} tensors, "
+            f"reads {show_size(self.bytes_read)}, writes {show_size(self.bytes_written)}"
+        )
+
+    def _repr_html_(self) -> str:
+        items = "".join(f"<li>{escape(model.reference)}</li>" for model in self.models)
+        notes = "".join(f"<p>note: {escape(note)}</p>" for note in self.notes)
+        return f"<p>{escape(str(self))}</p><ul>{items}</ul>{notes}"
 
     @property
     def gathered(self) -> dict[str, InputTensor]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from .. import kernels
-from ..checkpoint import Checkpoint, TensorEntry
+from ..checkpoint import Checkpoint, TensorEntry, locate, open_checkpoint
+from ..checkpoint.quantized import decoded
 from ..dtypes import bfloat16, float16, float32, float64
 from ..engine.arena import Arena
 from ..engine.files import InputFiles
 from ..engine.reading import Values
+from .html import table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +26,9 @@ CHUNK = 256 * kernels.GRID
 FLOATS = (float32, bfloat16, float16)
 # Bytes of an element, at most: of complex numbers.
 WIDEST = 8
+COLUMNS = ("tensor", "changed", "L2 of b - a", "cosine")
+# Tensors that a notebook shows.
+SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class TensorDifference:
         changed: share of the elements whose values differ.
         l2:      L2 norm of b - a; None for dtypes that no kernel reads.
         cosine:  of the two tensors as vectors; NaN where one of them is zero; None as above.
+        elements: of the tensor; None where there are not two of one shape.
+        squares: sum of a * a, of b * b, and of a * b; None as ``l2``.
     """
 
     name: str
@@ -42,6 +50,98 @@ class TensorDifference:
     changed: float | None = None
     l2: float | None = None
     cosine: float | None = None
+    elements: int | None = None
+    squares: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class Difference:
+    """How two checkpoints differ, tensor by tensor and in all.
+
+    Attributes:
+        tensors: every tensor, in the order of the first checkpoint, then those that only the second has.
+        notes:   what lies beside the weights.
+    """
+
+    tensors: tuple[TensorDifference, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def equal(self) -> int:
+        """Number of tensors that are in both and equal."""
+        return sum(item.changed == 0 for item in self.tensors)
+
+    @property
+    def changed(self) -> float:
+        """Share of the elements whose values differ, of tensors that can be compared."""
+        paired = [item for item in self.tensors if item.elements and item.changed is not None]
+        total = sum(item.elements or 0 for item in paired)
+        return sum((item.changed or 0) * (item.elements or 0) for item in paired) / total if total else 0.0
+
+    @property
+    def l2(self) -> float:
+        """L2 norm of b - a over all tensors that are measured."""
+        return math.sqrt(math.fsum(item.l2**2 for item in self.tensors if item.l2 is not None))
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the two checkpoints as vectors, over the tensors that are measured; NaN where one is zero."""
+        squares = [item.squares for item in self.tensors if item.squares is not None]
+        a, b, product = (math.fsum(values) for values in zip(*squares, strict=True)) if squares else (0.0, 0.0, 0.0)
+        norms = math.sqrt(a) * math.sqrt(b)
+        return product / norms if norms else math.nan
+
+    def sorted(self, by: str = "order") -> list[TensorDifference]:
+        """Return the tensors in "order", by "name", or by "changed", "l2" or "cosine", those that differ most first.
+
+        What has no number stands last.
+        """
+        if by == "order":
+            return list(self.tensors)
+        if by == "name":
+            return sorted(self.tensors, key=lambda item: item.name)
+        sign = 1 if by == "cosine" else -1
+
+        def key(item: TensorDifference) -> tuple[bool, float]:
+            value = getattr(item, by)
+            missing = value is None or math.isnan(value)
+            return missing, 0.0 if missing else sign * value
+
+        return sorted(self.tensors, key=key)
+
+    def rows(self, tensors: Iterable[TensorDifference]) -> list[tuple[str, str, str, str]]:
+        """Return name, change, L2 and cosine of tensors as texts."""
+        return [
+            (
+                item.name,
+                item.status if item.changed is None else f"{100 * item.changed:.2f} %",
+                "" if item.l2 is None else f"{item.l2:.6g}",
+                "" if item.cosine is None else f"{item.cosine:.6f}",
+            )
+            for item in tensors
+        ]
+
+    def __repr__(self) -> str:
+        return f"<Difference: {self}>"
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.tensors)} tensors, {self.equal} of them equal; {100 * self.changed:.2f} % of the elements "
+            f"changed, L2 of b - a {self.l2:.6g}, cosine {self.cosine:.6f}"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self}</p>{table(COLUMNS, self.rows(self.sorted('l2')[:SHOWN]))}"
+
+
+def diff(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Difference:
+    """Compare two checkpoints, each a folder, a file of weights or a hub id; streamed.
+
+    Raises:
+        CheckpointError: one of them cannot be read.
+    """
+    left, right = (decoded(open_checkpoint(locate(os.fspath(path)))) for path in (a, b))
+    return Difference(tuple(compare(left, right)), (*left.notes, *right.notes))
 
 
 def compare(a: Checkpoint, b: Checkpoint) -> Iterator[TensorDifference]:
@@ -100,13 +200,14 @@ def _compare(name: str, a: TensorEntry, b: TensorEntry, values: tuple[_Elements,
             squares.append(_gram([right], left))
     share = changed / numel if numel else 0.0
     if not measurable:
-        return TensorDifference(name, "compared", share)
+        return TensorDifference(name, "compared", share, elements=numel)
     if not numel:
-        return TensorDifference(name, "compared", share, 0.0, math.nan)
+        return TensorDifference(name, "compared", share, 0.0, math.nan, 0, (0.0, 0.0, 0.0))
     gram = kernels.gram_matrix(np.concatenate(products), 2).tolist()
     norms = math.sqrt(gram[0][0]) * math.sqrt(gram[1][1])
     l2 = math.sqrt(kernels.total(np.concatenate(squares))[0])
-    return TensorDifference(name, "compared", share, l2, gram[0][1] / norms if norms else math.nan)
+    cosine = gram[0][1] / norms if norms else math.nan
+    return TensorDifference(name, "compared", share, l2, cosine, numel, (gram[0][0], gram[1][1], gram[0][1]))
 
 
 def _count(different: Any) -> int:

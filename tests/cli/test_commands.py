@@ -60,7 +60,7 @@ def test_inspect(merged, models):
     for word in ("ties", "merge_method: ties", "model.norm.weight", "bfloat16", "[256, 64]"):
         assert word in text
     assert "merged by" not in call("inspect", models / "base").stdout
-    assert "layers     2 model.layers" in text
+    assert "layers      2 model.layers" in text and "vocabulary  256 tokens" in text
     values = call_json("inspect", merged)
     assert values["layers"] == {"model.layers": 2} and values["notes"] == []
     assert values["tensors"]["model.norm.weight"]["shape"] == [64]
@@ -84,7 +84,7 @@ def test_inspect_names_what_is_missing(tmp_path):
 
 def test_diff_measures_every_tensor(merged, tmp_path):
     other = damaged(merged, tmp_path)
-    found = {item["name"]: item for item in call_json("diff", merged, other)}
+    found = {item["name"]: item for item in call_json("diff", merged, other)["tensors"]}
     assert len(found) == 21
     item = found.pop("model.norm.weight")
     a, b = (load_file(folder / "model.safetensors")["model.norm.weight"].double() for folder in (merged, other))
@@ -103,11 +103,13 @@ def test_diff_of_tensors_that_do_not_pair(tmp_path):
     }.items():
         (tmp_path / name).mkdir()
         save_file(tensors, tmp_path / name / "model.safetensors")
-    found = {item["name"]: item for item in call_json("diff", tmp_path / "a", tmp_path / "b")}
+    found = {item["name"]: item for item in call_json("diff", tmp_path / "a", tmp_path / "b")["tensors"]}
     assert {name: item["status"] for name, item in found.items()} == {
         "same": "compared", "empty": "compared", "shape": "shapes differ", "left": "only in a", "right": "only in b"
     }  # fmt: skip
-    assert found["same"] == {"name": "same", "status": "compared", "changed": 0.0, "l2": None, "cosine": None}
+    assert found["same"] == {
+        "name": "same", "status": "compared", "changed": 0.0, "l2": None, "cosine": None, "elements": 3
+    }  # fmt: skip
     assert found["empty"]["cosine"] is None
 
 
@@ -184,3 +186,39 @@ def test_a_process_that_is_a_command_collects_garbage_where_it_works_for_long(mo
         gc.unfreeze()
         gc.enable()
     assert states == [False, True]
+
+
+def test_diff_in_all(merged, models):
+    base = models / "base"
+    found = call_json("diff", base, merged)
+    total, items = found["total"], found["tensors"]
+    elements = sum(item["elements"] for item in items)
+    assert total["changed"] == pytest.approx(sum(item["changed"] * item["elements"] for item in items) / elements)
+    a, b = (
+        torch.cat([t.double().flatten() for _, t in sorted(weights.items())])
+        for weights in (
+            {k: v for path in folder.glob("*.safetensors") for k, v in load_file(path).items()}
+            for folder in (base, merged)
+        )
+    )
+    assert total["l2"] == pytest.approx((b - a).norm().item(), rel=1e-9)
+    assert total["cosine"] == pytest.approx(torch.nn.functional.cosine_similarity(a, b, dim=0).item(), rel=1e-9)
+    top = call_json("diff", base, merged, "--sort", "l2", "--top", 3)["tensors"]
+    assert [item["name"] for item in top] == [i["name"] for i in sorted(items, key=lambda i: -i["l2"])[:3]]
+    least = call_json("diff", base, merged, "--sort", "cosine")["tensors"]
+    assert [i["cosine"] for i in least] == sorted(i["cosine"] for i in items)
+    assert "and 20 more\n21 tensors, " in call("diff", base, merged, "--top", 1).stdout
+
+
+def test_diff_says_by_its_status_whether_anything_differs(merged, models):
+    assert call("diff", merged, merged, "--exit-code", "--changed").exit_code == 0
+    assert call("diff", models / "base", merged, "--exit-code", "--top", 0).exit_code == 1
+    assert call("diff", models / "base", merged).exit_code == 0
+
+
+def test_inspect_counts_parameters(merged):
+    values = call_json("inspect", merged)
+    assert values["parameters"] == sum(t.numel() for t in load_file(merged / "model.safetensors").values())
+    assert values["bytes"] == 2 * values["parameters"] and values["dtypes"] == {"bfloat16": values["bytes"]}
+    one = call("inspect", merged / "model.safetensors")
+    assert one.exit_code == 0 and f"{len(values['tensors'])}" in one.stdout

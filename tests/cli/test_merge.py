@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 import fastmerge
 from fastmerge import pipelines
-from fastmerge.cli import _mergekit
+from fastmerge.cli import _mergekit, _progress
 from fastmerge.devices.names import DEFAULT
 from fastmerge.errors import OutputError
 
@@ -30,7 +31,9 @@ def test_merge_equals_the_merge_of_state_dicts(models, ties, tmp_path):
     assert merged.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(merged[name], tensor), name
-    for word in ("read", "written", "time", "bound", "peak memory"):
+    first = result.stdout.splitlines()[0]
+    assert re.fullmatch(rf"merged 21 tensors into {tmp_path}/out: \S+ \wB written in [\d.]+ s, .*/s", first)
+    for word in ("read", "written", "time", "peak memory"):
         assert f"\n{word} " in result.stdout
 
 
@@ -197,3 +200,21 @@ def test_a_backend_that_cannot_run_is_one_message(ties, tmp_path):
     result = call("merge", ties, tmp_path / "out", "--backend", "cuda")
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ") and "'cuda' was asked for but cannot run" in result.stderr
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(4.9, False), (10.0, True)])
+def test_the_bound_is_told_of_long_runs_only(seconds, said, ties, tmp_path, monkeypatch):
+    run = pipelines.run
+    monkeypatch.setattr(pipelines, "run", lambda *given: dataclasses.replace(run(*given), seconds=seconds))
+    text = call("merge", ties, tmp_path / "out").stdout
+    assert ("\nbound " in text and " alone takes " in text and " times that" in text) == said
+
+
+def test_phases_are_told_on_a_terminal_only(ties, tmp_path, monkeypatch, capsys):
+    _progress.phase("planning", quiet=False)
+    monkeypatch.setattr(_progress.sys.stderr, "isatty", lambda: True, raising=False)
+    _progress.phase("planning", quiet=True)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(_progress.sys.stderr, "isatty", lambda: True, raising=False)
+    _progress.phase("planning", quiet=False)
+    assert capsys.readouterr().err == "planning ...\n"

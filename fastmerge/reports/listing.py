@@ -1,0 +1,26 @@
+"""The methods, for notebooks and programs."""
+
+from __future__ import annotations
+
+from ..methods import Method, all_methods
+from .html import table
+
+
+class Methods(dict[str, Method]):
+    """Every merge method by name; shown as a list with a line for each."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} merge methods>"
+
+    def __str__(self) -> str:
+        width = max(map(len, self), default=0)
+        return "\n".join(f"{name:<{width}}  {method.summary}" for name, method in self.items())
+
+    def _repr_html_(self) -> str:
+        rows = [(name, method.summary, method.paper) for name, method in self.items()]
+        return table(("method", "what it does", "source"), rows)
+
+
+def list_methods() -> Methods:
+    """Return every merge method by name, in alphabetical order; those of plugins that are loaded, too."""
+    return Methods(all_methods())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import tempfile
 import traceback
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -342,7 +345,21 @@ def a_failed_boost_is_raised_everywhere(mesh, rank, states):
         sharded_module.subspace_boost = subspace_boost
 
 
+def statistics_are_read_where_they_belong(mesh, rank, states):
+    """Each rank reads the information of its own elements; the paths are the same text on all ranks."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for i, state in enumerate(states[1:]):
+            save_file({name: tensor.float().square() for name, tensor in state.items()}, f"{i}.safetensors")
+        arguments = {"method": "fisher", "fisher": ["0.safetensors", "1.safetensors"]}
+        expected = fastmerge.merge_state_dicts(None, states[1:], **arguments)
+        for placement in (Shard(0), Shard(1)):
+            parts = [sharded(state, mesh, (placement,)) for state in states[1:]]
+            merged = fastmerge.merge_state_dicts(None, parts, **arguments)
+            assert all(torch.equal(merged[name].full_tensor(), tensor) for name, tensor in expected.items())
+
+
 MORE = (
+    statistics_are_read_where_they_belong,
     matrices_that_differ_are_not_boosted,
     a_failed_boost_is_raised_everywhere,
     functions_take_shards,

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..api import check, merge
 from ..checkpoint import locate
+from ..checkpoint.distributed import is_distributed_place
 from ..engine import Report
 from ..engine.folders import real_target
 from ..engine.publish import StagingFolder
@@ -110,7 +111,9 @@ def greedy_soup(
     def place(chosen: Sequence[str], folder: str) -> str:
         alone = parse_reference(chosen[0])
         if len(chosen) == 1 and base is None and alone.lora is None:
-            return locate(alone.path, alone.revision)
+            found = locate(alone.path, alone.revision)
+            if not is_distributed_place(found):  # which what scores models could not load
+                return found
         merge(mean(chosen), folder, **{**options, "overwrite": True, "progress": None})
         return folder
 

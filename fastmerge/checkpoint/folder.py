@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import CheckpointError
-from .distributed import is_distributed, open_distributed, split_key
+from .distributed import is_distributed_place, open_distributed, split_key
 from .foreign import describe
 from .gguf import models_in, open_gguf
 from .locate import WEIGHT_FILES
@@ -32,7 +32,7 @@ def open_checkpoint(folder: str) -> Checkpoint:
         CheckpointError: no weights, a corrupt file, or an index that disagrees with its shards.
     """
     folder, key = split_key(os.path.abspath(folder))
-    if key is not None and not (os.path.isdir(folder) and is_distributed(os.listdir(folder))):
+    if key is not None and not is_distributed_place(folder):
         raise CheckpointError(
             f"{folder}: is no checkpoint of torch.distributed.checkpoint, so it has no key {key} (leave it out)"
         )
@@ -57,7 +57,7 @@ def open_checkpoint(folder: str) -> Checkpoint:
             return _checked(Checkpoint(folder, files, tensors, config, notes))
     if (gguf := only_gguf(folder)) is not None:
         return open_gguf(gguf, config)
-    if is_distributed(os.listdir(folder)):
+    if is_distributed_place(folder):
         return open_distributed(folder, None, config)
     if os.path.exists(os.path.join(folder, "adapter_config.json")):
         raise CheckpointError(f"{folder}: is a LoRA adapter, not a model (write it in the recipe as model+adapter)")

@@ -161,6 +161,17 @@ def test_average_of_a_run(tmp_path):
     assert "every bit as recomputed" in call("verify", tmp_path / "again").output
 
 
+def test_a_greedy_soup_scores_models_that_can_be_loaded(tmp_path):
+    seen = []
+
+    def score(folder) -> float:
+        seen.append(load_file(f"{folder}/model.safetensors")["model.one.weight"])
+        return -float(seen[-1].square().sum())
+
+    fastmerge.greedy_soup([f"{DATA}/step-1", f"{DATA}/step-2"], tmp_path / "soup", score)
+    assert torch.equal(seen[0], state(1)["model.one.weight"]) and torch.equal(seen[1], state(2)["model.one.weight"])
+
+
 def test_commands(tmp_path):
     shown = call_json("inspect", DATA / "step-1")
     assert shown["tensors"].keys() == state(1).keys() and shown["tensors"][Q_PROJ]["bytes"] == 72

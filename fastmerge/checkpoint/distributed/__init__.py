@@ -12,7 +12,7 @@ from typing import Any
 
 from ..types import Checkpoint
 
-__all__ = ["METADATA", "SEPARATOR", "is_distributed", "open_distributed", "split_key"]
+__all__ = ["METADATA", "SEPARATOR", "is_distributed", "is_distributed_place", "open_distributed", "split_key"]
 
 METADATA = ".metadata"
 SEPARATOR = "::"
@@ -30,6 +30,12 @@ def split_key(place: str) -> tuple[str, str | None]:
 def is_distributed(names: Collection[str]) -> bool:
     """True for the names in a folder that DCP wrote."""
     return METADATA in names or bool(fnmatch.filter(names, _SHARDS))
+
+
+def is_distributed_place(place: str) -> bool:
+    """True for a folder that DCP wrote, with or without a key behind it."""
+    folder, _ = split_key(place)
+    return os.path.isdir(folder) and is_distributed(os.listdir(folder))
 
 
 def open_distributed(folder: str, key: str | None, config: dict[str, Any] | None) -> Checkpoint:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import InvalidInput, Problem
 from . import memory, saving
-from .rules import Rule, Schedule, rules_of
+from .kept import Average
+from .rules import Schedule, rules_of
 from .tracked import (
     Buffers,
     Named,
@@ -30,20 +29,6 @@ from .tracked import (
 __all__ = ["Averager"]
 
 _STATES = (torch.float32, torch.bfloat16)
-# With less a change as large as the weight itself hardly moves a bfloat16: half its last place is 2^-9 to 2^-8 of it.
-_LEAST_SHARE = 2**-8
-
-
-@dataclass
-class _Average:
-    """One average: its rule, how many tensors it took in, and what it keeps: slots of tensors by name."""
-
-    rule: Rule
-    kept: list[Named]
-    count: int = 0
-
-    def tensors(self, name: str) -> list[Tensor]:
-        return [slot[name] for slot in self.kept]
 
 
 class Averager:
@@ -114,25 +99,13 @@ class Averager:
         self._on_host, self._backend = device == "cpu", backend
         self._step = 0
         self._swaps = 0
-        self._averages = {name: self._allocated(rule, dtype) for name, rule in rules_of(schedule).items()}
+        values = self._values()
+        self._averages = {
+            name: Average.of(rule, values, dtype, self._on_host) for name, rule in rules_of(schedule).items()
+        }
 
     def _is_buffer(self, name: str) -> bool:
         return self._model is not None and not isinstance(self._tracked[name], torch.nn.Parameter)
-
-    def _allocated(self, rule: Rule, dtype: torch.dtype) -> _Average:
-        share = getattr(rule, "share", None)
-        if dtype == torch.bfloat16 and share is not None and share(1 << 40) < _LEAST_SHARE:
-            what = f"takes in less than 1/256 of a weight at a step in the end: an average in {dtype} would stand still"
-            raise InvalidInput([Problem(rule.text, what, "keep it in float32, or take each so-many-th step")])
-        values = self._values()
-        slots = [
-            {
-                name: memory.allocate(value, value.dtype if rule.own_dtype else dtype, self._on_host)
-                for name, value in values.items()
-            }
-            for _ in range(rule.slots)
-        ]
-        return _Average(rule, slots)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -147,7 +120,7 @@ class Averager:
     @property
     def nbytes(self) -> int:
         """Bytes of all averages on this rank."""
-        return sum(t.nbytes for average in self._averages.values() for slot in average.kept for t in slot.values())
+        return sum(average.nbytes for average in self._averages.values())
 
     def count(self, which: str | None = None) -> int:
         """Return how many steps an average took in."""
@@ -284,17 +257,7 @@ class Averager:
         """
         return {
             "step": self._step,
-            "averages": {
-                name: {
-                    "rule": average.rule.text,
-                    "count": average.count,
-                    "kept": {
-                        str(i): {key: like_shard(part, self._tracked[key]) for key, part in slot.items()}
-                        for i, slot in enumerate(average.kept)
-                    },
-                }
-                for name, average in self._averages.items()
-            },
+            "averages": {name: average.state(self._tracked) for name, average in self._averages.items()},
         }
 
     @torch.no_grad()
@@ -307,14 +270,10 @@ class Averager:
         if problems := saving.state_problems(self.state_dict(), state_dict):
             raise InvalidInput(problems)
         for name, average in self._averages.items():
-            given = state_dict["averages"][name]
-            for i, slot in enumerate(average.kept):
-                for key, part in slot.items():
-                    part.copy_(local(given["kept"][str(i)][key]))
-            average.count = given["count"]
+            average.load(state_dict["averages"][name])
         self._step = state_dict["step"]
 
-    def _find(self, which: str | None) -> _Average:
+    def _find(self, which: str | None) -> Average:
         if which is None and len(self._averages) == 1:
             return next(iter(self._averages.values()))
         if which not in self._averages:
@@ -322,7 +281,7 @@ class Averager:
             raise InvalidInput([Problem("which", what, "name one of them")])
         return self._averages[which]
 
-    def _write(self, average: _Average, targets: Named) -> None:
+    def _write(self, average: Average, targets: Named) -> None:
         if why := average.rule.why_not_yet(average.count):
             raise InvalidInput([Problem(average.rule.text, f"has no average yet: {why}", "update first")])
         memory.write(

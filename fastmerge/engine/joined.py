@@ -23,8 +23,8 @@ from .targets import choose
 
 # Seconds between two looks at the store: while a value is awaited, and otherwise.
 _SOON, _LATER = 0.02, 0.5
-# What the first rank waits for the others to stop, after an error.
-_STOPPING = 20.0
+# What the first rank waits for the others to stop, after an error: all of them, and one that gives no sign of life.
+_STOPPING, _LIFELESS = 20.0, 5.0
 
 _KINDS = {kind.__name__: kind for kind in (BudgetError, CheckpointError, InputChanged, OutputError, Refused)}
 
@@ -120,13 +120,13 @@ class Joined(Ranks):
         if self._failure is not None:
             raise self._failure
         if time.monotonic() - self._heard > self.timeout:
-            self._failure = self._silent("has not answered")
+            self._failure = self._silent(f"has not answered for {self.timeout:g} s")
             raise self._failure
 
     def _silent(self, what: str) -> FastmergeError:
         return FastmergeError(
-            f"{self.name}: the store of the ranks at {self._place.address}:{self._place.port} {what}"
-            f" (for {self.timeout:g} s at most): rank 0 or its launcher ended, or the network did"
+            f"{self.name}: the store of the ranks at {self._place.address}:{self._place.port} {what};"
+            " rank 0 or its launcher ended, or the network did"
         )
 
     def _post(self, key: str, value: bytes) -> None:
@@ -162,7 +162,12 @@ class Joined(Ranks):
         """Wait, after an error, until the others have left or are dead; not for long."""
         if self._patience is None:
             self._patience = time.monotonic() + _STOPPING
-        self._wait_until(self._alone, self._patience - time.monotonic())
+        self._wait_until(self._abandoned, self._patience - time.monotonic())
+
+    def _abandoned(self) -> bool:
+        """True when no other one is known to be at work."""
+        now = time.monotonic()
+        return all(n in self._left or now - since > _LIFELESS for n, (_, since) in list(self._beats.items()))
 
     def _wait_until(self, holds: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds

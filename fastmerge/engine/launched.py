@@ -61,6 +61,7 @@ def own_devices(count: int, local_rank: int, local_count: int) -> str:
 
 def connected(place: Place, timeout: float) -> Store:
     """Return the store where the ranks meet, with names for this attempt of the launcher."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what goes wrong is told once, by us
     from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 

@@ -5,6 +5,7 @@ bits on every backend.
 """
 
 from ._checks import FLOATS, GRID, check_group, float32, why_not_plain
+from ._cuda import why_unavailable as why_no_cuda_extension
 from ._download import download
 from ._native import cpu_extension, limited_threads, why_no_cpu_extension
 from ._registry import BACKENDS, OPERATIONS, BackendError, use_backend
@@ -86,6 +87,7 @@ __all__ = [
     "weighted_sum",
     "weighted_sum_many",
     "why_no_cpu_extension",
+    "why_no_cuda_extension",
     "why_not_plain",
     "zeros",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -27,8 +28,15 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     """Print aligned ``name  value`` lines."""
     facts = list(facts)
     width = max(len(name) for name, _ in facts)
+    columns = fixed_width()
     for name, value in facts:
-        click.echo(f"{name:<{width}}  {value}")
+        line = f"{name:<{width}}  {value}"
+        if columns is not None and len(line) > columns:
+            line = textwrap.fill(
+                value, columns, initial_indent=line[: width + 2], subsequent_indent=" " * (width + 2),
+                break_long_words=False, break_on_hyphens=False,
+            )  # fmt: skip
+        click.echo(line)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> None:

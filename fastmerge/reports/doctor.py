@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
+import re
 import shutil
 from typing import Any
 
@@ -51,9 +53,57 @@ def diagnose() -> dict[str, Any]:
         "devices": _devices(),
         "threads": {"merge workers": f"{default_threads()} (one per core, and two that wait for the disk)"},
         "backends": _choices("cpu"),
-        **({} if gpus.why_none() else {"backends on GPUs": _choices("cuda")}),
+        "GPU kernels": {"fastmerge._cuda": _cuda_extension()},
+        "backends on GPUs": _choices("cuda") if gpus.why_none() is None else _orders(),
         "environment": _environment(),
+        "to get what is missing": _remedies(),
     }
+
+
+def report(sections: dict[str, Any]) -> str:
+    """Return sections as Markdown for a bug report: without folders of this machine, which say whose it is."""
+    lines = []
+    for title, facts in sections.items():
+        if title != "to get what is missing":
+            lines += ["", f"**{title}**", ""]
+            lines += [f"- {name}: {_without_folders(str(value or 'not installed'))}" for name, value in facts.items()]
+    return "\n".join(lines).lstrip("\n")
+
+
+def _without_folders(text: str) -> str:
+    """Return a text in which absolute paths, but for those of devices, are names of files, or "..." for folders."""
+
+    def name(found: re.Match[str]) -> str:
+        return found[0] if found[0].startswith("/dev/") else found[1] if "." in found[1] else "..."
+
+    return re.sub(r"(?<![\w.:/])/(?:[^\s/()]+/)*([^\s/()]*)", name, text)
+
+
+def _cuda_extension() -> str:
+    if importlib.util.find_spec("fastmerge._cuda") is None:
+        return "not built: install fastmerge where nvcc is found, or with FASTMERGE_CUDA=1 to see why it is not"
+    why = kernels.why_no_cuda_extension()
+    return f"built; it cannot run: {why}" if why else "built, and runs here"
+
+
+def _orders() -> dict[str, str]:
+    """Return what each operation would run on a GPU, fastest first."""
+    return {
+        name: f"{', then '.join(op.gpu.backends)} ({op.gpu.because})" for name, op in sorted(kernels.OPERATIONS.items())
+    }
+
+
+def _remedies() -> dict[str, str]:
+    """Return what to do about what is not there, by its name."""
+    found = {}
+    if why := kernels.why_no_cpu_extension():
+        found["CPU kernels"] = why
+    if why := gpus.why_none():
+        found["GPU"] = f"{why}; merging on the processor needs none"
+    for name, extra in (("huggingface_hub", "hub"), ("triton", "triton"), ("matplotlib", "plot")):
+        if version_of(name) is None:
+            found[name] = f"pip install 'fastmerge[{extra}]'"
+    return found or {"nothing": "all that fastmerge uses is here"}
 
 
 def _cpu_info(key: str) -> str | None:

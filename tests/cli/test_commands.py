@@ -6,12 +6,14 @@ import gc
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from commands import call, call_json
 from safetensors.torch import load_file, save_file
 
+import fastmerge
 from fastmerge import kernels
 from fastmerge.cli import _options, main
 from fastmerge.cli._progress import progress
@@ -178,7 +180,7 @@ def test_a_process_that_is_a_command_collects_garbage_where_it_works_for_long(mo
             states.append(gc.isenabled() and gc.get_freeze_count() > 0)
 
     monkeypatch.setattr(sys, "argv", ["fastmerge", "doctor"])
-    monkeypatch.setattr(main.commands["doctor"], "callback", lambda as_json: command())
+    monkeypatch.setattr(main.commands["doctor"], "callback", lambda **_: command())
     try:
         with pytest.raises(SystemExit):
             main()
@@ -222,3 +224,19 @@ def test_inspect_counts_parameters(merged):
     assert values["bytes"] == 2 * values["parameters"] and values["dtypes"] == {"bfloat16": values["bytes"]}
     one = call("inspect", merged / "model.safetensors")
     assert one.exit_code == 0 and f"{len(values['tensors'])}" in one.stdout
+
+
+def test_doctor_says_what_a_gpu_would_use():
+    sections = call_json("doctor")
+    assert sections["backends on GPUs"].keys() == kernels.OPERATIONS.keys()
+    assert sections["GPU kernels"]["fastmerge._cuda"].startswith(("built", "not built: "))
+    assert sections["to get what is missing"]
+
+
+def test_the_report_of_doctor_names_no_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTMERGE_BACKEND", "auto")
+    text = call("doctor", "--report").stdout
+    assert "**versions**" in text and torch.__version__ in text and "fastmerge._C" in text
+    for folder in (str(tmp_path), str(tmp_path.parent), sys.prefix, str(Path(fastmerge.__file__).parent)):
+        assert folder not in text

@@ -1,0 +1,8 @@
+"""Tensors that are sharded over a device mesh (DTensor): merged by parts, each on the rank that holds it."""
+
+from __future__ import annotations
+
+from .merge import merge_parts
+from .parts import Prepared, is_sharded, mesh_of, options_of
+
+__all__ = ["Prepared", "is_sharded", "merge_parts", "mesh_of", "options_of"]

@@ -50,8 +50,8 @@ def analyze(
         ho_gsvd:       compare the directions that the models use, in matrices of a few layers.
         choose_models: find so many models that have least in common; implies ``ho_gsvd``.
         theorem:       demonstrate rank collapse on synthetic task vectors; then there may be no models.
-        exact:         decompose every matrix in full; else leading singular values are searched for, and a stable
-                       rank is too large by a few percent at most (``Ranks.missed``).
+        exact:         decompose every matrix in full; else leading singular values are searched for, and how much
+                       too large a stable rank may be is known (``Ranks.missed``).
         ram:           memory budget beyond the interpreter with torch imported.
         progress:      called with the input bytes that were read, and all of them.
     Raises:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import threading
 from collections.abc import Iterable
@@ -49,7 +51,14 @@ def survey(family: Family, reader: DeltaReader, journal: Journal, exact: bool, w
                 future.result()
         finally:
             stopped.set()
+    _give_back()
     return {tensor.name: found[tensor.name] for tensor in family.tensors}
+
+
+def _give_back() -> None:
+    """Return to the system what the allocator kept for the threads that are gone, before whole matrices need it."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _work(tensor: Matched) -> int:

@@ -20,7 +20,7 @@ OPTIONAL = {
     "huggingface_hub": "models given as hub ids (fastmerge[hub])",
     "triton": "kernels for GPUs (fastmerge[triton])",
     "transformers": "loading the results (not needed for merging)",
-    "matplotlib": "pictures of analyses and benchmarks (fastmerge[plot])",
+    "matplotlib": "pictures of benchmarks (fastmerge[plot])",
 }
 VARIABLES = {
     "FASTMERGE_BACKEND": "pins the backend of every operation: auto, reference, cpu, triton or cuda",

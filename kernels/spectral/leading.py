@@ -23,7 +23,8 @@ from .diagnostics import spectrum
 __all__ = ["Leading", "leading_values", "missed_share"]
 
 BLOCK = 8
-STEPS = 16
+# Fewer steps say too little of an unknown spectrum: 8 bound what s_0^2 lacks by 13.5 % at n = 4096, 16 by 3.2 %.
+LEAST_STEPS, STEPS = 8, 16
 # The search stops early at this residual of the largest value, relative to it: its square is what is off, mostly.
 RESIDUAL = 0.03
 # Up to this many columns, the whole spectrum is cheaper.
@@ -62,7 +63,7 @@ def leading_values(x: Tensor, count: int) -> Leading:
     with full_float32():
         search = BlockKrylov(tall.unsqueeze(0), BLOCK)
         residual = math.inf
-        while residual > RESIDUAL and search.size < STEPS * BLOCK:
+        while search.size < LEAST_STEPS * BLOCK or (residual > RESIDUAL and search.size < STEPS * BLOCK):
             search.expand()
             found = search.triplets()
             residual = float(found.residuals[0, 0] / found.values[0, 0])

@@ -7,7 +7,7 @@ import torch
 from deltas import KINDS, make_delta
 
 from fastmerge.kernels.spectral import leading_values
-from fastmerge.kernels.spectral.leading import STEPS, missed_share
+from fastmerge.kernels.spectral.leading import LEAST_STEPS, STEPS, missed_share
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -41,3 +41,4 @@ def test_the_bound_falls_with_steps_and_says_what_the_documents_say():
     shares = [missed_share(4096, steps) for steps in range(1, STEPS + 1)]
     assert shares[0] == 1 and shares == sorted(shares, reverse=True)
     assert shares[-1] == pytest.approx(0.0317, abs=1e-4)
+    assert shares[LEAST_STEPS - 1] == pytest.approx(0.1355, abs=1e-4)

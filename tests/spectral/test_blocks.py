@@ -233,7 +233,8 @@ def test_rounding_noise_is_that_of_rounding(dtype, generator):
     assert rounding_noise(rounded, gains, merged) == pytest.approx(float(error.std()) / 2, rel=0.05)
 
 
-def test_command_line_describes_blocks():
+def test_command_line_describes_blocks(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # so that no text is wrapped
     for name in ("boost", "lines", "svc"):
         found = call_json("methods", name)
         text = call("methods", name).output

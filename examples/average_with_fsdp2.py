@@ -114,6 +114,7 @@ def main() -> None:
     run.load()
     run.train(given.steps, given.kill_at)
     run.write()
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -52,8 +52,13 @@ def test_any_merged_delta_is_calibrated(name, generator):
     base, tensors = fine_tunes(generator)
     deltas = [tensor - base for tensor in tensors]
     values = {"ties": {"density": 0.5}, "consensus": {"threshold": 1}}.get(name, {}) | {"weight": 0.5, "lambda_": 0.8}
-    expected = oracle(merge(base * 0, deltas, name, **values), deltas)
-    assert relative_error(merge(base * 0, deltas, name, svc={}, **values), expected) < 10 * ERROR
+    merged = merge(base * 0, deltas, name, **values)
+    error = relative_error(merge(base * 0, deltas, name, svc={}, **values), oracle(merged, deltas))
+    # Float32 tells singular vectors apart, which gamma is taken of, up to its rounding over the gap of their values.
+    spectrum = torch.linalg.svdvals(merged.double())
+    spectrum = spectrum[spectrum > 1e-4 * spectrum[0]]
+    gap = float((spectrum[:-1] - spectrum[1:]).min() / spectrum[0])
+    assert error < max(10 * ERROR, 2**-24 / gap)
 
 
 def test_by_hand():

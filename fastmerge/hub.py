@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .errors import FastmergeError, InvalidInput, Problem
+from .engine.manifest import FILENAME, read_manifest
+from .errors import CheckpointError, FastmergeError, InvalidInput, Problem
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 __all__ = ["Destination", "push_to_hub"]
-
-MANIFEST = "fastmerge.json"
 
 
 class Destination:
@@ -51,7 +49,7 @@ class Destination:
             self._api.create_repo(self.repo_id, private=self.private, exist_ok=True)
             commit = self._api.upload_folder(
                 repo_id=self.repo_id, folder_path=found,
-                commit_message=message or f"Merge by {manifest.get('method') or 'fastmerge'}",
+                commit_message=message or f"Merge by {manifest['method']}",
             )  # fmt: skip
         except Exception as error:
             raise _failed(f"{found} was not pushed to {self.repo_id}", error) from error
@@ -103,13 +101,13 @@ def _check_name(repo_id: str) -> None:
         raise InvalidInput([Problem("repository", str(error), "give owner/name")]) from None
 
 
-def _manifest(folder: Path) -> dict:
+def _manifest(folder: Path) -> dict[str, Any]:
     """Return what a finished merge says of itself."""
     try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_manifest(folder)
+    except CheckpointError as error:
         remedy = "push the folder that fastmerge merge wrote"
-        raise InvalidInput([Problem(str(folder), f"holds no finished merge: no {MANIFEST}", remedy)]) from None
+        raise InvalidInput([Problem(str(folder), f"holds no finished merge: no {FILENAME}", remedy)]) from error
 
 
 def _failed(what: str, error: Exception) -> FastmergeError:

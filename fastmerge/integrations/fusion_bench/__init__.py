@@ -12,20 +12,17 @@ fastmerge's, by torch's seed and the tensor's name.
 
 from __future__ import annotations
 
-import functools
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InvalidInput, Problem
-from ..calls import Report, Uncovered
-from ..patching import Patch
+from ..calls import Report
+from ..patching import Patch, apply, undo
 
 if TYPE_CHECKING:
     from .algorithm import Fastmerge
 
 __all__ = ["Fastmerge", "Patch", "Report", "patch", "unpatch"]
-
-_active: list[Patch] = []
 
 
 def __getattr__(name: str) -> Any:
@@ -44,42 +41,27 @@ def patch() -> Patch:
     Raises:
         InvalidInput: FusionBench is not installed.
     """
-    unpatch()
     try:
         package = importlib.import_module("fusion_bench")
     except ImportError as error:
         problem = Problem("fusion_bench", f"cannot be imported: {error}", "pip install fusion-bench")
         raise InvalidInput([problem]) from error
+    return apply("fusion_bench", Report(f"FusionBench {getattr(package, '__version__', '')}".strip()), _install)
+
+
+def unpatch() -> None:
+    """Give FusionBench its own functions back; where nothing is patched there is nothing to do."""
+    undo("fusion_bench")
+
+
+def _install(patch: Patch) -> None:
     from .algorithms import ALGORITHMS
 
-    made = Patch(Report(f"FusionBench {getattr(package, '__version__', '')}".strip()))
     for place, merge in ALGORITHMS.items():
         module, name = place.split(":")
         try:
             algorithm = getattr(importlib.import_module(f"fusion_bench.method.{module}"), name)
         except (ImportError, AttributeError) as error:
-            made.report.count(name, f"cannot be imported: {error}")
+            patch.report.count(name, f"cannot be imported: {error}")
             continue
-        made.replace(algorithm, "run", _instead(made, name, algorithm.run, merge))
-    _active.append(made)
-    return made
-
-
-def unpatch() -> None:
-    """Give FusionBench its own functions back; where nothing is patched there is nothing to do."""
-    while _active:
-        _active.pop().undo()
-
-
-def _instead(patched: Patch, name: str, own: Any, merge: Any) -> Any:
-    @functools.wraps(own)
-    def run(self: Any, modelpool: Any, **options: Any) -> Any:
-        try:
-            merged = merge(self, modelpool)
-        except Uncovered as why:
-            patched.report.count(name, str(why))
-            return own(self, modelpool, **options)
-        patched.report.count(name)
-        return merged
-
-    return run
+        patch.replace(algorithm, "run", patch.serving(name, algorithm.run, merge))

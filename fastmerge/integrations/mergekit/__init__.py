@@ -23,12 +23,10 @@ from typing import get_args
 
 from ...errors import InvalidInput, Problem
 from ..calls import Report
-from ..patching import Patch
+from ..patching import Patch, apply, undo
 from .merging import Random, Settings
 
 __all__ = ["Patch", "Report", "patch", "unpatch"]
-
-_active: list[Patch] = []
 
 
 def patch(*, exact_rounding: bool = False, random: Random = "counter") -> Patch:
@@ -44,20 +42,15 @@ def patch(*, exact_rounding: bool = False, random: Random = "counter") -> Patch:
     """
     if random not in get_args(Random):
         raise InvalidInput([Problem("random", f"is {random!r}", f"use one of {', '.join(get_args(Random))}")])
-    version = _version()
-    unpatch()
-    made = Patch(Report(f"mergekit {version}"))
+    report = Report(f"mergekit {_version()}")
     from .hooks import install
 
-    install(made, Settings(exact_rounding, random))
-    _active.append(made)
-    return made
+    return apply("mergekit", report, lambda made: install(made, Settings(exact_rounding, random)))
 
 
 def unpatch() -> None:
     """Give mergekit its own functions back; where nothing is patched there is nothing to do."""
-    while _active:
-        _active.pop().undo()
+    undo("mergekit")
 
 
 def _version() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,20 +22,10 @@ def install(patch: Patch, settings: Settings) -> None:
             if method.spec.name in METHODS:
                 _install_method(patch, method, settings)
     else:
-        for method, (module, task, read) in _TASKS.items():
+        for place, (name, read) in _TASKS.items():
+            module, task = place.split(":")
             owner = getattr(importlib.import_module(f"mergekit.merge_methods.{module}"), task)
-            _install_task(patch, method, owner, read, settings)
-
-
-def _served(patch: Patch, name: str, make: Callable[[], Tensor]) -> Tensor | None:
-    """Return what ``make`` returns, counted, or None where the call is left to mergekit."""
-    try:
-        merged = make()
-    except Uncovered as why:
-        patch.report.count(name, str(why))
-        return None
-    patch.report.count(name)
-    return merged
+            _install_task(patch, name, owner, read, settings)
 
 
 # 0.1.5: objects with a specification; two of them take batches.
@@ -45,19 +34,13 @@ def _served(patch: Patch, name: str, make: Callable[[], Tensor]) -> Tensor | Non
 def _install_method(patch: Patch, method: Any, settings: Settings) -> None:
     name, batched = method.spec.name, method.supports_batching
     attribute = "implementation" if hasattr(method, "implementation") else "merge_group"
-    own = getattr(method, attribute)
 
-    @functools.wraps(own)
-    def instead(inputs: Any, /, **parameters: Any) -> Tensor:
-        def make() -> Tensor:
-            if batched:
-                return torch.stack([merge(call, settings) for call in _batch_calls(name, inputs, parameters)])
-            return merge(_group_call(method.spec, inputs, parameters), settings)
+    def serve(inputs: Any, /, **parameters: Any) -> Tensor:
+        if batched:
+            return torch.stack([merge(call, settings) for call in _batch_calls(name, inputs, parameters)])
+        return merge(_group_call(method.spec, inputs, parameters), settings)
 
-        merged = _served(patch, name, make)
-        return own(inputs, **parameters) if merged is None else merged
-
-    patch.replace(method, attribute, instead)
+    patch.replace(method, attribute, patch.serving(name, getattr(method, attribute), serve))
 
 
 def _batch_calls(name: str, batch: Any, parameters: Mapping[str, Any]) -> list[Call]:
@@ -90,16 +73,15 @@ def _group_call(spec: Any, group: Any, parameters: Mapping[str, Any]) -> Call:
 Read = Callable[[Any, Mapping[Any, Tensor]], Call]
 
 
-def _install_task(patch: Patch, method: str, task: type, read: Read, settings: Settings) -> None:
-    own = vars(task)["execute"]
+def _install_task(patch: Patch, name: str | Callable[..., str], task: type, read: Read, settings: Settings) -> None:
+    def serve(self: Any, tensors: dict[Any, Tensor], **others: Any) -> Tensor:
+        return merge(read(self, tensors), settings)
 
-    @functools.wraps(own)
-    def instead(self: Any, tensors: dict[Any, Tensor], **others: Any) -> Tensor:
-        name = self.method.method_name if method == "deltas" else method
-        merged = _served(patch, name, lambda: merge(read(self, tensors), settings))
-        return own(self, tensors=tensors, **others) if merged is None else merged
+    patch.replace(task, "execute", patch.serving(name, vars(task)["execute"], serve))
 
-    patch.replace(task, "execute", instead)
+
+def _method_name(task: Any, *arguments: Any, **options: Any) -> str:
+    return task.method.method_name
 
 
 def _deltas(task: Any, tensors: Mapping[Any, Tensor]) -> Call:
@@ -174,11 +156,11 @@ def _as(tensor: Tensor, base: Tensor) -> Tensor:
     return tensor if tensor.dtype == base.dtype else tensor.to(base.dtype)
 
 
-_TASKS: dict[str, tuple[str, str, Read]] = {
-    "deltas": ("generalized_task_arithmetic", "GTATask", _deltas),
-    "linear": ("linear", "LinearMergeTask", _linear),
-    "slerp": ("slerp", "SlerpTask", _slerp),
-    "nuslerp": ("nuslerp", "NuSlerpTask", _nuslerp),
-    "karcher": ("karcher", "KarcherTask", _karcher),
-    "model_stock": ("model_stock", "ModelStockMergeTask", _model_stock),
+_TASKS: dict[str, tuple[str | Callable[..., str], Read]] = {
+    "generalized_task_arithmetic:GTATask": (_method_name, _deltas),
+    "linear:LinearMergeTask": ("linear", _linear),
+    "slerp:SlerpTask": ("slerp", _slerp),
+    "nuslerp:NuSlerpTask": ("nuslerp", _nuslerp),
+    "karcher:KarcherTask": ("karcher", _karcher),
+    "model_stock:ModelStockMergeTask": ("model_stock", _model_stock),
 }

@@ -21,17 +21,14 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Callable
-from typing import Any, get_args
+from typing import get_args
 
 from ...errors import InvalidInput, Problem
-from ..calls import Report, Uncovered
-from ..patching import Patch
+from ..calls import Report
+from ..patching import Patch, apply, undo
 from .merging import FUNCTIONS, Random, Settings, merge
 
 __all__ = ["Patch", "Report", "patch", "unpatch"]
-
-_active: list[Patch] = []
 
 
 def patch(*, random: Random = "counter", fix: bool = False) -> Patch:
@@ -47,46 +44,31 @@ def patch(*, random: Random = "counter", fix: bool = False) -> Patch:
     """
     if random not in get_args(Random):
         raise InvalidInput([Problem("random", f"is {random!r}", f"use one of {', '.join(get_args(Random))}")])
-    unpatch()
     try:
-        peft = importlib.import_module("peft")
-        merge_utils = importlib.import_module("peft.utils.merge_utils")
-        model = importlib.import_module("peft.tuners.lora.model").LoraModel
-        functions = {name: getattr(merge_utils, name) for name in FUNCTIONS}
-        _ = model._svd_generalized_task_arithmetic_weighted_adapter
+        version = importlib.import_module("peft").__version__
     except ImportError as error:
         raise InvalidInput([Problem("peft", f"cannot be imported: {error}", "pip install peft")]) from error
-    except AttributeError as error:
+    try:
+        return apply("peft", Report(f"PEFT {version}"), lambda made: _install(made, Settings(random, fix), version))
+    except (ImportError, AttributeError) as error:
         problem = Problem("peft", f"lacks a function: {error}", "its functions are known for 0.17 to 0.21")
         raise InvalidInput([problem]) from error
-    settings, made = Settings(random, fix), Patch(Report(f"PEFT {peft.__version__}"))
-    for name, own in functions.items():
-        _replace_everywhere(made, own, _instead(made, name, own, settings))
-    from .adapters import install
-
-    install(made, settings, model, merge_utils, doubled=_version(peft.__version__) < (0, 21))
-    _active.append(made)
-    return made
 
 
 def unpatch() -> None:
     """Give PEFT its own functions back; where nothing is patched there is nothing to do."""
-    while _active:
-        _active.pop().undo()
+    undo("peft")
 
 
-def _instead(patched: Patch, name: str, own: Callable[..., Any], settings: Settings) -> Callable[..., Any]:
-    @functools.wraps(own)
-    def function(*args: Any, **options: Any) -> Any:
-        try:
-            merged = merge(name, settings, *args, **options)
-        except Uncovered as why:
-            patched.report.count(name, str(why))
-            return own(*args, **options)
-        patched.report.count(name)
-        return merged
+def _install(patch: Patch, settings: Settings, version: str) -> None:
+    merge_utils = importlib.import_module("peft.utils.merge_utils")
+    model = importlib.import_module("peft.tuners.lora.model").LoraModel
+    for name in FUNCTIONS:
+        own = getattr(merge_utils, name)
+        _replace_everywhere(patch, own, patch.serving(name, own, functools.partial(merge, name, settings)))
+    from .adapters import install
 
-    return function
+    install(patch, settings, model, merge_utils, doubled=_version(version) < (0, 21))
 
 
 def _replace_everywhere(patched: Patch, own: object, new: object) -> None:

@@ -152,29 +152,23 @@ def _add_biases(layer: Any, adapters: Sequence[str], weights: Sequence[float], a
 
 def install(patch: Patch, settings: Settings, model: Any, merge_utils: Any, doubled: bool) -> None:
     """Replace the methods of ``LoraModel`` that make weighted adapters."""
-    own = model._svd_generalized_task_arithmetic_weighted_adapter
+    name = "_svd_generalized_task_arithmetic_weighted_adapter"
 
-    @functools.wraps(own)
-    def svd(
+    @torch.no_grad()
+    def serve(
         self: Any, combination_type: str, adapters: list[str], weights: list[float], new_rank: int, target: Any,
         target_lora_A: Any, target_lora_B: Any, density: float | None, majority_sign_method: str,
         clamp: float | None = None, full_matrices: bool = True, driver: str | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        try:
-            with torch.no_grad():
-                found = decompose(
-                    lambda name: getattr(merge_utils, name), doubled and not settings.fix, combination_type, adapters,
-                    weights, new_rank, target, density, majority_sign_method, clamp,
-                )  # fmt: skip
-        except Uncovered as why:
-            patch.report.count("add_weighted_adapter", str(why))
-            return own(
-                self, combination_type, adapters, weights, new_rank, target, target_lora_A, target_lora_B, density,
-                majority_sign_method, clamp, full_matrices=full_matrices, driver=driver,
-            )  # fmt: skip
-        patch.report.count(f"add_weighted_adapter {combination_type}")
-        return found
+        return decompose(
+            lambda name: getattr(merge_utils, name), doubled and not settings.fix, combination_type, adapters,
+            weights, new_rank, target, density, majority_sign_method, clamp,
+        )  # fmt: skip
 
-    patch.replace(model, own.__name__, svd)
+    patch.replace(model, name, patch.serving(_counted_as, getattr(model, name), serve))
     if settings.fix:
         patch.replace(model, "add_weighted_adapter", mended(model.add_weighted_adapter))
+
+
+def _counted_as(model: Any, combination_type: str, *arguments: Any, **options: Any) -> str:
+    return f"add_weighted_adapter {combination_type}"

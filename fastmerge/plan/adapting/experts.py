@@ -124,11 +124,7 @@ def _assign(experts: Experts, parameters: Mapping[str, _Parameter], in_out: bool
     known = sorted(parameters, key=lambda name: _ORDER.index(name) if name in _ORDER else -1, reverse=True)
     for names in itertools.permutations(known):
         each = dict(zip(names, experts.pairs, strict=True))
-        turned = {
-            name: _turned(pair, parameters[name].shape, experts.ranks[name], in_out) for name, pair in each.items()
-        }
-        # A single expert is a linear layer, [out, in].
-        if all(t is False or (t and parameters[n].places[0].expert < 0) for n, t in turned.items()):
+        if all(_fits(pair, parameters[name], experts.ranks[name], in_out) for name, pair in each.items()):
             return each
     return None
 

@@ -26,9 +26,8 @@ def as_units(
     namings = {reference: naming_of(model.tensors) for reference, model in models.items()}
     donor = namings[recipe.models[0]]
     whole = recipe.semantics == "mergekit"
-    if all(naming.stacked is None or (naming.stacked == whole and naming == donor) for naming in namings.values()):
-        return dict(models), donor
-    if donor.stacked is None:
+    alike = all(naming.stacked is None or (naming.stacked == whole and naming == donor) for naming in namings.values())
+    if alike or donor.stacked is None:
         return dict(models), donor
     renamed = {ref: _renamed(model, donor) for ref, model in models.items()}
     _compare(models, renamed, renamed[recipe.models[0]], findings)
@@ -46,7 +45,7 @@ def as_units(
         )
     changed = {}
     for reference, tensors in renamed.items():
-        tensors = _joined(tensors, donor, None if whole else kept)
+        tensors = _joined(tensors, None if whole else kept)
         if not whole:
             tensors = _split(tensors, donor, kept)
         changed[reference] = _with(models[reference], tensors)
@@ -133,7 +132,7 @@ def _gate_above_up(both: InputTensor, down: InputTensor) -> bool:
     return len(down.shape) == 3 and both.shape[2] == down.shape[1] and both.shape[1] == 2 * down.shape[2]
 
 
-def _joined(tensors: dict[str, InputTensor], donor: Naming, names: set[str] | None) -> dict[str, InputTensor]:
+def _joined(tensors: dict[str, InputTensor], names: set[str] | None) -> dict[str, InputTensor]:
     """Return the tensors with single experts put together to stacks: those of ``names``, or all."""
     parts: dict[str, dict[tuple[int, str], InputTensor]] = {}
     for name, tensor in tensors.items():

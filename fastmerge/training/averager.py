@@ -303,8 +303,7 @@ class Averager:
 
     def _check_shapes(self, values: Named) -> None:
         kept = next(iter(self._averages.values())).kept[0]
-        if any(value.shape != kept[name].shape for name, value in values.items()):
-            name = next(name for name, value in values.items() if value.shape != kept[name].shape)
+        for name in (name for name, value in values.items() if value.shape != kept[name].shape):
             what = f"has shape {tuple(values[name].shape)}, and had {tuple(kept[name].shape)}"
             raise InvalidInput([Problem(name, what, "make a new averager")])
 

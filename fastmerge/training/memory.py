@@ -69,11 +69,13 @@ def _with_elements(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _batches(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     batch: dict[str, Tensor] = {}
+    nbytes = 0
     for name, tensor in tensors.items():
-        if batch and sum(t.nbytes for t in batch.values()) + tensor.nbytes > STAGED_BYTES:
+        if batch and nbytes + tensor.nbytes > STAGED_BYTES:
             yield batch
-            batch = {}
+            batch, nbytes = {}, 0
         batch[name] = tensor
+        nbytes += tensor.nbytes
     if batch:
         yield batch
 

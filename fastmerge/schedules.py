@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 __all__ = [
-    "NAMES", "SHAPES", "Schedule", "by_counts", "decayed", "ema", "ema_step", "linear", "normalized", "schedule_of",
+    "NAMES", "SHAPES", "Schedule", "by_counts", "decayed", "ema", "linear", "normalized", "schedule_of",
     "shaped", "uniform",
 ]  # fmt: skip
 
@@ -54,22 +54,16 @@ def linear(n: int) -> list[float]:
     return normalized([float(k + 1) for k in range(n)])
 
 
-def ema_step(k: int, decay: float) -> tuple[float, float]:
-    """Return the factors (of the average, of the model) when an exponential average meets its model k, from 0.
-
-    The average begins as the first model: ``e_0 = x_0``, then ``e_k = decay * e_{k-1} + (1 - decay) * x_k``.
-    """
-    return (decay, 1 - decay) if k else (0.0, 1.0)
-
-
 def ema(n: int, decay: float) -> list[float]:
-    """Return the weights that n steps of ``ema_step`` give: ``decay^(n-1)``, then ``(1 - decay) decay^(n-1-k)``."""
+    """Return ``decay^(n-1)``, then ``(1 - decay) decay^(n-1-k)``: an exponential average that began as the first model.
+
+    It is ``e_0 = x_0``, then ``e_k = decay * e_{k-1} + (1 - decay) * x_k``.
+    """
     if not 0 <= decay < 1:
         raise ValueError(f"the decay of an exponential average is {decay:g}; expected a number in [0, 1)")
-    weights: list[float] = []
-    for k in range(n):
-        old, new = ema_step(k, decay)
-        weights = [*(old * weight for weight in weights), new]
+    weights = [1.0][:n]
+    for _ in range(1, n):
+        weights = [*(decay * weight for weight in weights), 1 - decay]
     return weights
 
 

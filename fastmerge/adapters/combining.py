@@ -107,10 +107,10 @@ class Combination:
             # Rounded twice, as PEFT does.
             downs = [f.down * w * f.scale for f, w in zip(factors, weights, strict=True)]
             return Merged(torch.cat([f.up for f in factors], dim=1), torch.cat(downs))
+        scaled = [w * f.scale for f, w in zip(factors, weights, strict=True)]
         if not self.is_svd:
-            return self._factorwise(name, factors, [w * f.scale for f, w in zip(factors, weights, strict=True)])
-        if self.twice:
-            weights = [w * f.scale for f, w in zip(factors, weights, strict=True)]
+            return self._factorwise(name, factors, scaled)
+        weights = scaled if self.twice else weights
         if self.needs_matrices:
             return self._cut_matrix(self._merged_matrix(name, factors, weights))
         scales = [w * f.scale for f, w in zip(factors, weights, strict=True)]
@@ -121,17 +121,17 @@ class Combination:
     def _factorwise(self, name: str, factors: Sequence[Factors], scaled: Sequence[float]) -> Merged:
         roots = [math.sqrt(abs(weight)) for weight in scaled]
         signed = [math.copysign(root, weight) for root, weight in zip(roots, scaled, strict=True)]
-        up = self._elements(f"{name}.lora_B", [f.up for f in factors], roots, self.kind)
-        return Merged(up, self._elements(f"{name}.lora_A", [f.down for f in factors], signed, self.kind))
+        up = self._elements(f"{name}.lora_B", [f.up for f in factors], roots)
+        return Merged(up, self._elements(f"{name}.lora_A", [f.down for f in factors], signed))
 
-    def _elements(self, name: str, tensors: Sequence[Tensor], weights: Sequence[float], kind: str) -> Tensor:
+    def _elements(self, name: str, tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         options: dict[str, Any] = {"weight": list(weights)}
         if self.prunes:
             options["density"] = self.density
-        if "ties" in kind:
+        if "ties" in self.kind:
             options["majority_sign_method"] = self.majority_sign_method
         base = torch.zeros_like(tensors[0])
-        method = _FACTORWISE[kind]
+        method = _FACTORWISE[self.kind.removesuffix("_svd")]
         return merge_tensors(base, tensors, method=method, semantics="peft", seed=self.seed, name=name, **options)
 
     def _merged_matrix(self, name: str, factors: Sequence[Factors], weights: Sequence[float]) -> Tensor:
@@ -140,7 +140,7 @@ class Combination:
             delta = torch.zeros(len(f.up), f.down.shape[1])
             kernels.low_rank_update(delta, delta, f.up.contiguous(), f.down.contiguous(), f.scale)
             deltas.append(delta)
-        return self._elements(name, deltas, weights, self.kind.removesuffix("_svd"))
+        return self._elements(name, deltas, weights)
 
     def _cut_matrix(self, delta: Tensor) -> Merged:
         square = float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,7 +56,8 @@ def window_of(
     """
     problems: list[Problem] = []
     found = [model for name in names for model in _expanded(name, problems)]
-    twice = {model for model in found if [os.path.normpath(m) for m in found].count(os.path.normpath(model)) > 1}
+    times = Counter(map(os.path.normpath, found))
+    twice = {model for model in found if times[os.path.normpath(model)] > 1}
     remedy = "name it once, and give it its weight with --weights"
     problems += [Problem(model, "is given twice", remedy) for model in sorted(twice)]
     if paired and (last, every, start, stop) != (None, None, None, None):

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..steps.apply import ElementwiseMerge
+from ..steps.arrays import clamp, float_of, zeros_like
 from ..steps.method import Group, Solve
 from ..steps.survey import Boundaries
 
@@ -31,11 +32,13 @@ def _agreeing(deltas: Sequence[Tensor], merged: Tensor, thresholds: Sequence[flo
     """Return the mean of the kept deltas that have the elected sign; 0 where none is elected."""
     for delta, threshold in zip(deltas, thresholds, strict=True):
         # Not below: a NaN is kept.
-        delta *= ~(delta.abs() < threshold)
-        merged += delta if by_sum else delta.sign()
-    sign, number = merged.sign(), merged.zero_().clone()
+        delta *= ~(abs(delta) < threshold)
+        merged += delta if by_sum else float_of(delta > 0) - float_of(delta < 0)
+    plus, minus = merged > 0, merged < 0
+    total, number = zeros_like(merged), zeros_like(merged)
     for delta in deltas:
-        agrees = (delta.sign() == sign) & (sign != 0)
-        merged += delta * agrees
+        agrees = plus & (delta > 0) | minus & (delta < 0)
+        # A product, so that NaN and infinity stay.
+        total += delta * agrees
         number += agrees
-    return merged / number.clamp_(min=1)
+    return total / clamp(number, 1)

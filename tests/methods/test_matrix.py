@@ -11,6 +11,7 @@ import contextlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ from sources import Chunked, run_sharded
 from torch import Tensor
 
 from fastmerge import kernels
-from fastmerge.kernels import GRID
+from fastmerge.dtypes import dtype_of
+from fastmerge.kernels import GRID, Strip
 from fastmerge.kernels._registry import PREFERENCE
 from fastmerge.methods import REQUIRED, Group, Method, Parameter, all_methods, get_method
 from fastmerge.steps.apply import Copy
@@ -189,6 +191,29 @@ def test_backends_return_the_same_bits(name, backend, data):
             assert torch.equal(case.merge(dtype=dtype), expected)
         except kernels.BackendError as error:
             pytest.skip(str(error))
+
+
+def strip_of(tensor: Tensor) -> Strip:
+    """Return a strip on the memory of a tensor."""
+    memory = SimpleNamespace(address=tensor.data_ptr(), bytes=tensor.view(-1).view(torch.uint8).numpy().data)
+    return Strip(memory, 0, dtype_of(tensor.dtype), tuple(tensor.shape))
+
+
+@pytest.mark.skipif(kernels.why_no_cpu_extension() is not None, reason="needs the compiled CPU backend")
+@every_method
+@examples
+@given(data=st.data())
+def test_strips_return_the_same_bits(name, data):
+    """Whatever a recipe may say: what computes with numpy's arrays is chosen by parameters too."""
+    if not get_method(name).on_strips:
+        pytest.skip(f"{name} takes tensors")
+    case = data.draw(cases(name, shape=(GRID + 77,)))
+    assume(case.method.takes_strips(case.group))
+    out = torch.full(case.group.shape, float("nan"))
+    with kernels.use_backend("cpu"):
+        expected = case.merge()
+        merge_source(case.method, case.group, case.map(strip_of).source, strip_of(out))
+    assert torch.equal(out, expected)
 
 
 @every_method

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import sys
 import tempfile
 import traceback
 from pathlib import Path
@@ -144,10 +146,10 @@ def merges_alike(case, states, mesh, placements, out, known):
 
 
 def run(rank, ranks, folder, cases, backend):
-    """Run cases, and write to a file what failed in each of them."""
+    """Run cases, write to a file what failed in each of them, or None, and end the process."""
     torch.set_num_threads(1)
     dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
-    failures = {}
+    failures: dict[str, str | None] = dict.fromkeys(cases)
     try:
         for name, case in cases.items():
             try:
@@ -157,6 +159,9 @@ def run(rank, ranks, folder, cases, backend):
         torch.save(failures, Path(folder) / f"failures{rank}")
     finally:
         dist.destroy_process_group()
+    # Everything is written. Threads of gloo that are still there abort an interpreter that ends in the usual way.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def work(rank, ranks, folder, seed, mesh_shape, placements, more=(), device="cpu"):

@@ -103,19 +103,16 @@ def strangers(groups: Sequence[Group], parameter: str) -> Iterator[str]:
             yield f"{parameter} {item.path}: {held} has the name of one that is merged, such as {groups[0].name}"
 
 
-def open_statistics(group: Group, parameter: str) -> list[Statistics | None]:
-    """Return the statistics that a per-model parameter names; None for models without.
+def open_statistics(group: Group, parameter: str) -> list[Statistics]:
+    """Return the statistics that a per-model parameter names, one for each model; none where no file has the tensor.
 
     Raises:
         ValueError: one cannot be read, or has no such tensor where that of another model has it, naming the tensor.
     """
     opened: list[Statistics | None] = []
     for path in group[parameter]:
-        if not path:
-            opened.append(None)
-            continue
         try:
-            opened.append(_open(path))
+            opened.append(_open(path) if path else None)
         except (OSError, CheckpointError) as error:
             raise ValueError(f"{group.name}: {parameter} {path} cannot be read: {error}") from error
     having = [item for item in opened if item is not None and group.name in item.entries]
@@ -126,4 +123,4 @@ def open_statistics(group: Group, parameter: str) -> list[Statistics | None]:
         raise ValueError(
             f"{group.name}: model {opened.index(None)} has no {parameter}; give one to every model, or to none"
         )
-    return opened
+    return having

@@ -50,12 +50,12 @@ class Fisher(Method):
 
     def merge(self, group: Group) -> Apply:
         means = divided(group)
-        statistics = [item for item in open_statistics(group, "fisher") if item and group.name in item.entries]
+        statistics = open_statistics(group, "fisher")
         if not statistics:
             return WeightedSum(means)
         for item in statistics:
-            if tuple(item.entries[group.name].shape) != group.shape:
-                shape = tuple(item.entries[group.name].shape)
+            shape = tuple(item.entries[group.name].shape)
+            if shape != group.shape:
                 raise ValueError(f"{group.name}: has shape {group.shape}, but {shape} in {item.path}")
         norms = [item.norm or 1.0 for item in statistics] if group["normalize"] else [1.0] * group.models
         scales = [weight / norm for weight, norm in zip(group["weight"], norms, strict=True)]

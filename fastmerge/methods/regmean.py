@@ -67,7 +67,7 @@ class RegMean(Method):
         return 8 * (5 * columns * columns + 3 * group.numel)
 
     def _statistics(self, group: Group) -> list[Statistics]:
-        found = [item for item in open_statistics(group, "gram") if item and group.name in item.entries]
+        found = open_statistics(group, "gram")
         for item in found:
             shape = tuple(item.entries[group.name].shape)
             if len(group.shape) != 2 or shape != (group.shape[1],) * 2:

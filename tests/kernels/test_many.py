@@ -23,17 +23,22 @@ def draws(generator):
     return [Draw(rng, generator, numel, rng.randint(1, 5)) for numel in sizes]
 
 
+def check_outputs(run, jobs):
+    """Run new jobs on any number of threads, and by the reference."""
+    expected = jobs()
+    run(expected, backend="reference")
+    for threads in THREADS:
+        found = jobs()
+        with Variant("cpu", threads=threads).active():
+            run(found)
+        assert all(same_bits(a.out, b.out) for a, b in zip(found, expected, strict=True))
+
+
 def test_weighted_sums(draws):
     def jobs():
         return [SumJob(blank(d.numel, dtype=d.out_dtype), d.tensors, d.weights) for d in draws]
 
-    expected = jobs()
-    kernels.weighted_sum_many(expected, backend="reference")
-    for threads in THREADS:
-        found = jobs()
-        with Variant("cpu", threads=threads).active():
-            kernels.weighted_sum_many(found)
-        assert all(same_bits(a.out, b.out) for a, b in zip(found, expected, strict=True))
+    check_outputs(kernels.weighted_sum_many, jobs)
 
 
 def test_sparse_merges(draws):
@@ -50,16 +55,7 @@ def test_sparse_merges(draws):
         out = blank(d.numel, dtype=d.out_dtype)
         return MergeJob(out, d.base, d.tensors, d.weights, keeps, None, vote, divide, 0.7, d.offset)
 
-    def jobs():
-        return [job(d, *rule) for d, rule in zip(draws, rules, strict=True)]
-
-    expected = jobs()
-    kernels.sparse_merge_many(expected, backend="reference")
-    for threads in THREADS:
-        found = jobs()
-        with Variant("cpu", threads=threads).active():
-            kernels.sparse_merge_many(found)
-        assert all(same_bits(a.out, b.out) for a, b in zip(found, expected, strict=True))
+    check_outputs(kernels.sparse_merge_many, lambda: [job(d, *rule) for d, rule in zip(draws, rules, strict=True)])
 
 
 def test_selections(draws):

@@ -87,7 +87,6 @@ class Operation:
 
         ``many`` asks for what runs several calls at a time.
         """
-
         order = self._order(_kind(device), many)
         pinned = _pin(backend)
         if pinned == "auto":
@@ -109,7 +108,6 @@ class Operation:
 
     def can_run(self, device: torch.device | str, backend: str) -> bool:
         """Return whether a backend has this operation for tensors on ``device``, here."""
-
         return backend in self._order(_kind(device), False).backends and self._unavailable(backend) is None
 
     def _order(self, kind: str, many: bool) -> Order:

@@ -44,7 +44,6 @@ def gram_partials(
     Raises:
         ValueError: shapes, dtypes or devices disagree; the message names the argument and its value.
     """
-
     check_group(tensors, base)
     shape = (grid_chunks(tensors[0].numel()), len(pairs(len(tensors))))
     check_table("partials", partials, float64, shape)

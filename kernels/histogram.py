@@ -52,7 +52,6 @@ def magnitude_histogram(
     Raises:
         ValueError: shapes, level or prefixes disagree.
     """
-
     check_group(tensors, base)
     if level not in (0, 1) or len(prefixes) != (len(tensors) if level else 0):
         raise ValueError(
@@ -102,7 +101,6 @@ def equal_counts(
     Raises:
         ValueError: shapes or counts disagree.
     """
-
     check_group(tensors, base)
     if len(thresholds) != len(tensors):
         raise ValueError(f"thresholds has {len(thresholds)} values; expected {len(tensors)}, one per tensor")

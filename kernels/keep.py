@@ -111,7 +111,6 @@ def mask_words(numel: int) -> int:
 
 def check_keeps(keeps: Sequence[Keep], tensors: Sequence[Tensor], offset: int) -> None:
     """Refuse rules that are not one per tensor, or a mask that ends before the elements from ``offset`` on do."""
-
     if len(keeps) != len(tensors):
         raise ValueError(f"keeps has {len(keeps)} rules; expected {len(tensors)}, one per tensor")
     for k, (keep, tensor) in enumerate(zip(keeps, tensors, strict=True)):

@@ -47,7 +47,6 @@ def norm_partials(
     Raises:
         ValueError: shapes, counts, power or offset are wrong; the message names the argument and its value.
     """
-
     check_group(tensors, base)
     check_offset(offset)
     if power not in (1, 2):

@@ -65,7 +65,6 @@ def rank_mask(
         ValueError: a shape or a number is wrong; the message names the argument and its value.
         BackendError: a pinned backend cannot run.
     """
-
     check_group([tensor], base)
     words = mask_words(tensor.numel())
     check_table("mask", mask, int32, (words,))

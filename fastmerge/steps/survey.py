@@ -234,7 +234,6 @@ def equal_by_grid(chunk: Chunk, models: Sequence[int], thresholds: Sequence[int]
 
 def break_indices(source: Source, models: list[int], thresholds: list[int], keep: list[int]) -> list[int]:
     """Return, per model, the index below which exactly ``keep`` magnitudes equal its threshold."""
-
     counts = _over_grid(source, lambda chunk: equal_by_grid(chunk, models, thresholds))
     found = np.zeros(len(models), np.int64)
     for i, (model, threshold, rank) in enumerate(zip(models, thresholds, keep, strict=True)):

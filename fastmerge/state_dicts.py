@@ -109,7 +109,7 @@ def _prepared(
     dtype: torch.dtype | None,
     parameters: Mapping[str, Any],
 ) -> Prepared:
-    """Check what is to be merged, make targets where there are none, and copy what is not merged."""
+    """Check what is to be merged, and make targets where there are none."""
     named = {label: _state_dict(label, model) for label, model in given.items()}
     states = [state for label, state in named.items() if label != "base"]
     origin = named.get("base")

@@ -97,7 +97,7 @@ def save(
 
 
 def load(folder: str | os.PathLike[str]) -> Experts:
-    """Open an artifact; nothing but its facts and headers is read.
+    """Open an artifact; nothing but its facts is read.
 
     Raises:
         CheckpointError: ``folder`` holds none, or a damaged one.
@@ -109,8 +109,11 @@ def load(folder: str | os.PathLike[str]) -> Experts:
         raise CheckpointError(f"{folder}: no {FACTS}; expected a folder that fastmerge.emr.save wrote") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path / FACTS}: cannot be read: {error}") from error
-    if facts.get("format") != FORMAT:
-        raise CheckpointError(f"{path / FACTS}: has the format {facts.get('format')!r}; this version reads {FORMAT}")
+    found = facts.get("format") if isinstance(facts, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(f"{path / FACTS}: has the format {found!r}; this version reads {FORMAT}")
+    if missing := {"base", "tasks", "scales"} - facts.keys():
+        raise CheckpointError(f"{path / FACTS}: lacks {', '.join(sorted(missing))}; save the artifact again")
     return Experts(str(folder), facts["base"], tuple(facts["tasks"]), tuple(facts["scales"]))
 
 

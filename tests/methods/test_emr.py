@@ -108,9 +108,14 @@ def test_mistakes(models, tmp_path):
     with pytest.raises(ValueError, match=r"are one tensor of the state; the artifact has two"):
         experts.apply_(tied, "code")
     facts = json.loads((tmp_path / "a" / "emr.json").read_text())
-    (tmp_path / "a" / "emr.json").write_text(json.dumps(facts | {"format": "other"}))
-    with pytest.raises(CheckpointError, match=r"has the format 'other'; this version reads fastmerge-emr-1"):
-        emr.load(tmp_path / "a")
+    for damaged, message in (
+        (facts | {"format": "other"}, r"has the format 'other'; this version reads fastmerge-emr-1"),
+        ([], r"has the format None; this version reads fastmerge-emr-1"),
+        ({"format": facts["format"], "base": "base"}, r"lacks scales, tasks; save the artifact again"),
+    ):
+        (tmp_path / "a" / "emr.json").write_text(json.dumps(damaged))
+        with pytest.raises(CheckpointError, match=message):
+            emr.load(tmp_path / "a")
 
 
 def test_what_is_not_finite_is_refused(models, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,17 @@ def test_routers_of_embeddings(dense, tmp_path):
     expected = torch.stack([normalized(directions[0] - directions[2]), directions[1]])
     for layer in range(2):
         torch.testing.assert_close(found[f"model.layers.{layer}.block_sparse_moe.gate.weight"], expected)
+
+
+def test_embeddings_are_read_from_other_files_too(dense, tmp_path):
+    stored = tmp_path / "base"
+    shutil.copytree(dense / "mistral" / "base", stored)
+    torch.save(weights(stored), stored / "pytorch_model.bin")
+    (stored / "model.safetensors").unlink()
+    expected = build(recipe(dense, "mixtral", gate_mode="cheap_embed"), tmp_path / "expected")
+    found = build(recipe(dense, "mixtral", gate_mode="cheap_embed", base_model=str(stored)), tmp_path / "out")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen"])

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ...dtypes import ALL, float32
 from ...errors import FastmergeError
 from ...recipe.mixtures import Expert, Mixture
@@ -135,14 +137,14 @@ class _Prompts:
     @cached_property
     def embedding(self) -> Tensor:
         """The input embedding: [tokens, columns] float32."""
-        from safetensors import safe_open
+        import torch
 
         tensor = self._base.embedding
         if tensor is None or not tensor.plain:
             what = "needs an embedding that is neither quantized nor adapted"
             raise FastmergeError(f"{self._where}: gate_mode cheap_embed {what}: {self._base}")
-        with safe_open(tensor.path, framework="pt") as file:
-            return file.get_tensor(tensor.name).float()
+        stored = np.fromfile(tensor.path, np.uint8, tensor.nbytes, offset=tensor.offset)
+        return torch.from_numpy(stored).view(tensor.dtype.torch).view(tensor.shape).float()
 
     def states(self, prompt: str) -> list[Tensor]:
         """Return the last token's hidden state before every layer: [columns] float32 each."""

@@ -10,8 +10,9 @@ import resource
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
+from ..checkpoint import InputFile
 from ..errors import CheckpointError, InputChanged, OutputError, explained
-from ..plan.types import InputFile, Shard
+from ..plan.types import Shard
 from .arena import PAGE
 from .joining import read_joined
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from ..checkpoint import InputFile
 from ..dtypes import float32, promoted
-from ..plan.types import InputFile, InputTensor, Plan, Run
+from ..plan.types import InputTensor, Plan, Run
 from .files import InputFiles
 from .making import MadeValues
 from .reading import Folded

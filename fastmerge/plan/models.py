@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..checkpoint import Checkpoint, locate, open_checkpoint, read_adapter
+from ..checkpoint import Checkpoint, InputFile, locate, open_checkpoint, read_adapter
 from ..checkpoint.layers import TEXT_CONFIGS, LayerName, Stacks, config_layers, find_stacks, is_named, split_layer
 from ..checkpoint.locate import is_cached_repository
 from ..checkpoint.quantized import decoded
@@ -17,7 +17,7 @@ from ..recipe.document import place_of
 from ..recipe.types import ModelRef, Recipe
 from .adapting import attach
 from .findings import Findings
-from .types import InputFile, InputModel, InputTensor
+from .types import InputModel, InputTensor
 
 MERGED = (float64, float32, bfloat16, float16)
 """Dtypes that are merged and written; float64 is computed in float32."""

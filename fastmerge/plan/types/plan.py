@@ -1,0 +1,99 @@
+"""A plan: everything about a merge that is decided before tensor data moves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+from ...sizes import show_size
+from .inputs import Dropped, InputModel, InputTensor, ReadFile
+from .outputs import CopiedFile, OutputTensor, Shard, TextFile
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """The whole merge. ``outputs`` are ordered by (shard, offset).
+
+    Attributes:
+        recipe:   text of the recipe, verbatim.
+        method:   merge method of the recipe.
+        semantics, seed: as resolved.
+        models:   every model that is read.
+        outputs:  every tensor that is written.
+        shards:   every safetensors file that is written.
+        index:    text of ``model.safetensors.index.json``, or None for a single shard.
+        dropped:  every input tensor that is not used.
+        files:    small files of the output by name: their text (config.json, ...) or the path that is copied.
+        notes:    what the user should know, one sentence each.
+        steps:    the manifests of merges whose results are inputs of this one, by name.
+        origins:  what the recipe says of every output, by name (``explain.Origin``); empty unless asked for.
+        truncated: True where vocabularies of different sizes were cut to the smallest.
+        digest:   hash of everything that decides the output's bytes.
+        recipe_file: absolute path of the recipe; None for text.
+        given_semantics: as the recipe or its caller has them; None where the method's default was taken.
+        read:     every small file that planning read.
+    """
+
+    recipe: str
+    method: str
+    semantics: str
+    seed: int
+    models: tuple[InputModel, ...]
+    outputs: tuple[OutputTensor, ...]
+    shards: tuple[Shard, ...]
+    index: str | None
+    dropped: tuple[Dropped, ...]
+    files: dict[str, TextFile | CopiedFile] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    steps: Mapping[str, Any] = field(default_factory=dict)
+    origins: Mapping[str, Any] = field(default_factory=dict)
+    truncated: bool = False
+    digest: str = ""
+    recipe_file: str | None = None
+    given_semantics: str | None = None
+    read: tuple[ReadFile, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Plan: {self}>"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.method} of {len(self.models)} models: {len(self.outputs)} tensors, "
+            f"reads {show_size(self.bytes_read)}, writes {show_size(self.bytes_written)}"
+        )
+
+    def _repr_html_(self) -> str:
+        items = "".join(f"<li>{escape(model.reference)}</li>" for model in self.models)
+        notes = "".join(f"<p>note: {escape(note)}</p>" for note in self.notes)
+        return f"<p>{escape(str(self))}</p><ul>{items}</ul>{notes}"
+
+    @property
+    def gathered(self) -> dict[str, InputTensor]:
+        """The inputs that no file holds, by the name that stands for their path."""
+        every = (tensor for output in self.outputs for tensor in output.inputs.every)
+        return {tensor.path: tensor for tensor in every if tensor.gathered is not None}
+
+    @property
+    def made(self) -> dict[str, InputTensor]:
+        """The inputs whose values come from no file, by the name that stands for their path."""
+        every = (tensor for output in self.outputs for tensor in output.inputs.every)
+        return {tensor.path: tensor for tensor in every if tensor.made is not None}
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the inputs, each range counted once."""
+        ranges = {
+            (part.path, part.offset, part.nbytes)
+            for output in self.outputs
+            for tensor in output.inputs.every
+            if tensor.made is None
+            for part in tensor.stored
+        }
+        return sum(nbytes for _, _, nbytes in ranges)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the output shards."""
+        return sum(shard.nbytes for shard in self.shards)

@@ -63,16 +63,13 @@ def load_document(document: Document, *, semantics: str | None = None, seed: int
         if key in data:
             findings.problem((key,), f"this is {meaning}; it is not supported", "give a recipe of models or slices")
     findings.stop()
+    overrides = {key: value for key, value in (("semantics", semantics), ("seed", seed)) if value is not None}
+    keys = {key: value for key, value in data.items() if key not in CARD_KEYS} | overrides
     if is_mixture(data):
-        if seed is not None:
-            data = data | {"seed": seed}
-        keys = {key: value for key, value in data.items() if key not in CARD_KEYS}
         mixture = load_mixture(findings, keys, _card(data))
         findings.stop()
         return replace(mixture, notes=tuple(dict.fromkeys(findings.notes)))
-    overrides = {key: value for key, value in (("semantics", semantics), ("seed", seed)) if value is not None}
-    keys = {key: value for key, value in data.items() if key not in CARD_KEYS}
-    file = _validate(findings, keys | overrides)
+    file = _validate(findings, keys)
     recipe = Assembly(findings, file).recipe(_card(data))
     findings.problems += check(recipe)
     findings.stop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,7 @@ from .filters import NameFilter
 from .names import did_you_mean
 from .types import Branch, Module, Recipe, Setting, SliceSpec, SourceSpec
 
-GATE_MODES = ("hidden", "cheap_embed", "random", "uniform_random")
+GateMode = Literal["hidden", "cheap_embed", "random", "uniform_random"]
 """Where the weights of routers come from: hidden states of prompts, embeddings of their tokens, or random numbers."""
 
 _DOWN = NameFilter("regex", r"\.(w2|down_proj)\.")
@@ -38,7 +38,7 @@ class MixtureFile(Keys):
     base_model: Reference
     experts: Annotated[list[ExpertItem], Field(min_length=1)]
     shared_experts: list[ExpertItem] | None = None
-    gate_mode: Literal["hidden", "cheap_embed", "random", "uniform_random"] = "hidden"
+    gate_mode: GateMode = "hidden"
     experts_per_token: Annotated[Whole, Field(ge=1)] = 2
     architecture: str | None = Field(None, description="mixtral, deepseek, qwen or qwen3; else by the base")
     dtype: DType | None = None
@@ -68,13 +68,13 @@ class Mixture:
 
     Attributes:
         architecture: as the recipe names it; None takes what fits the base.
-        gate_mode:    one of ``GATE_MODES``.
+        gate_mode:    where the weights of routers come from.
         per_token:    experts that work on a token.
         experts, shared: at least one; those that work on every token.
     """
 
     architecture: str | None
-    gate_mode: str
+    gate_mode: GateMode
     per_token: int
     experts: tuple[Expert, ...]
     shared: tuple[Expert, ...]
@@ -175,12 +175,8 @@ def _check(findings: Findings, mixture: Mixture) -> None:
         what = f"is {mixture.per_token}, but there are {len(mixture.experts)} experts"
         findings.problem(("experts_per_token",), what, "list more experts, or choose fewer per token")
     asks = mixture.gate_mode in ("hidden", "cheap_embed")
-    for i in _without_prompts(mixture.experts) if asks else ():
+    for i in [i for i, expert in enumerate(mixture.experts) if asks and not expert.positive]:
         what = f"has no positive_prompts, of which gate_mode {mixture.gate_mode} makes its router"
         findings.problem(("experts", i), what, "write some, or gate_mode: random for a model that will be trained")
     if not asks and any(expert.positive or expert.negative for expert in (*mixture.experts, *mixture.shared)):
         findings.note(("gate_mode",), f"is {mixture.gate_mode}, so prompts have no effect")
-
-
-def _without_prompts(experts: Sequence[Expert]) -> Iterator[int]:
-    yield from (i for i, expert in enumerate(experts) if not expert.positive)

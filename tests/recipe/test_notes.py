@@ -82,3 +82,10 @@ def test_numbers_and_truths_as_text() -> None:
         "slices: [{sources: [{model: a, layer_range: ['0', 4.0]}]}]\n"
     )
     assert (recipe.seed, recipe.slices[0].sources[0].layers, recipe.notes) == (7, (0, 4), ())
+
+
+def test_semantics_of_a_mixture_have_no_effect() -> None:
+    experts = "base_model: a\ngate_mode: random\nexperts: [{source_model: b}, {source_model: c}]\n"
+    note = "<recipe>:1:1: semantics: is no key of a mixture of experts; it has no effect"
+    assert load(experts, semantics="mergekit", seed=3).notes == (note,)
+    assert load(experts, seed=3).seed == 3

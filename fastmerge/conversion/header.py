@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..checkpoint.gguf.settings import FREQUENCIES
 from .layout import Written
 from .metadata import Settings
 from .tokenizer import Tokenizer
 
-__all__ = ["FREQUENCIES", "write_header"]
-
-FREQUENCIES = "rope_freqs.weight"
+__all__ = ["write_header"]
 
 
 def write_header(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..checkpoint import Checkpoint, TensorEntry
@@ -73,12 +73,12 @@ def main_kind(checkpoint: Checkpoint) -> str:
     return max(sizes, key=lambda kind: sizes[kind], default="f32")
 
 
-def lay_out(checkpoint: Checkpoint, name: str, kind: str, heads: Mapping[str, int]) -> list[Written]:
+def lay_out(checkpoint: Checkpoint, name: str, kind: str, heads: Callable[[str], int]) -> list[Written]:
     """Return the tensors of the file, in the order of the checkpoint.
 
     Args:
         name:  the architecture.
-        heads: numbers of heads by key, ``attention.head_count`` and ``attention.head_count_kv``.
+        heads: gives a number of heads by its key in the metadata, without the architecture.
     Raises:
         CheckpointError: a tensor that the architecture does not have, or of a type that is not converted.
     """
@@ -101,7 +101,7 @@ def _written(
     name: str,
     found: Mapping[int, TensorEntry],
     kind: int,
-    heads: Mapping[str, int],
+    heads: Callable[[str], int],
 ) -> Written:
     sources = tuple(found[i] for i in sorted(found))
     shape = sources[0].shape
@@ -112,7 +112,7 @@ def _written(
     if name.endswith("ffn_gate_inp_shexp.weight"):
         shape = shape[-1:]
     key = architecture.heads_key(name)
-    count = heads[key] if key else 0
+    count = heads(key) if key else 0
     if count and (not shape or shape[0] % (2 * count)):
         raise CheckpointError(f"{checkpoint.place}: {name} has {shape[:1]} rows, which are no pairs in {count} heads")
     shift = 1.0 if architecture.is_shifted(name) else 0.0

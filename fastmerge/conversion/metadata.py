@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoint.gguf.architectures import ARCHITECTURES
-from ..checkpoint.gguf.settings import COUNTS, LAYERS_OF_27B, NEEDED, NUMBERS, llama3_factors
+from ..checkpoint.gguf.settings import COUNTS, LAYERS_OF_27B, LLAMA3, NEEDED, NUMBERS, llama3_factors
 
 __all__ = ["Settings", "settings_of"]
 
@@ -129,7 +129,7 @@ class _Rope:
     def frequencies(self, head_dim: int) -> list[float]:
         if self.kind != "llama3":
             return []
-        keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        keys = ("factor", *LLAMA3)
         if not all(isinstance(self.scaling.get(key), int | float) for key in keys):
             raise ValueError(f"its rope_scaling lacks one of {', '.join(keys)}")
         return llama3_factors(self.theta, head_dim, self.scaling)

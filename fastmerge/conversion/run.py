@@ -12,11 +12,12 @@ from pathlib import Path
 from ..checkpoint import Checkpoint, locate, open_checkpoint
 from ..checkpoint.gguf import open_gguf
 from ..checkpoint.gguf.header import read_gguf
+from ..checkpoint.gguf.settings import FREQUENCIES
 from ..checkpoint.quantized import decoded
 from ..engine.files import InputFiles, pwrite
 from ..engine.folders import partial_folder, sync
 from ..errors import CheckpointError, FastmergeError, OutputError, explained
-from .header import FREQUENCIES, write_header
+from .header import write_header
 from .layout import KINDS, Written, architecture_of, lay_out, main_kind
 from .metadata import Settings, settings_of
 from .tokenizer import tokenizer_of
@@ -84,8 +85,7 @@ def convert(
     name = architecture_of(checkpoint)
     settings = _settings(checkpoint, name)
     kind = main_kind(checkpoint) if type == "auto" else type
-    heads = {key: settings.count(key) for key in ("attention.head_count", "attention.head_count_kv")}
-    tensors = lay_out(checkpoint, name, kind, heads)
+    tensors = lay_out(checkpoint, name, kind, settings.count)
     words = tokenizer_of(checkpoint.folder, settings.count("vocab_size"), pre_tokenizer, name) if tokenizer else None
     with partial_folder(final) as folder:
         path = folder / final.name

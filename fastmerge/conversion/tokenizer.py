@@ -30,6 +30,7 @@ class Tokenizer:
         pre:    how texts are split first.
         tokens, scores, types: of every id up to the rows of the embedding.
         special: the package's ``SpecialVocab``: merges, ids of special tokens, chat template.
+        space_prefix: a space is put before a text; of SentencePiece only.
     """
 
     model: str

@@ -8,18 +8,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..checkpoint.gguf.values import FLOATS
 from ..checkpoint.types import matrix_shape
 from ..engine.files import InputFiles
 from ..engine.reading import Values
 from ..errors import CheckpointError
-from .layout import KINDS, Written
+from .layout import Written
 
 __all__ = ["AT_ONCE", "encoded"]
 
 # Elements that are held at once: a row, or the rows of a head, may be more.
 AT_ONCE = 1 << 20
 
-_DTYPES = {KINDS["f32"]: torch.float32, KINDS["f16"]: torch.float16, KINDS["bf16"]: torch.bfloat16}
 _MOST_Q8_0 = 65504 * 127.0  # the scale is float16
 
 
@@ -50,8 +50,8 @@ def encoded(tensor: Written, inputs: InputFiles, where: str) -> Iterator[memoryv
 def _bytes(values: Tensor, tensor: Written, where: str) -> memoryview:
     if not bool(values.isfinite().all()):
         raise CheckpointError(f"{where}: {tensor.name} holds NaN or infinity (check the model with fastmerge diff)")
-    if tensor.kind in _DTYPES:
-        result = values.to(_DTYPES[tensor.kind])
+    if tensor.kind in FLOATS:
+        result = values.to(FLOATS[tensor.kind].torch)
         fits = bool(result.isfinite().all())
     else:
         result, fits = _q8_0(values.float()), bool((values.abs() <= _MOST_Q8_0).all())

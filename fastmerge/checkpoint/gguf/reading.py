@@ -14,10 +14,9 @@ from ..types import Checkpoint, Coded, Part, TensorEntry
 from .architectures import ARCHITECTURES, Architecture
 from .header import TYPES, GgufFile, GgufTensor, read_gguf
 from .naming import parts_of
-from .settings import check_same, config_of, count_of, scaling_of_llama3
+from .settings import FREQUENCIES, check_same, config_of, count_of, scaling_of_llama3
 from .values import FLOATS, GgufValues, GgufVector, require_package
 
-_FREQUENCIES = "rope_freqs.weight"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 
 
@@ -48,11 +47,11 @@ def open_gguf(path: str, config: dict[str, Any] | None = None) -> Checkpoint:
         _checked(os.path.join(os.path.dirname(path), "config.json"), config, metadata)
     tensors: dict[str, TensorEntry] = {}
     for own, tensor in stored.items():
-        if own != _FREQUENCIES:
+        if own != FREQUENCIES:
             for target, entry in _entries(path, own, tensor, ARCHITECTURES[name], metadata):
                 tensors[target] = entry
     formats = sorted({entry.coded.format for entry in tensors.values() if entry.coded and entry.quantized})
-    left_out = {_FREQUENCIES: "a buffer that is computed from the config"} if _FREQUENCIES in stored else {}
+    left_out = {FREQUENCIES: "a buffer that is computed from the config"} if FREQUENCIES in stored else {}
     folder = os.path.dirname(path)
     notes = tuple(_without_tokenizer(path, folder))
     return Checkpoint(
@@ -162,7 +161,7 @@ def _checked(where: str, config: Mapping[str, Any], metadata: Mapping[str, Any])
 def _config(path: str, metadata: Mapping[str, Any], stored: Mapping[str, GgufTensor]) -> dict[str, Any]:
     try:
         config = config_of(metadata, stored)
-        if _FREQUENCIES in stored and (scaling := scaling_of_llama3(_floats(stored[_FREQUENCIES]), config)):
+        if FREQUENCIES in stored and (scaling := scaling_of_llama3(_floats(stored[FREQUENCIES]), config)):
             config["rope_scaling"] = scaling
     except ValueError as error:
         raise CheckpointError(f"{path}: {error} (put the model's config.json beside the file)") from error
@@ -172,7 +171,7 @@ def _config(path: str, metadata: Mapping[str, Any], stored: Mapping[str, GgufTen
 def _floats(tensor: GgufTensor) -> list[float]:
     """Return the values of a short float32 vector."""
     if tensor.kind != 0 or tensor.nbytes > 1 << 16:
-        raise ValueError(f"{_FREQUENCIES} is no short vector of F32")
+        raise ValueError(f"{FREQUENCIES} is no short vector of F32")
     with open_weights(tensor.path) as file:
         file.seek(tensor.offset)
         return list(struct.unpack(f"<{tensor.nbytes // 4}f", file.read(tensor.nbytes)))

@@ -41,6 +41,8 @@ NEEDED = (
 _SAME = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads")
 # Layers of the models whose attention is scaled by the width of the model per head, as llama.cpp has them by heart.
 LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
+FREQUENCIES = "rope_freqs.weight"
+"""The tensor that a file has for positions of Llama 3: what their frequencies are divided by, [head_dim / 2]."""
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
@@ -97,7 +99,7 @@ def check_same(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
 
 
 def llama3_factors(theta: float, head_dim: int, scaling: Mapping[str, Any]) -> list[float]:
-    """Return what the frequencies of Llama 3.1 and later are divided by: ``rope_freqs.weight`` [head_dim / 2]."""
+    """Return what the frequencies of Llama 3.1 and later are divided by: the values of ``FREQUENCIES``."""
     factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
     context = scaling["original_max_position_embeddings"]
     found = []
@@ -109,7 +111,7 @@ def llama3_factors(theta: float, head_dim: int, scaling: Mapping[str, Any]) -> l
 
 
 def scaling_of_llama3(factors: list[float], config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the ``rope_scaling`` that ``rope_freqs.weight`` was made from; None where nothing is scaled.
+    """Return the ``rope_scaling`` that the values of ``FREQUENCIES`` were made from; None where nothing is scaled.
 
     Raises:
         ValueError: the factors are not those of Llama 3.1 and its successors.
@@ -122,7 +124,7 @@ def scaling_of_llama3(factors: list[float], config: Mapping[str, Any]) -> dict[s
         expected = llama3_factors(config["rope_theta"], config["head_dim"], scaling)
         if all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(factors, expected, strict=True)):
             return scaling
-    raise ValueError("rope_freqs.weight is not that of Llama 3.1 and its successors")
+    raise ValueError(f"{FREQUENCIES} is not that of Llama 3.1 and its successors")
 
 
 def count_of(metadata: Mapping[str, Any], key: str) -> int | None:

@@ -139,3 +139,10 @@ def permuted_back(tensor: Tensor, heads: int) -> Tensor:
     return (
         tensor.reshape(heads, tensor.shape[0] // heads // 2, 2, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape)
     )
+
+
+def read(path):
+    """What the package's reader finds: bytes, type and shape (row-major) by name, and the fields."""
+    reader = gguf.GGUFReader(path)
+    found = {t.name: (t.data, t.tensor_type, tuple(int(n) for n in t.shape[::-1])) for t in reader.tensors}
+    return found, {name: field.contents() for name, field in reader.fields.items()}

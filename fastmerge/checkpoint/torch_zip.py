@@ -42,7 +42,7 @@ def read_torch_zip(path: str) -> tuple[InputFile, dict[str, TensorEntry]]:
             packed = next((m.filename for m in members if m.compress_type != zipfile.ZIP_STORED), None)
             if packed is not None:
                 raise CheckpointError(f"{path}: {packed} is compressed ({_CONVERT})")
-            starts = {_data_start(file, m): m.file_size for m in members if "/data/" in m.filename}
+            starts = {data_start(file, m): m.file_size for m in members if "/data/" in m.filename}
             digest = hashlib.sha256(repr([(m.filename, m.header_offset, m.file_size, m.CRC) for m in members]).encode())
             for member in members:
                 if member.filename.endswith("/byteorder") and archive.read(member) != b"little":
@@ -72,7 +72,7 @@ def _refuse_allocations(path: str, pickled: bytes) -> None:
         raise CheckpointError(f"{path}: holds more than tensors and is not loaded: a bytearray ({_CONVERT})")
 
 
-def _data_start(file, member: zipfile.ZipInfo) -> int:
+def data_start(file, member: zipfile.ZipInfo) -> int:
     """Return the offset of a member's data, behind its local header of 30 bytes, name and padding."""
     file.seek(member.header_offset)
     local = file.read(30)

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from ... import dtypes
 from ...dtypes import ALL, DType
+from ..torch_zip import data_start
 from .restricted import Named, read_pickle
 
 _STORAGES = {
@@ -93,7 +94,7 @@ def read_item(file: BinaryIO, offset: int, length: int) -> Item:
         if not isinstance(stored, _Stored) or f"data/{stored.key}" not in members:
             raise ValueError("it is no tensor")
         member = members[f"data/{stored.key}"]
-        start = _data_start(view, member)
+        start = data_start(view, member)
     except ValueError:
         raise
     except Exception as error:  # zipfile raises whatever it stumbles over
@@ -106,15 +107,6 @@ def read_item(file: BinaryIO, offset: int, length: int) -> Item:
         raise ValueError("its elements lie behind its end")
     identity = f"{offset} {length} {start + first} {member.file_size} {member.CRC} {stored.dtype} {stored.shape}"
     return Item(offset + start + first, stored.dtype, stored.shape, identity)
-
-
-def _data_start(view: _View, member: zipfile.ZipInfo) -> int:
-    """Return the offset of a member's data, behind its local header of 30 bytes, name and padding."""
-    view.seek(member.header_offset)
-    local = view.read(30)
-    if len(local) < 30:
-        raise ValueError("its archive is cut off")
-    return member.header_offset + 30 + int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
 
 
 def _storage(reference: Any) -> tuple[str, DType]:

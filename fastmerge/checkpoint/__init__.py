@@ -1,7 +1,8 @@
 """Checkpoints on disk: safetensors and ``.bin`` headers, folders, PEFT adapters, and the hub."""
 
 from .folder import open_checkpoint, read_json, read_weights
-from .locate import locate, looks_like_hub_id
+from .hub_names import looks_like_hub_id
+from .locate import locate
 from .peft import Change, PeftAdapter, is_adapter, read_adapter
 from .safetensors_header import DTYPES, read_header
 from .types import Checkpoint, Coded, InputFile, TensorEntry

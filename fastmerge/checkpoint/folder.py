@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import CheckpointError
-from .distributed import is_distributed_place, open_distributed, split_key
+from .distributed import SHARDING_INFO, is_distributed_place, open_distributed, split_key
 from .foreign import describe
 from .gguf import models_in, open_gguf
 from .locate import WEIGHT_FILES
@@ -103,7 +103,7 @@ def _second_format(folder: str, read: str) -> Iterator[str]:
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
     """Refuse files whose header says that their tensors are something else than a model's weights."""
     for file in checkpoint.files:
-        if "DCP_SHARDING_INFO" in file.metadata:
+        if SHARDING_INFO in file.metadata:
             raise CheckpointError(
                 f"{file.path}: holds parts of tensors, as torch.distributed.checkpoint saves them (join them with "
                 "torch.distributed.checkpoint._consolidate_hf_safetensors.consolidate_safetensors_files)"

@@ -12,10 +12,20 @@ from typing import Any
 
 from ..types import Checkpoint
 
-__all__ = ["METADATA", "SEPARATOR", "is_distributed", "is_distributed_place", "open_distributed", "split_key"]
+__all__ = [
+    "METADATA",
+    "SEPARATOR",
+    "SHARDING_INFO",
+    "is_distributed",
+    "is_distributed_place",
+    "open_distributed",
+    "split_key",
+]
 
 METADATA = ".metadata"
 SEPARATOR = "::"
+SHARDING_INFO = "DCP_SHARDING_INFO"
+"""Key in the metadata of a safetensors file that holds parts of tensors."""
 _SHARDS = "shard-*-model-*-of-*.safetensors"
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from ...errors import CheckpointError
+from . import SEPARATOR
 from .metadata import StoredTensor
 
 # Keys of a state dict under which trainers keep what is no model.
@@ -40,7 +41,7 @@ def choose(folder: str, tensors: Mapping[str, StoredTensor], key: str | None) ->
     if len(groups) > 1:
         named = ", ".join(group or "(no key)" for group in groups[:6])
         raise CheckpointError(
-            f"{folder}: holds tensors under several keys: {named} (name the model's: {folder}::{groups[-1]})"
+            f"{folder}: holds tensors under several keys: {named} (name the model's: {folder}{SEPARATOR}{groups[-1]})"
         )
     prefix = f"{groups[0]}." if groups[0] else ""
     return _unwrapped(folder, {name.removeprefix(prefix): t for name, t in ours.items()})

@@ -12,9 +12,9 @@ from ...errors import CheckpointError
 from ..joined import Chunk, Joined
 from ..safetensors_header import read_header
 from ..types import Checkpoint, InputFile, TensorEntry
+from . import SEPARATOR, SHARDING_INFO
 from .reading import entry_of, in_order
 
-INFO = "DCP_SHARDING_INFO"
 _AGAIN = "save the checkpoint again"
 
 
@@ -47,7 +47,7 @@ def open_shards(folder: str, key: str | None, config: dict[str, Any] | None, nam
         raise CheckpointError(f"{folder}: holds no tensors{f' under the key {key}' if key else ''}")
     files[0] = replace(files[0], joined=tuple(layout))
     renamed = {name.removeprefix(f"{key}."): entry for name, entry in found.items()} if key else found
-    source = f"{folder}::{key}" if key else ""
+    source = f"{folder}{SEPARATOR}{key}" if key else ""
     return Checkpoint(folder, tuple(files), in_order(renamed), config, source=source)
 
 
@@ -62,9 +62,9 @@ def _entry(first: InputFile, name: str, dtype: DType, chunks: list[Chunk], layou
 
 def _offsets(path: str, file: InputFile):
     try:
-        said = json.loads(file.metadata[INFO])
+        said = json.loads(file.metadata[SHARDING_INFO])
     except (KeyError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: does not say in {INFO} where its parts belong ({_AGAIN})") from error
+        raise CheckpointError(f"{path}: does not say in {SHARDING_INFO} where its parts belong ({_AGAIN})") from error
 
     def of(name: str, dimensions: int) -> tuple[int, ...]:
         offsets = (said.get(name) or {}).get("saved_offsets") if isinstance(said, dict) else None

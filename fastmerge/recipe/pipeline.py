@@ -68,7 +68,7 @@ def load_pipeline(
     problems += _name_problems(steps, lines)
     if problems:
         raise InvalidInput(problems)
-    return _ordered(steps, lines)
+    return _ordered(steps)
 
 
 def _name_problems(steps: Sequence[Recipe], lines: Sequence[str]) -> list[Problem]:
@@ -92,7 +92,7 @@ def _name_problems(steps: Sequence[Recipe], lines: Sequence[str]) -> list[Proble
     return problems
 
 
-def _ordered(steps: Sequence[Recipe], lines: Sequence[str]) -> Pipeline:
+def _ordered(steps: Sequence[Recipe]) -> Pipeline:
     """Put every document behind those that it uses, else in the order of the file."""
     pipeline = Pipeline(tuple(steps), None)
     done: list[Recipe] = []

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...dtypes import bfloat16, float4_e2m1fn_x2, int8, uint8
-from ..types import Coded, Part, TensorEntry
+from ..types import Coded, Part
 from ._bits import as_bytes, fp4_values, scale_values
 from ._grid import Grid, find_grid
 from ._stored import Found, Stored, coded, whole
@@ -58,7 +58,7 @@ def find(stored: Stored, name: str) -> Found | None:
     if codes.dtype not in PAIRS or len(codes.shape) < 2:
         return None
     if name.endswith("_packed"):
-        return _compressed_tensors(stored, name, codes)
+        return _compressed_tensors(stored, name)
     scale = scale_name(stored, name)
     if scale is None:
         return None
@@ -70,7 +70,7 @@ def find(stored: Stored, name: str) -> Found | None:
     return None
 
 
-def _compressed_tensors(stored: Stored, name: str, codes: TensorEntry) -> Found | None:
+def _compressed_tensors(stored: Stored, name: str) -> Found | None:
     target = name.removesuffix("_packed")
     scale = f"{target}_scale"
     if scale not in stored.tensors:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .distributed import SHARDING_INFO, is_distributed_place, open_distributed, split_key
+from .file_names import INDEX, SINGLE
 from .foreign import describe
 from .gguf import models_in, open_gguf
 from .locate import WEIGHT_FILES
@@ -17,9 +18,6 @@ from .opening import check_characters, read_text
 from .placeholders import placeholder
 from .safetensors_header import read_header
 from .types import Checkpoint, InputFile, TensorEntry
-
-SINGLE = ("model.safetensors", "pytorch_model.bin")
-INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
 def open_checkpoint(folder: str) -> Checkpoint:

@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 from .distributed import is_distributed
+from .file_names import INDEX, SINGLE
 from .placeholders import placeholder
 
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _SAVE = "load it in the tool that made it and save it with save_pretrained"
 
 # (name patterns, what they are, what to do), the most telling first; a folder's name ends with a slash.
@@ -97,7 +97,7 @@ def describe_repository(files: Sequence[str]) -> Iterator[str]:
     """Yield what a repository's files are in place of weights, as ``describe``."""
     names = sorted({name.partition("/")[0] + "/" if "/" in name else name for name in files})
     yield from _described(names, lambda name: None)
-    inner = sorted({os.path.dirname(name) for name in files if os.path.basename(name) in _WEIGHTS} - {""})
+    inner = sorted({os.path.dirname(name) for name in files if os.path.basename(name) in SINGLE + INDEX} - {""})
     if inner:
         yield f"the folder {inner[0]}/ in it holds weights (download the repository, and name that folder)"
 
@@ -120,4 +120,4 @@ def _described(names: Sequence[str], instead_of: Callable[[str], str | None]) ->
 def holds_weights(folder: str) -> bool:
     """True for a folder with a checkpoint or an adapter in the Hugging Face layout, or one of DCP."""
     names = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-    return bool(names & {*_WEIGHTS, "adapter_config.json"}) or is_distributed(names)
+    return bool(names & {*SINGLE, *INDEX, "adapter_config.json"}) or is_distributed(names)

@@ -7,6 +7,7 @@ import re
 
 from ..errors import CheckpointError
 from .distributed import SEPARATOR, split_key
+from .file_names import ADAPTER, INDEX, SINGLE
 from .foreign import describe_repository
 from .gguf import models_in
 from .hub_names import hub_id_of, looks_like_hub_id, names_a_file, near_folder
@@ -17,12 +18,8 @@ WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 _SMALL_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".spm", ".v3", "README.md")
 # Of sentence-transformers (1_Pooling, 2_Dense) and of tokenizers with several templates.
 _MODULE_FILES = re.compile(r"\d+_\w+/[^/]+\.(json|safetensors|txt)|additional_chat_templates/[^/]+\.jinja")
-_LAYOUTS = (
-    ("model.safetensors", ".safetensors", re.compile(r"model-\d+-of-\d+\.safetensors")),
-    ("pytorch_model.bin", ".bin", re.compile(r"pytorch_model-\d+-of-\d+\.bin")),
-)
+_SHARDS = (re.compile(r"model-\d+-of-\d+\.safetensors"), re.compile(r"pytorch_model-\d+-of-\d+\.bin"))
 _OTHER_COPY = re.compile(r"^consolidated|^adapter_model|training_args|optimizer|scheduler|\.(fp|bf|float|int)\d+\.")
-_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def locate(path: str, revision: str | None = None, beside: str | None = None) -> str:
@@ -149,7 +146,7 @@ def needed_files(files: list[str]) -> list[str]:
             format that is read here, before anything is downloaded.
     """
     top = [name for name in files if "/" not in name]
-    adapters = [name for name in _ADAPTERS if name in top][:1]
+    adapters = [name for name in ADAPTER if name in top][:1]
     small = [
         name for name in files if _MODULE_FILES.fullmatch(name) or ("/" not in name and name.endswith(_SMALL_FILES))
     ]
@@ -161,12 +158,13 @@ def needed_files(files: list[str]) -> list[str]:
 
 
 def _weights(top: list[str]) -> list[str]:
-    for single, ending, shard in _LAYOUTS:
+    for single, index, shard in zip(SINGLE, INDEX, _SHARDS, strict=True):
         if single in top:
             return [single]
-        if f"{single}.index.json" in top:
+        if index in top:
             # A shard may have any name; other copies of the weights have telling ones.
             usual = [name for name in top if shard.fullmatch(name)]
+            ending = os.path.splitext(single)[1]
             return usual or [name for name in top if name.endswith(ending) and not _OTHER_COPY.search(name)]
     models = models_in(top)
     if len(models) > 1:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 
 from ...errors import CheckpointError
-from ..folder import INDEX, SINGLE, read_json, read_weights
+from ..file_names import ADAPTER, INDEX, SINGLE
+from ..folder import read_json, read_weights
 from ..types import TensorEntry
 from .config import check_config
 from .kinds import SORTERS
@@ -39,7 +40,7 @@ def read_adapter(folder: str) -> PeftAdapter:
     config_path = os.path.join(folder, "adapter_config.json")
     config = read_json(config_path) or {}
     check_config(config_path, config)
-    for filename in ("adapter_model.safetensors", "adapter_model.bin"):
+    for filename in ADAPTER:
         path = os.path.join(folder, filename)
         if os.path.exists(path):
             file, tensors = read_weights(path)
@@ -51,7 +52,7 @@ def read_adapter(folder: str) -> PeftAdapter:
             _sort_whole(stored)
             _refuse_strange(stored)
             return PeftAdapter(file, stored.changes, stored.replaced, stored.experts)
-    raise CheckpointError(f"{folder}: no adapter_model.safetensors or adapter_model.bin (download the adapter again)")
+    raise CheckpointError(f"{folder}: no {' or '.join(ADAPTER)} (download the adapter again)")
 
 
 def _named(path: str, tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:

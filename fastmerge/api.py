@@ -49,7 +49,7 @@ def merge(
     Args:
         recipe:     path of a YAML file, YAML text (it contains a newline), or a dict.
         out:        folder of the result; it appears when it is complete.
-        ram:        memory budget beyond the interpreter with torch imported: bytes, or text such as "4GiB".
+        ram:        memory budget beyond the interpreter and its packages: bytes, or text such as "4GiB".
         threads:    worker threads; None takes the cores and two more, which wait for the disk meanwhile.
         device:     "cpu", "cuda" (every GPU), GPUs such as "cuda:0,cuda:1", or "auto": every GPU where there is one and
                     the operations have kernels for it, else the processor. Each gives the same bits, except where a

@@ -10,7 +10,7 @@ for _power, _letter in enumerate("kmgt", start=1):
 
 
 DEFAULT_RAM = "4GiB"
-"""Memory that a command takes beyond the interpreter with torch, unless it is told."""
+"""Memory that a command takes beyond the interpreter and its packages, unless it is told."""
 
 
 def parse_size(size: int | str) -> int:

@@ -22,7 +22,7 @@ BLOCK = 8 * 2**20
 @dataclass(frozen=True)
 class Forecast:
     """Attributes:
-    memory:    bytes beyond the interpreter with torch that the merge stays below.
+    memory:    bytes beyond the interpreter and its packages that the merge stays below.
     read_rate: bytes per second at which a sample of the inputs was read, from the disk or the page cache.
     seconds:   time to read the inputs and write the output at that rate: no merge is faster.
     largest:   name of the output tensor whose inputs are largest, "" where nothing is merged.

@@ -13,7 +13,7 @@ from .arena import PAGE, round_up
 from .folding import made_shapes, working_bytes
 from .inputs import beside_bytes, slot_bytes
 
-# Bytes that a run may take beside its budget and the interpreter with torch: threads, modules, tables of the plan.
+# Bytes that a run may take beside its budget: threads, modules, tables of the plan.
 BESIDE = 64 << 20
 
 # Operations whose memory is part of what methods ask for by ``scratch_bytes``.

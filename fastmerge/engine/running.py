@@ -43,7 +43,7 @@ class RunOptions:
     """How a plan is run. Nothing here changes a bit of the output, but for ``device`` where matrices are decomposed.
 
     Attributes:
-        ram:       memory budget in bytes, for everything beyond the interpreter with torch imported.
+        ram:       memory budget in bytes, for everything beyond the interpreter and its packages.
         threads:   worker threads, and the most that one operation of the processor takes; None takes the cores and two
                    more, which wait for the disk meanwhile.
         device:    "cpu", "cuda" (every GPU), GPUs such as "cuda:0,cuda:1", or "auto": every GPU where there is one and

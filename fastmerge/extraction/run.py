@@ -127,7 +127,7 @@ def extract(
         embeddings:  approximate input embeddings, too, as PEFT's ``lora_embedding_A`` and ``lora_embedding_B``.
         dtype:       of the factors: float32, bfloat16 or float16.
         save_others: store tensors that differ and are no such matrix whole, as PEFT's ``modules_to_save``.
-        ram:         memory budget beyond the interpreter with torch imported.
+        ram:         memory budget beyond the interpreter and its packages.
         progress:    called with the input bytes that were read, and all of them.
     Raises:
         InvalidInput:   the models cannot be opened, or do not differ in any matrix.

@@ -14,7 +14,8 @@ _GROUPS = {
         ("overwrite", "allow_nonfinite", "shard_size", "plugins", "seed", "semantics", "out_path", "intermediate_dir",
          "lazy", "explain", "files", "push_to_hub", "private"), INPUT),
     **dict.fromkeys(
-        ("threads", "backend", "ram", "device", "vram", "dry_run", "strict", "as_json", "quiet"), RUNNING),
+        ("threads", "backend", "ram", "device", "vram", "distributed", "rank_timeout", "dry_run", "strict", "as_json",
+         "quiet"), RUNNING),
     **dict.fromkeys(
         ("allow_crimes", "unsafe_truncate_embeddings", "copy_tokenizer", "write_model_card", "random_seed",
          "out_shard_size", "num_threads", "cuda", "transformers_cache"), MERGEKIT),

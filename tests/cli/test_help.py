@@ -71,6 +71,7 @@ def test_options_stand_in_groups():
         text.index(title) for title in ("Input and output:", "--overwrite", "Running:", "--ram", "mergekit's names:")
     ]
     assert places == sorted(places)
+    assert text.index("Running:") < text.index("--distributed") < text.index("--rank-timeout") < places[-1]
     checking, planning = "\n".join(lines("check", "--help")), "\n".join(lines("plan", "--help"))
     for absent in ("--ram", "--device", "--cuda", "--num-threads", "--out-shard-size", "--threads"):
         assert absent not in checking

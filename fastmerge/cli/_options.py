@@ -64,6 +64,14 @@ def together(*options: Callable) -> Callable:
     return decorate
 
 
+FLOATS = ("float32", "bfloat16", "float16")
+
+
+def dtype_option(help: str) -> Callable:
+    """Return the option ``--dtype`` of what is stored as float32 unless another one is asked for."""
+    return click.option("--dtype", type=click.Choice(FLOATS), default="float32", show_default=True, help=help)
+
+
 RECIPE = click.argument("recipe", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 QUIET = click.option("--quiet/--no-quiet", help="No progress, no notes.")

@@ -9,7 +9,7 @@ import click
 
 from ..devices.names import DEFAULT
 from ._errors import Command
-from ._options import BACKEND, DEVICE, JSON, QUIET, RAM, SHARD_SIZE, STRICT, THREADS, VRAM, together
+from ._options import BACKEND, DEVICE, FLOATS, JSON, QUIET, RAM, SHARD_SIZE, STRICT, THREADS, VRAM, together
 from ._output import note, print_facts, print_json, print_table
 from ._planning import planned_source, show_plans
 from .merge import run_plans
@@ -54,7 +54,7 @@ _CHOOSING = together(
 @_COUNTING
 @_CHOOSING
 @click.option("--base", metavar="MODEL", help="Model that adapters are added to before they are averaged.")
-@click.option("--dtype", type=click.Choice(("float32", "bfloat16", "float16")), help="Of OUT.  [default: the inputs']")
+@click.option("--dtype", type=click.Choice(FLOATS), help="Of OUT.  [default: the inputs']")
 @click.option(
     "--greedy", metavar="SCORE", help="Make a greedy soup by a command or module:function that scores a folder."
 )

@@ -6,6 +6,7 @@ import click
 
 from ..errors import FastmergeError
 from ._errors import Command, Commands
+from ._options import dtype_option
 from ._output import print_facts
 from ._progress import progress
 
@@ -19,10 +20,7 @@ def emr() -> None:
 @click.argument("base")
 @click.argument("models", nargs=-1, required=True, metavar="[TASK=]MODEL...")
 @click.option("--out", required=True, type=click.Path(), help="Folder of the artifact.")
-@click.option(
-    "--dtype", type=click.Choice(("float32", "bfloat16", "float16")), default="float32", show_default=True,
-    help="Of the delta.",
-)  # fmt: skip
+@dtype_option("Of the delta.")
 def save(base: str, models: tuple[str, ...], out: str, dtype: str) -> None:
     """Write the artifact of MODELS, fine-tunes of BASE. Without names the tasks are 0, 1 and so on."""
     from ..emr import save as save_artifact

@@ -10,7 +10,7 @@ import click
 
 from ..sizes import show_size
 from ._errors import Command
-from ._options import JSON, QUIET, RAM, together
+from ._options import JSON, QUIET, RAM, dtype_option, together
 from ._output import note, print_facts, print_json, print_table
 from ._progress import progress
 
@@ -65,13 +65,7 @@ NAMED = 5
     help="No layers in whose name this is found.",
 )
 @click.option("--embeddings", "--embed-lora", "embeddings", is_flag=True, help="Input embeddings, too.")
-@click.option(
-    "--dtype",
-    type=click.Choice(("float32", "bfloat16", "float16")),
-    default="float32",
-    show_default=True,
-    help="Of the adapter's factors.",
-)
+@dtype_option("Of the adapter's factors.")
 @click.option(
     "--save-others",
     is_flag=True,

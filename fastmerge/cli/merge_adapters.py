@@ -8,7 +8,7 @@ import click
 
 from ..sizes import show_size
 from ._errors import Command
-from ._options import JSON, QUIET, RAM, together
+from ._options import JSON, QUIET, RAM, dtype_option, together
 from ._output import print_facts, print_json
 from ._progress import progress
 
@@ -55,13 +55,7 @@ TYPES = (
     help="twice: svd types apply alpha / r twice, as PEFT did before 0.21.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of types with dare.")
-@click.option(
-    "--dtype",
-    type=click.Choice(("float32", "bfloat16", "float16")),
-    default="float32",
-    show_default=True,
-    help="Of the merged factors.",
-)
+@dtype_option("Of the merged factors.")
 @together(RAM, JSON, QUIET)
 def merge_adapters(adapters: tuple[str, ...], out: str, ram: int, as_json: bool, quiet: bool, **options) -> None:
     """Merge LoRA ADAPTERS of one base into an adapter that PEFT loads, as its add_weighted_adapter does.

@@ -95,6 +95,8 @@ def average(
         _refuse(greedy=greedy, **how, **{"dry-run": dry_run, "show-recipe": show_recipe})
         _greedy(checkpoints, out, greedy, {"minimize": minimize, **kind, **given})
         return
+    if minimize:
+        raise click.UsageError("--minimize is of the scores of --greedy")
     found = average_of(checkpoints, **how, **kind)
     silent = given["quiet"] or given["as_json"]
     for text in found.notes:

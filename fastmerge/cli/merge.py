@@ -61,6 +61,8 @@ def merge(
     An interrupted merge goes on where it stopped when the same command is run again. The documents of a recipe of
     several are merged one after the other; fastmerge multi keeps the results of all of them.
     """
+    if private and push_to_hub is None:
+        raise click.UsageError("--private is of the repository of --push-to-hub")
     if dry_run:
         show_plans(planned(recipe, given))
         return
@@ -109,6 +111,8 @@ def multi(
     **given: Any,
 ) -> None:
     """Merge the documents of RECIPE, which use each other's results by name; the one without a name goes to OUT."""
+    if out is not None and out_path is not None:
+        raise click.UsageError(f"OUT is {out} and --out-path {out_path}; give one")
     found = planned(recipe, given)
     if dry_run:
         show_plans(found)
@@ -126,7 +130,12 @@ def multi(
 @click.option("--files", is_flag=True, help="List the files that are read, and how far each is trusted.")
 @PLANNING
 def plan(recipe: str, explain: str | None, files: bool, **given: Any) -> None:
-    """Print what a merge of RECIPE would read, write and need. Reads headers only."""
+    """Print what a merge of RECIPE would read, write and need.
+
+    Reads headers, and a sample of the weights to tell the least time that the merge takes.
+    """
+    if files and explain is not None:
+        raise click.UsageError("--files and --explain are two listings; ask for one")
     if files:
         show_files(planned(recipe, given))
     elif explain is None:

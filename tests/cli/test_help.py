@@ -78,6 +78,21 @@ def test_options_stand_in_groups():
     assert "--num-threads" not in planning and "--ram" in planning
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("merge", "RECIPE", "out", "--private"),
+        ("multi", "RECIPE", "out", "--out-path", "other"),
+        ("plan", "RECIPE", "--files", "--explain", "norm"),
+        ("average", "one", "two", "out", "--minimize"),
+    ],
+)
+def test_options_that_would_be_dropped_are_refused(command, ties):
+    result = call(*(ties if part == "RECIPE" else part for part in command))
+    option = next(part for part in command if part.startswith("--"))
+    assert result.exit_code == 2 and result.stderr.splitlines()[-1].startswith("Error: ") and option in result.stderr
+
+
 def test_a_command_of_mergekit_can_be_checked(ties):
     result = call("check", ties, "--cuda", "--out-shard-size", "5B", "--num-threads", 2, "--allow-crimes")
     assert result.exit_code == 0 and result.stderr == ""

@@ -9,6 +9,7 @@ import click
 
 from ..devices.names import DEFAULT
 from ._errors import Command
+from ._garbage import collect_from_here
 from ._options import BACKEND, DEVICE, FLOATS, JSON, QUIET, RAM, SHARD_SIZE, STRICT, THREADS, VRAM, together
 from ._output import note, print_facts, print_json, print_table
 from ._planning import planned_source, show_plans
@@ -141,6 +142,7 @@ def _greedy(checkpoints: tuple[str, ...], out: str, score: str, options: dict[st
         place = f" as part {len(trial.models)}" if len(trial.models) > 1 else ""
         note(f"{trial.models[-1]}{place}: {trial.score:g}{verdict}", silent)
 
+    collect_from_here()  # it merges many times, and a score in Python makes garbage of its own
     found = greedy_soup(checkpoints, out, score, said=said, **options)
     if as_json:
         print_json(dataclasses.asdict(found))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._errors import Command
+from ._garbage import collect_from_here
 from ._options import JSON
 from ._output import note, print_json, print_table
 from ._text import wrapped
@@ -38,6 +39,7 @@ def diff(a: str, b: str, changed: bool, sort: str, top: int | None, exit_code: b
     from ..reports.comparing import COLUMNS
     from ..reports.comparing import diff as difference
 
+    collect_from_here()
     found = difference(a, b)
     for text in found.notes:
         note(text, as_json)

@@ -6,6 +6,7 @@ import click
 
 from ..errors import FastmergeError
 from ._errors import Command, Commands
+from ._garbage import collect_from_here
 from ._options import dtype_option
 from ._output import print_facts
 from ._progress import progress
@@ -45,6 +46,7 @@ def restore(artifact: str, task: str, out: str, base: str | None) -> None:
     """Write the checkpoint of the expert TASK of ARTIFACT."""
     from ..emr import restore as restore_expert
 
+    collect_from_here()
     try:
         restore_expert(artifact, task, out, base=base)
     except FastmergeError:

@@ -8,6 +8,7 @@ import click
 
 from ..errors import InvalidInput, Problem
 from ._errors import Command
+from ._garbage import collect_from_here
 from ._options import RECIPE, together
 from ._output import note
 from ._planning import planned, show_plans
@@ -42,6 +43,7 @@ def moe(recipe: str, out: str, dry_run: bool, **given: Any) -> None:
             if given["strict"]:
                 raise InvalidInput([Problem("options", text)])
             note(text, silent)
+    collect_from_here()  # hidden states of prompts are computed as it is planned
     found = planned(recipe, given)
     if all(step.mixture is None for step in found.pipeline.steps):
         remedy = "merge it with fastmerge merge, or write base_model:, gate_mode: and experts:"

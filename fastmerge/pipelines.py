@@ -24,7 +24,7 @@ from .recipe import load
 from .recipe.pipeline import Pipeline, with_folders
 from .recipe.types import Recipe
 
-__all__ = ["Merged", "merge_all", "plan_all", "verify_all"]
+__all__ = ["Merged", "merge_all", "verify_all"]
 
 Progress = Callable[[int, int], None]
 

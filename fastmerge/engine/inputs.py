@@ -66,7 +66,7 @@ class Reader:
             self._decode(tensor, first, last, beside, weight, slot)
         summed = self._scratch(float32, last - first, columns, slot) if rounds and tensor.adapters else out
         with self._meter.stage("compute"):
-            add_terms(summed, weight, beside.terms, first, last)
+            add_terms(summed, weight, beside.terms, first)
             if rounds:
                 out.copy_(summed if tensor.adapters else weight)
 

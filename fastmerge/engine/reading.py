@@ -114,7 +114,7 @@ class Folded:
         first, last = start // columns, -(-stop // columns)
         weight = self._values.elements(first * columns, last * columns).view(-1, columns)
         folded = torch.empty(weight.shape, dtype=torch.float32)
-        add_terms(folded, weight, self._terms, first, last)
+        add_terms(folded, weight, self._terms, first)
         return folded.view(-1)[start - first * columns : stop - first * columns]
 
 

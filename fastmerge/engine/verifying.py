@@ -68,7 +68,6 @@ def verify(
     *,
     manifest: dict[str, Any] | None = None,
     sample: int | None = None,
-    checksums: bool = True,
     backend: str | None = None,
     seed: int = 0,
     ram: int = parse_size(DEFAULT_RAM),
@@ -79,8 +78,8 @@ def verify(
 
     Args:
         manifest:  of the output, if it was read and its inputs lie elsewhere.
-        sample:    number of tensors to recompute, chosen at random by ``seed``; None recomputes all.
-        checksums: compare the checksums of the tensors that are not recomputed.
+        sample:    number of tensors to recompute, chosen at random by ``seed``; None recomputes all. The others are
+                   compared with the checksums of the manifest.
         backend, ram, threads: as in ``RunOptions``; any of them gives the same bits.
         progress:  called with the bytes that were checked, and all of them.
     Raises:
@@ -95,7 +94,7 @@ def verify(
     chosen = outputs if sample is None else random.Random(seed).sample(outputs, min(sample, len(outputs)))
     names = {output.name for output in chosen}
     again = [output for output in outputs if output.name in names]
-    rest = [output for output in outputs if output.name not in names] if checksums else []
+    rest = [output for output in outputs if output.name not in names]
 
     meter = Meter()
     paths = [file.path for file in checkpoint.files]

@@ -7,6 +7,7 @@ possible, and what is left of the room is filled with spaces, which the format a
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,10 +69,7 @@ class FactorsFile:
 
 
 def _nbytes(shape: tuple[int, ...], dtype: DType) -> int:
-    count = dtype.itemsize
-    for extent in shape:
-        count *= extent
-    return count
+    return dtype.itemsize * math.prod(shape)
 
 
 def _entry(shape: tuple[int, ...], dtype: DType, begin: int, end: int) -> dict[str, object]:

@@ -63,7 +63,6 @@ def test_one_flipped_byte_is_found_by_checksum(merged):
     (problem,) = verify(merge.out, sample=0).mismatches
     assert problem.where.endswith(plan.outputs[-1].name)
     assert problem.what == "the checksum is not the one in the manifest"
-    assert verify(merge.out, sample=0, checksums=False).ok
 
 
 def test_every_damaged_tensor_is_named(merged):

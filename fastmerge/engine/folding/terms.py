@@ -41,8 +41,8 @@ def term_of(adapter: Adapter, load: Callable[[InputTensor], Tensor]) -> Term:
     return term
 
 
-def add_terms(out: Tensor, weight: Tensor, terms: Iterable[Term], first: int, last: int) -> None:
-    """Write the rows ``first .. last - 1``, ``weight``, with what every term does to them into ``out`` (float32)."""
+def add_terms(out: Tensor, weight: Tensor, terms: Iterable[Term], first: int) -> None:
+    """Write ``weight``, the rows of a tensor from ``first`` on, into ``out`` (float32) as every term changes them."""
     for term in terms:
         term.add(out, weight, first)
         weight = out

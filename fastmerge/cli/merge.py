@@ -84,9 +84,10 @@ def merge(
 def _ranks(timeout: float | None) -> contextlib.AbstractContextManager[Ranks]:
     """Return the ranks that a launcher started, or this process alone where there is no timeout for others."""
     if timeout is not None:
-        from ..engine.joined import Joined, Place
+        from ..engine.launched import Place
+        from ..engine.launched_ranks import LaunchedRanks
 
-        return Joined(Place.of(os.environ), timeout)
+        return LaunchedRanks(Place.of(os.environ), timeout)
     if os.environ.get("RANK") and os.environ.get("WORLD_SIZE", "1") != "1":
         note("this is one of several processes that a launcher started; --distributed shares the merge among them")
     from ..engine.ranks import ALONE

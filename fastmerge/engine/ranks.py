@@ -1,6 +1,6 @@
 """The processes that share a run. Each one plans it all, merges a share of the tensors, and the first one publishes.
 
-``Ranks`` is a process alone, and what a run asks of its ranks; ``joined.Joined`` is one of several.
+``Ranks`` is a process alone, and what a run asks of its ranks; ``launched_ranks.LaunchedRanks`` is one of several.
 """
 
 from __future__ import annotations

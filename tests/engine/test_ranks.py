@@ -16,9 +16,9 @@ from tiny_merges import Merge, make_merge, same_files
 from fastmerge.engine import RunOptions, run, together, verify
 from fastmerge.engine.checksums import BLOCK
 from fastmerge.engine.dealing import Seams, common_pages, deal
-from fastmerge.engine.joined import Joined
 from fastmerge.engine.journal import Journal, journals_beside
 from fastmerge.engine.launched import Place, own_devices
+from fastmerge.engine.launched_ranks import LaunchedRanks
 from fastmerge.engine.leftovers import leftovers_of
 from fastmerge.errors import FastmergeError, OutputError, Refused
 
@@ -143,9 +143,9 @@ def test_a_journal_that_another_process_writes_stops_a_run(merge, tmp_path):
 
 
 def test_a_rank_that_is_silent_ends_the_others(merge, monkeypatch):
-    listen, leave = Joined._listen, Joined.__exit__
-    monkeypatch.setattr(Joined, "_listen", lambda self: self.first and listen(self))
-    monkeypatch.setattr(Joined, "__exit__", lambda self, *error: self.first and leave(self, *error))
+    listen, leave = LaunchedRanks._listen, LaunchedRanks.__exit__
+    monkeypatch.setattr(LaunchedRanks, "_listen", lambda self: self.first and listen(self))
+    monkeypatch.setattr(LaunchedRanks, "__exit__", lambda self, *error: self.first and leave(self, *error))
     error, _ = in_threads(2, lambda one: one.first and run(merge.plan(), merge.out, ranks=one), timeout=2.0)
     assert isinstance(error, FastmergeError) and "rank 1 of 2 has not been heard of for 2 s" in str(error)
     assert not merge.out.exists()
@@ -163,7 +163,7 @@ def test_several_documents_are_refused(tmp_path, merge):
     from fastmerge.recipe.pipeline import load_pipeline
 
     text = f"name: half\n{merge.recipe}---\nmerge_method: linear\nmodels:\n- model: half\n  parameters: {{weight: 1}}\n"
-    one = Joined(Place(0, 2, 0, 2, "127.0.0.1", 1), timeout=1)
+    one = LaunchedRanks(Place(0, 2, 0, 2, "127.0.0.1", 1), timeout=1)
     with pytest.raises(FastmergeError, match="2 documents, and --distributed merges one"):
         merge_all(load_pipeline(text), merge.out, ranks=one)
 

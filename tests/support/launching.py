@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fastmerge.engine.joined import Joined
 from fastmerge.engine.launched import Place
+from fastmerge.engine.launched_ranks import LaunchedRanks
 
 
 def free_port() -> int:
@@ -26,13 +26,13 @@ def places(count: int) -> list[Place]:
     return [Place(rank, count, rank, count, "127.0.0.1", port) for rank in range(count)]
 
 
-def in_threads(count: int, work: Callable[[Joined], Any], timeout: float = 60.0) -> list[Any]:
+def in_threads(count: int, work: Callable[[LaunchedRanks], Any], timeout: float = 60.0) -> list[Any]:
     """Return what ``work`` returns, or raises, on each of so many ranks."""
     results: list[Any] = [None] * count
 
     def be(place: Place) -> None:
         try:
-            with Joined(place, timeout) as ranks:
+            with LaunchedRanks(place, timeout) as ranks:
                 results[place.rank] = work(ranks)
         except BaseException as error:
             results[place.rank] = error

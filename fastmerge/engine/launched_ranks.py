@@ -29,7 +29,7 @@ _STOPPING, _LIFELESS = 20.0, 5.0
 _KINDS = {kind.__name__: kind for kind in (BudgetError, CheckpointError, InputChanged, OutputError, Refused)}
 
 
-class Joined(Ranks):
+class LaunchedRanks(Ranks):
     """One of several ranks, from ``with`` on. Methods are called by one thread.
 
     Raises:
@@ -56,7 +56,7 @@ class Joined(Ranks):
         # Of the thread alone.
         self._beats: dict[int, tuple[bytes, float]] = {}
 
-    def __enter__(self) -> Joined:
+    def __enter__(self) -> LaunchedRanks:
         self._store = connected(self._place, self.timeout)
         now = time.monotonic()
         self._heard = now

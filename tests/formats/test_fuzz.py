@@ -39,9 +39,14 @@ def fuzz():
         sys.path.remove(str(ROOT))
 
 
-@pytest.mark.parametrize(
-    "target", ["safetensors", "index", "config", "adapter", "bin", "recipe", "quantized", "gguf", "distributed"]
-)
+TARGETS = ("safetensors", "index", "config", "adapter", "bin", "recipe", "quantized", "gguf", "distributed")
+
+
+def test_all_targets_are_tried(fuzz):
+    assert tuple(fuzz[0].TARGETS) == TARGETS
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_random_files(target, fuzz, tmp_path_factory, monkeypatch):
     targets, watching = fuzz
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -17,7 +17,6 @@ from pathlib import Path
 from random import Random
 
 ROOT = Path(__file__).resolve().parents[2]
-CORPUS = ROOT / "tests" / "data" / "corpus"
 
 
 def main() -> int:
@@ -29,13 +28,19 @@ def main() -> int:
     parser.add_argument("--atheris", action="store_true", help="let Atheris choose the cases of one target")
     parser.add_argument("--worker", nargs=2, type=int, metavar=("FIRST", "LAST"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    names = options.target or ["safetensors", "index", "config", "adapter", "bin", "recipe", "quantized", "gguf"]
     if options.worker:
-        return work(names[0], options.seed, *options.worker, options.keep)
+        return work(options.target[0], options.seed, *options.worker, options.keep)
     if options.atheris:
         from .guided import guided
 
-        return guided(names[0], options.seed, options.cases, options.keep)
+        if len(options.target or ()) != 1:
+            parser.error("--atheris takes one --target")
+        return guided(options.target[0], options.seed, options.cases, options.keep)
+    from .targets import TARGETS  # not before Atheris, which looks at what is imported
+
+    names = options.target or list(TARGETS)
+    if unknown := [name for name in names if name not in TARGETS]:
+        parser.error(f"there is no target {unknown[0]}; there are {', '.join(TARGETS)}")
     begin, found, each = time.perf_counter(), 0, -(-options.cases // len(names))
     for name in names:
         findings = campaign(name, options.seed, each, options.keep)

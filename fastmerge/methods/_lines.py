@@ -12,8 +12,9 @@ import numpy as np
 from .. import kernels
 from ..dtypes import float32
 from ..kernels import empty, keep_all, zeros
-from ..steps.apply import DeltaMerge, delta_blocks
+from ..steps.apply import DeltaMerge
 from ..steps.arrays import as_strip
+from ..steps.blocks import delta_blocks
 from ..steps.census import Census
 from ..steps.method import Group, Parameter, Solve
 from ..steps.source import Chunk

@@ -8,8 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..kernels import float32, keep_top
-from ..steps.apply import ElementwiseMerge, Selection
+from ..steps.apply import ElementwiseMerge
 from ..steps.arrays import clamp, float_of, where, zeros_like
+from ..steps.blocks import Selection
 from ..steps.elements import ElementSums, OfElements
 from ..steps.method import Group, Method, Parameter, Solve, method
 from ..steps.survey import Boundaries

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .. import kernels
-from ..dtypes import float32
-from ..kernels import GRID, Keep, Strip, empty, keep_all
+from ..kernels import Keep, keep_all
 from ..kernels.sparse_merge import Divide, Vote
-from .arrays import as_strip, values_of
+from .arrays import as_strip
+from .blocks import Selection, delta_blocks, in_parts
 from .source import Chunk
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-# Elements of an ``ElementwiseMerge`` at once. On one thread of the processor what is computed from four models takes
-# 1.5 MiB, about a core's cache. torch splits what is larger than half of that over its threads, and each operation then
-# waits for them; so several threads get parts of the tensor instead. On a GPU a launch takes as long as 2**20 elements.
-BLOCK, SHARED_BLOCK, DEVICE_BLOCK = 4 * GRID, 2 * GRID, 1 << 20
-# A part that is worth a thread.
-PART = 16 * GRID
 
 # Makes the merged delta of a block from the deltas of the models and what the step of the merge makes of them; all
 # are float32 vectors of the same elements, of which no other can be seen: torch's, or numpy's (``arrays``). It may
@@ -194,109 +184,6 @@ class ElementwiseMerge(DeltaMerge):
                 kernels.weighted_sum(flat[span], [*base, result], [*plus, self.scale])
 
         in_parts(chunk, merge)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Elements that take part in a merge: those that ``keep`` keeps by a score of theirs.
-
-    Attributes:
-        score: makes the scores of a block from its deltas, float32, not below 0; must leave the deltas as they are. An
-               element with the score 0 is never kept.
-        keep:  keep rule over the scores of the whole tensor.
-    """
-
-    score: Callable[[Sequence[Tensor]], Tensor]
-    keep: Keep
-
-    def mask(self, deltas: Sequence[Tensor], zeros: Tensor, offset: int) -> Tensor:
-        """Return where the elements from ``offset`` on are kept (bool); NaN is."""
-        found = as_strip(self.score(deltas))
-        kernels.sparse_merge(found, as_strip(zeros), [found], factors=[1.0], keeps=[self.keep], offset=offset)
-        return values_of(found) != 0
-
-
-@dataclass(frozen=True)
-class Block:
-    """Some elements of a chunk, flat.
-
-    Attributes:
-        span:   their place in the chunk.
-        base:   those of the base as they are, or None.
-        deltas: per model, float32, times its weight.
-        merged: what the step makes of the deltas without their weights, float32; zeros where there is none.
-    """
-
-    span: slice
-    base: Tensor | None
-    deltas: Sequence[Tensor]
-    merged: Tensor
-
-
-def delta_blocks(
-    chunk: Chunk, weights: Sequence[float], step: SparseMerge | None = None, selection: Selection | None = None
-) -> Iterator[Block]:
-    """Cut a chunk into blocks on the grid of the reductions. Each is valid until the next one is taken."""
-    size = _block_size(chunk.tensors[0])
-    inputs = chunk.map(lambda tensor: tensor.view(-1))
-    like = inputs.tensors[0]
-    numel = like.numel()
-    scratch = [empty(like, float32, min(numel, size)) for _ in range(len(chunk.tensors) + 1)]
-    for start in range(0, max(1, numel), size):
-        span = slice(start, start + size)
-        base, minus = ([], []) if inputs.base is None else ([inputs.base[span]], [-1.0])
-        *places, place = [part[: min(size, numel - start)] for part in scratch]
-        for delta, tensor in zip(places, inputs.tensors, strict=True):
-            kernels.weighted_sum(delta, [*base, tensor[span]], [*minus, 1.0])
-        *deltas, merged = map(values_of, (*places, place))
-        merged[:] = 0
-        if selection is not None:
-            mask = selection.mask(deltas, merged, chunk.offset + start)
-            for delta in deltas:
-                delta *= mask
-        if step is not None:
-            step(place, Chunk(place, tuple(places), chunk.offset + start))
-        for delta, weight in zip(deltas, weights, strict=True):
-            if weight != 1:
-                delta *= weight
-        yield Block(span, base[0] if base else None, deltas, merged)
-
-
-def in_parts(chunk: Chunk, run: Callable[[Chunk, int], None]) -> None:
-    """Call ``run(part, start)`` on parts of a chunk, flat, that begin on the grid: one for each thread of torch.
-
-    On a GPU, and where the chunk is small, it is one part.
-    """
-    flat = chunk.map(lambda tensor: tensor.view(-1))
-    numel, like = flat.tensors[0].numel(), flat.tensors[0]
-    threads = min(_torch_threads(), numel // PART) if like.device.type == "cpu" and type(like) is not Strip else 1
-    if threads < 2:
-        with np.errstate(all="ignore"):  # infinity and NaN are results like others
-            run(Chunk.of(flat, chunk.offset), 0)
-        return
-    import torch
-
-    step = -(-numel // (threads * GRID)) * GRID
-    pieces = [tensor.split(step) for tensor in flat.every]
-
-    def work(i: int) -> None:
-        with torch.no_grad():
-            run(Chunk.of(flat.like([each[i] for each in pieces]), chunk.offset + i * step), i * step)
-
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(len(pieces[0]))))
-
-
-def _block_size(like: Tensor) -> int:
-    if like.device.type != "cpu":
-        return DEVICE_BLOCK
-    return BLOCK if type(like) is Strip or _torch_threads() == 1 else SHARED_BLOCK
-
-
-def _torch_threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
 
 
 def _base(chunk: Chunk) -> Tensor:

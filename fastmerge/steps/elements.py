@@ -10,8 +10,9 @@ import numpy as np
 
 from .. import kernels
 from ..kernels import GRID, keep_all
-from .apply import Selection, SparseMerge, delta_blocks, in_parts
+from .apply import SparseMerge
 from .arrays import as_strip, copy, join
+from .blocks import Selection, delta_blocks, in_parts
 from .source import Chunk, Resident, Source
 from .survey import Survey, TableSurvey, grid_table
 

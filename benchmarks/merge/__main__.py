@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -122,16 +121,13 @@ class Bench:
         return path
 
     def _row(self, recipe: Recipe, name: str, seconds: list[float], startup: dict[str, float]) -> dict[str, object]:
-        usages = self.usages[name][-len(seconds) :]
         nbytes = [sum(f.stat().st_size for f in model.glob("*.safetensors")) for model in self.models(recipe)]
         return {
             "op": recipe.method, "tool": "bare" if name in WAYS else name, "backend": name if name in WAYS else "",
             "shape": self.shape, "dtype": "bfloat16", "models": recipe.inputs,
             "tensors": len(SHAPES[self.shape].tensors()), "cache": "cold" if self.options.cold else "warm",
             "output": processes.filesystem(self.out.parent),
-            **_measure.time_columns(seconds),
-            "cpu_ms": 1e3 * statistics.median(u.cpu_seconds for u in usages),
-            "peak_rss_mb": 1e-6 * statistics.median(u.peak_rss for u in usages),
+            **_measure.time_columns(seconds), **processes.columns(self.usages[name][-len(seconds) :]),
             "bytes_read": sum(nbytes), "bytes_written": nbytes[0], "startup_ms": startup.get(name, 0.0),
         }  # fmt: skip
 

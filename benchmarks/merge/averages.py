@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -64,13 +63,12 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, object]
     nbytes = (models[0] / "model.safetensors").stat().st_size
     rows = []
     for tool, seconds in samples.items():
-        last = usages[tool][-len(seconds) :]
         rows.append({
             "op": "average", "tool": tool, "backend": "", "shape": options.shape, "dtype": "bfloat16", "models": COUNT,
             "tensors": len(SHAPES[options.shape].tensors()), "cache": "warm", "output": processes.filesystem(folder),
-            **_measure.time_columns(seconds), "cpu_ms": 1e3 * statistics.median(u.cpu_seconds for u in last),
-            "peak_rss_mb": 1e-6 * statistics.median(u.peak_rss for u in last), "bytes_read": COUNT * nbytes,
-            "bytes_written": nbytes, "startup_ms": "", "bare_ms": "", "times_bare": "", "times_bare_net": "",
+            **_measure.time_columns(seconds), **processes.columns(usages[tool][-len(seconds) :]),
+            "bytes_read": COUNT * nbytes, "bytes_written": nbytes,
+            "startup_ms": "", "bare_ms": "", "times_bare": "", "times_bare_net": "",
         })  # fmt: skip
     for row in rows:
         row["ratio"] = row["ms"] / rows[0]["ms"]

@@ -82,7 +82,7 @@ def mergekit_rows(options: argparse.Namespace, folder: Path, facts: dict[str, ob
     if not models.exists():
         command = [sys.executable, "-m", "benchmarks.merge.checkpoints", models, "--shape", options.shape]
         processes.run(command, models)
-    start = processes.run([options.python, "-c", "import mergekit.scripts.run_yaml"]).cpu_seconds
+    start = 1e3 * processes.run([options.python, "-c", "import mergekit.scripts.run_yaml"]).cpu_seconds
     rows: list[dict[str, object]] = []
     for method in options.methods:
         recipe, outs = folder / f"{method}.yml", {tool: folder / f"{method}-{tool}" for tool in ("mergekit", "patched")}
@@ -95,18 +95,16 @@ def mergekit_rows(options: argparse.Namespace, folder: Path, facts: dict[str, ob
                 usages[tool].append(processes.run(command, outs[tool]))
         difference = largest_difference(*outs.values())
         medians = {
-            tool: [
-                statistics.median(getattr(usage, fact) for usage in of)
-                for fact in ("seconds", "cpu_seconds", "peak_rss")
-            ]
+            tool: {"ms": 1e3 * statistics.median(usage.seconds for usage in of), **processes.columns(of)}
             for tool, of in usages.items()
         }
-        for tool, (seconds, cpu, peak) in medians.items():
-            own = medians["mergekit"]
+        own = medians["mergekit"]
+        for tool, found in medians.items():
             rows.append({
-                **facts, "op": method, "tool": tool, "shape": options.shape, "runs": options.runs, "ms": 1e3 * seconds,
-                "cpu_ms": 1e3 * cpu, "peak_rss_mb": peak / 1e6, "startup_ms": 1e3 * start, "ratio": own[0] / seconds,
-                "ratio_net": (own[1] - start) / (cpu - start), "difference": difference if tool == "patched" else 0.0,
+                **facts, "op": method, "tool": tool, "shape": options.shape, "runs": options.runs, **found,
+                "startup_ms": start, "ratio": own["ms"] / found["ms"],
+                "ratio_net": (own["cpu_ms"] - start) / (found["cpu_ms"] - start),
+                "difference": difference if tool == "patched" else 0.0,
             })  # fmt: skip
         for out in outs.values():
             shutil.rmtree(out)
@@ -129,7 +127,7 @@ def peft_rows(options: argparse.Namespace, facts: dict[str, object]) -> list[dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.merge.integrations", description=__doc__)
     parser.add_argument("--python", required=True, metavar="PATH", help="interpreter with mergekit, PEFT and fastmerge")
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--no-peft", action="store_true")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import time
 from collections.abc import Sequence
@@ -51,6 +52,14 @@ def run(command: Sequence[str | Path], output: Path | None = None, log: Path | N
             tail = "\n".join(errors.read().splitlines()[-15:])
             raise RuntimeError(f"{' '.join(map(str, command))} ended with {process.returncode}:\n{tail}")
     return Usage(seconds, rusage.ru_utime + rusage.ru_stime, 1024 * rusage.ru_maxrss, stdout)
+
+
+def columns(usages: Sequence[Usage]) -> dict[str, float]:
+    """Return the columns ``cpu_ms`` and ``peak_rss_mb``: medians over runs."""
+    return {
+        "cpu_ms": 1e3 * statistics.median(usage.cpu_seconds for usage in usages),
+        "peak_rss_mb": 1e-6 * statistics.median(usage.peak_rss for usage in usages),
+    }
 
 
 def _fsync(folder: Path) -> None:

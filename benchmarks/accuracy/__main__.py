@@ -31,13 +31,15 @@ COLUMNS = ("method", "dtype", *BACKENDS, "peer")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
     parser.add_argument(
         "--mergekit-python", metavar="PATH", help="interpreter that has mergekit; without it no such column"
     )
     parser.add_argument("--methods", nargs="+", default=list(all_methods()), help="by default all")
     parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.relative_to(ROOT)}")
     options = parser.parse_args()
+    if options.write and not (options.mergekit_python and {*options.methods} == {*all_methods()}):
+        parser.error("--write makes the whole table: it goes with --mergekit-python and without --methods")
     merges = [Merge(m, dtype, seed) for m in options.methods for dtype in DTYPES for seed in SEEDS]
     peers = _mergekit(options.mergekit_python, merges) if options.mergekit_python else {}
     rows, worse = [COLUMNS, ("---",) * len(COLUMNS)], []

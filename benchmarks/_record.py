@@ -65,7 +65,7 @@ def cpu_description() -> str:
 
 
 def append(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """Append rows to the CSV file ``path`` and print them; a new file gets its header line.
+    """Append rows to the CSV file ``path``; a new file gets its header line.
 
     Raises:
         ValueError: the file has other columns, or a row lacks one or has one too many.

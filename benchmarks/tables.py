@@ -41,18 +41,18 @@ def tables(rows: Sequence[Row], ops: Sequence[str] | None = OPS) -> Iterator[lis
     for row in (row for row in rows if ops is None or row["op"] in ops):
         key = tuple(row.get(column, "") for column in ("device", "commit", "shape", "threads", "cache"))
         groups.setdefault(key, {}).setdefault(row["op"], []).append(row)
-    for key, ops in groups.items():
-        peers = [tool for tool in TOOLS if any(row["tool"] == tool for found in ops.values() for row in found)]
+    for key, methods in groups.items():
+        peers = [tool for tool in TOOLS if any(row["tool"] == tool for found in methods.values() for row in found)]
         if not peers:
             continue
         device, commit, shape, threads, cache = key
         size = f"{int(shape) >> 20}M elements" if shape.isdigit() else shape
         facts = [device, f"{threads} threads", size, *([f"{cache} cache"] if cache else []), f"commit {commit}"]
-        shares = any("fraction" in row for found in ops.values() for row in found)
+        shares = any("fraction" in row for found in methods.values() for row in found)
         head = ["method", "fastmerge", *(["of a copy"] if shares else ["times the bare cost"]), *peers]
         yield [
             ", ".join(facts), "", f"| {' | '.join(head)} |", "|---" * len(head) + "|",
-            *(_line(op, found, shares, peers) for op, found in ops.items() if len({r["tool"] for r in found}) > 1),
+            *(_line(op, found, shares, peers) for op, found in methods.items() if len({r["tool"] for r in found}) > 1),
         ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ def on_wall(run):
 
 
 def on_device(run):
-    """The clock of ``benchmarks/gpu/timing.py``: the device is busy until the host has launched ``run``."""
+    """The clock of ``benchmarks/_bench.py`` (``on_device``): the device is busy until the host has launched ``run``."""
     start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda._sleep(2_000_000)
     start.record()

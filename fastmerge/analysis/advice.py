@@ -16,7 +16,7 @@ import yaml
 
 from .family import Family
 
-__all__ = ["Advice", "advise", "clustered"]
+__all__ = ["Advice", "advise"]
 
 # At and above, one of two models says what the other says; deltas point the same way; signs meet as by chance.
 REDUNDANT, ALIKE, CHANCE = 0.9, 0.5, 0.45
@@ -144,17 +144,3 @@ def _place(reference: str) -> str:
 def _two(value: float) -> str:
     """Return two places, and no minus at a zero."""
     return f"{round(value, 2) + 0:.2f}"
-
-
-def clustered(table: Sequence[Sequence[float | None]]) -> list[int]:
-    """Return the models in an order that has near ones side by side: groups joined by their mean cosine."""
-    groups = [[k] for k in range(len(table))]
-
-    def nearness(pair: tuple[int, int]) -> float:
-        values = [table[i][j] or 0.0 for i in groups[pair[0]] for j in groups[pair[1]]]
-        return math.fsum(values) / len(values)
-
-    while len(groups) > 1:
-        a, b = max(((i, j) for j in range(len(groups)) for i in range(j)), key=nearness)
-        groups[a] += groups.pop(b)
-    return groups[0] if groups else []

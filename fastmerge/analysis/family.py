@@ -57,7 +57,7 @@ class Family:
         tensors: in the order of the base's files.
         files:   everything that is read.
         layers:  of the main stack.
-    notes:   what is to be known of the models, one sentence each.
+        notes:   what is to be known of the models, one sentence each.
     """
 
     base: str

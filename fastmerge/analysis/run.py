@@ -15,6 +15,7 @@ from .experts import choose, mean_alignment
 from .family import Family, Matched, open_family
 from .journal import Journal, journal_of
 from .matrices import directions, directions_bytes, spectra, spectra_bytes
+from .report import write_report
 from .surveying import delta_nbytes, nbytes_of_survey, survey, workers_within
 from .theorem import rank_collapse
 from .types import Analysis, AnalysisReport
@@ -58,8 +59,6 @@ def analyze(
         InvalidInput:   models do not match the base, or an argument does not match the models; all is named.
         FastmergeError: a file is corrupt, a delta is not finite, the budget is too small, ``out`` exists.
     """
-    from .report import write_report
-
     if not 0 <= beta <= 1:
         raise InvalidInput([Problem("beta", f"is {beta}", "give a share from 0 to 1")])
     analysis = Analysis(beta=beta)

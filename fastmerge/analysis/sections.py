@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .advice import clustered
 from .family import Family
 from .measures import Measure, cosines
 from .summary import by_cell, by_layer
 from .svg import Grid, Scale, cells, lines
 from .types import Analysis
 
-__all__ = ["Section", "grid_of", "of_counts", "pair_maps", "percent"]
+__all__ = ["Section", "clustered", "grid_of", "of_counts", "pair_maps", "percent"]
 
 # Beyond this many models their maps are not drawn side by side, nor their pairs as lines; the tables hold them.
 MOST_PANELS = 6
@@ -107,6 +106,20 @@ def pair_maps(panels: Mapping[str, tuple[Any, float | None]], labels: Sequence[s
         scale = Scale.rising(values) if middle is None else Scale.about(middle, values)
         drawn.append(cells(grid, names, names, scale, title, "", written=len(names) <= MOST_WRITTEN))
     return tuple(drawn)
+
+
+def clustered(table: Sequence[Sequence[float | None]]) -> list[int]:
+    """Return the models in an order that has near ones side by side: groups joined by their mean cosine."""
+    groups = [[k] for k in range(len(table))]
+
+    def nearness(pair: tuple[int, int]) -> float:
+        values = [table[i][j] or 0.0 for i in groups[pair[0]] for j in groups[pair[1]]]
+        return math.fsum(values) / len(values)
+
+    while len(groups) > 1:
+        a, b = max(((i, j) for j in range(len(groups)) for i in range(j)), key=nearness)
+        groups[a] += groups.pop(b)
+    return groups[0] if groups else []
 
 
 def _by_layer(analysis: Analysis, family: Family) -> Section:

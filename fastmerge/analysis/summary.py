@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,24 +17,26 @@ from .types import Analysis
 __all__ = ["by_cell", "by_layer", "summarize", "users_histogram"]
 
 BINS = 24
+Key = TypeVar("Key", bound=Hashable)
 
 
 def by_cell(analysis: Analysis, family: Family) -> dict[tuple[str, int], Measure]:
     """Return the measures by module and layer; the experts of a layer count together."""
-    cells: dict[tuple[str, int], list[Measure]] = {}
-    for tensor in family.tensors:
-        if tensor.layer is not None:
-            cells.setdefault((tensor.module, tensor.layer), []).append(analysis.measures[tensor.name])
-    return {key: add_up(found) for key, found in cells.items()}
+    return _by(lambda module, layer: (module, layer), analysis, family)
 
 
 def by_layer(analysis: Analysis, family: Family) -> dict[int, Measure]:
     """Return the measures of the layers, rising."""
-    layers: dict[int, list[Measure]] = {}
+    return dict(sorted(_by(lambda _, layer: layer, analysis, family).items()))
+
+
+def _by(key: Callable[[str, int], Key], analysis: Analysis, family: Family) -> dict[Key, Measure]:
+    """Return the measures of the tensors in layers, added up where the ``key`` of module and layer is the same."""
+    groups: dict[Key, list[Measure]] = {}
     for tensor in family.tensors:
         if tensor.layer is not None:
-            layers.setdefault(tensor.layer, []).append(analysis.measures[tensor.name])
-    return {layer: add_up(layers[layer]) for layer in sorted(layers)}
+            groups.setdefault(key(tensor.module, tensor.layer), []).append(analysis.measures[tensor.name])
+    return {group: add_up(found) for group, found in groups.items()}
 
 
 def users_histogram(analysis: Analysis, models: int) -> tuple[list[float], list[float]]:

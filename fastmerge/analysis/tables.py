@@ -112,13 +112,11 @@ def _write_spectra(path: Path, analysis: Analysis, family: Family) -> None:
     rows = (
         (item.name, index, *values)
         for item in analysis.spectra
-        for index, values in enumerate(zip_longest(*map(_list, (*item.models, item.merged, item.boosted))), 1)
+        for index, values in enumerate(
+            zip_longest(*(part.tolist() for part in (*item.models, item.merged, item.boosted))), 1
+        )
     )
     _write(path, ("tensor", "index", *names), rows)
-
-
-def _list(values) -> list[float]:
-    return values.tolist()
 
 
 def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -13,18 +13,8 @@ from ..errors import InvalidInput, Problem
 from . import memory, saving
 from .kept import Average
 from .rules import Schedule, rules_of
-from .tracked import (
-    Buffers,
-    Named,
-    Source,
-    like_shard,
-    local,
-    named_of,
-    persistent_buffers,
-    reshard,
-    targets_in,
-    unwrapped,
-)
+from .shards import like_shard, local, reshard
+from .tracked import Buffers, Named, Source, Tracked
 
 __all__ = ["Averager"]
 
@@ -85,27 +75,14 @@ class Averager:
                 f"are {buffers!r}, {device!r} and {dtype}; expected copy or average, None or cpu, float32 or bfloat16"
             )
             raise InvalidInput([Problem("buffers, device, dtype", what)])
-        source = unwrapped(model_or_params)
-        self._model = source if isinstance(source, torch.nn.Module) else None
-        if not isinstance(source, torch.nn.Module | Mapping):
-            source = list(source)
-        reshard(source)
-        self._tracked = named_of(source, buffers, trainable_only)
-        self._averaged_buffers = frozenset(name for name in self._tracked if self._is_buffer(name))
-        left = list(source.values()) if isinstance(source, Mapping) else source
-        every = left.parameters() if isinstance(left, torch.nn.Module) else left
-        known = {id(tensor) for tensor in self._tracked.values()}
-        self._frozen = [parameter for parameter in every if id(parameter) not in known]
+        self._tracked = Tracked(model_or_params, buffers, trainable_only)
         self._on_host, self._backend = device == "cpu", backend
         self._step = 0
         self._swaps = 0
-        values = self._values()
+        values = self._tracked.values()
         self._averages = {
             name: Average.of(rule, values, dtype, self._on_host) for name, rule in rules_of(schedule).items()
         }
-
-    def _is_buffer(self, name: str) -> bool:
-        return self._model is not None and not isinstance(self._tracked[name], torch.nn.Parameter)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -147,12 +124,12 @@ class Averager:
         if step <= self._step:
             what = f"is {step}, and the last one was {self._step}: a step counts once"
             raise InvalidInput([Problem("step", what, "load the averager's state with the model's")])
-        if any(parameter.requires_grad for parameter in self._frozen):
+        if self._tracked.unfrozen:
             what = "was unfrozen since the averager was made, which does not know it"
             raise InvalidInput([Problem("a parameter", what, "unfreeze it before, or leave trainable_only out")])
         taking = [average for average in self._averages.values() if average.rule.takes(step, average.count)]
         if taking:
-            values = self._values()
+            values = self._tracked.values()
             self._check_shapes(values)
             memory.meet(
                 values,
@@ -169,10 +146,10 @@ class Averager:
         with torch.no_grad():
             made = {
                 name: torch.empty_like(value, dtype=dtype, requires_grad=False)
-                for name, value in self._values().items()
+                for name, value in self._tracked.values().items()
             }
             self._write(self._find(which), made)
-        return {name: like_shard(part, self._tracked[name]) for name, part in made.items()}
+        return {name: like_shard(part, self._tracked.named[name]) for name, part in made.items()}
 
     def copy_to(self, model: Source | None = None, which: str | None = None) -> None:
         """Overwrite the parameters of a model with an average, rounded once to their dtypes.
@@ -182,15 +159,11 @@ class Averager:
                    gets its buffers as well, of the average where they are averaged, else as they are.
             which: name of the average, where there are several.
         """
-        average, target = self._find(which), self._target(model)
-        targets = self._targets(target)
+        average, target = self._find(which), self._tracked.target(model)
+        targets = self._tracked.targets(target)
         with torch.no_grad():
             self._write(average, {name: local(tensor) for name, tensor in targets.items()})
-            if self._model is not None and isinstance(target, torch.nn.Module) and target is not self._model:
-                buffers = persistent_buffers(target)
-                for name, buffer in persistent_buffers(self._model).items():
-                    if name in buffers and name not in self._averaged_buffers:
-                        buffers[name].copy_(buffer)
+            self._tracked.copy_buffers(target)
 
     @contextlib.contextmanager
     def swapped(self, model: Source | None = None, which: str | None = None) -> Iterator[Any]:
@@ -202,9 +175,9 @@ class Averager:
         Args:
             model, which: as in ``copy_to``; buffers of another model are left alone.
         """
-        average, target = self._find(which), self._target(model)
-        targets = self._targets(target)
-        mine = target is self._model
+        average, target = self._find(which), self._tracked.target(model)
+        targets = self._tracked.targets(target)
+        mine = target is self._tracked.model
         with torch.no_grad():
             before = {name: local(tensor).clone() for name, tensor in targets.items()}
         self._swaps += mine
@@ -242,7 +215,7 @@ class Averager:
             overwrite: replace the folder, with everything in it.
             options:   of ``save_pretrained``.
         """
-        target = self._target(model)
+        target = self._tracked.target(model)
         if not hasattr(target, "save_pretrained"):
             what = f"is a {type(target).__name__}, which has no save_pretrained"
             raise InvalidInput([Problem("model", what, "save averager.weights(), or copy_to a model")])
@@ -257,7 +230,7 @@ class Averager:
         """
         return {
             "step": self._step,
-            "averages": {name: average.state(self._tracked) for name, average in self._averages.items()},
+            "averages": {name: average.state(self._tracked.named) for name, average in self._averages.items()},
         }
 
     @torch.no_grad()
@@ -291,28 +264,8 @@ class Averager:
             self._backend,
         )
 
-    def _values(self) -> Named:
-        """Return what lies on this rank of all that is averaged."""
-        values = {}
-        for name, tensor in self._tracked.items():
-            # A buffer is whichever tensor the model has under its name: moving a model makes new ones.
-            if name in self._averaged_buffers and self._model is not None:
-                tensor = self._model.get_buffer(name)
-            values[name] = local(tensor)
-        return values
-
     def _check_shapes(self, values: Named) -> None:
         kept = next(iter(self._averages.values())).kept[0]
         for name in (name for name, value in values.items() if value.shape != kept[name].shape):
             what = f"has shape {tuple(values[name].shape)}, and had {tuple(kept[name].shape)}"
             raise InvalidInput([Problem(name, what, "make a new averager")])
-
-    def _target(self, model: Any) -> Any:
-        """Return the model that is meant, with shards where it has some."""
-        target = self._model if model is None else unwrapped(model)
-        reshard(target)
-        return target
-
-    def _targets(self, model: Source | None) -> Named:
-        """Return the tensors that the averages go into; None is for parameters without a model."""
-        return self._tracked if model is None else targets_in(model, self._tracked, self._model, self._averaged_buffers)

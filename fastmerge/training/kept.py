@@ -12,7 +12,8 @@ from torch import Tensor
 from ..errors import InvalidInput, Problem
 from . import memory
 from .rules import Rule
-from .tracked import Named, like_shard, local
+from .shards import like_shard, local
+from .tracked import Named
 
 __all__ = ["Average"]
 

@@ -10,19 +10,9 @@ from torch import Tensor
 
 from ..errors import InvalidInput, Problem
 from ..kernels import FLOATS, why_not_plain
+from .shards import local, reshard, unwrapped
 
-__all__ = [
-    "Buffers",
-    "Named",
-    "Source",
-    "is_sharded",
-    "like_shard",
-    "local",
-    "named_of",
-    "reshard",
-    "targets_in",
-    "unwrapped",
-]
+__all__ = ["Buffers", "Named", "Source", "Tracked"]
 
 Source = torch.nn.Module | Mapping[str, Tensor] | Iterable[Tensor]
 Named = dict[str, Tensor]
@@ -31,54 +21,82 @@ Buffers = Literal["copy", "average"]
 _FLOATS = tuple(dtype.torch for dtype in FLOATS)
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    """Return whether a tensor is a DTensor, of which this rank has a part."""
-    return hasattr(tensor, "to_local") and hasattr(tensor, "placements")
+class Tracked:
+    """The tensors that are averaged, by name, and the model that they belong to, where there is one.
 
-
-def local(tensor: Tensor) -> Tensor:
-    """Return what lies on this rank: a DTensor's own part, any other tensor as it is. No collective, no copy."""
-    given: Any = tensor
-    return given.to_local() if is_sharded(tensor) else tensor
-
-
-def like_shard(part: Tensor, like: Tensor) -> Tensor:
-    """Return a part of this rank as the DTensor that ``like`` is, or as it is where that one is none."""
-    if not is_sharded(like):
-        return part
-    given: Any = like
-    return type(given).from_local(
-        part, given.device_mesh, given.placements, run_check=False, shape=given.shape, stride=given.stride()
-    )
-
-
-def unwrapped(model: Any) -> Any:
-    """Return the model in the wrapper of torch.compile or of DistributedDataParallel."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and type(model).__name__ == "DistributedDataParallel":
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner
-
-
-def reshard(model: Any) -> None:
-    """Let modules under ``fully_shard`` drop whole weights that they keep after a forward pass.
-
-    Until then they compute with these, not with their shards; and their parameters are no DTensors.
+    Attributes:
+        model: as it is inside of wrappers; None for parameters without one.
+        named: parameters and buffers, as they were when this was made.
     """
-    modules: Iterable[Any] = model.modules() if isinstance(model, torch.nn.Module) else ()
-    for module in modules:
-        kinds = {kind.__name__ for kind in type(module).__mro__}
-        if "FSDPModule" in kinds:
-            module.reshard()
-        elif "FullyShardedDataParallel" in kinds:
-            what = "is under FullyShardedDataParallel, whose flat parameters have no shards of their own"
-            raise InvalidInput([Problem("model", what, "shard it by torch.distributed.fsdp.fully_shard")])
+
+    def __init__(self, model_or_params: Source, buffers: Buffers, trainable_only: bool):
+        source = unwrapped(model_or_params)
+        self.model = source if isinstance(source, torch.nn.Module) else None
+        if not isinstance(source, torch.nn.Module | Mapping):
+            source = list(source)
+        reshard(source)
+        self.named = _named_of(source, buffers, trainable_only)
+        others = () if self.model is None else self.named.items()
+        self._buffers = frozenset(name for name, tensor in others if not isinstance(tensor, torch.nn.Parameter))
+        given = source.values() if isinstance(source, Mapping) else source
+        every = given.parameters() if isinstance(given, torch.nn.Module) else given
+        known = {id(tensor) for tensor in self.named.values()}
+        self._left = [parameter for parameter in every if id(parameter) not in known]
+
+    @property
+    def unfrozen(self) -> bool:
+        """True where a parameter that was left out as frozen is trained now."""
+        return any(parameter.requires_grad for parameter in self._left)
+
+    def values(self) -> Named:
+        """Return what lies on this rank of all that is averaged."""
+        values = {}
+        for name, tensor in self.named.items():
+            # A buffer is whichever tensor the model has under its name: moving a model makes new ones.
+            if name in self._buffers and self.model is not None:
+                tensor = self.model.get_buffer(name)
+            values[name] = local(tensor)
+        return values
+
+    def target(self, model: Any) -> Any:
+        """Return the model that is meant, this one for None, with shards where it has some."""
+        target = self.model if model is None else unwrapped(model)
+        reshard(target)
+        return target
+
+    def targets(self, model: Source | None) -> Named:
+        """Return the tensors of a model that averages go into; None is for parameters without a model.
+
+        Raises:
+            InvalidInput: it lacks some, or they have another layout.
+        """
+        if model is None:
+            return self.named
+        found = _named_of(model, "average" if self._buffers else "copy", trainable_only=False)
+        problems = []
+        for name, mine in self.named.items():
+            other = found.get(name)
+            if other is None:
+                problems.append(Problem(name, "is averaged, and the model has no such tensor"))
+            elif model is self.model and other is not mine and name not in self._buffers:
+                problems.append(Problem(name, "is another parameter than the one averaged", "make a new averager"))
+            elif _layout(other) != _layout(mine):
+                problems.append(Problem(name, f"is {_layout(other)}, and its average {_layout(mine)}"))
+        if problems:
+            raise InvalidInput(problems)
+        return {name: found[name] for name in self.named}
+
+    def copy_buffers(self, target: Any) -> None:
+        """Give another model the buffers that are not averaged, as they are."""
+        if self.model is None or not isinstance(target, torch.nn.Module) or target is self.model:
+            return
+        buffers = _persistent_buffers(target)
+        for name, buffer in _persistent_buffers(self.model).items():
+            if name in buffers and name not in self._buffers:
+                buffers[name].copy_(buffer)
 
 
-def named_of(source: Source, buffers: Buffers, trainable_only: bool) -> Named:
+def _named_of(source: Source, buffers: Buffers, trainable_only: bool) -> Named:
     """Return the tensors to average by name, tied ones once, under their first name.
 
     Args:
@@ -100,7 +118,7 @@ def named_of(source: Source, buffers: Buffers, trainable_only: bool) -> Named:
             seen.add(id(parameter))
             found[name] = parameter
     if buffers == "average" and isinstance(source, torch.nn.Module):
-        found |= {name: buffer for name, buffer in persistent_buffers(source).items() if buffer.is_floating_point()}
+        found |= {name: buffer for name, buffer in _persistent_buffers(source).items() if buffer.is_floating_point()}
     problems = [problem for name, tensor in found.items() for problem in _problems(name, tensor)]
     if not found:
         problems = [Problem("model_or_params", "has no parameters to average", "unfreeze some, or give others")]
@@ -109,7 +127,7 @@ def named_of(source: Source, buffers: Buffers, trainable_only: bool) -> Named:
     return found
 
 
-def persistent_buffers(model: torch.nn.Module) -> Named:
+def _persistent_buffers(model: torch.nn.Module) -> Named:
     """Return the buffers that belong to the state of a model, each once."""
     transient = {
         f"{prefix}.{name}" if prefix else name
@@ -126,29 +144,6 @@ def _problems(name: str, tensor: Tensor) -> list[Problem]:
     with torch.no_grad():
         why = why_not_plain(local(tensor))
     return [Problem(name, why)] if why else []
-
-
-def targets_in(model: Source, tracked: Named, of: torch.nn.Module | None, buffers: frozenset[str]) -> Named:
-    """Return the tensors of a model that averages go into.
-
-    Args:
-        model:   in which they are looked up by name.
-        tracked: what is averaged, ``buffers`` among it.
-        of:      the model that is averaged, where there is one.
-    """
-    found = named_of(model, "average" if buffers else "copy", trainable_only=False)
-    problems = []
-    for name, mine in tracked.items():
-        other = found.get(name)
-        if other is None:
-            problems.append(Problem(name, "is averaged, and the model has no such tensor"))
-        elif model is of and other is not mine and name not in buffers:
-            problems.append(Problem(name, "is another parameter than the one averaged", "make a new averager"))
-        elif _layout(other) != _layout(mine):
-            problems.append(Problem(name, f"is {_layout(other)}, and its average {_layout(mine)}"))
-    if problems:
-        raise InvalidInput(problems)
-    return {name: found[name] for name in tracked}
 
 
 def _layout(tensor: Tensor) -> str:

@@ -1,0 +1,60 @@
+"""Models under wrappers, and tensors of which each rank has a part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInput, Problem
+
+__all__ = ["is_sharded", "like_shard", "local", "reshard", "unwrapped"]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether a tensor is a DTensor, of which this rank has a part."""
+    return hasattr(tensor, "to_local") and hasattr(tensor, "placements")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return what lies on this rank: a DTensor's own part, any other tensor as it is. No collective, no copy."""
+    given: Any = tensor
+    return given.to_local() if is_sharded(tensor) else tensor
+
+
+def like_shard(part: Tensor, like: Tensor) -> Tensor:
+    """Return a part of this rank as the DTensor that ``like`` is, or as it is where that one is none."""
+    if not is_sharded(like):
+        return part
+    given: Any = like
+    return type(given).from_local(
+        part, given.device_mesh, given.placements, run_check=False, shape=given.shape, stride=given.stride()
+    )
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the model in the wrapper of torch.compile or of DistributedDataParallel."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and type(model).__name__ == "DistributedDataParallel":
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
+
+
+def reshard(model: Any) -> None:
+    """Let modules under ``fully_shard`` drop whole weights that they keep after a forward pass.
+
+    Until then they compute with these, not with their shards; and their parameters are no DTensors.
+    """
+    modules: Iterable[Any] = model.modules() if isinstance(model, torch.nn.Module) else ()
+    for module in modules:
+        kinds = {kind.__name__ for kind in type(module).__mro__}
+        if "FSDPModule" in kinds:
+            module.reshard()
+        elif "FullyShardedDataParallel" in kinds:
+            what = "is under FullyShardedDataParallel, whose flat parameters have no shards of their own"
+            raise InvalidInput([Problem("model", what, "shard it by torch.distributed.fsdp.fully_shard")])

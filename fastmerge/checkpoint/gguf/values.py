@@ -36,7 +36,7 @@ class GgufValues:
 
         (codes,) = parts
         if self.heads:
-            codes = codes.view(-1, codes.shape[-1])[self._rows(first, len(out), codes)]
+            codes = codes[self._rows(first, len(out), codes)]
         if self.kind in FLOATS:
             values = codes.contiguous().view(FLOATS[self.kind].torch)
         else:
@@ -47,7 +47,7 @@ class GgufValues:
         """Return where the rows lie in the file: there, both halves of a rotary pair are neighbours."""
         import torch
 
-        size = codes.view(-1, codes.shape[-1]).shape[0] // self.heads
+        size = len(codes) // self.heads
         row = torch.arange(first, first + count, device=codes.device)
         head, within = row // size, row % size
         return head * size + within % (size // 2) * 2 + within // (size // 2)

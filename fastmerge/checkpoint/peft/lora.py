@@ -92,7 +92,7 @@ def _sort_experts(stored: Stored, factors: dict[str, dict[str, TensorEntry]]) ->
         numbers = {name: _rank_and_scale(stored, f"{module}.{name}") for name in own}
         ranks = {name: rank for name, (rank, _) in numbers.items()}
         scales = {name: scale for name, (_, scale) in numbers.items()}
-        stored.experts[module] = Experts(tuple(pairs), tuple(numbers), ranks, scales)
+        stored.experts[module] = Experts(tuple(pairs), ranks, scales)
 
 
 def sort_adalora(stored: Stored) -> None:

@@ -34,12 +34,10 @@ class Experts(NamedTuple):
 
     Attributes:
         pairs: lora_B [out, rank x experts] and lora_A [rank x experts, in] of every parameter.
-        names: of the parameters, below the module.
-        ranks, scales: of the parameters, by name.
+        ranks, scales: of the parameters, by their names below the module.
     """
 
     pairs: tuple[tuple[TensorEntry, TensorEntry], ...]
-    names: tuple[str, ...]
     ranks: dict[str, int]
     scales: dict[str, float]
 

@@ -62,7 +62,7 @@ def attach_experts(
     single = _single_experts(tensors)
     for module, experts in adapters.items():
         layer = match["layer"] if (match := _MODULE.fullmatch(module)) else ""
-        parameters = {name: _stacked(module, name, stacked) or single.get((layer, name)) for name in experts.names}
+        parameters = {name: _stacked(module, name, stacked) or single.get((layer, name)) for name in experts.ranks}
         lacking = [name for name, parameter in parameters.items() if parameter is None]
         there = {name: parameter for name, parameter in parameters.items() if parameter is not None}
         if lacking:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from ...errors import CheckpointError
 from .patterns import compile_pattern
@@ -69,7 +69,7 @@ def check_config(path: str, config: Mapping[str, Any]) -> None:
     _check_patterns(path, config)
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """True for a finite number of a size that a rank or a scale may have."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < 1e9
 
@@ -85,7 +85,7 @@ def _unsupported(config: Mapping[str, Any]) -> Iterator[str]:
         yield "save_projection is false: the projections that all VeRA modules share are not in the file"
     for key in _NUMBERS[kind]:
         value = config.get(key)
-        if not is_number(value) or (key in ("r", "init_r") and float(value or 0) < 1):
+        if not is_number(value) or (key in ("r", "init_r") and value < 1):
             yield f"{key} is {value!r}, expected a number"
     terms, bound = config.get("num_cayley_neumann_terms", 5), config.get("eps", 6e-5)
     if kind == "OFT" and not (isinstance(terms, int) and 0 < terms < 100 and is_number(bound)):

@@ -100,6 +100,11 @@ def _entry(stored: TensorEntry, index: int) -> TensorEntry:
     return stored._replace(offset=stored.offset + index * nbytes, nbytes=nbytes, shape=(1, *stored.shape[1:]))
 
 
+def in_order(tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
+    """Return tensors in the order of file and offset."""
+    return dict(sorted(tensors.items(), key=lambda item: (item[1].path, item[1].offset)))
+
+
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     """Return rows and columns of a tensor as decoders see it: all dimensions but the last are rows."""
     columns = shape[-1] if shape else 1

@@ -13,7 +13,7 @@ from ...errors import CheckpointError
 from ..joined import Chunk, Joined, join
 from ..opening import open_weights
 from ..placeholders import placeholder
-from ..types import Checkpoint, InputFile, TensorEntry
+from ..types import Checkpoint, InputFile, TensorEntry, in_order
 from . import METADATA, SEPARATOR
 from .items import Item, read_item
 from .metadata import StoredChunk, StoredTensor, read_metadata
@@ -69,11 +69,6 @@ def entry_of(
         return TensorEntry(chunks[0].path, chunks[0].offset, nbytes, dtype, shape)
     layout.append(made)
     return TensorEntry(path, start, nbytes, dtype, shape)
-
-
-def in_order(tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
-    """Return tensors in the order of file and offset."""
-    return dict(sorted(tensors.items(), key=lambda item: (item[1].path, item[1].offset)))
 
 
 def _place(chunk: StoredChunk) -> tuple[str, int, int]:

@@ -11,9 +11,9 @@ from ...dtypes import DType
 from ...errors import CheckpointError
 from ..joined import Chunk, Joined
 from ..safetensors_header import read_header
-from ..types import Checkpoint, InputFile, TensorEntry
+from ..types import Checkpoint, InputFile, TensorEntry, in_order
 from . import SEPARATOR, SHARDING_INFO
-from .reading import entry_of, in_order
+from .reading import entry_of
 
 _AGAIN = "save the checkpoint again"
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 
 from ...dtypes import bfloat16, float16, float32, float64
 from ...errors import CheckpointError
-from ..types import Checkpoint, TensorEntry
+from ..types import Checkpoint, TensorEntry, in_order
 from ._stored import CONFIG_KEYS, Found, Stored, levels, sections
 
 __all__ = ["CONFIG_KEYS", "FORMATS", "decoded", "levels"]
@@ -75,7 +75,7 @@ def decoded(checkpoint: Checkpoint) -> Checkpoint:
                 f"(if they were dequantized, remove {' or '.join(CONFIG_KEYS[:2])} from the config)"
             )
         return checkpoint
-    return replace(checkpoint, tensors=_in_order(tensors | rest), quantized=tuple(sorted(formats)), left_out=left_out)
+    return replace(checkpoint, tensors=in_order(tensors | rest), quantized=tuple(sorted(formats)), left_out=left_out)
 
 
 @functools.cache
@@ -85,9 +85,3 @@ def _finders() -> tuple[Callable[[Stored, str], Found | None], ...]:
 
 def _find(stored: Stored, name: str) -> Found | None:
     return next((found for find in _finders() if (found := find(stored, name)) is not None), None)
-
-
-def _in_order(tensors: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
-    files: Iterable[str] = dict.fromkeys(entry.path for entry in tensors.values())
-    number = {path: i for i, path in enumerate(sorted(files))}
-    return dict(sorted(tensors.items(), key=lambda item: (number[item[1].path], item[1].offset)))

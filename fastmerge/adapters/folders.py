@@ -83,7 +83,7 @@ def merge_adapter_folders(
         scaling:     ``once``; ``twice`` applies the scales alpha / r twice in svd types, as PEFT did before 0.21.
         seed:        of the types with dare, which draw by (seed, module, adapter, element).
         dtype:       of the written factors: float32, bfloat16 or float16.
-        ram:         memory budget beyond the interpreter with torch imported.
+        ram:         memory budget beyond the interpreter and its packages.
         progress:    called with the bytes of factors that were merged, and of all.
     Raises:
         InvalidInput:   arguments or adapters do not fit; all problems are named.

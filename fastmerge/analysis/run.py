@@ -53,7 +53,7 @@ def analyze(
         theorem:       demonstrate rank collapse on synthetic task vectors; then there may be no models.
         exact:         decompose every matrix in full; else leading singular values are searched for, and how much
                        too large a stable rank may be is known (``Ranks.missed``).
-        ram:           memory budget beyond the interpreter with torch imported.
+        ram:           memory budget beyond the interpreter and its packages.
         progress:      called with the input bytes that were read, and all of them.
     Raises:
         InvalidInput:   models do not match the base, or an argument does not match the models; all is named.

@@ -12,7 +12,7 @@ from typing import Any
 from .engine import Report, RunOptions, VerifyReport, run
 from .engine import verify as verify_output
 from .engine.folders import partial_folder, real_target
-from .engine.manifest import read_manifest, semantics_of
+from .engine.manifest import read_manifest, recipe_of
 from .engine.publish import StagingFolder
 from .engine.ranks import ALONE, Ranks
 from .engine.running import feasible
@@ -20,7 +20,6 @@ from .engine.workplace import fits_in_memory, intermediates_of
 from .errors import CheckpointError, FastmergeError, OutputError
 from .plan import make_plan, plan_all
 from .plan.types import Plan
-from .recipe import load
 from .recipe.pipeline import Pipeline, with_folders
 from .recipe.types import Recipe
 
@@ -130,7 +129,7 @@ def _rebuilt(manifest: dict[str, Any], scratch: Path, options: Mapping[str, Any]
 def _merge_again(name: str, manifest: dict[str, Any], scratch: Path, options: Mapping[str, Any]) -> str:
     target = scratch / name
     if not target.exists():
-        recipe = load(manifest["recipe"] + "\n", semantics=semantics_of(manifest), seed=manifest["seed"])
+        recipe = recipe_of(manifest)
         folders = {item["reference"].partition("+")[0]: item["folder"] for item in manifest["inputs"]}
         plan = make_plan(
             with_folders(recipe, folders), allow_mixed_types=True, truncate_embeddings=manifest["truncated"]

@@ -17,6 +17,7 @@ from ..errors import CheckpointError
 from ..plan.digest import NUMERICS
 from ..plan.trust import gathered_rows, listing
 from ..plan.types import Plan
+from ..recipe import Recipe, load
 from .checksums import NAME, Sums
 
 FILENAME = "fastmerge.json"
@@ -79,10 +80,14 @@ def write_manifest(plan: Plan, checksums: Mapping[str, Sums], small_files: Seque
     return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
 
 
-def semantics_of(manifest: Mapping[str, Any]) -> str | None:
-    """Return the semantics that the recipe of a manifest was given; older manifests have only what was taken."""
+def recipe_of(manifest: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a manifest, with the semantics and seed that it was given.
+
+    Older manifests have only the semantics that were taken.
+    """
     taken = manifest["semantics"]
-    return manifest.get("given_semantics", None if taken == "mergekit" else taken)
+    given = manifest.get("given_semantics", None if taken == "mergekit" else taken)
+    return load(manifest["recipe"] + "\n", semantics=given, seed=manifest["seed"])
 
 
 def read_manifest(out: Path) -> dict[str, Any]:

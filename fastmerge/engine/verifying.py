@@ -18,14 +18,14 @@ from ..errors import CheckpointError, Problem
 from ..kernels import limited_threads, use_backend
 from ..plan import make_plan
 from ..plan.types import OutputTensor, Plan
-from ..recipe import ModelRef, Recipe, load
+from ..recipe import ModelRef, Recipe
 from ..sizes import DEFAULT_RAM, parse_size
 from .batches import units
 from .censuses import knowing, take_all
 from .context import RunContext
 from .files import InputFiles
 from .gathering import PlannedFiles
-from .manifest import read_manifest, semantics_of
+from .manifest import read_manifest, recipe_of
 from .places import misfits
 from .rehash import Rehash
 from .report import Meter
@@ -191,7 +191,7 @@ class _Comparison:
 
 def _replan(manifest: dict[str, Any], checkpoint: Checkpoint) -> tuple[Plan, list[str]]:
     """Plan the merge of a manifest again, from the very folders that it names, and compare the inputs."""
-    recipe = load(manifest["recipe"] + "\n", semantics=semantics_of(manifest), seed=manifest["seed"])
+    recipe = recipe_of(manifest)
     folders = {item["reference"]: item["folder"] for item in manifest["inputs"]}
     for folder in folders.values():
         if not os.path.exists(split_key(folder)[0]):

@@ -46,7 +46,7 @@ def mergekit_flags(*listed: str) -> Callable:
     """
 
     def of_runs(flag: str, **settings: Any) -> Callable:
-        return click.option(flag, hidden=_name(flag) not in listed, **settings)
+        return click.option(flag, hidden=option_name(flag) not in listed, **settings)
 
     options = [
         click.option("--allow-crimes/--no-allow-crimes", default=None, help="Allow models of different types."),
@@ -68,14 +68,15 @@ def mergekit_flags(*listed: str) -> Callable:
     ]
     for flag, (kind, notes) in IGNORED.items():
         value = {"is_flag": True, "default": None} if kind is None else {"type": kind}
-        options.append(click.option(flag, _name(flag), **value, hidden=True, help=next(iter(notes.values()), _ALWAYS)))
+        said = next(iter(notes.values()), _ALWAYS)
+        options.append(click.option(flag, option_name(flag), **value, hidden=True, help=said))
     return together(*options)
 
 
 def translate(given: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     """Return the options that mergekit's stand for, and say which ones mean nothing here."""
     for flag, (_, notes) in IGNORED.items():
-        value = given[_name(flag)]
+        value = given[option_name(flag)]
         if value is None:
             continue
         reason = notes.get(value) if isinstance(value, bool) else notes.get(...)
@@ -94,7 +95,8 @@ def translate(given: dict[str, Any], say: Callable[[str], None]) -> dict[str, An
     return mapped
 
 
-def _name(flag: str) -> str:
+def option_name(flag: str) -> str:
+    """Return how click names the option of a flag."""
     return flag.split("/")[0].lstrip("-").replace("-", "_")
 
 

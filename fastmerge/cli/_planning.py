@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,15 +69,18 @@ class Planned:
         return self.options["quiet"] or self.options["as_json"]
 
 
-def planned(recipe: str, given: dict[str, Any], **more: Any) -> Planned:
-    """Plan a recipe until the command ends, and print the notes on options and plans. ``more``: of ``make_plan``."""
-    said: list[str] = []
-    mapped = translate(given, said.append)
+def planned(recipe: str, given: dict[str, Any], said: Sequence[str] = (), **more: Any) -> Planned:
+    """Plan a recipe until the command ends, and print the notes on options and plans.
+
+    ``said`` are notes on options of one command alone; ``more`` is of ``make_plan``.
+    """
+    texts = [*said]
+    mapped = translate(given, texts.append)
     options = given | mapped
-    if given["strict"] and said:
-        raise InvalidInput([Problem("options", text) for text in said])
+    if given["strict"] and texts:
+        raise InvalidInput([Problem("options", text) for text in texts])
     silent = given["quiet"] or given["as_json"]
-    for text in said:
+    for text in texts:
         note(text, silent)
     # A line of its own makes text of a recipe that came in one line.
     source = sys.stdin.read() + "\n" if recipe == "-" else recipe

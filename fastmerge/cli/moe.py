@@ -9,8 +9,8 @@ import click
 from ..errors import InvalidInput, Problem
 from ._errors import Command
 from ._garbage import collect_from_here
+from ._mergekit import option_name
 from ._options import RECIPE, together
-from ._output import note
 from ._planning import planned, show_plans
 from .merge import MERGING, run_plans
 
@@ -36,15 +36,9 @@ def moe(recipe: str, out: str, dry_run: bool, **given: Any) -> None:
     RECIPE is one of mergekit-moe: base_model, experts, gate_mode. Attention, norms and embeddings are the base's, the
     feed-forward blocks of every model are an expert. Routers are made of prompts by the base model, or at random.
     """
-    silent = given["quiet"] or given["as_json"]
-    for flag, why in _OF_MERGEKIT.items():
-        if given.pop(flag.lstrip("-").replace("-", "_")):
-            text = f"{flag} means nothing here: {why}"
-            if given["strict"]:
-                raise InvalidInput([Problem("options", text)])
-            note(text, silent)
+    said = [f"{flag} means nothing here: {why}" for flag, why in _OF_MERGEKIT.items() if given.pop(option_name(flag))]
     collect_from_here()  # hidden states of prompts are computed as it is planned
-    found = planned(recipe, given)
+    found = planned(recipe, given, said)
     if all(step.mixture is None for step in found.pipeline.steps):
         remedy = "merge it with fastmerge merge, or write base_model:, gate_mode: and experts:"
         raise InvalidInput([Problem(recipe, "is no recipe of a mixture of experts", remedy)])

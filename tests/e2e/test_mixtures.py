@@ -152,6 +152,23 @@ def test_embeddings_are_read_from_other_files_too(dense, tmp_path):
     assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
+@pytest.mark.parametrize("mode", ["cheap_embed", "hidden"])
+def test_a_token_without_a_row_in_the_embedding(dense, tmp_path, mode):
+    from transformers import AutoTokenizer
+
+    base = tmp_path / "base"
+    shutil.copytree(dense / "mistral" / "base", base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    rows = len(weights(base)["model.embed_tokens.weight"])
+    tokenizer.add_tokens([f"new{i}" for i in range(rows)])
+    tokenizer.save_pretrained(base)
+    data = recipe(dense, "mixtral", gate_mode=mode, base_model=str(base))
+    data["experts"][0]["positive_prompts"] = [f"new{rows - 1}"]
+    expected = f"the prompt 'new{rows - 1}' has the token {len(tokenizer) - 1}, but the embedding .* has {rows} rows"
+    with pytest.raises(fastmerge.FastmergeError, match=expected):
+        fastmerge.merge(data, tmp_path / "out")
+
+
 @pytest.mark.parametrize("family", ["mixtral", "qwen"])
 def test_routers_of_hidden_states(dense, tmp_path, family):
     from transformers import AutoModelForCausalLM

@@ -129,8 +129,7 @@ def test_adapters_and_dtypes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     permuted_pair(tmp_path, 2)
     for kind in ("mixed", "plain"):
-        save_word_model(tmp_path / kind / "0", *(["<unk>", *"abcdefg", "<s>"],), salt=3, dtype=torch.bfloat16)
-    for kind in ("mixed", "plain"):
+        save_word_model(tmp_path / kind / "0", ["<unk>", *"abcdefg", "<s>"], salt=3, dtype=torch.bfloat16)
         rows = torch.arange(18.0).view(9, 2) / 8
         if kind == "plain":
             order = [8, 3, 1, 0, 2, 4, 7, 6, 5]

@@ -129,9 +129,14 @@ class _Prompts:
     def ids(self, prompt: str) -> list[int]:
         """Return the tokens of a prompt, special ones included."""
         if prompt not in self._tokens:
-            self._tokens[prompt] = list(self._tokenizer(prompt)["input_ids"])
-            if not self._tokens[prompt]:
+            ids = list(self._tokenizer(prompt)["input_ids"])
+            if not ids:
                 raise FastmergeError(f"{self._where}: the prompt {prompt!r} has no tokens")
+            rows = math.inf if self._base.embedding is None else self._base.embedding.shape[0]
+            if max(ids) >= rows:
+                what = f"has the token {max(ids)}, but the embedding of the base {self._base} has {rows} rows"
+                raise FastmergeError(f"{self._where}: the prompt {prompt!r} {what}; choose other words")
+            self._tokens[prompt] = ids
         return self._tokens[prompt]
 
     @cached_property

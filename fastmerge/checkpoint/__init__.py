@@ -1,4 +1,4 @@
-"""Checkpoints on disk: safetensors and ``.bin`` headers, folders, PEFT adapters, and the hub."""
+"""Checkpoints on disk or on the hub, by their headers: safetensors, ``.bin``, GGUF, DCP, and PEFT adapters."""
 
 from .folder import open_checkpoint, read_json, read_weights
 from .hub_names import looks_like_hub_id

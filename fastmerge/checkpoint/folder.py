@@ -1,4 +1,4 @@
-"""A checkpoint folder in the Hugging Face layout: single file, or shards with an index."""
+"""Opens a checkpoint: a folder in the Hugging Face layout (a single file, or shards with an index), or another."""
 
 from __future__ import annotations
 

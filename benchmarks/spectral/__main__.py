@@ -23,6 +23,8 @@ from .. import _measure, _record
 
 VERIFY_SIZE = 512
 BETA = 0.2
+# Of three adapters that are merged: weights, and alpha over rank.
+MERGE_WEIGHTS, SCALE = [0.5, 0.3, 0.7], 2.0
 
 Run = Callable[[], tuple[Tensor, Tensor]]
 """One way to the result, as two factors whose product it is."""
@@ -106,10 +108,10 @@ def merging(size: int, rank: int) -> dict[str, Run]:
     """Return the ways to the merged factors of three adapters, cut to the rank of one; PEFT's needs PEFT."""
     import peft
 
-    own, weights, scale = rank // 4, [0.5, 0.3, 0.7], 2.0
+    own = rank // 4
     model = peft.get_peft_model(
         torch.nn.Sequential(torch.nn.Linear(size, size, bias=False)),
-        peft.LoraConfig(r=own, lora_alpha=scale * own, target_modules=["0"]), adapter_name="a0",
+        peft.LoraConfig(r=own, lora_alpha=SCALE * own, target_modules=["0"]), adapter_name="a0",
     )  # fmt: skip
     for name in ("a1", "a2"):
         model.add_adapter(name, model.peft_config["a0"])
@@ -118,16 +120,16 @@ def merging(size: int, rank: int) -> dict[str, Run]:
     for i in range(3):
         up, down = make_adapters(size, own, seed=i)
         layer.lora_B[f"a{i}"].weight.data, layer.lora_A[f"a{i}"].weight.data = up, down
-        factors.append(Factors(up, down, scale))
+        factors.append(Factors(up, down, SCALE))
 
     def fastmerge() -> tuple[Tensor, Tensor]:
-        merged = Combination("svd", own).merge("layer", factors, weights)
+        merged = Combination("svd", own).merge("layer", factors, MERGE_WEIGHTS)
         return merged.up, merged.down
 
     def peer() -> tuple[Tensor, Tensor]:
         if "merged" in model.peft_config:
             model.delete_adapter("merged")
-        model.add_weighted_adapter(["a0", "a1", "a2"], weights, "merged", combination_type="svd")
+        model.add_weighted_adapter(["a0", "a1", "a2"], MERGE_WEIGHTS, "merged", combination_type="svd")
         return layer.lora_B["merged"].weight.data.clone(), layer.lora_A["merged"].weight.data.clone()
 
     return {"fastmerge": fastmerge, "peft": peer}
@@ -135,7 +137,7 @@ def merging(size: int, rank: int) -> dict[str, Run]:
 
 def _merged_exactly(size: int, rank: int) -> tuple[Tensor, Tensor]:
     pairs = [make_adapters(size, rank // 4, seed=i) for i in range(3)]
-    total = sum(2 * w * up.double() @ down.double() for w, (up, down) in zip((0.5, 0.3, 0.7), pairs, strict=True))
+    total = sum(SCALE * w * up.double() @ down.double() for w, (up, down) in zip(MERGE_WEIGHTS, pairs, strict=True))
     u, s, vh = torch.linalg.svd(torch.as_tensor(total))
     return u[:, : rank // 4] * s[: rank // 4], vh[: rank // 4]
 

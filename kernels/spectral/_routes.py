@@ -1,7 +1,7 @@
 r"""Routes from a matrix to its spectral map, from fast to certain. Each certifies its result or leaves it to the next.
 
 fast, accurate   polar factor by polynomial iteration, leading triplets by block Krylov: matrix products only
-exact            Gram matrix and its eigenvectors in float64: on a CPU also the fastest
+exact            Gram matrix and its eigenvectors in float64: on a CPU no slower than the next
 svd              torch.linalg.svd in float32; in float64 as the last resort
 """
 
@@ -67,8 +67,9 @@ def _routes(
 
     last = [exact, svd64] if keep else [exact, svd64, svd]
     if method == "auto":
-        # On a CPU the eigenvectors of a Gram matrix in float64 take half the time of LAPACK's divide and conquer in
-        # float32, and are a hundred times as exact unless the matrix is nearly singular; on a GPU, products are faster.
+        # On a CPU the eigenvectors of a Gram matrix in float64 take as long as LAPACK's divide and conquer in float32,
+        # or less on several cores, and are 50 times as exact or more, unless the matrix is nearly singular. On a GPU,
+        # products are faster.
         if device.type == "cpu":
             return [exact, svd, svd64]
         method = "fast" if tol >= 3e-3 else "accurate" if tol >= 1e-5 else "exact"

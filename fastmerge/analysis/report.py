@@ -18,7 +18,7 @@ from .summary import summarize
 from .tables import write_tables
 from .types import Analysis
 
-__all__ = ["PAGE", "write_report"]
+__all__ = ["write_report"]
 
 PAGE = "report.html"
 # What the other files hold.

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..checkpoint import Checkpoint, TensorEntry
+from ..checkpoint.experts import in_block, naming_of
 from ..errors import Problem
-from ..plan.experts import in_block, naming_of
 from ..plan.types import OutputTensor, Plan
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..checkpoint.experts import Naming
 from ..checkpoint.layers import layouts
 from ..checkpoint.opening import noting_reads
 from ..methods import Group, Method, get_method
@@ -20,7 +21,7 @@ from ..steps.inputs import Inputs
 from .checks import check_dtypes, check_models, check_shapes
 from .configs import compare_configs
 from .digest import digest
-from .experts import Naming, as_units, with_entries
+from .experts import as_units, with_entries
 from .explain import Origin
 from .files import Wanted, small_files
 from .filters import unmatched

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from ...checkpoint.experts import single_of
 from ...checkpoint.peft.types import Experts
 from ...checkpoint.types import TensorEntry
 from ..findings import Findings
@@ -21,11 +22,8 @@ _IN_OUT = ("gpt_oss", "aria", "aria_text", "openai_privacy_filter")
 # PEFT wraps parameters in the order in which modules have them, the last one outermost.
 _ORDER = ("gate_proj", "up_proj", "gate_up_proj", "down_proj")
 
-# How a stored expert's projections are named, and which rows of which parameter they are.
-_PROJECTIONS = {"gate_proj": ("gate_up_proj", 0), "up_proj": ("gate_up_proj", 1), "down_proj": ("down_proj", 0),
-                "w1": ("gate_up_proj", 0), "w3": ("gate_up_proj", 1), "w2": ("down_proj", 0)}  # fmt: skip
-_EXPERT = re.compile(r"(.*?)(?P<layer>(?:\w+\.)?\d+\.)[^.]+\.experts\.(?P<expert>\d+)\.(?P<projection>\w+)\.weight")
-_MODULE = re.compile(r"(.*?)(?P<layer>(?:\w+\.)?\d+\.)[^.]+\.experts")
+_LAYER = re.compile(r"(?:\w+\.)?\d+\.$")
+_MODULE = re.compile(r"(.*\.)[^.]+\.experts")
 
 Stored = Callable[[str, TensorEntry], InputTensor]
 Pair = tuple[TensorEntry, TensorEntry]
@@ -61,7 +59,7 @@ def attach_experts(
     stacked = {name: tensor for name, tensor in tensors.items() if len(tensor.shape) == 3}
     single = _single_experts(tensors)
     for module, experts in adapters.items():
-        layer = match["layer"] if (match := _MODULE.fullmatch(module)) else ""
+        layer = _layer(match[1]) if (match := _MODULE.fullmatch(module)) else ""
         parameters = {name: _stacked(module, name, stacked) or single.get((layer, name)) for name in experts.ranks}
         lacking = [name for name, parameter in parameters.items() if parameter is None]
         there = {name: parameter for name, parameter in parameters.items() if parameter is not None}
@@ -101,10 +99,10 @@ def _single_experts(tensors: Mapping[str, InputTensor]) -> dict[tuple[str, str],
     """Return the parameters that the base stores expert by expert, by layer and name."""
     found: dict[tuple[str, str], dict[int, dict[int, InputTensor]]] = {}
     for own, tensor in tensors.items():
-        match = _EXPERT.fullmatch(own) if ".experts." in own and len(tensor.shape) == 2 else None
-        if match and match["projection"] in _PROJECTIONS:
-            name, half = _PROJECTIONS[match["projection"]]
-            found.setdefault((match["layer"], name), {}).setdefault(int(match["expert"]), {})[half] = tensor
+        single = single_of(own) if len(tensor.shape) == 2 else None
+        if single and (layer := _layer(single.before)):
+            _, _, name = single.stack
+            found.setdefault((layer, name), {}).setdefault(single.expert, {})[single.half] = tensor
     parameters = {}
     for (layer, name), experts in found.items():
         halves = 2 if name == "gate_up_proj" else 1
@@ -115,6 +113,12 @@ def _single_experts(tensors: Mapping[str, InputTensor]) -> dict[tuple[str, str],
             places = [_Place(t, expert, half * rows) for expert, own in enumerate(every) for half, t in own.items()]
             parameters[layer, name] = _Parameter((len(every), halves * rows, columns), places)
     return parameters
+
+
+def _layer(before: str) -> str:
+    """Return the end of what lies before a block that names its layer, ``layers.3.``; empty where none does."""
+    match = _LAYER.search(before)
+    return match[0] if match else ""
 
 
 def _assign(experts: Experts, parameters: Mapping[str, _Parameter], in_out: bool) -> dict[str, Pair] | None:

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from ...checkpoint.experts import Naming, single_of, stack_of
 from ..findings import Findings
 from ..types import Entry, OutputTensor
-from .naming import ROLES, Naming, single_of, stack_of
 
 _WHOLE = re.compile(r"(.*\.experts\.)(\d+)\.((?:gate_up|down)_proj)\.(weight|bias)")
 
@@ -50,7 +50,7 @@ def _part(name: str) -> tuple[str, tuple[int, int]] | None:
     """Return the stack that an expert's weight is a part of, and its place: expert, and half."""
     if single := single_of(name):
         before, block, parameter = single.stack
-        return f"{before}{block}.experts.{parameter}", (single.expert, int(ROLES[single.projection] == "up"))
+        return f"{before}{block}.experts.{parameter}", (single.expert, single.half)
     # Stacks whose halves lie side by side in every row are merged by experts, and not by halves; biases likewise.
     if match := _WHOLE.fullmatch(name):
         return f"{match[1]}{match[3]}{'_bias' if match[4] == 'bias' else ''}", (int(match[2]), 0)

@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from ...checkpoint.experts import ROLES, Naming, Stack, in_block, naming_of, single_of, stack_of
 from ...checkpoint.layers import find_stacks, split_layer
 from ...dtypes import promoted
 from ...recipe.types import ModelRef, Recipe
 from ..findings import Findings, listed
 from ..models import OpenModel
 from ..types import Gathered, InputTensor, Run
-from .naming import ROLES, Naming, Stack, in_block, naming_of, single_of, stack_of
 
 
 def as_units(

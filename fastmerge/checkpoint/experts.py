@@ -28,6 +28,11 @@ class Single(NamedTuple):
         """What a stack that it belongs to has: text before the block, block, parameter."""
         return self.before, self.block, "down_proj" if ROLES[self.projection] == "down" else "gate_up_proj"
 
+    @property
+    def half(self) -> int:
+        """1 for up, whose rows lie below those of gate; 0 for others."""
+        return int(ROLES[self.projection] == "up")
+
 
 class Stack(NamedTuple):
     """The weights, or biases, of projections of all experts of a layer: ``before`` + ``block.experts.gate_up_proj``."""

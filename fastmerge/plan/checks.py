@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ..dtypes import DType
 from ..recipe.types import ModelRef
@@ -77,7 +77,7 @@ def check_dtypes(rows: Sequence[Row], integers: str, findings: Findings) -> list
     return [row for row in good if _check_integers(row, integers, findings)]
 
 
-def _inputs(row: Row):
+def _inputs(row: Row) -> Iterator[tuple[InputTensor, OpenModel]]:
     return zip(row.inputs.every, row.members.models.every, strict=True)
 
 

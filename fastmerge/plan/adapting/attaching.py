@@ -59,10 +59,10 @@ def attach(
         if target is not None:
             tensor = tensors[target]
             turned = change.embedding or _is_conv1d(target, config)
-            why = _attach_one(tensors, tensor, name, change, turned, stored)
-            if why and why.startswith("of a transposed"):
-                found.problem(f"{path}: {name}", f"{change.kind} {why}", "merge it with PEFT first")
-            elif why:
+            if turned and change.kind not in _TURNED:
+                what = f"{change.kind} of a transposed weight is not offered"
+                found.problem(f"{path}: {name}", what, "merge it with PEFT first")
+            elif why := _attach_one(tensors, tensor, name, change, turned, stored):
                 wrong.append(f"{target} {why}")
     attach_experts(adapter.experts, tensors, config, path, stored, found)
     if wrong:
@@ -80,8 +80,6 @@ def _attach_one(
     stored: Callable[[str, TensorEntry], InputTensor],
 ) -> str | None:
     """Give ``tensor`` its adapter; return why it cannot have it."""
-    if turned and change.kind not in _TURNED:
-        return "of a transposed weight is not offered"
     turned = turned and len(tensor.shape) == 2
     shape = tensor.shape[::-1] if turned else tensor.shape
     fits = fitting_shape(change, shape)

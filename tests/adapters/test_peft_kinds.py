@@ -282,3 +282,16 @@ def test_chunks_do_not_matter(tmp_path, kind):
         fastmerge.merge(recipe(tmp_path), out, ram=ram, threads=threads)
         digests.add((out / "model.safetensors").read_bytes())
     assert len(digests) == 1
+
+
+def test_kinds_that_peft_has_not_for_transposed_weights(tmp_path):
+    gpt2().save_pretrained(tmp_path / "base")
+    (tmp_path / "adapter").mkdir()
+    config = {"peft_type": "LOHA", "r": 2, "alpha": 2, "target_modules": ["c_attn"]}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    prefix = "base_model.model.transformer.h.0.attn.c_attn.hada_"
+    sides = {"w1_a": (32, 2), "w1_b": (2, 96), "w2_a": (32, 2), "w2_b": (2, 96)}
+    factors = {prefix + side: torch.ones(shape) for side, shape in sides.items()}
+    save_file(factors, tmp_path / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(InvalidInput, match=r"c_attn\S*: loha of a transposed weight is not offered \(merge it with"):
+        fastmerge.check(recipe(tmp_path))

@@ -7,7 +7,7 @@
     fastmerge.statistics.grams("org/model", texts, "grams.safetensors")
 
 Each needs ``pip install fastmerge[statistics]`` (transformers), the model in memory, and for ``fisher`` its gradients.
-A model that is loaded already may be given with its tokenizer.
+A model that is loaded already may be given with its tokenizer; it stays on ``device``, in evaluation mode.
 """
 
 from __future__ import annotations

@@ -69,6 +69,4 @@ def float_of(mask: Tensor) -> Tensor:
 
 def join(parts: Sequence[Tensor]) -> Tensor:
     """Return vectors in one."""
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate(parts)
-    return _module(parts[0]).cat(tuple(parts))
+    return _module(parts[0]).concatenate(tuple(parts))

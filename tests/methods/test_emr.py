@@ -149,5 +149,6 @@ def test_from_the_command_line(tmp_path, monkeypatch):
     found = load_file("restored/model.safetensors")
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
     assert (tmp_path / "restored" / "config.json").exists()
-    assert run("restore", "kept", "three", "--out", "other").exit_code != 0
+    failed = run("restore", "kept", "three", "--out", "other")
+    assert failed.exit_code == 2 and "kept has no task 'three'; it has one, two" in failed.output
     assert not (tmp_path / "other").exists()

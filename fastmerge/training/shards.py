@@ -9,13 +9,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidInput, Problem
+from ..sharded import is_sharded
 
 __all__ = ["is_sharded", "like_shard", "local", "reshard", "unwrapped"]
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Return whether a tensor is a DTensor, of which this rank has a part."""
-    return hasattr(tensor, "to_local") and hasattr(tensor, "placements")
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import sys
 import tempfile
 import traceback
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from ranks import end_well
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -150,18 +149,13 @@ def run(rank, ranks, folder, cases, backend):
     torch.set_num_threads(1)
     dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
     failures: dict[str, str | None] = dict.fromkeys(cases)
-    try:
-        for name, case in cases.items():
-            try:
-                case()
-            except Exception:
-                failures[name] = traceback.format_exc()
-        torch.save(failures, Path(folder) / f"failures{rank}")
-    finally:
-        dist.destroy_process_group()
-    # Everything is written. Threads of gloo that are still there abort an interpreter that ends in the usual way.
-    sys.stdout.flush()
-    os._exit(0)
+    for name, case in cases.items():
+        try:
+            case()
+        except Exception:
+            failures[name] = traceback.format_exc()
+    torch.save(failures, Path(folder) / f"failures{rank}")
+    end_well()
 
 
 def work(rank, ranks, folder, seed, mesh_shape, placements, more=(), device="cpu"):

@@ -6,7 +6,8 @@
     fastmerge.statistics.fisher("org/model", texts, "fisher.safetensors")
     fastmerge.statistics.grams("org/model", texts, "grams.safetensors")
 
-Each needs ``pip install fastmerge[statistics]`` (transformers), the model in memory, and for ``fisher`` its gradients.
+Each needs transformers (``pip install 'fastmerge[statistics]'``), the model in memory, and for ``fisher`` its
+gradients.
 A model that is loaded already may be given with its tokenizer; it stays on ``device``, in evaluation mode.
 """
 
@@ -143,7 +144,7 @@ def _loaded(model: Any, tokenizer: Any, device: str) -> tuple[torch.nn.Module, A
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
-        raise FastmergeError(f"statistics need transformers ({error}); pip install fastmerge[statistics]") from error
+        raise FastmergeError(f"statistics need transformers ({error}); pip install 'fastmerge[statistics]'") from error
     network = AutoModelForCausalLM.from_pretrained(os.fspath(model)).float()
     return network.to(device).eval(), tokenizer or AutoTokenizer.from_pretrained(os.fspath(model))
 

@@ -121,7 +121,7 @@ class _Prompts:
             import transformers
         except ImportError as error:
             what = f"routers that are made of prompts need transformers ({error})"
-            raise FastmergeError(f"{what}; pip install fastmerge[moe], or write gate_mode: random") from error
+            raise FastmergeError(f"{what}; pip install 'fastmerge[moe]', or write gate_mode: random") from error
         self._transformers, self._base, self._where = transformers, base, where
         self._states: dict[str, list[Tensor]] = {}
         self._tokens: dict[str, list[int]] = {}

@@ -9,7 +9,7 @@ from ._cuda import why_unavailable as why_no_cuda_extension
 from ._download import download
 from ._native import cpu_extension, limited_threads, why_no_cpu_extension
 from ._registry import BACKENDS, OPERATIONS, BackendError, use_backend
-from ._sums import total
+from ._sums import start_totals, total
 from .gram import gram_matrix, gram_partials, pairs
 from .histogram import HISTOGRAM_BINS, equal_counts, magnitude_histogram
 from .keep import (
@@ -81,6 +81,7 @@ __all__ = [
     "sparse_merge",
     "sparse_merge_many",
     "start_selection",
+    "start_totals",
     "tensor_key",
     "total",
     "use_backend",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # That of csrc/arguments.h.
-INTERFACE = 3
+INTERFACE = 4
 
 ArrayTuple = tuple[int, int]
 TensorsTuple = tuple[list[int], list[int], int, int, int]

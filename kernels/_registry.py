@@ -154,6 +154,14 @@ def _pin(backend: str | None) -> str:
     return backend or (_pinned[-1] if _pinned else None) or os.environ.get("FASTMERGE_BACKEND") or "auto"
 
 
+def serves(backend: str, tensor: Tensor, probe: Callable[[], str | None]) -> bool:
+    """Return whether a backend does on the device of ``tensor`` what the host does elsewhere: nothing else is pinned,
+    and ``probe`` knows no reason why it cannot run."""
+    kind = tensor.device.type
+    runs = backend in PREFERENCE[kind] if kind in PREFERENCE else kind == "cuda"
+    return runs and _pin(None) in ("auto", backend) and probe() is None
+
+
 OPERATIONS: dict[str, Operation] = {}
 
 

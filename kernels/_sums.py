@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import _native
-from .strip import on_host
+from fastmerge.dtypes import float64
+
+from . import _cuda, _native
+from ._download import download
+from ._registry import serves
+from .strip import empty, on_host
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,9 +27,62 @@ def total(partials: Tensor | np.ndarray) -> list[float]:
     split over devices, or on the backend. It is infinite only where the exact sum lies beyond float64; a zero sum is
     +0. NaN and infinity propagate.
     """
-    table = on_host(partials)
-    if table.dtype != np.float64 or table.ndim != 2:
-        raise ValueError(f"partials is {partials.dtype} {tuple(partials.shape)}; expected a float64 table")
+    _check(partials)
+    if not isinstance(partials, np.ndarray) and (sums := device_sums([partials])) is not None:
+        return on_host(sums).tolist()
+    return _host_total(on_host(partials))
+
+
+def start_totals(tables: Sequence[Tensor]) -> Callable[[], list[np.ndarray]]:
+    """Begin what ``total`` returns for tables of one device, and do not wait for it; the function returned does.
+
+    On a GPU the sums are made there, in one launch, and come in one download; where its kernels cannot run the tables
+    come, in one download, too.
+    """
+    import torch
+
+    columns = [table.shape[1] for table in tables]
+    sums = device_sums(tables)
+    if sums is None:
+        wait = download(torch.cat([table.flatten() for table in tables]))
+        shapes = [table.shape for table in tables]
+
+        def add_up() -> list[np.ndarray]:
+            parts = _parts(on_host(wait()), [shape.numel() for shape in shapes])
+            return [np.array(_host_total(part.reshape(shape))) for part, shape in zip(parts, shapes, strict=True)]
+
+        return add_up
+    wait = download(sums)
+    return lambda: _parts(on_host(wait()), columns)
+
+
+def _parts(values: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+    return np.split(values, np.cumsum(sizes)[:-1])
+
+
+def device_sums(tables: Sequence[Tensor]) -> Tensor | None:
+    """Return what ``total`` returns for tables of one GPU, as one float64 tensor there; None where CUDA cannot run.
+
+    ValueError for what is not a float64 table.
+    """
+    like = tables[0]
+    if not serves("cuda", like, _cuda.why_unavailable):
+        return None
+    for table in tables:
+        _check(table)
+    contiguous = [table if table.is_contiguous() else table.contiguous() for table in tables]
+    sums = empty(like, float64, sum(table.shape[1] for table in tables))
+    entries = [(table.data_ptr(), *table.shape) for table in contiguous]
+    _cuda.extension().exact_sums(sums.data_ptr(), entries, _cuda.stream(like))
+    return sums
+
+
+def _check(table: Tensor | np.ndarray) -> None:
+    if str(table.dtype).removeprefix("torch.") != "float64" or len(table.shape) != 2:
+        raise ValueError(f"partials is {table.dtype} {tuple(table.shape)}; expected a float64 table")
+
+
+def _host_total(table: np.ndarray) -> list[float]:
     if _native.why_no_cpu_extension():
         return [_exact(column) for column in table.T.tolist()]
     table = np.ascontiguousarray(table)

@@ -71,7 +71,7 @@ def _report(arch: int, symbol: str, usage: tuple[int, ...], sass: str) -> Report
     registers, stack, shared = usage
     code, name = Instructions(sass), _readable(symbol)
     wide, narrow = code.wide("LDG"), code.narrow("LDG")
-    faults = code.faults(stack, divisions=code.counts["MUFU.RCP"])
+    faults = code.faults(stack, divisions=code.number("MUFU.RCP"))
     if name.startswith(ALIGNED) and (narrow or not wide):
         faults.append(f"{narrow} narrow loads, {wide} wide ones")
     return Report(

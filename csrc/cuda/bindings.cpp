@@ -71,6 +71,25 @@ PYBIND11_MODULE(_cuda, m) {
     norms(reinterpret_cast<double*>(partials), inputs, keep_rules(keeps), power, offset, stream(where));
   });
 
+  m.def("exact_sums", [](Address sums, const std::vector<std::tuple<Address, std::int64_t, unsigned>>& tuples,
+                         const StreamTuple& where) {
+    need_gpu();
+    std::vector<SumTable> tables;
+    for (const auto& [address, rows, columns] : tuples) {
+      tables.push_back({reinterpret_cast<const double*>(address), rows, columns});
+    }
+    exact_sums(reinterpret_cast<double*>(sums), tables, stream(where));
+  });
+  m.def("matched_factors", [](Address factors, Address sums, const std::vector<double>& weights, double tiny,
+                              const StreamTuple& where) {
+    need_gpu();
+    if (weights.empty() || weights.size() > kMaxTensors) {
+      throw std::invalid_argument("weights: expected 1 .. " + std::to_string(kMaxTensors));
+    }
+    matched_factors(reinterpret_cast<float*>(factors), reinterpret_cast<const double*>(sums), weights, tiny,
+                    stream(where));
+  });
+
   m.def("rank_mask",
         [](Address mask, const TensorsTuple& tuple, const std::array<std::int64_t, 3>& shape, std::uint32_t first,
            std::uint64_t step, std::uint64_t key, std::uint32_t model, Address workspace, const StreamTuple& where) {

@@ -36,6 +36,13 @@ struct RankJob {
   std::uint32_t model;
 };
 
+// A float64 table [rows, columns] of partial sums.
+struct SumTable {
+  const double* data;
+  std::int64_t rows;
+  unsigned columns;
+};
+
 // The reason why no kernel can run here, and what to do; empty where one can.
 std::string why_unavailable();
 
@@ -46,6 +53,11 @@ void sparse_merge(const std::vector<MergeJob>& jobs, const Stream& stream);
 void gram(double* partials, const Tensors& inputs, const Stream& stream);
 void norms(double* partials, const Tensors& inputs, const std::vector<Keep>& keeps, int power, std::uint64_t offset,
            const Stream& stream);
+// kernels/_sums.py. Writes the sums of the columns of all tables, in turn.
+void exact_sums(double* sums, const std::vector<SumTable>& tables, const Stream& stream);
+// kernels/answers.py. From the norms of at most kMaxTensors deltas, a pair for each: a factor for each, then a status.
+void matched_factors(float* factors, const double* sums, const std::vector<double>& weights, double tiny,
+                     const Stream& stream);
 // Overwrites the mask. The workspace must not be used by anything else until the kernel is done.
 void rank_mask(const RankJob& job, std::int64_t outer, void* workspace, const Stream& stream);
 // The bytes of that workspace for so many rows in all, aligned to 8 bytes.

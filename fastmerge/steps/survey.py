@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import kernels
 from ..dtypes import float64, int32, int64
-from ..kernels import GRID, Boundary, Keep, download, empty, on_host, zeros
+from ..kernels import GRID, Boundary, Keep, empty, on_host, zeros
 from ..kernels.histogram import descend, nth_equal
 from .source import Chunk, Resident, Source
 
@@ -46,7 +46,10 @@ class Survey(ABC):
 
 
 class TableSurvey(Survey):
-    """A survey whose answer follows from a table of partial sums, one row per chunk of the grid."""
+    """A survey whose answer follows from a table of partial sums, one row per chunk of the grid.
+
+    It follows from the exact sums of the columns (``kernels.total``) alone, so that these may stand for all rows.
+    """
 
     @abstractmethod
     def partials(self, chunk: Chunk) -> Tensor:
@@ -54,9 +57,12 @@ class TableSurvey(Survey):
 
     @abstractmethod
     def answer(self, table: np.ndarray) -> Any:
-        """Return the answer of a whole table."""
+        """Return the answer of a whole table, or of one row that holds its exact sums."""
 
     def run(self, source: Source) -> Any:
+        if source.whole:
+            [answer] = self.start_all([self], [source])()
+            return answer
         return self.answer(_over_grid(source, self.partials))
 
     @classmethod
@@ -64,18 +70,8 @@ class TableSurvey(Survey):
         tables = [survey.partials(*source.chunks()) for survey, source in zip(surveys, sources, strict=True)]
         if tables[0].device.type == HOST:
             return lambda: [survey.answer(on_host(table)) for survey, table in zip(surveys, tables, strict=True)]
-        import torch
-
-        shapes = [table.shape for table in tables]
-        wait = download(torch.cat([table.flatten() for table in tables]))
-
-        def answers() -> list[Any]:
-            parts = np.split(on_host(wait()), np.cumsum([shape.numel() for shape in shapes])[:-1])
-            return [
-                survey.answer(part.reshape(shape)) for survey, part, shape in zip(surveys, parts, shapes, strict=True)
-            ]
-
-        return answers
+        wait = kernels.start_totals(tables)
+        return lambda: [survey.answer(sums[None]) for survey, sums in zip(surveys, wait(), strict=True)]
 
 
 @dataclass(frozen=True)

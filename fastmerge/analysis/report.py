@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import explained
+from . import svg
 from .advice import Advice, advise
 from .family import Family
 from .sections import MOST_PANELS, Section, of_counts, percent
@@ -40,12 +41,6 @@ table{border-collapse:collapse}td,th{padding:.2em .8em;border-bottom:1px solid #
 td:first-child,th:first-child{text-align:left}pre{background:#f6f6f6;padding:.8em;max-height:24em;overflow:auto}
 svg{display:inline-block;max-width:100%;height:auto;margin:.4em 1.2em .8em 0;vertical-align:top}
 """
-# Of the pictures; said in each, so that it can be cut out and still be read.
-DRAWN = (
-    "<style>svg text{font:12px system-ui,sans-serif}svg .t{font-weight:600}svg .r{text-anchor:end}"
-    "svg .m{text-anchor:middle}svg .u{fill:#555}svg .g{stroke:#e2e2e2}svg .d{stroke:#555;stroke-dasharray:2 3}"
-    "svg polyline{fill:none;stroke-width:1.6}</style>"
-)
 
 
 def write_report(folder: Path, analysis: Analysis) -> dict[str, Any]:
@@ -72,7 +67,7 @@ def _page(
 ) -> Iterator[str]:
     title = "What the models changed" if analysis.family else "Rank collapse"
     yield f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-    yield f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>{DRAWN}</head>'
+    yield f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>{svg.STYLE}</head>'
     yield f"<body><h1>{title}</h1>"
     if analysis.family is not None and advice is not None:
         yield "".join(f"<p>{escape(sentence)}</p>" for sentence in advice.sentences)

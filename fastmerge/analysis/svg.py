@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Grid", "Scale", "cells", "lines", "number"]
+__all__ = ["STYLE", "Grid", "Scale", "cells", "lines", "number", "standalone"]
 
 # Rows of cells; NaN stays blank.
 Grid = Sequence[Sequence[float]]
@@ -19,6 +19,12 @@ Grid = Sequence[Sequence[float]]
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
 DIVERGING = ((33, 102, 172), (146, 197, 222), (247, 247, 247), (244, 165, 130), (178, 24, 43))
 RISING = ((247, 251, 255), (198, 219, 239), (107, 174, 214), (33, 113, 181), (8, 48, 107))
+STYLE = (
+    "<style>svg text{font:12px system-ui,sans-serif}svg .t{font-weight:600}svg .r{text-anchor:end}"
+    "svg .m{text-anchor:middle}svg .u{fill:#555}svg .g{stroke:#e2e2e2}svg .d{stroke:#555;stroke-dasharray:2 3}"
+    "svg polyline{fill:none;stroke-width:1.6}</style>"
+)
+"""What a page with pictures says once."""
 LETTER = 6.6  # width of a letter of 12 px, on average
 
 
@@ -178,6 +184,12 @@ class _Axis:
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough)
         return [i * step for i in range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)]
+
+
+def standalone(svg: str) -> str:
+    """Return a picture as a file of its own."""
+    tag, rest = svg.split(">", 1)
+    return f'{tag}>{STYLE}<rect width="100%" height="100%" fill="#fff"/>{rest}\n'
 
 
 def number(value: float) -> str:

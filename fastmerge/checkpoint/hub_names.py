@@ -35,13 +35,8 @@ def hub_id_of(address: str) -> str | None:
     return next(filter(None, found.groups())) if found else None
 
 
-def near_folder(path: str, beside: str | None = None) -> str | None:
-    """Return a local folder with a model that ``path`` was probably meant to be, or None.
-
-    ``beside`` is the folder of the recipe: paths are relative to the current directory, which is easily forgotten.
-    """
-    if beside and holds_weights(os.path.join(beside, path)):
-        return os.path.join(beside, path)
+def near_folder(path: str) -> str | None:
+    """Return a local folder with a model that ``path`` was probably meant to be, or None."""
     head, name = os.path.split(os.path.expanduser(path.rstrip("/\\ ").strip()))
     for parent in _parents(head):
         for found in _folders(parent):

@@ -8,7 +8,7 @@ import re
 from ..errors import CheckpointError
 from .distributed import SEPARATOR, split_key
 from .file_names import ADAPTER, INDEX, SINGLE
-from .foreign import describe_repository
+from .foreign import describe_repository, holds_weights
 from .gguf import models_in
 from .hub_names import hub_id_of, looks_like_hub_id, names_a_file, near_folder
 
@@ -25,8 +25,9 @@ _OTHER_COPY = re.compile(r"^consolidated|^adapter_model|training_args|optimizer|
 def locate(path: str, revision: str | None = None, beside: str | None = None) -> str:
     """Return the folder of a model or adapter: a local folder, or a file; else the hub's snapshot of ``revision``.
 
-    The hub is asked only for what can be a hub id, and is no near miss of a folder here, of the recipe's folder
-    ``beside`` included. Whoever means the hub in spite of such a folder names a revision (``owner/name@main``).
+    What is not found from the current directory is looked for in the recipe's folder ``beside``. The hub is asked only
+    for what can be a hub id, and is no near miss of a folder here. Whoever means the hub in spite of such a folder
+    names a revision (``owner/name@main``).
 
     A repository's folder in the hub's cache (``models--owner--name``) stands for its snapshot. What is not in the
     cache is downloaded: weights (safetensors where the repository has them, else ``.bin``), configs and files of
@@ -47,7 +48,9 @@ def locate(path: str, revision: str | None = None, beside: str | None = None) ->
     if os.path.exists(local):
         endings = ", ".join(WEIGHT_FILES)
         raise CheckpointError(f"{path}: is a file; name the folder of the checkpoint, or a file of weights ({endings})")
-    meant = near_folder(path, beside)
+    if beside and revision is None and _holds_model(near := os.path.join(beside, local)):
+        return locate(near)
+    meant = near_folder(path)
     if not looks_like_hub_id(path) or (names_a_file(path) and revision is None):
         remedy = _remedy(path, meant)
         raise CheckpointError(f"{path}: neither an existing folder nor a hub id like owner/name ({remedy})")
@@ -63,6 +66,19 @@ def locate(path: str, revision: str | None = None, beside: str | None = None) ->
             "(pip install 'fastmerge[hub]', or check the path)"
         ) from error
     return _download(path, revision)
+
+
+def passed_over(path: str, revision: str | None, beside: str | None) -> str | None:
+    """Return a model in the recipe's folder ``beside`` that ``locate`` does not take, since another is found first."""
+    local = os.path.expanduser(path)
+    if beside is None or revision is not None or os.path.isabs(local) or not os.path.exists(split_key(local)[0]):
+        return None
+    near = os.path.join(beside, local)
+    return near if _holds_model(near) and not os.path.samefile(split_key(near)[0], split_key(local)[0]) else None
+
+
+def _holds_model(path: str) -> bool:
+    return holds_weights(split_key(path)[0]) or (path.endswith(WEIGHT_FILES) and os.path.isfile(path))
 
 
 def _remedy(path: str, meant: str | None) -> str:

@@ -13,7 +13,7 @@ from ..sizes import show_size
 from ._errors import Command
 from ._explaining import show_explanations
 from ._options import DISTRIBUTED, RANK_TIMEOUT, RECIPE, together
-from ._output import note, print_facts, print_json
+from ._output import counted, note, print_facts, print_json
 from ._planning import CHECKING, PLANNING, RUNNING, Planned, planned, show_files, show_plans
 from ._progress import progress
 
@@ -223,7 +223,7 @@ def _show_report(out: str, plan: Plan, report: Report) -> None:
     print_facts(
         [
             ("read", show_size(report.bytes_read)),
-            ("written", f"{show_size(report.bytes_written)} in {_count(len(plan.shards), 'file')} of weights"),
+            ("written", f"{show_size(report.bytes_written)} in {counted(len(plan.shards), 'file')} of weights"),
             ("time", f"{report.seconds:.2f} s ({rate}), {report.cpu_seconds:.2f} CPU-s"),
             *([("bound", _bound(report))] if report.seconds > LONG else []),
             ("device", f"{', '.join(report.devices)} ({report.device_reason})"),
@@ -237,7 +237,3 @@ def _bound(report: Report) -> str:
     """Return in words how near a run came to what its slowest part alone would take."""
     part = _DOING.get(report.bounded_by, report.bounded_by)
     return f"{part} alone takes {report.bound_seconds:.1f} s; the merge took {report.distance:.2f} times that"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -9,7 +9,7 @@ import click
 from ..sizes import show_size
 from ._errors import Command
 from ._options import BACKEND, JSON, PLUGIN, QUIET, RAM, THREADS, together
-from ._output import note, print_facts, print_json
+from ._output import counted, note, print_facts, print_json
 from ._progress import progress
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _show(report: VerifyReport, as_json: bool, quiet: bool) -> None:
     for problem in report.mismatches:
         click.echo(f"differs: {problem}", err=True)
     if not quiet:
-        verdict = "every bit as recomputed" if report.ok else f"{len(report.mismatches)} findings"
+        verdict = "every bit as recomputed" if report.ok else counted(len(report.mismatches), "finding")
         rate = show_size(report.bytes_read / report.seconds)
         print_facts(
             [

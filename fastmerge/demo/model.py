@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,8 +111,11 @@ class Decoder(nn.Module):
         return self.lm_head(self.model["norm"](x))
 
 
-def save(model: Decoder, folder: Path) -> None:
-    """Write ``model`` in bfloat16 as a checkpoint that ``transformers`` loads as a Llama."""
+def save(model: Decoder, folder: Path, vocabulary: Sequence[str] = ()) -> None:
+    """Write ``model`` in bfloat16 as a checkpoint that ``transformers`` loads as a Llama.
+
+    ``vocabulary`` has the word of every token, for a tokenizer that splits at spaces.
+    """
     size = model.size
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -130,8 +134,26 @@ def save(model: Decoder, folder: Path) -> None:
         "torch_dtype": "bfloat16",
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if vocabulary:
+        _save_tokenizer(vocabulary, folder)
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _save_tokenizer(vocabulary: Sequence[str], folder: Path) -> None:
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {
+            "type": "WordLevel",
+            "vocab": {word: token for token, word in enumerate(vocabulary)},
+            "unk_token": vocabulary[0],
+        },
+    }
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, indent=1) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def load(folder: Path, size: Size) -> Decoder:

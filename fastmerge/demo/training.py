@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .model import Decoder, Size
-from .tasks import LANGUAGES, LENGTH, VOCAB, Dictionaries
+from .tasks import EQUALS, LANGUAGES, LENGTH, VOCAB, Dictionaries
 
 BATCH = 96
 
@@ -70,3 +70,13 @@ def accuracy(model: Decoder, words: Dictionaries, language: int, seed: int = 2**
     tokens = words.sentences(language, count, torch.Generator().manual_seed(seed))
     answers = model(tokens[:, :-1])[:, LENGTH:].argmax(-1)
     return (answers == tokens[:, LENGTH + 1 :]).float().mean().item()
+
+
+@one_thread()
+@torch.no_grad()
+def answer(model: Decoder, tokens: Sequence[int]) -> list[int]:
+    """Return the tokens that ``model`` finds likeliest after ``tokens`` and ``=``, one by one."""
+    said = [*tokens, EQUALS]
+    for _ in range(LENGTH):
+        said.append(int(model(torch.tensor([said]))[0, -1].argmax()))
+    return said[-LENGTH:]

@@ -184,7 +184,8 @@ class _Comparison:
             if i in self._differing:
                 count, first = self._differing[i]
                 element = first // output.dtype.itemsize
-                yield Problem(where, f"{count} bytes differ from the recomputed tensor, the first in element {element}")
+                differ = "1 byte differs" if count == 1 else f"{count} bytes differ"
+                yield Problem(where, f"{differ} from the recomputed tensor, the first in element {element}")
             elif output.name in self._unexpected:
                 yield Problem(where, "the checksum is not the one in the manifest")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..checkpoint import Checkpoint, InputFile, locate, open_checkpoint, read_adapter
+from ..checkpoint import Checkpoint, InputFile, locate, open_checkpoint, passed_over, read_adapter
 from ..checkpoint.layers import TEXT_CONFIGS, LayerName, Stacks, config_layers, find_stacks, is_named, split_layer
 from ..checkpoint.locate import is_cached_repository
 from ..checkpoint.quantized import decoded
@@ -146,7 +146,12 @@ def open_models(recipe: Recipe, findings: Findings) -> dict[ModelRef, OpenModel]
         else:
             findings.problems.extend(_check(model))
             models[reference] = model
-            for note in (*model.checkpoint.notes, *_revision(reference), *_quantized(model)):
+            for note in (
+                *model.checkpoint.notes,
+                *_revision(reference),
+                *_ambiguous(recipe, reference),
+                *_quantized(model),
+            ):
                 findings.note(note)
     return models
 
@@ -168,6 +173,12 @@ def _revision(reference: ModelRef) -> Iterator[str]:
     local = os.path.isdir(os.path.expanduser(reference.path)) and not is_cached_repository(reference.path)
     if reference.revision and local:
         yield f"{reference}: a local folder has no revisions, so @{reference.revision} has no effect"
+
+
+def _ambiguous(recipe: Recipe, reference: ModelRef) -> Iterator[str]:
+    for part in filter(None, (reference if reference.folder is None else None, reference.lora)):
+        if other := passed_over(part.path, part.revision, _folder_of(recipe)):
+            yield f"{part.path}: is the one in the current directory, not {other} beside the recipe"
 
 
 def _quantized(model: OpenModel) -> Iterator[str]:

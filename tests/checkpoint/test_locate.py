@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from types import SimpleNamespace
 
@@ -37,18 +38,41 @@ def test_what_cannot_be_a_hub_id_stays_here(name, hub_is_asked):
     [
         ("bas.", "base"), ("bsae", "base"), ("Base", "base"), ("base ", "base"), ("basse", "base"), ("_base", "base"),
         ("models/my_model", "models/my-model"), ("model/my-model", "models/my-model"),
-        ("./models/mymodel/", "my-model"), ("model/my_model.safetensors", ""), ("beside", "recipes/beside"),
+        ("./models/mymodel/", "my-model"), ("model/my_model.safetensors", ""),
         ("https://huggingface.co/org/name/tree/main", "org/name"), ("hf://org/name", "org/name"),
     ],
 )  # fmt: skip
 def test_near_misses_stay_here(name, meant, tmp_path, monkeypatch, hub_is_asked):
-    for folder in ("base", "models/my-model", "recipes/beside"):
+    for folder in ("base", "models/my-model"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "model.safetensors").touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=f"{meant}|name the folder"):
         locate(name, beside="recipes")
     assert not hub_is_asked
+
+
+@pytest.mark.parametrize("name", ["red", "./red", "org/red", "x/../red", "red.gguf", "lora"])
+def test_the_folder_of_the_recipe_comes_after_the_current_one(name, tmp_path, monkeypatch, hub_is_asked):
+    for place in (tmp_path / "here", tmp_path / "recipes"):
+        for folder in ("red", "org/red", "x", "lora"):
+            (place / folder).mkdir(parents=True)
+            (place / folder / ("adapter_config.json" if folder == "lora" else "model.safetensors")).touch()
+        (place / "red.gguf").touch()
+    recipes = tmp_path / "recipes"
+    monkeypatch.chdir(tmp_path / "here")
+    assert locate(name, beside=str(recipes)) == os.path.abspath(name)
+    monkeypatch.chdir(tmp_path)
+    assert locate(name, beside=str(recipes)) == os.path.normpath(recipes / name)
+    assert not hub_is_asked
+
+
+def test_a_revision_and_a_folder_without_weights_are_not_taken_from_the_recipes_folder(tmp_path, hub_is_asked):
+    (tmp_path / "gpt2").mkdir()
+    assert locate("gpt2", beside=str(tmp_path)) == "folder"
+    (tmp_path / "gpt2" / "model.safetensors").touch()
+    assert locate("gpt2", "main", str(tmp_path)) == "folder"
+    assert hub_is_asked == ["gpt2", "gpt2"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from commands import call, call_json
@@ -13,7 +15,9 @@ from fastmerge.demo.tasks import VOCAB
 
 @pytest.mark.slow
 def test_merged_models_beat_the_base_and_every_fine_tune(tmp_path):
-    rows = {row["name"]: row for row in call_json("demo", "--out", tmp_path / "demo")}
+    told = call("demo", "--out", tmp_path / "demo", "--tour", "--json")
+    assert told.exit_code == 0, told.stderr
+    rows = {row["name"]: row for row in json.loads(told.stdout)}
     single = max(rows[name]["average"] for name in ("base", "red", "green", "blue"))
     assert all(max(rows[name]["accuracies"]) > 0.9 for name in ("red", "green", "blue"))
     assert single < 0.75
@@ -22,6 +26,24 @@ def test_merged_models_beat_the_base_and_every_fine_tune(tmp_path):
     assert call("merge", tmp_path / "demo" / "ties.yml", tmp_path / "again").exit_code == 0
     again, first = (folder / "model.safetensors" for folder in (tmp_path / "again", tmp_path / "demo" / "ties"))
     assert again.read_bytes() == first.read_bytes()
+    for line in (
+        "interrupted: stopped with 14 of 21 tensors", "14 of them taken over from an interrupted run",
+        "its bytes are those of the merge that was not interrupted", "every bit as recomputed",
+        "v_proj.weight: 1 byte differs", "without boosting", "analysis/report.html",
+    ):  # fmt: skip
+        assert line in told.stderr
+    shown = demo.example(tmp_path / "demo", 0)
+    assert shown.answers["ties"] == shown.meaning != shown.answers["base"]
+    for name, answer in shown.answers.items():
+        assert _generated(tmp_path / "demo" / name, f"{shown.sentence} =") == f"{shown.sentence} = {answer}"
+
+
+def _generated(folder, prompt):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokens = tokenizer(prompt, return_tensors="pt")
+    return tokenizer.decode(model.generate(**tokens, max_new_tokens=4, do_sample=False, pad_token_id=0)[0])
 
 
 def test_the_demo_runs_again_in_its_folder(tmp_path, monkeypatch):
@@ -33,6 +55,11 @@ def test_the_demo_runs_again_in_its_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "train_base", untrained)
     monkeypatch.setattr(demo, "fine_tune", lambda base, words, i, seed: untrained(words, seed))
     rows = call_json("demo", "--out", tmp_path / "demo")
+    for made in ("base/tokenizer.json", "ties/tokenizer.json", "accuracies.svg"):
+        assert (tmp_path / "demo" / made).is_file()
+    (tmp_path / "demo").rename(tmp_path / "moved")
+    assert call("check", tmp_path / "moved" / "ties.yml").exit_code == 0
+    (tmp_path / "moved").rename(tmp_path / "demo")
     recipe, merged, mine = (tmp_path / "demo" / name for name in ("ties.yml", "ties/model.safetensors", "mine.yml"))
     before = merged.read_bytes()
     mine.write_text("mine")
@@ -43,6 +70,15 @@ def test_the_demo_runs_again_in_its_folder(tmp_path, monkeypatch):
     result = call("demo", "--out", tmp_path / "demo")
     assert result.exit_code == 2
     assert "ties.yml was changed since the demo wrote it; rename it" in result.stderr
+
+
+def test_the_demo_refuses_to_start_among_models_that_its_recipes_would_mean(tmp_path, monkeypatch):
+    (tmp_path / "red").mkdir()
+    (tmp_path / "red" / "model.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    result = call("demo", "--out", "demo")
+    assert result.exit_code == 2 and "is a model with a name of the demo's; start it elsewhere" in result.stderr
+    assert not (tmp_path / "demo").exists()
 
 
 def test_the_demo_refuses_a_folder_in_use(tmp_path):

@@ -54,7 +54,7 @@ def test_one_flipped_byte_is_found_by_recomputing(merged):
     flip(merge, plan, output, 2 * 70_001)
     (problem,) = verify(merge.out).mismatches
     assert problem.where.endswith(f"{plan.shards[output.shard].filename}: {output.name}")
-    assert problem.what == "1 bytes differ from the recomputed tensor, the first in element 70001"
+    assert problem.what == "1 byte differs from the recomputed tensor, the first in element 70001"
 
 
 def test_one_flipped_byte_is_found_by_checksum(merged):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from ..pages import MOST_PANELS, Section, model_maps, pair_maps, percent
+from ..pages.svg import lines
 from .family import Family
-from .sections import MOST_PANELS, Section, grid_of, pair_maps, percent
+from .matrices import Ranks
 from .summary import users_histogram
-from .svg import Scale, cells, lines
 from .theorem import Collapse
 from .types import Analysis
 
@@ -28,24 +29,18 @@ def of_spectra(analysis: Analysis, family: Family, summary: dict[str, Any]) -> I
 
 def _ranks(analysis: Analysis, family: Family, summary: dict[str, Any]) -> Section:
     count, of_models = len(family.models), summary["stable_ranks_of_models"]
-    several = {f"mean of {count} models": lambda found: found.means[-1]} if count > 1 else {}
-    panels: dict[str, Any] = {label: lambda found, k=k: found.models[k] for k, label in enumerate(family.labels)}
+    panels: dict[str, Callable[[list[Ranks]], float]] = {
+        label: lambda found, k=k: _mean([item.models[k] for item in found])  # type: ignore[misc]
+        for k, label in enumerate(family.labels)
+    }
     if count > MOST_PANELS:
-        panels = {"a model, on average": lambda found: math.fsum(found.models) / count}
-    by_cell: dict[tuple[str, int], list[str]] = {}
+        panels = {"a model, on average": lambda found: _mean([_mean(item.models) for item in found])}
+    if count > 1:
+        panels[f"mean of {count} models"] = lambda found: _mean([item.means[-1] for item in found])
+    by_cell: dict[tuple[str, int], list[Ranks]] = {}
     for tensor in family.matrices:
         assert tensor.layer is not None
-        by_cell.setdefault((tensor.module, tensor.layer), []).append(tensor.name)
-    modules = sorted({module for module, _ in by_cell})
-    grids = {
-        label: grid_of(
-            {cell: _mean([value(analysis.ranks[name]) for name in names]) for cell, names in by_cell.items()},
-            modules, family.layers,
-        )
-        for label, value in (panels | several).items()
-    }  # fmt: skip
-    scale = Scale.rising([value for grid in grids.values() for row in grid for value in row])
-    layers = [str(layer) for layer in range(family.layers)]
+        by_cell.setdefault((tensor.module, tensor.layer), []).append(analysis.ranks[tensor.name])
     text = (
         "The stable rank of a matrix, its squared Frobenius norm over its squared largest singular value, says in how "
         f"many directions it lies. Averaged over the matrices it is {min(of_models):.3g} to {max(of_models):.3g} for "
@@ -58,11 +53,7 @@ def _ranks(analysis: Analysis, family: Family, summary: dict[str, Any]) -> Secti
             f"large by {percent(summary['missed'])} at most, but for one matrix in a thousand, and never too small; "
             "mostly it is right to three digits (--exact decomposes in full)."
         )
-    return Section(
-        "Stable rank",
-        text,
-        tuple(cells(grid, modules, layers, scale, label, "") for label, grid in grids.items()),
-    )
+    return Section("Stable rank", text, model_maps(by_cell, family.layers, panels, ""))
 
 
 def _collapse(analysis: Analysis, family: Family, summary: dict[str, Any]) -> Section:

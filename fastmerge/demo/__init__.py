@@ -9,10 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from ..analysis.svg import Scale, cells, standalone
 from ..api import merge, verify
 from ..checkpoint.foreign import holds_weights
 from ..errors import OutputError
+from ..pages.svg import Scale, cells, standalone
 from .model import Size, load, save
 from .tasks import LANGUAGES, VOCAB, Dictionaries, vocabulary
 from .training import accuracy, answer, fine_tune, train_base

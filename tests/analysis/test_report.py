@@ -15,8 +15,8 @@ from commands import call
 from tiny_models import make_tensors, save_model
 
 from fastmerge.analysis import analyze
-from fastmerge.analysis.sections import clustered
-from fastmerge.analysis.svg import Scale, cells, lines
+from fastmerge.pages import clustered
+from fastmerge.pages.svg import Scale, cells, lines
 
 FILES = {
     "report.html", "analysis.json", "recipe.yml", "tensors.csv", "pairs.csv", "leading.csv", "spectra.csv",
@@ -126,10 +126,14 @@ def test_many_models_are_ordered_by_nearness_and_fit_the_page(tmp_path, generato
         save_model(tmp_path / f"m{k}", {n: t + kinds[k % 3][n] + own[n] for n, t in base.items()})
     models = [str(tmp_path / f"m{k}") for k in range(13)]
     report = analyze(models, str(tmp_path / "base"), tmp_path / "r")
-    order = clustered(report.summary["cosines"])
+    root, cosine = clustered(report.summary["cosines"]), report.summary["cosines"]
+    order, (one, other) = root.leaves, root.parts
+    between = [cosine[i][j] for i in one.leaves for j in other.leaves]
+    assert root.height == pytest.approx(sum(between) / len(between)) and root.height == min(root.joins())
     kinds_in_order = [k % 3 for k in order]
     assert sum(a != b for a, b in itertools.pairwise(kinds_in_order)) == 2
     page = Page(tmp_path / "r" / "report.html")
+    assert "mean cosine of a group" in page.text and "mean cosine with the other models" in page.text
     assert max(float(picture.get("width")) for picture in page.pictures) < 1100
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a report as SVG text: maps of coloured cells with their values on hover, and lines.
+"""Pictures of a page as SVG text: maps of coloured cells with their values on hover, and lines.
 
 Colours are told apart without colour vision: blue to red through white about a middle, white to dark blue from zero on,
 and the palette of Okabe and Ito.
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["STYLE", "Grid", "Scale", "cells", "lines", "number", "standalone"]
+__all__ = ["LETTER", "STYLE", "Axis", "Grid", "Scale", "cells", "drawing", "lines", "number", "standalone"]
 
 # Rows of cells; NaN stays blank.
 Grid = Sequence[Sequence[float]]
@@ -22,7 +22,7 @@ RISING = ((247, 251, 255), (198, 219, 239), (107, 174, 214), (33, 113, 181), (8,
 STYLE = (
     "<style>svg text{font:12px system-ui,sans-serif}svg .t{font-weight:600}svg .r{text-anchor:end}"
     "svg .m{text-anchor:middle}svg .u{fill:#555}svg .g{stroke:#e2e2e2}svg .d{stroke:#555;stroke-dasharray:2 3}"
-    "svg polyline{fill:none;stroke-width:1.6}</style>"
+    "svg polyline{fill:none;stroke-width:1.6}svg .b{fill:none;stroke:#555}</style>"
 )
 """What a page with pictures says once."""
 LETTER = 6.6  # width of a letter of 12 px, on average
@@ -81,7 +81,7 @@ def cells(
             parts.append(f'<text transform="{place}{turned}">{escape(column)}</text>')
     parts.append(_legend(width + 16, max(height, 90), scale, unit) + "</g>")
     wide_enough = max(left + width + 96 + 0.5 * LETTER * len(unit), 1.1 * LETTER * len(title))
-    return _svg(wide_enough, 24 + max(height, 90) + below, parts)
+    return drawing(wide_enough, 24 + max(height, 90) + below, parts)
 
 
 def _cell(x: float, y: float, wide: float, high: float, value: float, scale: Scale, name: str, written: bool) -> str:
@@ -125,8 +125,8 @@ def lines(
     ys = [y for _, y in points] + ([mark] if mark is not None else []) + ([0.0] if zero else [])
     # Below a hundred thousandth of the largest, singular values are rounding.
     whole = all(x == int(x) for x, _ in points)
-    across_axis = _Axis(min(x for x, _ in points), max(x for x, _ in points), 460, log_x, whole)
-    up_axis = _Axis(max(min(ys), max(ys) * 1e-5) if log_y else min(ys), max(ys), 220, log_y)
+    across_axis = Axis(min(x for x, _ in points), max(x for x, _ in points), 460, log_x, whole)
+    up_axis = Axis(max(min(ys), max(ys) * 1e-5) if log_y else min(ys), max(ys), 220, log_y)
     left, top = 62, 26
     parts = [f'<text class="t" x="0" y="13">{escape(title)}</text>', f'<g transform="translate({left},{top})">']
     for value in up_axis.ticks():
@@ -156,10 +156,10 @@ def lines(
     parts.append(f'<text class="m" x="230" y="254">{escape(across)}</text></g>')
     parts.append(f'<text class="m" transform="translate(11,{top + 110}) rotate(-90)">{escape(up)}</text>')
     width = left + 510 + LETTER * max(map(len, kept), default=0)
-    return _svg(width, max(top + 262, top + 17 * len(kept) + 8), parts)
+    return drawing(width, max(top + 262, top + 17 * len(kept) + 8), parts)
 
 
-class _Axis:
+class Axis:
     """From values to pixels; marked at whole numbers only where all values are ``whole``."""
 
     def __init__(self, low: float, high: float, pixels: float, log: bool, whole: bool = False):
@@ -197,6 +197,7 @@ def number(value: float) -> str:
     return f"{value:.3g}" if value else "0"
 
 
-def _svg(width: float, height: float, parts: Sequence[str]) -> str:
+def drawing(width: float, height: float, parts: Sequence[str]) -> str:
+    """Return a picture of these parts, in pixels."""
     size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(parts)}</svg>'

@@ -139,6 +139,59 @@ FASTMERGE_HD std::uint32_t rank_threshold(std::uint32_t first, std::uint64_t ste
   return first - static_cast<std::uint32_t>((step * rank + (std::uint64_t{1} << 30)) >> 31);
 }
 
+// ---- quotients ----
+
+// 1 / divisor as a sum of two numbers of one sign: `high` has 29 bits, so that a float32 times it is exact in float64.
+struct alignas(16) Quotient {
+  double high, low;
+};
+
+// numerator / divisor, rounded once, for every numerator: what is rounded to float32 lies within 2^-52 of the quotient,
+// which is either a midpoint, and then exact here, or 2^-49 away from one. No slow path for zeros and subnormals.
+FASTMERGE_HD float divided(float numerator, const Quotient& by) {
+  const double x = numerator;
+#if defined(__CUDA_ARCH__)
+  // The same bits, since the first product is exact.
+  return static_cast<float>(fma(x, by.high, x * by.low));
+#else
+  return static_cast<float>(x * by.high + x * by.low);
+#endif
+}
+
+// Host only. kernels/_quotients.py is the same in Python.
+static inline Quotient quotient_of(float divisor) {
+  const double x = divisor;
+  // Toward zero, for the sign of the rest.
+  const double high = bit_cast<double>(bit_cast<std::uint64_t>(1 / x) & ~std::uint64_t{0xFFFFFF});
+  const double rest = (1 - high * x) / x;
+  // Of an infinite divisor both are zero. Elsewhere neither may be: infinity times zero would be NaN.
+  return {high, high == 0 ? high : rest == 0 ? high * 0x1p-110 : rest};
+}
+
+// What an elected sum is divided by, per set of the models that agree: entry b for the models k with bit k in b.
+static inline void elected_quotients(Quotient* table, const float* weights, int count) {
+  for (unsigned models = 0; models < 1u << count; ++models) {
+    float divisor = 0.0f;
+    for (int k = 0; k < count; ++k) {
+      if (models >> k & 1) divisor += weights[k];
+    }
+    table[models] = quotient_of(divisor == 0.0f ? 1.0f : divisor);
+  }
+}
+
+template <class F>
+FASTMERGE_HD F divided(F numerator, F divisor) {
+  return numerator / divisor;
+}
+
+// A GPU divides zeros by a call that costs more than a merge, so it divides 1 there.
+FASTMERGE_HD float divided(float numerator, float divisor) {
+  const bool zero = numerator == 0.0f;
+  const float quotient = (zero ? 1.0f : numerator) / divisor;
+  const std::uint32_t sign = bit_cast<std::uint32_t>(divisor) & 0x80000000u;
+  return zero ? bit_cast<float>(bit_cast<std::uint32_t>(numerator) ^ sign) : quotient;
+}
+
 // ---- fused sparse merge ----
 
 // sum + x where the mask is set. Adding +0 elsewhere changes nothing: a sum that began with +0 is never -0.
@@ -157,6 +210,7 @@ struct MergeScalars {
   float scale;
   float divisor;  // of vote none
   bool divides;
+  const Quotient* quotients;  // of elected_quotients, or that of the divisor
 };
 
 // One model's part in an element. Mask is the type of a comparison of two F.
@@ -172,8 +226,8 @@ struct Part {
 };
 
 // Returns base + the merged deltas of `count` models; fetch(k) returns model k's Part. With a constant count the
-// compiler unrolls the loops and computes each part once.
-template <int kVote, class F, class Fetch>
+// compiler unrolls the loops and computes each part once. kQuotients: divides by s.quotients, with the same bits.
+template <int kVote, bool kQuotients = false, class F, class Fetch>
 FASTMERGE_HD F sparse_merge_element(F base, int count, const MergeScalars& s, Fetch fetch) {
   using U = typename Lanes<F>::Unsigned;
   F merged{};
@@ -183,7 +237,13 @@ FASTMERGE_HD F sparse_merge_element(F base, int count, const MergeScalars& s, Fe
       const F contribution = part.times(part, s.factors[k]);
       merged = k == 0 ? contribution : merged + contribution;
     }
-    if (s.divides) merged = merged / splat<F>(s.divisor);
+    if (s.divides) {
+      if constexpr (kQuotients) {
+        merged = divided(merged, *s.quotients);
+      } else {
+        merged = divided(merged, splat<F>(s.divisor));
+      }
+    }
   } else {
     F votes{};
     for (int k = 0; k < count; ++k) {
@@ -197,6 +257,7 @@ FASTMERGE_HD F sparse_merge_element(F base, int count, const MergeScalars& s, Fe
     // Where the elected sign is negative, signs are flipped before they are compared with it.
     const U flip = (votes >= F{}) ? U{} : U{} + 0x80000000u;
     F divisor{};
+    unsigned agreeing = 0;
     for (int k = 0; k < count; ++k) {
       const auto part = fetch(k);
       const F contribution = part.times(part, s.factors[k]);
@@ -204,10 +265,20 @@ FASTMERGE_HD F sparse_merge_element(F base, int count, const MergeScalars& s, Fe
       // A NaN is neither <= 0 nor >= 0, so it never opposes.
       const auto opposes = bit_cast<F>(bit_cast<U>(signed_part) ^ flip) <= F{};
       merged = add_where(!opposes, merged, contribution);
-      divisor = add_where(!opposes, divisor, splat<F>(s.weights[k]));
+      if constexpr (kQuotients) {
+        agreeing |= opposes ? 0u : 1u << k;
+      } else {
+        divisor = add_where(!opposes, divisor, splat<F>(s.weights[k]));
+      }
     }
-    // Dividing by 1 changes nothing, and costs a GPU less than a branch.
-    if (s.divides) merged = merged / (divisor == F{} ? splat<F>(1.0f) : divisor);
+    if (s.divides) {
+      if constexpr (kQuotients) {
+        merged = divided(merged, s.quotients[agreeing]);
+      } else {
+        // Dividing by 1 changes nothing, and costs a GPU less than a branch.
+        merged = divided(merged, divisor == F{} ? splat<F>(1.0f) : divisor);
+      }
+    }
   }
   return base + merged * splat<F>(s.scale);
 }

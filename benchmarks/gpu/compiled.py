@@ -156,10 +156,13 @@ def _report(arch: int, case: str, name: str, kernel: CompiledKernel) -> Report:
     wide, narrow = sass.wide(*loads), sass.narrow(*loads)
     # Scalars: entries of tables, and elements that serve a whole block.
     scalars = len(re.findall(r"tt\.load [^\n]*: !tt\.ptr", ttgir))
+    # Entries of a table of quotients, per element of a thread.
+    looked_up = re.findall(r"tt\.load [^\n]*: tensor<(\d+)x!tt\.ptr<i64>", ttgir)
+    entries = sum(int(elements) for elements in looked_up) // (32 * kernel.metadata.num_warps)
     divisions = len(re.findall(r"\bdiv\.rn\.f32\b", ptx))
     faults = sass.faults(stack, divisions)
-    if name not in SMALL_KERNELS and (wide == 0 or narrow > scalars):
-        faults.append(f"{narrow} narrow loads, {scalars} of them scalars")
+    if name not in SMALL_KERNELS and (wide == 0 or narrow > scalars + entries):
+        faults.append(f"{narrow} narrow loads, {scalars} of them scalars, {entries} of tables")
     if "fma.rn.f32" in ptx:
         faults.append("fused multiply-adds in PTX")
     # Triton 3.7 compiles some loops around tensor cores to nothing on sm_100.

@@ -29,7 +29,7 @@ void merge_uniform(T* out, const T* base, const T* const* tensors, const MergeJo
                    std::size_t n) {
   constexpr int kArrays = kCount ? kCount : 1;
   const int count = kCount ? kCount : static_cast<int>(job.factors.size());
-  MergeScalars s{job.factors.data(), job.weights.data(), job.scale, job.divisor, job.divides};
+  MergeScalars s{job.factors.data(), job.weights.data(), job.scale, job.divisor, job.divides, nullptr};
   const std::int32_t* thresholds = segment.inside.data();
   const std::uint16_t* const* masks = segment.masks.data();
   // Copies, since `out` may alias anything as far as the compiler knows.

@@ -9,6 +9,8 @@ namespace {
 constexpr int kThreads = 256;
 // Models whose contributions stay in registers.
 constexpr int kMost = 4;
+// Blocks that a multiprocessor holds, by the number of models: the compiler fits registers to it.
+constexpr int kBlocks[] = {4, 3, 3, 2};
 
 // One model's part in an element, for sparse_merge_element: the delta times 0 or its first factor.
 template <int kVote>
@@ -32,15 +34,22 @@ struct Whole {
   const T* base;
   const T* tensors[kCount];
   KeepRule rules[kCount];
-  float factors[kCount], weights[kCount];
-  float scale, divisor;
+  float factors[kCount];
+  float scale;
   bool divides;
   std::int64_t vectors;
+  Quotient quotients[1 << kCount];  // vote none: the first
 };
 
 template <class T, int kVote, int kCount>
-__global__ void __launch_bounds__(kThreads) sparse_merge_kernel(const __grid_constant__ Whole<T, kCount> p) {
-  const MergeScalars scalars{p.factors, p.weights, p.scale, p.divisor, p.divides};
+__global__ void __launch_bounds__(kThreads, kBlocks[kCount - 1])
+    sparse_merge_kernel(const __grid_constant__ Whole<T, kCount> p) {
+  // Where threads look up different entries.
+  __shared__ Quotient quotients[1 << kCount];
+  if (kVote != kVoteNone && threadIdx.x < 1 << kCount) quotients[threadIdx.x] = p.quotients[threadIdx.x];
+  __syncthreads();
+  const MergeScalars scalars{p.factors, nullptr,   p.scale,
+                             0.0f,      p.divides, kVote == kVoteNone ? p.quotients : quotients};
   const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
   for (std::int64_t at = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; at < p.vectors; at += step) {
     const std::int64_t element = at * kVector;
@@ -62,8 +71,8 @@ __global__ void __launch_bounds__(kThreads) sparse_merge_kernel(const __grid_con
     }
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
-      base[j] =
-          sparse_merge_element<kVote>(base[j], kCount, scalars, [&](int k) { return Prepared<kVote>{values[k][j]}; });
+      base[j] = sparse_merge_element<kVote, true>(base[j], kCount, scalars,
+                                                  [&](int k) { return Prepared<kVote>{values[k][j]}; });
     }
     store(p.out + element, narrow<T>(base));
   }
@@ -127,7 +136,7 @@ __global__ void __launch_bounds__(128) sparse_merge_table_kernel(const __grid_co
     }
 #pragma unroll
     for (int j = 0; j < kVector; ++j) value(count, j) = base[j];
-    const MergeScalars scalars{factors, table.weights + row.first_model, row.scale, row.divisor, row.divides};
+    const MergeScalars scalars{factors, table.weights + row.first_model, row.scale, row.divisor, row.divides, nullptr};
     // Not unrolled: eight copies of the loops over models would be most of the extension.
 #pragma unroll 1
     for (int j = 0; j < kVector; ++j) {
@@ -167,11 +176,11 @@ void merge_whole(const MergeJob& job, const std::vector<KeepRule>& rules, int he
       p.tensors[k] = at(job.inputs.tensors[k].data);
       p.rules[k] = rules[k];
       p.factors[k] = job.factors[k];
-      p.weights[k] = job.weights[k];
     }
     p.scale = job.scale;
-    p.divisor = job.divisor;
     p.divides = job.divides;
+    if (job.divides && job.vote == kVoteNone) p.quotients[0] = quotient_of(job.divisor);
+    if (job.divides && job.vote != kVoteNone) elected_quotients(p.quotients, job.weights.data(), kCount);
     p.vectors = static_cast<std::int64_t>(vectors);
     with_constant<4>(job.vote, [&](auto vote) {
       constexpr auto kKernel = sparse_merge_kernel<T, decltype(vote)::value, kCount>;

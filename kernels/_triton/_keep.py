@@ -33,9 +33,12 @@ def rule_of(keep: Keep) -> int:
     return BAND.value if keep.c <= _LARGEST else TOP.value
 
 
-def keep_table(keeps: Sequence[Keep], like: Tensor) -> Tensor:
-    """Return the table [N, COLUMNS] that kernels read, on the device of ``like``."""
-    return to_device([_row(keep) for keep in keeps], like)
+def keep_table(keeps: Sequence[Keep], like: Tensor, more: Sequence[int] = ()) -> Tensor:
+    """Return the table [N, COLUMNS] that kernels read, on the device of ``like``; ``more`` integers follow it."""
+    rows = [_row(keep) for keep in keeps]
+    for i in range(0, len(more), COLUMNS.value):
+        rows.append([*more[i : i + COLUMNS.value], *[0] * (i + COLUMNS.value - len(more))])
+    return to_device(rows, like)
 
 
 def _row(keep: Keep) -> list[int]:

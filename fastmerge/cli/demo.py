@@ -46,7 +46,7 @@ def demo(out: Path, seed: int, tour: bool, as_json: bool) -> None:
         shown = example(out, seed)
         click.echo(f"in {shown.language}, {shown.sentence!r} means {shown.meaning!r}")
         for name, answer in shown.answers.items():
-            click.echo(f"  {name:<5} says {answer!r}")
+            click.echo(f"  {name} says {answer!r}")
     if tour:
         from ..demo.tour import run_tour
 

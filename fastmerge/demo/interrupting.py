@@ -22,7 +22,7 @@ def interrupt_after(tensors: int) -> None:
         if next(counted) == tensors:
             os.kill(os.getpid(), signal.SIGINT)
 
-    Journal.finished = finished  # type: ignore[method-assign]
+    Journal.finished = finished  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from ..dtypes import DType
 from ..recipe.types import ModelRef
@@ -64,7 +64,7 @@ def check_dtypes(rows: Sequence[Row], integers: str, findings: Findings) -> list
     wrong: dict[tuple[int, DType], list[tuple[InputTensor, OpenModel]]] = {}
     good = []
     for row in rows:
-        refused = {(model.index, t.dtype): (t, model) for t, model in _inputs(row) if not _mergeable(t.dtype)}
+        refused = {(model.index, t.dtype): (t, model) for t, model in row.pairs if not _mergeable(t.dtype)}
         if not refused:
             good.append(row)
         for key, tensor_of_model in refused.items():
@@ -75,10 +75,6 @@ def check_dtypes(rows: Sequence[Row], integers: str, findings: Findings) -> list
         what = f"{len(found)} tensors are {dtype}, which is not merged"
         findings.problem(f"{model.checkpoint.folder}: {tensor.name}", what, remedy)
     return [row for row in good if _check_integers(row, integers, findings)]
-
-
-def _inputs(row: Row) -> Iterator[tuple[InputTensor, OpenModel]]:
-    return zip(row.inputs.every, row.members.models.every, strict=True)
 
 
 def _mergeable(dtype: DType) -> bool:
@@ -94,7 +90,7 @@ def _check_integers(row: Row, integers: str, findings: Findings) -> bool:
         return True
     if equal_values(row.inputs.every):
         return True
-    tensor, model = next((t, m) for t, m in _inputs(row) if t.dtype not in MERGED)
+    tensor, model = next((t, m) for t, m in row.pairs if t.dtype not in MERGED)
     what = f"a tensor of {', '.join(sorted(map(str, dtypes)))} differs between the models"
     remedy = (
         "integer and bool tensors are copied, so they must be equal in all models; integers: last (or first) in the "

@@ -46,6 +46,11 @@ class Row:
         """The name by which parameters are chosen and random numbers are drawn."""
         return self.like or self.name
 
+    @property
+    def pairs(self) -> Iterator[tuple[InputTensor, OpenModel]]:
+        """Every input with its model, the base first."""
+        return zip(self.inputs.every, self.members.models.every, strict=True)
+
 
 @dataclass(frozen=True)
 class Stacked:

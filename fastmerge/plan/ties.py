@@ -17,7 +17,7 @@ def tied_rows(rows: Sequence[Row]) -> list[Row]:
     leaders: dict[int, Row] = {}
     for row in rows:
         models = row.members.models.every
-        if row.members.part.method.random and all(t is m.embedding for t, m in _pairs(row)):
+        if row.members.part.method.random and all(t is m.embedding for t, m in row.pairs):
             leaders[models[0].index] = row
     return [_tied(row, leaders) for row in rows]
 
@@ -26,10 +26,6 @@ def _tied(row: Row, leaders: dict[int, Row]) -> Row:
     leader = leaders.get(row.members.models.every[0].index)
     if leader is None or leader is row or leader.members is not row.members:
         return row
-    if all(is_copy_of_embedding(model, tensor) for tensor, model in _pairs(row)):
+    if all(is_copy_of_embedding(model, tensor) for tensor, model in row.pairs):
         return replace(row, like=leader.name)
     return row
-
-
-def _pairs(row: Row):
-    return zip(row.inputs.every, row.members.models.every, strict=True)

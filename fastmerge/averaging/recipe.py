@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from ..checkpoint import is_adapter
 from ..checkpoint.folder import read_json
 from ..errors import InvalidInput, Problem
+from ..recipe.writing import Table, of_training, write_recipe
 from ..schedules import by_counts, normalized, schedule_of
 from .window import window_of
 
@@ -43,6 +42,8 @@ def average_of(
     base: str | None = None,
     dtype: str | None = None,
     title: str | None = None,
+    names_table: Table | None = None,
+    config_source: str | None = None,
     **choice: Any,
 ) -> Average:
     """Return the average of checkpoints.
@@ -55,6 +56,7 @@ def average_of(
         base:     the model that adapters are added to before they are averaged.
         dtype:    of the output; None keeps that of the checkpoints.
         title:    what the recipe says of the result; None says how it was averaged.
+        names_table, config_source: as in ``average``.
         choice:   ``last``, ``every``, ``start`` and ``stop`` of ``window_of``.
     Raises:
         InvalidInput: no such schedule, counts that do not fit, adapters without a base or with models.
@@ -78,7 +80,10 @@ def average_of(
     with _problem(kind):
         found = normalized(weights) if weights is not None else by_counts(counts) if counts is not None else None
         found = read.weights(len(models)) if found is None else found
-    text = _text(models, found, title or _title(kind, schedule, models), dtype)
+    recipe: dict[str, Any] = {"description": title or _title(kind, schedule, models), "merge_method": "linear"}
+    recipe |= {"models": _items(models, found), "parameters": {"normalize": False}, "integers": "last"}
+    recipe |= {} if dtype is None else {"dtype": dtype}
+    text = write_recipe(recipe | of_training(names_table, config_source))
     return Average(window.models, tuple(found), text, window.notes)
 
 
@@ -124,10 +129,5 @@ def _title(kind: str, schedule: str, models: Sequence[Any]) -> str:
     return f"Average of {len(models)} checkpoints, {how}"
 
 
-def _text(models: Sequence[Any], weights: Sequence[float], title: str, dtype: str | None) -> str:
-    """Return the recipe. YAML writes numbers so that reading gives the same ones."""
-    items = [{"model": m, "parameters": {"weight": w}} for m, w in zip(models, weights, strict=True)]
-    recipe: dict[str, Any] = {"description": title, "merge_method": "linear"}
-    recipe |= {"models": items, "parameters": {"normalize": False}, "integers": "last"}
-    recipe |= {} if dtype is None else {"dtype": dtype}
-    return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000)
+def _items(models: Sequence[Any], weights: Sequence[float]) -> list[dict[str, Any]]:
+    return [{"model": m, "parameters": {"weight": w}} for m, w in zip(models, weights, strict=True)]

@@ -16,6 +16,7 @@ from ..engine.folders import real_target
 from ..engine.publish import StagingFolder
 from ..engine.workplace import intermediates_of
 from ..recipe.references import parse_reference
+from ..recipe.writing import Table
 from .greedy import Greedy, GreedySoup, Trial
 from .recipe import average_of
 from .scoring import Score, scorer_of
@@ -42,6 +43,8 @@ def average(
     stop: int | None = None,
     base: str | None = None,
     dtype: str | None = None,
+    names: Table | None = None,
+    config_source: str | None = None,
     **options: Any,
 ) -> Report:
     """Write the average of checkpoints into the folder ``out``: a merge as any other, resumable and verifiable.
@@ -61,6 +64,9 @@ def average(
         last:        take so many at the end.
         base:        the model that adapters are added to before they are averaged; for checkpoints that are some.
         dtype:       of the output, such as "float32"; None keeps that of the checkpoints.
+        names:       of checkpoints of training: a file with the trainer's names and the hub's, or a mapping; see
+                     ``docs/training.md``.
+        config_source: folder with config and tokenizer of checkpoints of training that have none.
         options:     of ``merge``.
     Raises:
         InvalidInput: the checkpoints cannot be averaged, or the schedule is none; all problems are in ``problems``.
@@ -68,7 +74,7 @@ def average(
     """
     found = average_of(
         _listed(checkpoints), schedule=schedule, weights=weights, counts=counts, base=base, dtype=dtype,
-        last=last, every=every, start=start, stop=stop,
+        last=last, every=every, start=start, stop=stop, names_table=names, config_source=config_source,
     )  # fmt: skip
     report = merge(found.recipe, out, **options)
     return replace(report, notes=(*found.notes, *report.notes))
@@ -82,6 +88,8 @@ def greedy_soup(
     minimize: bool = False,
     base: str | None = None,
     dtype: str | None = None,
+    names: Table | None = None,
+    config_source: str | None = None,
     said: Callable[[Trial], None] | None = None,
     **options: Any,
 ) -> GreedySoup:
@@ -96,7 +104,7 @@ def greedy_soup(
         checkpoints: as in ``average``.
         score:       a function that takes a folder and returns a number, or text: a command, or ``module:function``.
         minimize:    True where less is better, as with a loss.
-        base, dtype: as in ``average``.
+        base, dtype, names, config_source: as in ``average``.
         said:        is called with every trial.
         options:     of ``merge``.
     Raises:
@@ -106,7 +114,10 @@ def greedy_soup(
 
     def mean(chosen: Sequence[str], title: str = "A trial") -> str:
         # Weights keep the order in which they joined.
-        return average_of(chosen, weights=[1.0] * len(chosen), base=base, dtype=dtype, title=title).recipe
+        return average_of(
+            chosen, weights=[1.0] * len(chosen), base=base, dtype=dtype, title=title, names_table=names,
+            config_source=config_source,
+        ).recipe  # fmt: skip
 
     def place(chosen: Sequence[str], folder: str) -> str:
         alone = parse_reference(chosen[0])

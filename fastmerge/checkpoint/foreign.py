@@ -15,6 +15,11 @@ _SAVE = "load it in the tool that made it and save it with save_pretrained"
 # (name patterns, what they are, what to do), the most telling first; a folder's name ends with a slash.
 _FORMATS: tuple[tuple[Sequence[str], str, str], ...] = (
     (
+        ("zero/",),
+        "a universal checkpoint of DeepSpeed",
+        "take the ZeRO checkpoint that it was made from, and run its zero_to_fp32.py",
+    ),
+    (
         ("zero_pp_rank_*", "bf16_zero_pp_rank_*", "*_model_states.pt", "global_step*/", "zero_to_fp32.py"),
         "a DeepSpeed ZeRO checkpoint",
         "run its zero_to_fp32.py: python zero_to_fp32.py . OUT --safe_serialization",
@@ -22,7 +27,18 @@ _FORMATS: tuple[tuple[Sequence[str], str, str], ...] = (
     (
         ("mp_rank_*/", "iter_*/", "latest_checkpointed_iteration.txt", "release/"),
         "a Megatron checkpoint",
-        "export it with Megatron-Bridge (AutoBridge.export_ckpt), or with Megatron-LM's tools/checkpoint/convert.py",
+        "export it with Megatron-Bridge (AutoBridge.export_ckpt), or with Megatron-LM's tools/checkpoint/convert.py; "
+        "to average it, run Megatron-LM with --ckpt-convert-format torch_dist, and name the iter_ folder",
+    ),
+    (
+        ("common.pt",),
+        "a Megatron checkpoint in zarr, or without its .metadata",
+        "run Megatron-LM with --ckpt-convert-format torch_dist, or copy the whole folder",
+    ),
+    (
+        ("model_world_size_*_rank_*.pt",),
+        "an FSDP checkpoint of verl",
+        "run python -m verl.model_merger merge --backend fsdp --local_dir . --target_dir OUT",
     ),
     (
         ("pytorch_model_fsdp_*/", "pytorch_model_fsdp*"),

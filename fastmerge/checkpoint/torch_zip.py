@@ -94,8 +94,23 @@ def _load(path: str) -> dict[str, torch.Tensor]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: cannot be read: {reason} ({_CONVERT})") from error
     if not isinstance(state, dict) or not all(_is_named(n) and isinstance(t, torch.Tensor) for n, t in state.items()):
-        raise CheckpointError(f"{path}: is not a dictionary of tensors ({_CONVERT})")
+        raise CheckpointError(f"{path}: is not a dictionary of tensors ({_remedy(path, state)})")
     return state
+
+
+def _remedy(path: str, state: object) -> str:
+    """Return what to do with a file that holds no model, or holds it under a key."""
+    import torch
+
+    inner = state.items() if isinstance(state, dict) else ()
+    keys = [
+        str(key) for key, value in inner
+        if isinstance(value, dict) and any(isinstance(item, torch.Tensor) for item in value.values())
+    ]  # fmt: skip
+    if not keys:
+        return _CONVERT
+    convert = f"python -m torch.distributed.checkpoint.format_utils torch_to_dcp {os.path.basename(path)} FOLDER"
+    return f"it holds {', '.join(keys[:4])}: run {convert} where you trust the file, and name FOLDER::{keys[0]}"
 
 
 def _is_named(name: object) -> bool:

@@ -105,6 +105,19 @@ RANK_TIMEOUT = click.option(
     show_default=True,
     help="With --distributed: seconds after which a process that is not heard of counts as dead.",
 )
+NAMES = click.option(
+    "--names",
+    metavar="TABLE",
+    type=click.Path(exists=True, dir_okay=False),
+    help="YAML or JSON: a trainer's names of tensors and the hub's, for checkpoints of training (docs/training.md).",
+)
+CONFIG_SOURCE = click.option(
+    "--config",
+    "config_source",
+    metavar="FOLDER",
+    type=click.Path(exists=True, file_okay=False),
+    help="Folder with config.json and tokenizer, for checkpoints of training that have none.",
+)
 BACKEND = click.option(
     "--backend",
     type=click.Choice(("auto", "reference", "cpu", "triton", "cuda")),

@@ -10,10 +10,26 @@ import click
 from ..devices.names import DEFAULT
 from ._errors import Command
 from ._garbage import collect_from_here
-from ._options import BACKEND, DEVICE, FLOATS, JSON, QUIET, RAM, SHARD_SIZE, STRICT, THREADS, VRAM, together
+from ._options import (
+    BACKEND,
+    CONFIG_SOURCE,
+    DEVICE,
+    DISTRIBUTED,
+    FLOATS,
+    JSON,
+    NAMES,
+    QUIET,
+    RAM,
+    RANK_TIMEOUT,
+    SHARD_SIZE,
+    STRICT,
+    THREADS,
+    VRAM,
+    together,
+)
 from ._output import note, print_facts, print_json, print_table
 from ._planning import planned_source, show_plans
-from .merge import run_plans
+from .merge import ranks_of, run_plans
 
 if TYPE_CHECKING:
     from ..averaging import Average, Trial
@@ -64,6 +80,7 @@ _CHOOSING = together(
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and infinity pass, in inputs and results.")
 @click.option("--dry-run", is_flag=True, help="Print the weights and the plan and stop.")
 @click.option("--show-recipe", is_flag=True, help="Print the average as a recipe of fastmerge merge and stop.")
+@together(NAMES, CONFIG_SOURCE, DISTRIBUTED, RANK_TIMEOUT)
 @together(THREADS, RAM, DEVICE, VRAM, BACKEND, SHARD_SIZE, STRICT, JSON, QUIET)
 def average(
     checkpoints: tuple[str, ...],
@@ -72,6 +89,8 @@ def average(
     minimize: bool,
     dry_run: bool,
     show_recipe: bool,
+    distributed: bool,
+    rank_timeout: float,
     **given: Any,
 ) -> None:
     """Average CHECKPOINTs (folders, hub ids, or patterns in quotes) into the folder OUT.
@@ -91,30 +110,33 @@ def average(
     given["device"] = given["device"] or DEFAULT
     names = ("schedule", "weights", "counts", "start", "stop", "every", "last")
     how = {name: given.pop(name) for name in names}
-    kind = {name: given.pop(name) for name in ("base", "dtype")}
+    kind = {name: given.pop(name) for name in ("base", "dtype", "names", "config_source")}
     if greedy is not None:
-        _refuse(greedy=greedy, **how, **{"dry-run": dry_run, "show-recipe": show_recipe})
+        _refuse(greedy=greedy, **how, **{"dry-run": dry_run, "show-recipe": show_recipe, "distributed": distributed})
         _greedy(checkpoints, out, greedy, {"minimize": minimize, **kind, **given})
         return
     if minimize:
         raise click.UsageError("--minimize is of the scores of --greedy")
-    found = average_of(checkpoints, **how, **kind)
-    silent = given["quiet"] or given["as_json"]
-    for text in found.notes:
-        note(text, silent)
-    if show_recipe:
-        click.echo(found.recipe, nl=False)
-        return
-    plans = planned_source(found.recipe, given)
-    if dry_run:
+    with ranks_of(rank_timeout if distributed and not (dry_run or show_recipe) else None) as ranks:
+        if not ranks.first:  # the first one does the talking
+            given |= {"quiet": True, "as_json": False}
+        found = average_of(checkpoints, **how, names_table=kind.pop("names"), **kind)
+        silent = given["quiet"] or given["as_json"]
+        for text in found.notes:
+            note(text, silent)
+        if show_recipe:
+            click.echo(found.recipe, nl=False)
+            return
+        plans = planned_source(found.recipe, given)
+        if dry_run:
+            if not silent:
+                _show_weights(found)
+            show_plans(plans)
+            return
         if not silent:
-            _show_weights(found)
-        show_plans(plans)
-        return
-    if not silent:
-        first, last = (f"{found.models[k]} ({found.weights[k]:.4g})" for k in (0, -1))
-        print_facts([("average", f"of {len(found.models)}, from {first} to {last}")])
-    run_plans(plans, out)
+            first, last = (f"{found.models[k]} ({found.weights[k]:.4g})" for k in (0, -1))
+            print_facts([("average", f"of {len(found.models)}, from {first} to {last}")])
+        run_plans(plans, out, ranks=ranks)
 
 
 def _show_weights(found: Average) -> None:

@@ -66,7 +66,7 @@ def merge(
     if dry_run:
         show_plans(planned(recipe, given))
         return
-    with _ranks(rank_timeout if distributed else None) as ranks:
+    with ranks_of(rank_timeout if distributed else None) as ranks:
         if not ranks.first:  # the first one does the talking
             given |= {"quiet": True, "as_json": False}
         found = planned(recipe, given)
@@ -81,7 +81,7 @@ def merge(
             note(f"pushed: {destination.push(out)}", found.silent)
 
 
-def _ranks(timeout: float | None) -> contextlib.AbstractContextManager[Ranks]:
+def ranks_of(timeout: float | None) -> contextlib.AbstractContextManager[Ranks]:
     """Return the ranks that a launcher started, or this process alone where there is no timeout for others."""
     if timeout is not None:
         from ..engine.launched import Place

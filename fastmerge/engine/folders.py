@@ -95,7 +95,7 @@ def free_target(target: str | os.PathLike[str]) -> Path:
     """
     final = real_target(os.path.expanduser(target))
     if os.path.lexists(final) and any(final.iterdir()):
-        raise OutputError(f"{final} exists; choose another folder with --out, or remove it first")
+        raise OutputError(f"{final} exists; choose another folder, or remove it first")
     return final
 
 

@@ -24,11 +24,8 @@ def output_config(
 
     ``truncated``: the vocabulary was cut, so that its size follows the embeddings.
     """
-    result = copy.deepcopy(dict(config))
-    # transformers writes here where the model was loaded from.
-    result.pop("_name_or_path", None)
+    result = plain_config(config)
     levels = [level for level in (result, *(result.get(key) for key in TEXT_CONFIGS)) if isinstance(level, dict)]
-    _remove_quantization(result)
     _set_dtype(result, levels, outputs)
     if found.tied is not None:
         for level in [level for level in levels if "tie_word_embeddings" in level] or levels[:1]:
@@ -37,6 +34,17 @@ def output_config(
     sizes = {output.shape[0] for output in outputs if truncated and is_vocabulary(output.name)}
     for level in [level for level in levels if "vocab_size" in level]:
         level["vocab_size"] = min(sizes, default=level["vocab_size"])
+    return result
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a config without what says that the weights are quantized: those of an output never are."""
+    result = copy.deepcopy(dict(config))
+    # transformers writes here where the model was loaded from.
+    result.pop("_name_or_path", None)
+    for level in quantized_levels(result):
+        for key in CONFIG_KEYS:
+            level.pop(key, None)
     return result
 
 
@@ -55,13 +63,6 @@ def _every_level(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for value in config.values():
         if isinstance(value, dict):
             yield from _every_level(value)
-
-
-def _remove_quantization(config: dict[str, Any]) -> None:
-    """Remove what says that the weights are quantized: those of the output never are."""
-    for level in quantized_levels(config):
-        for key in CONFIG_KEYS:
-            level.pop(key, None)
 
 
 def _main_dtype(outputs: Sequence[OutputTensor]) -> DType:

@@ -47,8 +47,8 @@ def copied_files(donor: OpenModel, tokenizer: OpenModel, findings: Findings) -> 
     """
     own = donor.checkpoint.folder
     patterns = (*MODEL_FILES, *_modules(own, findings))
-    files = {} if _is_bare(donor) else _matching(own, patterns)
-    files |= {} if _is_bare(tokenizer) else _matching(tokenizer.checkpoint.folder, TOKENIZER_FILES)
+    files = {} if _is_bare(donor) else matching(own, patterns)
+    files |= {} if _is_bare(tokenizer) else matching(tokenizer.checkpoint.folder, TOKENIZER_FILES)
     files.pop("zero_to_fp32.py", None)
     for file in files.values():
         if not file.path.endswith((".safetensors", ".bin")) and (why := why_not_small(file.path)):
@@ -95,7 +95,8 @@ def _modules(folder: str, findings: Findings) -> Iterator[str]:
             yield f"{inner}/*"
 
 
-def _matching(folder: str, patterns: Sequence[str]) -> dict[str, CopiedFile]:
+def matching(folder: str, patterns: Sequence[str]) -> dict[str, CopiedFile]:
+    """Return the files of a folder that any of the patterns matches, by name."""
     found = {}
     for inner in sorted({os.path.dirname(pattern) for pattern in patterns}):
         place = os.path.join(folder, inner)

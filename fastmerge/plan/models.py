@@ -11,6 +11,7 @@ from ..checkpoint import Checkpoint, InputFile, locate, open_checkpoint, passed_
 from ..checkpoint.layers import TEXT_CONFIGS, LayerName, Stacks, config_layers, find_stacks, is_named, split_layer
 from ..checkpoint.locate import is_cached_repository
 from ..checkpoint.quantized import decoded
+from ..checkpoint.trained import as_hub_model, is_trained
 from ..dtypes import DType, bfloat16, float16, float32, float64
 from ..errors import CheckpointError, Problem
 from ..recipe.document import place_of
@@ -137,7 +138,8 @@ def open_models(recipe: Recipe, findings: Findings) -> dict[ModelRef, OpenModel]
         try:
             if folder not in opened:
                 place = locate(reference.folder or reference.path, reference.revision, _folder_of(recipe))
-                opened[folder] = decoded(open_checkpoint(place))
+                stored = as_hub_model(open_checkpoint(place), recipe.names, recipe.config_source)
+                opened[folder] = decoded(stored)
                 findings.problems.extend(_same_folder(recipe, folder, opened))
             model = _open(index, reference, opened[folder], split, findings, _folder_of(recipe))
         except CheckpointError as error:
@@ -153,7 +155,18 @@ def open_models(recipe: Recipe, findings: Findings) -> dict[ModelRef, OpenModel]
                 *_quantized(model),
             ):
                 findings.note(note)
+    _check_trained(recipe, models, findings)
     return models
+
+
+def _check_trained(recipe: Recipe, models: Mapping[ModelRef, OpenModel], findings: Findings) -> None:
+    """Find keys of the recipe that are of checkpoints of training, where all models are known and none is one."""
+    given = [key for key in ("names", "config_source") if getattr(recipe, key) is not None]
+    if len(models) < len(recipe.models) or any(is_trained(model.checkpoint) for model in models.values()):
+        return
+    for key in given:
+        what = "is of checkpoints of torch.distributed.checkpoint, and no model of the recipe is one"
+        findings.problem(f"{recipe.path}: {key}", what, "delete the key")
 
 
 def _place(recipe: Recipe, reference: ModelRef) -> str:

@@ -51,6 +51,8 @@ class Assembly:
             keep_float32=self._keep_float32(),
             tokenizer=self._tokenizer(),
             chat_template=file.chat_template,
+            names=file.names,
+            config_source=file.config_source,
             semantics=file.semantics,
             seed=file.seed or 0,
             card=card,

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 
+from ..checkpoint.distributed.tables import NameTable, table_of
 from .references import parse_dtype, parse_reference, parse_revision, parse_tensor_source, parse_tokenizer
 from .types import ModelRef
 
@@ -22,6 +23,12 @@ TokenizerSource = Annotated[
 DType = Annotated[str, AfterValidator(parse_dtype)]
 
 Revision = Annotated[str, BeforeValidator(parse_revision)]
+
+TrainerNames = Annotated[
+    NameTable,
+    PlainValidator(table_of),
+    WithJsonSchema({"type": "object", "additionalProperties": {"type": ["string", "null"]}}),
+]
 
 
 def _whole(value: Any) -> Any:
@@ -171,6 +178,12 @@ class RecipeFile(Keys):
     chat_template: str | None = None
     semantics: str | None = Field(None, description="the tool whose definition of the method is followed")
     seed: Annotated[Whole, Field(ge=0, lt=2**64)] | None = Field(None, description="seed of the random methods")
+    names: TrainerNames | None = Field(
+        None, description="of checkpoints of training: the trainer's names of tensors: the hub's; null leaves one out"
+    )
+    config_source: str | None = Field(
+        None, description="folder with config.json and tokenizer of checkpoints of training that have none"
+    )
     name: Any = Field(None, description="how later documents of the file call the result; the title of its card")
 
 

@@ -22,7 +22,7 @@ from .types import Recipe
 
 _INDEPENDENT = (
     "dtype", "out_dtype", "tokenizer", "tokenizer_source", "chat_template", "semantics", "seed", "boost", "lines",
-    "missing", "integers", "keep_float32",
+    "missing", "integers", "keep_float32", "names", "config_source",
 )  # fmt: skip
 
 # What pydantic calls by the names of Python.

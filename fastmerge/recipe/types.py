@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from .filters import NameFilter
 
 if TYPE_CHECKING:
+    from ..checkpoint.distributed.tables import NameTable
     from .mixtures import Mixture
 
 Scalar: TypeAlias = bool | int | float | str
@@ -195,6 +196,8 @@ class Recipe:
         keep_float32: parts of names of tensors that stay float32 where an input is, whatever ``dtype`` says.
         tokenizer:  None copies the base's (or the first model's).
         chat_template: None, "auto", a name, or a Jinja template.
+        names:      what the tensors of checkpoints of training are called; None takes the names that they have.
+        config_source: folder with the config and the tokenizer of checkpoints of training that have none.
         semantics:  profile of the method; None takes its default.
         seed:       of the random methods.
         card:       what the author says of the result, for its model card: ``description``, ``tags``, ``license``...
@@ -218,6 +221,8 @@ class Recipe:
     keep_float32: tuple[NameFilter, ...] = ()
     tokenizer: TokenizerSpec | None = None
     chat_template: str | None = None
+    names: NameTable | None = None
+    config_source: str | None = None
     semantics: str | None = None
     seed: int = 0
     card: Mapping[str, Any] = field(default_factory=dict)

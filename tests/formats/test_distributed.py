@@ -9,16 +9,25 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from commands import call, call_json
+from launching import free_port, in_threads
 from make_distributed import DATA, EXPERTS, Q_PROJ, state
 from safetensors.torch import load_file
+from tiny_merges import same_files
 
 import fastmerge
+from fastmerge.averaging import average_of
 from fastmerge.checkpoint import open_checkpoint
 from fastmerge.checkpoint.joined import Chunk, join
+from fastmerge.engine import RunOptions, run
 from fastmerge.engine.files import InputFiles
-from fastmerge.errors import CheckpointError, FastmergeError
+from fastmerge.engine.journal import Journal
+from fastmerge.errors import CheckpointError, FastmergeError, OutputError
+from fastmerge.plan import make_plan
+from fastmerge.recipe import load
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore:.*TypedStorage is deprecated")
+
+SMALL = RunOptions(threads=1, ram=8 << 20)
 
 
 @pytest.fixture
@@ -225,8 +234,34 @@ def test_pickles_are_not_run(broken, monkeypatch):
     assert not (broken / "ran").exists()
 
 
-def test_megatron_is_refused(broken):
-    for name in ("metadata.json", "common.pt"):
-        (broken / name).write_text("{}")
-    with pytest.raises(CheckpointError, match=r"Megatron-LM \(torch_dist\).*AutoBridge.export_ckpt"):
-        open_checkpoint(str(broken))
+def test_several_ranks_share_an_average(tmp_path, monkeypatch):
+    """The bytes of one process, from checkpoints in pieces; and a run of ranks goes on with what others finished."""
+    fastmerge.average(f"{DATA}/step-*", tmp_path / "alone", schedule="ema:0.9", shard_size=100)
+    recipe = average_of([f"{DATA}/step-*"], schedule="ema:0.9").recipe
+    plan = make_plan(load(recipe), shard_size=100)
+    out = tmp_path / "out"
+
+    def failing(self, output, sums):
+        if self.checksums:
+            raise OutputError("the disk is full")
+        finished(self, output, sums)
+        self.flush()
+
+    finished = Journal.finished
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "finished", failing)
+        failed = in_threads(2, lambda one: run(plan, out, SMALL, ranks=one))
+        assert all(isinstance(error, FastmergeError) for error in failed) and not out.exists()
+    assert not any(
+        isinstance(one, BaseException) for one in in_threads(3, lambda one: run(plan, out, SMALL, ranks=one))
+    )
+    assert same_files(out, tmp_path / "alone")
+
+
+def test_the_command_shares_an_average(tmp_path, monkeypatch):
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}.items():
+        monkeypatch.setenv(name, str(value))
+    done = call("average", f"{DATA}/step-*", tmp_path / "out", "--distributed")
+    assert done.exit_code == 0 and fastmerge.verify(tmp_path / "out").ok
+    refused = call("average", f"{DATA}/step-*", tmp_path / "out", "--distributed", "--greedy", "true")
+    assert refused.exit_code == 2 and "--distributed and --greedy" in refused.output

@@ -18,6 +18,8 @@ MOST_BYTES = 256 << 20
 """Longest metadata that is read: a chunk takes about 150 bytes."""
 
 _METADATA = "torch.distributed.checkpoint.metadata"
+_PLANNER = "torch.distributed.checkpoint.planner"
+_MEGATRON = "megatron.core.dist_checkpointing.strategies.torch"
 _AGAIN = "save the checkpoint again"
 
 
@@ -64,6 +66,10 @@ def _names() -> dict[tuple[str, str], Any]:
     found |= {("torch", name): dtype for name, dtype in ALL.items()}
     found |= {("torch", name): name for name in ("complex128", "complex32", "quint8", "qint8", "qint32", "strided")}
     found |= {(m, "PosixPath"): Named(lambda *parts: None) for m in ("pathlib", "pathlib._local")}
+    # Megatron-LM's own, in checkpoints of its versions up to 0.15.
+    found[_MEGATRON, "MCoreMetadata"], found[_MEGATRON, "MCoreSavePlan"] = _Metadata, _Other
+    found |= {(_PLANNER, name): _Other for name in ("SavePlan", "WriteItem", "TensorWriteData", "BytesIOWriteData")}
+    found[_PLANNER, "WriteItemType"] = Named(lambda value: value)
     found["torch", "Size"] = Named(_size)
     found["torch.serialization", "_get_layout"] = Named(lambda name: name)
     found["torch.distributed.checkpoint.filesystem", "_StorageInfo"] = _Storage
@@ -98,8 +104,32 @@ class StoredTensor:
     chunks: tuple[StoredChunk, ...]
 
 
-def read_metadata(path: str) -> tuple[bytes, dict[str, StoredTensor]]:
-    """Return the bytes of ``.metadata`` and the tensors by name.
+class StoredObject(NamedTuple):
+    """What is no tensor: the keys that lead to it, as in ``StoredTensor``, and the bytes of a file that hold it."""
+
+    path: tuple[str, ...]
+    filename: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What ``.metadata`` says.
+
+    Attributes:
+        data:    its bytes.
+        tensors: by name.
+        objects: what else was saved, by name.
+    """
+
+    data: bytes
+    tensors: dict[str, StoredTensor]
+    objects: dict[str, StoredObject]
+
+
+def read_metadata(path: str) -> Stored:
+    """Read ``.metadata``.
 
     Raises:
         CheckpointError: it is missing, damaged, or holds more than DCP's description of tensors.
@@ -110,7 +140,7 @@ def read_metadata(path: str) -> tuple[bytes, dict[str, StoredTensor]]:
             if size > MOST_BYTES:
                 raise CheckpointError(f"{path}: has {size} bytes, more than the {MOST_BYTES} that are read")
             data = file.read(MOST_BYTES)
-        return data, _tensors(read_pickle(data, _names()))
+        return _stored(data, read_pickle(data, _names()))
     except CheckpointError:
         raise
     except OSError as error:
@@ -119,7 +149,7 @@ def read_metadata(path: str) -> tuple[bytes, dict[str, StoredTensor]]:
         raise CheckpointError(f"{path}: {placeholder(path) or f'{error} ({_AGAIN})'}") from error
 
 
-def _tensors(found: Any) -> dict[str, StoredTensor]:
+def _stored(data: bytes, found: Any) -> Stored:
     described = found.get("state_dict_metadata") if isinstance(found, _Metadata) else None
     stored = found.get("storage_data") if isinstance(found, _Metadata) else None
     if not isinstance(described, dict) or not isinstance(stored, dict):
@@ -132,11 +162,14 @@ def _tensors(found: Any) -> dict[str, StoredTensor]:
         places[index.get("fqn"), None if offset is None else _numbers(offset)] = place
     planned = found.get("planner_data")
     paths = planned if isinstance(planned, dict) else {}
-    return {
-        _text(name): _tensor(name, item, places, _path(name, paths))
-        for name, item in described.items()
-        if isinstance(item, _Tensor)
-    }
+    tensors, objects = {}, {}
+    for name, item in described.items():
+        path = _path(_text(name), paths)
+        if isinstance(item, _Tensor):
+            tensors[name] = _tensor(name, item, places, path)
+        elif (place := places.get((name, None))) is not None:
+            objects[name] = StoredObject(path, *_range(name, place))
+    return Stored(data, tensors, objects)
 
 
 def _path(name: str, paths: Mapping[str, Any]) -> tuple[str, ...]:
@@ -172,14 +205,19 @@ def _chunks(
         place = places.get((name, offsets)) or (places.get((name, None)) if len(chunks) == 1 else None)
         if place is None:
             raise ValueError(f"the chunk of {name} at {list(offsets)} has no place")
-        if place.get("transform_descriptors"):
-            kinds = ", ".join(map(str, place.get("transform_descriptors")))
-            raise ValueError(f"{name} is stored through {kinds:.100}: only plain tensors are read")
-        filename = place.get("relative_path")
-        offset, length = _numbers((place.get("offset"), place.get("length")))
-        if not isinstance(filename, str) or os.path.basename(filename) != filename or filename in ("", ".", ".."):
-            raise ValueError(f"{name} lies in {filename!r:.100}, which is no file of the folder")
-        yield StoredChunk(offsets, sizes, _text(filename), offset, length)
+        yield StoredChunk(offsets, sizes, *_range(name, place))
+
+
+def _range(name: str, place: _Storage) -> tuple[str, int, int]:
+    """Return the file that holds an item, its offset and its length."""
+    if place.get("transform_descriptors"):
+        kinds = ", ".join(map(str, place.get("transform_descriptors")))
+        raise ValueError(f"{name} is stored through {kinds:.100}: only plain tensors are read")
+    filename = place.get("relative_path")
+    offset, length = _numbers((place.get("offset"), place.get("length")))
+    if not isinstance(filename, str) or os.path.basename(filename) != filename or filename in ("", ".", ".."):
+        raise ValueError(f"{name} lies in {filename!r:.100}, which is no file of the folder")
+    return _text(filename), offset, length
 
 
 def _numbers(values: Any) -> tuple[int, ...]:

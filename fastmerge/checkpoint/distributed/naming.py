@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from ...errors import CheckpointError
 from . import SEPARATOR
 from .metadata import StoredTensor
 
 # Keys of a state dict under which trainers keep what is no model.
+_OPTIMIZERS = re.compile(r"optim\w*|\w*optimizers?|opt(_state)?|chained_\d+")
 _OTHERS = re.compile(
-    r"(optim\w*|\w*optimizers?|opt(_state)?|\w*scheduler\w*|\w*scaler|\w*dataloader\w*|\w*rng\w*|train_state|trainer|"
+    rf"({_OPTIMIZERS.pattern}|\w*scheduler\w*|\w*scaler|\w*dataloader\w*|\w*rng\w*|train_state|trainer|"
     r"step|steps|iteration|epoch|global_step|\w*loss\w*|metrics?)"
 )
 # What wrappers of modules put into names.
@@ -47,6 +48,16 @@ def choose(folder: str, tensors: Mapping[str, StoredTensor], key: str | None) ->
     return _unwrapped(folder, {name.removeprefix(prefix): t for name, t in ours.items()})
 
 
+def unwrapped(name: str) -> str:
+    """Return a name without the parts of wrappers of modules."""
+    return _WRAPPERS.sub("", name)
+
+
+def is_of_optimizer(name: str, path: Sequence[str]) -> bool:
+    """True for an item of the state of an optimizer, by its name or the keys that lead to it."""
+    return any(map(_OPTIMIZERS.fullmatch, (name.partition(".")[0], *path)))
+
+
 def _groups(tensors: Iterable[StoredTensor]) -> list[str]:
     return sorted({".".join(tensor.path[:-1]) for tensor in tensors})
 
@@ -54,7 +65,7 @@ def _groups(tensors: Iterable[StoredTensor]) -> list[str]:
 def _unwrapped(folder: str, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
-        own = _WRAPPERS.sub("", name)
+        own = unwrapped(name)
         if own in found:
             raise CheckpointError(f"{folder}: {own} is there twice, with and without the name of a wrapper")
         found[own] = tensor

@@ -21,23 +21,17 @@ from .naming import choose
 
 PAGE = 4096
 _AGAIN = "the checkpoint is damaged or incomplete: copy or save it again"
-_MEGATRON = ("metadata.json", "common.pt")
 
 
 def open_dcp(folder: str, key: str | None, config: dict[str, Any] | None) -> Checkpoint:
     """Read the metadata of a DCP folder, and the descriptions of the model's tensors in its files.
 
     Raises:
-        CheckpointError: damaged, incomplete, of Megatron-LM, without a model, or with several and no ``key``.
+        CheckpointError: damaged, incomplete, without a model, or with several and no ``key``.
     """
-    if all(os.path.exists(os.path.join(folder, name)) for name in _MEGATRON):
-        raise CheckpointError(
-            f"{folder}: is a checkpoint of Megatron-LM (torch_dist), whose names and layouts are its own (export it "
-            "with Megatron-Bridge: AutoBridge.export_ckpt)"
-        )
     path = os.path.join(folder, METADATA)
-    data, stored = read_metadata(path)
-    chosen = choose(folder, stored, key)
+    stored = read_metadata(path)
+    chosen = choose(folder, stored.tensors, key)
     status = os.stat(path)
     items, files = _items(folder, chosen)
     layout: list[Joined] = []
@@ -48,7 +42,9 @@ def open_dcp(folder: str, key: str | None, config: dict[str, Any] | None) -> Che
             raise CheckpointError(f"{path}: {name} is {dtype}, which no model has (leave it out of the checkpoint)")
         chunks = [_chunk(folder, name, tensor, dtype, chunk, items[_place(chunk)]) for chunk in tensor.chunks]
         tensors[name] = entry_of(path, name, tensor.shape, dtype, chunks, status.st_size, layout)
-    own = InputFile(path, status.st_size, status.st_mtime_ns, hashlib.sha256(data).hexdigest(), joined=tuple(layout))
+    own = InputFile(
+        path, status.st_size, status.st_mtime_ns, hashlib.sha256(stored.data).hexdigest(), joined=tuple(layout)
+    )
     source = f"{folder}{SEPARATOR}{key}" if key else ""
     return Checkpoint(folder, (own, *files), in_order(tensors), config, source=source)
 

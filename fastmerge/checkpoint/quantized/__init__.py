@@ -75,7 +75,12 @@ def decoded(checkpoint: Checkpoint) -> Checkpoint:
                 f"(if they were dequantized, remove {' or '.join(CONFIG_KEYS[:2])} from the config)"
             )
         return checkpoint
-    return replace(checkpoint, tensors=in_order(tensors | rest), quantized=tuple(sorted(formats)), left_out=left_out)
+    return replace(
+        checkpoint,
+        tensors=in_order(tensors | rest),
+        quantized=tuple(sorted(formats)),
+        left_out={**checkpoint.left_out, **left_out},
+    )
 
 
 @functools.cache

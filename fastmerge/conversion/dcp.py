@@ -1,0 +1,241 @@
+"""Conversion into a checkpoint of training: read a model, write what ``torch.distributed.checkpoint.load`` reads."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from ..checkpoint import Checkpoint, TensorEntry, locate, open_checkpoint
+from ..checkpoint.distributed import SEPARATOR
+from ..checkpoint.distributed.naming import unwrapped
+from ..checkpoint.distributed.tables import NameTable
+from ..checkpoint.quantized import decoded
+from ..engine.files import InputFiles
+from ..engine.folders import appearing, sync
+from ..engine.reading import Values
+from ..errors import CheckpointError, OutputError, explained
+from ..plan.config import plain_config
+from ..plan.copies import MODEL_FILES, TOKENIZER_FILES, matching
+from ..recipe.writing import Table, read_names
+from ..sizes import parse_size
+from .distcp import Chunk, Writer
+from .like import Like
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["DcpReport", "to_dcp"]
+
+# Bytes of a tensor that are held at once: larger ones are cut into chunks of rows.
+AT_ONCE = 1 << 28
+
+
+@dataclass(frozen=True)
+class DcpReport:
+    """Attributes:
+    path:    of the folder.
+    key:     what leads to the model in the state that it holds; "" where nothing does.
+    tensors: of the model.
+    others:  items that were taken over from another checkpoint, as they are.
+    notes:   what is not as one might expect, one sentence each.
+    nbytes:  that all files take.
+    seconds: wall time.
+    """
+
+    path: str
+    key: str
+    tensors: int
+    others: int
+    notes: tuple[str, ...]
+    nbytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A tensor of the output: the model's name of it, its name in the state, the keys that lead to it, its values."""
+
+    own: str
+    name: str
+    path: tuple[str, ...]
+    entry: TensorEntry
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """Its parts, along the first dimension."""
+        shape = self.entry.shape
+        if not shape or not math.prod(shape):
+            return [Chunk((0,) * len(shape), shape)]
+        row = math.prod(shape[1:]) * self.entry.dtype.itemsize
+        rows = max(1, AT_ONCE // row)
+        starts = range(0, shape[0], rows)
+        rest = (0,) * (len(shape) - 1)
+        return [Chunk((at, *rest), (min(rows, shape[0] - at), *shape[1:])) for at in starts]
+
+
+def to_dcp(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    key: str | None = None,
+    names: Table | None = None,
+    like: str | os.PathLike[str] | None = None,
+    shard_size: int | str = "5GB",
+    progress: Callable[[int, int], None] | None = None,
+) -> DcpReport:
+    """Write a model as a checkpoint of torch.distributed.checkpoint. It appears when it is complete and was read back.
+
+    Memory: 256 MiB, or the largest row of a tensor where that is more; of quantized models see ``docs/formats.md``.
+
+    Args:
+        model: a folder or hub id, as recipes name models.
+        out:   a folder that does not exist yet, or is empty.
+        key:   what leads to the model in the state, with dots: "model" for ``{"model": ...}``, which is the default
+               without ``like``, "" for a model alone.
+        names: a table of names, as for inputs, read backwards: the hub's names become the trainer's.
+        like:  a checkpoint of the same model. It says the key, the names and the shapes that are expected; all that it
+               holds beside the model and the states of optimizers is taken over as it is: counters, data loaders,
+               ``common.pt``.
+        shard_size: bytes of a file, about.
+        progress: called with the bytes that were written or read back, and all of them.
+    Raises:
+        CheckpointError: the model cannot be opened, or is not that of ``like``; names that the table leaves over.
+        OutputError:     ``out`` exists, the disk refuses, or what was written reads as something else.
+    """
+    started = time.perf_counter()
+    checkpoint = decoded(open_checkpoint(locate(os.fspath(model))))
+    template = None if like is None else Like.of(locate(os.fspath(like)))
+    table = read_names(names)
+    prefix, items = _items(checkpoint, table, key, template)
+    total = 2 * sum(_nbytes(item.entry) for item in items)
+    notes = list(template.notes if template else ())
+    with appearing(out) as folder, explained(str(out), "writing", keeps=False):
+        sums = _write(folder, checkpoint, items, template, parse_size(shard_size), _counting(progress, 0, total))
+        _copy_files(folder, checkpoint, template)
+        _check(folder, prefix, items, sums, _counting(progress, total // 2, total))
+    final = Path(out).expanduser()
+    return DcpReport(
+        path=str(final),
+        key=prefix,
+        tensors=len(items),
+        others=template.count if template else 0,
+        notes=tuple(notes),
+        nbytes=sum(path.stat().st_size for path in final.rglob("*") if path.is_file()),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _items(
+    checkpoint: Checkpoint, table: NameTable | None, key: str | None, template: Like | None
+) -> tuple[str, list[_Item]]:
+    """Return the key of the model, and its tensors as the output names them."""
+    given = checkpoint.tensors
+    renamed = dict(zip(given, given, strict=True)) if table is None else table.to_trainer(given, checkpoint.place)
+    own = {renamed[name]: entry for name, entry in given.items()}
+    if template is not None:
+        if key not in (None, template.key):
+            raise CheckpointError(
+                f"{template.place}: holds its model under {template.key!r}, not {key!r} (leave --key out)"
+            )
+        template.check({name: entry.shape for name, entry in own.items()}, checkpoint.place)
+        return template.key, [_Item(name, *template.names[name], entry) for name, entry in own.items()]
+    prefix = "model" if key is None else key
+    keys = tuple(prefix.split(".")) if prefix else ()
+    if not all(keys):
+        raise CheckpointError(f"{prefix!r} is no key (name one such as model or app.model)")
+    return prefix, [
+        _Item(unwrapped(name), ".".join((*keys, name)), (*keys, name), entry) for name, entry in own.items()
+    ]
+
+
+def _write(
+    folder: Path, checkpoint: Checkpoint, items: list[_Item], template: Like | None, shard_size: int,
+    tell: Callable[[int], None],
+) -> dict[str, list[str]]:  # fmt: skip
+    """Write all items; return a checksum of every chunk by the name of its tensor."""
+    sums: dict[str, list[str]] = {}
+    with InputFiles(checkpoint.files) as inputs, Writer(folder, shard_size) as writer:
+        inputs.open()
+        for item in items:
+            entry, chunks = item.entry, item.chunks
+            writer.describe(item.name, item.path, entry.dtype.torch, entry.shape, chunks)
+            sums[item.name] = []
+            for chunk, values in _values(entry, chunks, inputs):
+                writer.tensor(item.name, chunk, values)
+                sums[item.name].append(_checksum(values))
+                tell(values.nbytes)
+        inputs.check()
+        if template is not None:
+            template.write_others(writer)
+        writer.finish()
+    return sums
+
+
+def _values(entry: TensorEntry, chunks: list[Chunk], inputs: InputFiles) -> Iterator[tuple[Chunk, Tensor]]:
+    reader, at = Values(entry, inputs), 0
+    for chunk in chunks:
+        count = math.prod(chunk.sizes)
+        yield chunk, reader.elements(at, at + count).view(chunk.sizes)
+        at += count
+
+
+def _checksum(values: Tensor) -> str:
+    import torch
+
+    return xxhash.xxh3_64(values.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
+def _copy_files(folder: Path, checkpoint: Checkpoint, template: Like | None) -> None:
+    """Put config and tokenizer of the model beside it, and what else the other checkpoint has in its folder."""
+    paths = {name: file.path for name, file in matching(checkpoint.folder, (*MODEL_FILES, *TOKENIZER_FILES)).items()}
+    paths |= template.files if template else {}
+    for name, path in paths.items():
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "rb") as source, open(place, "wb") as target:
+            while piece := source.read(1 << 20):
+                target.write(piece)
+        sync(place)
+    if checkpoint.config is not None:
+        text = json.dumps(plain_config(checkpoint.config), indent=2, ensure_ascii=False) + "\n"
+        (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def _check(
+    folder: Path, key: str, items: list[_Item], sums: Mapping[str, list[str]], tell: Callable[[int], None]
+) -> None:
+    """Read everything back: it must be the tensors of the model, byte by byte."""
+    back = open_checkpoint(f"{folder}{SEPARATOR}{key}" if key else str(folder))
+    found = {name: (entry.dtype, entry.shape) for name, entry in back.tensors.items()}
+    if found != {item.own: (item.entry.dtype, item.entry.shape) for item in items}:
+        raise OutputError(f"{folder}: reads as other tensors than those of the model")
+    with InputFiles(back.files) as files:
+        files.open()
+        for item in items:
+            parts = _values(back.tensors[item.own], item.chunks, files)
+            for (_, values), checksum in zip(parts, sums[item.name], strict=True):
+                if _checksum(values) != checksum:
+                    raise OutputError(f"{folder}: {item.name} reads as other values than were written")
+                tell(values.nbytes)
+
+
+def _counting(progress: Callable[[int, int], None] | None, done: int, total: int) -> Callable[[int], None]:
+    def tell(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None:
+            progress(done, total)
+
+    return tell
+
+
+def _nbytes(entry: TensorEntry) -> int:
+    return math.prod(entry.shape) * entry.dtype.itemsize

@@ -1,0 +1,227 @@
+"""Models as checkpoints of torch.distributed.checkpoint: read by torch itself, by names of a trainer, and back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from commands import call, call_json
+from make_distributed import DATA, state
+from safetensors.torch import load_file, save_file
+from tiny_models import make_tensors, save_model
+
+import fastmerge
+from fastmerge.checkpoint import open_checkpoint
+from fastmerge.conversion import dcp as writing
+from fastmerge.conversion import to_dcp, to_hub
+from fastmerge.errors import CheckpointError, InvalidInput, OutputError
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore:.*TypedStorage is deprecated")
+
+SIZE = {"hidden": 16, "inner": 24, "vocab": 40, "layers": 1}
+NAMES = {
+    "tok.weight": "model.embed_tokens.weight",
+    "blocks.{i}.attn.{p}.weight": "model.layers.{i}.self_attn.{p}_proj.weight",
+    "blocks.{i}.{rest*}": "model.layers.{i}.{rest*}",
+    "head.weight": "lm_head.weight",
+    "norm.{kind}": "model.norm.{kind}",
+}
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model of the hub with a tensor of every kind: empty, without dimensions, integers."""
+    tensors = make_tensors(1, **SIZE)
+    tensors |= {"model.count": torch.arange(5), "model.scale": torch.tensor(3.5), "model.none": torch.empty(0, 4)}
+    save_model(tmp_path / "model", tensors)
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    return tmp_path / "model", tensors
+
+
+def loaded(folder, tensors, key="model"):
+    """What DCP itself loads into tensors of these shapes."""
+    blank = {name: torch.full_like(tensor, 7) for name, tensor in tensors.items()}
+    dcp.load({key: blank} if key else blank, checkpoint_id=str(folder), no_dist=True)
+    return blank
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("key", [None, "", "app.model"])
+def test_torch_reads_it(model, tmp_path, key, monkeypatch):
+    monkeypatch.setattr(writing, "AT_ONCE", 500)  # several chunks of most tensors
+    folder, tensors = model
+    seen = []
+    report = to_dcp(folder, tmp_path / "out", key=key, shard_size=4096, progress=lambda *at: seen.append(at))
+    assert (
+        seen[-1][0] == seen[-1][1]
+        and report.tensors == len(tensors)
+        and report.key == ("model" if key is None else key)
+    )
+    assert len(list((tmp_path / "out").glob("*.distcp"))) > 1
+    if key == "app.model":
+        blank = {name: torch.full_like(tensor, 7) for name, tensor in tensors.items()}
+        dcp.load({"app": {"model": blank}}, checkpoint_id=str(tmp_path / "out"), no_dist=True)
+        same(blank, tensors)
+    else:
+        same(loaded(tmp_path / "out", tensors, report.key), tensors)
+    back = open_checkpoint(str(tmp_path / "out"))
+    assert (
+        back.config == json.loads((folder / "config.json").read_text()) and (tmp_path / "out/tokenizer.json").exists()
+    )
+    to_hub(tmp_path / "out", tmp_path / "back")
+    same(load_file(tmp_path / "back/model.safetensors"), tensors)
+    blank = {name: torch.full_like(tensor, 7) for name, tensor in tensors.items()}
+    dcp.load(blank, storage_reader=dcp.HuggingFaceStorageReader(str(tmp_path / "back")), no_dist=True)
+    same(blank, tensors)
+
+
+def test_names_of_a_trainer_and_back(model, tmp_path):
+    folder, tensors = model
+    tensors = {name: tensor for name, tensor in tensors.items() if name in make_tensors(1, **SIZE)}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (tmp_path / "names.json").write_text(json.dumps(NAMES))
+    shown = call("convert", folder, tmp_path / "out", "--to", "dcp", "--names", tmp_path / "names.json").output
+    assert f"{len(tensors)} under the key model" in shown
+    own = open_checkpoint(str(tmp_path / "out")).tensors
+    assert {"tok.weight", "blocks.0.attn.q.weight", "blocks.0.mlp.up_proj.weight", "head.weight"} <= own.keys()
+    (tmp_path / "out/config.json").unlink()
+    arguments = ("--names", tmp_path / "names.json", "--config", folder, "--dtype", "float32")
+    result = call("convert", tmp_path / "out", tmp_path / "back", "--to", "hf", *arguments)
+    assert result.exit_code == 0, result.output
+    same(load_file(tmp_path / "back/model.safetensors"), {name: tensor.float() for name, tensor in tensors.items()})
+    assert json.loads((tmp_path / "back/config.json").read_text())["torch_dtype"] == "float32"
+    assert (tmp_path / "back/tokenizer.json").exists()
+    assert fastmerge.verify(tmp_path / "back").ok
+
+
+def test_names_left_over_or_given_twice(model, tmp_path):
+    folder, _ = model
+    wrong = NAMES | {
+        "head.weight": "lm_head.weigth",
+        "a": "model.scale",
+        "b.{x}": "model.coun{x}",
+        "b.t2": "model.none",
+    }
+    with pytest.raises(CheckpointError, match=r"names: no entry fits lm_head.weight \(the entry lm_head.weigth fits"):
+        to_dcp(folder, tmp_path / "out", names=wrong)
+    twice = {"one": "model.count", "on{x}": "model.scal{x}", "{a*}": "{a*}"}
+    with pytest.raises(CheckpointError, match=r"model.count and model.scale both become one \(give each a name"):
+        to_dcp(folder, tmp_path / "out", names=twice)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "match"),
+    [
+        ({}, "expected the trainer's name"),
+        (
+            {"a.{i}": "b.{j}", "x.{i}.{i}": "y"},
+            r"a.\{i\}: b.\{j\} has \{i\}, \{j\} on one side.*names a placeholder twice",
+        ),
+        ({"a": 3}, "'a': 3 is no entry"),
+    ],
+)
+def test_tables_that_are_none(table, match):
+    recipe = {"merge_method": "linear", "models": [{"model": f"{DATA}/step-1", "parameters": {"weight": 1}}]}
+    with pytest.raises(InvalidInput, match=match):
+        fastmerge.check(recipe | {"names": table})
+
+
+def test_names_of_models_that_have_the_hubs(model):
+    folder, _ = model
+    recipe = {"merge_method": "linear", "models": [{"model": str(folder), "parameters": {"weight": 1}}]}
+    with pytest.raises(InvalidInput, match=r"is of checkpoints of torch\.distributed\.checkpoint, and no model"):
+        fastmerge.check(recipe | {"names": NAMES})
+
+
+@pytest.mark.parametrize("megatron", [False, True])
+def test_an_average_goes_back_into_a_checkpoint_of_its_run(tmp_path, megatron):
+    """Names and other items are those of a checkpoint of the run; states of optimizers are left out."""
+    trees = {}
+    for step in (1, 2):
+        own = state(step)
+        if megatron:  # torch_dist: no key, stacked layers, states of optimizers by their own prefixes
+            tree = {f"decoder.{name}": tensor for name, tensor in own.items()}
+            tree |= {
+                "optimizer.state.fp32_param.decoder.w": torch.ones(3),
+                "chained_0.optimizer.state.x": torch.ones(2),
+            }
+            tree |= {"rng_state/shard_0_1": {"seed": step}, "decoder._extra_state/shard_0_1": {"amax": step}}
+        else:
+            tree = {"app": {"model": {f"_orig_mod.{name}": t for name, t in own.items()}, "optim": own, "step": step}}
+            tree |= {"rng": torch.full((3,), step), "none": torch.empty(0, 2)}
+        folder = tmp_path / f"iter_{step}"
+        dcp.save(tree, checkpoint_id=str(folder), no_dist=True)
+        for name in ("metadata.json", "common.pt") if megatron else ():
+            (folder / name).write_text(f'{{"sharded_backend": "torch_dist", "step": {step}}}')
+        trees[step] = tree
+    key = "" if megatron else "::app.model"
+    assert call("average", f"{tmp_path}/iter_*{key}", tmp_path / "mean", "--dtype", "float32").exit_code == 0
+    assert fastmerge.verify(tmp_path / "mean").ok
+    mean = load_file(tmp_path / "mean/model.safetensors")
+    shown = call_json(
+        "convert", tmp_path / "mean", tmp_path / "out", "--to", "dcp", "--like", f"{tmp_path}/iter_2{key}"
+    )
+    assert shown["tensors"] == len(mean) and shown["others"] == (2 if megatron else 3)
+    assert "of optimizers" in shown["notes"][0]
+    if megatron:
+        blank = {name: torch.empty_like(tensor) for name, tensor in mean.items()}
+        blank |= {name: {next(iter(v)): 0} for name, v in trees[2].items() if isinstance(v, dict)}
+        dcp.load(blank, checkpoint_id=str(tmp_path / "out"), no_dist=True)
+        assert blank.pop("rng_state/shard_0_1") == {"seed": 2}
+        assert blank.pop("decoder._extra_state/shard_0_1") == {"amax": 2}
+        assert "2" in (tmp_path / "out/common.pt").read_text() and (tmp_path / "out/metadata.json").exists()
+        same(blank, mean)
+    else:
+        blank = {f"_orig_mod.{name}": torch.empty_like(tensor) for name, tensor in mean.items()}
+        whole = {
+            "app": {"model": blank, "step": 0},
+            "rng": torch.zeros(3, dtype=torch.int64),
+            "none": torch.empty(0, 2),
+        }
+        dcp.load(whole, checkpoint_id=str(tmp_path / "out"), no_dist=True)
+        assert whole["app"]["step"] == 2 and torch.equal(whole["rng"], torch.full((3,), 2))
+        same({name.removeprefix("_orig_mod."): tensor for name, tensor in blank.items()}, mean)
+
+
+def test_a_pattern_of_another_model(model, tmp_path):
+    folder, tensors = model
+    dcp.save({"model": tensors}, checkpoint_id=str(tmp_path / "run"), no_dist=True)
+    other = {name: tensor for name, tensor in tensors.items() if name != "model.count"}
+    other |= {"model.cuont": tensors["model.count"], "model.none": torch.empty(0, 5)}
+    save_model(tmp_path / "other", other)
+    with pytest.raises(CheckpointError) as error:
+        to_dcp(tmp_path / "other", tmp_path / "out", like=tmp_path / "run")
+    for part in (r"it lacks model.count (did you mean model.cuont?)", "model.none is [0, 5], and [0, 4] in", "--names"):
+        assert part in str(error.value)
+    with pytest.raises(CheckpointError, match="holds its model under 'model', not 'x'"):
+        to_dcp(folder, tmp_path / "out", like=tmp_path / "run", key="x")
+    with pytest.raises(CheckpointError, match=r"has no \.metadata"):
+        to_dcp(folder, tmp_path / "out", like=folder)
+
+
+def test_nothing_partial(model, tmp_path, monkeypatch):
+    folder, _ = model
+    before = {path.name for path in tmp_path.iterdir()}
+
+    def spoiled(values):
+        return str(len(seen)) if seen.append(0) is None else ""
+
+    seen: list[int] = []
+    monkeypatch.setattr(writing, "_checksum", spoiled)  # what is read back has never the checksum of what was written
+    with pytest.raises(OutputError, match="reads as other values than were written"):
+        to_dcp(folder, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == before
+    monkeypatch.undo()
+    to_dcp(folder, tmp_path / "out")
+    with pytest.raises(OutputError, match="exists; choose another folder, or remove it first"):
+        to_dcp(folder, tmp_path / "out")
+    for options in (["--to", "dcp", "--dtype", "float32"], ["--to", "hf", "--like", folder], []):
+        assert call("convert", folder, tmp_path / "other", *options).exit_code == 2

@@ -38,15 +38,13 @@ def test_the_set_up_commands_are_single_lines_that_ci_runs():
 def test_every_environment_variable_is_in_the_table():
     sources = [*ROOT.glob("kernels/**/*.py"), *ROOT.glob("fastmerge/**/*.py"), ROOT / "setup.py"]
     used = {name for path in sources for name in re.findall(r"\"(FASTMERGE_[A-Z_]*[A-Z])\"", path.read_text())}
-    assert used
-    assert used == set(re.findall(r"^\| `(FASTMERGE_[A-Z_]+)`", README, re.MULTILINE))
+    page = (ROOT / "docs" / "terminal.md").read_text()
+    assert used and used == set(re.findall(r"^\| `(FASTMERGE_[A-Z_]+)`", page, re.MULTILINE))
 
 
-def test_links_and_folders_exist():
+def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
-    for folder in re.findall(r"^([a-z/]+/) ", README, re.MULTILINE):
-        assert (ROOT / folder).is_dir(), folder
 
 
 @pytest.mark.slow

@@ -23,3 +23,10 @@ def test_files_and_links_exist(page, folder):
         assert any(path.exists() for path in inside), name
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / page).parent.joinpath(target).exists() or (ROOT / target).exists(), target
+
+
+def test_every_room_is_on_the_map():
+    """That of CONTRIBUTING.md: the folders of the package, and what lies beside them."""
+    named = set(re.findall(r"^([a-z_/]+)/ ", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE))
+    rooms = {f"fastmerge/{path.parent.name}" for path in ROOT.glob("fastmerge/*/__init__.py")}
+    assert named == rooms | {"csrc", "kernels", "benchmarks", "tests"}

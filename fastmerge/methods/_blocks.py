@@ -17,6 +17,7 @@ from ..steps.apply import Apply, DeltaMerge
 from ..steps.method import Group, Method, Parameter, Solve
 from ._boost import BOOST_PARAMETERS, Boost
 from ._lines import LINES_PARAMETERS, scaled_by_depth
+from ._spectral import decomposed
 from ._svc import SVC_PARAMETERS, Svc
 
 
@@ -156,6 +157,12 @@ class Extended(Method):
         for block in self.blocks:
             need = block.scratch_bytes(group, need)
         return need
+
+    def cost(self, group: Group) -> float:
+        need = self.scratch_bytes(group)
+        # Where a block needs the tensor whole, it decomposes a matrix.
+        own = 0.0 if need is None or need == self.inner.scratch_bytes(group) else decomposed(group)
+        return self.inner.cost(group) + own
 
     def censuses(self, group: Group) -> int:
         return self.inner.censuses(group) + sum(block.censuses(group) for block in self.blocks)

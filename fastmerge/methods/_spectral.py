@@ -107,6 +107,9 @@ class SpectralMethod(Method):
     def scratch_bytes(self, group: Group) -> int | None:
         return scratch_bytes(group, group.models if self.stacked else 1) if self.is_changed(group) else None
 
+    def cost(self, group: Group) -> float:
+        return decomposed(group, group.models if self.stacked else 1) if self.is_changed(group) else super().cost(group)
+
 
 def on_moved(change: Callable[[list[Tensor]], tuple[Tensor, list[Info]]]) -> Change:
     """Return a change that sees the deltas that are not all zeros; without any the result is zero."""
@@ -118,6 +121,11 @@ def on_moved(change: Callable[[list[Tensor]], tuple[Tensor, list[Info]]]) -> Cha
         return change(moved) if moved else (torch.zeros_like(matrices[0]), [])
 
     return changed
+
+
+def decomposed(group: Group, deltas: int = 1) -> float:
+    """Return about the operations of decompositions of so many deltas, as ``Method.cost``."""
+    return float(deltas * group.numel * min(group.shape[-2:], default=1))
 
 
 def scratch_bytes(group: Group, deltas: int) -> int:

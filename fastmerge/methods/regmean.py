@@ -66,6 +66,9 @@ class RegMean(Method):
         columns = group.shape[-1]
         return 8 * (5 * columns * columns + 3 * group.numel)
 
+    def cost(self, group: Group) -> float:
+        return float(group.models * (group.numel + group.shape[-1] ** 2) * group.shape[-1])
+
     def _statistics(self, group: Group) -> list[Statistics]:
         found = open_statistics(group, "gram")
         for item in found:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from ..steps.shards import Ranks
 
-_REMEDY = "merge it replicated (.redistribute), or from files with fastmerge.merge"
-
 
 def merge_parts(
     mesh: DeviceMesh,
@@ -50,11 +48,7 @@ def merge_parts(
     tied = _agreed(ranks, parts, prepared, error)
     assert prepared is not None, "what failed on this rank was raised"
     with Agreement(ranks) as agreement:
-        jobs = [
-            parts.job(prepared, name, inputs) for name, inputs in prepared.inputs.items() if name not in tied
-        ]  # fmt: skip
-        if problems := [Problem(job.group.name, job.refusal, _REMEDY) for job in jobs if job.refusal]:
-            raise InvalidInput(problems)
+        jobs = [parts.job(prepared, name, inputs) for name, inputs in prepared.inputs.items() if name not in tied]
         for job in jobs[:1]:
             solve_without_data(job.method, job.group)  # refuses parameters that contradict each other
         prepared.copy()

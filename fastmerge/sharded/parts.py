@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
-    from ..steps.shards import Ranks
+    from ..steps.shards import Layout, Ranks, ShardJob
 
 Named = Mapping[str, Mapping[str, Any]]
 """State dicts by what they are called in messages."""
@@ -83,7 +83,7 @@ class Parts:
         # The tensors of the first input, which the others are compared with.
         self.like: Mapping[str, Any] = {}
         # Many tensors of a model are alike.
-        self._runs: dict[Any, tuple[Any, Any]] = {}
+        self._layouts: dict[Any, Layout] = {}
 
     def localized(self, given: Named, out: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Return the local parts of all state dicts; InvalidInput where they are not placed alike."""
@@ -118,16 +118,19 @@ class Parts:
         if tuple(tensor.placements) != tuple(like.placements):
             what = f"has placements {tuple(tensor.placements)}, {like_where} has {tuple(like.placements)}"
             return [Problem(where, what, "call .redistribute")]
-        expected = self._local_shape(tensor)
+        expected = self._layout(tensor).part_shape(self._ranks.position)
         if tuple(tensor.to_local().shape) != expected:
             what = f"has a local part of shape {tuple(tensor.to_local().shape)}; its placements give {expected}"
             return [Problem(where, what, "make it with distribute_tensor or fully_shard")]
         return []
 
-    def _local_shape(self, tensor: DTensor) -> tuple[int, ...]:
-        from ..steps.shards.runs import local_shape
+    def _layout(self, tensor: DTensor) -> Layout:
+        from ..steps.shards import Layout
 
-        return local_shape(tensor.shape, self._ranks.shape, _splits(tensor), self._ranks.coordinate)
+        shape, splits = tuple(tensor.shape), tuple(_split(placement) for placement in tensor.placements)
+        if (shape, splits) not in self._layouts:
+            self._layouts[shape, splits] = Layout(shape, self._ranks.shape, splits, self._ranks.position)
+        return self._layouts[shape, splits]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a whole tensor."""
@@ -137,23 +140,13 @@ class Parts:
         """Return how a tensor lies on the mesh."""
         return str(tuple(self.like[name].placements)) if is_sharded(self.like[name]) else "plain"
 
-    def job(self, prepared: Prepared, name: str, inputs: Inputs[Tensor]) -> Any:
+    def job(self, prepared: Prepared, name: str, inputs: Inputs[Tensor]) -> ShardJob:
         """Return the job of this rank's part of a tensor."""
         from ..steps.shards import ShardJob
-        from ..steps.shards.runs import runs_at, runs_of_ranks
 
-        shape, mesh, splits = self.shape(name), self._ranks.shape, _splits(self.like[name])
-        key = shape, tuple(splits)
-        if key not in self._runs:
-            self._runs[key] = runs_at(shape, mesh, splits, self._ranks.coordinate), runs_of_ranks(shape, mesh, splits)
-        return ShardJob(
-            prepared.configured.method,
-            prepared.configured.group(name, shape),
-            inputs,
-            prepared.targets[name],
-            *self._runs[key],
-            all(split is None or size == 1 for split, size in zip(splits, mesh, strict=True)),
-        )
+        group = prepared.configured.group(name, self.shape(name))
+        layout = self._layout(self.like[name])
+        return ShardJob(prepared.configured.method, group, inputs, prepared.targets[name], layout)
 
     def whole(self, name: str, local: Tensor) -> Tensor:
         """Return the tensor of which ``local`` is this rank's part: as that of the first input."""
@@ -171,17 +164,13 @@ _UNKNOWN = object()
 
 
 def _split(placement: Any) -> Any:
-    """Return (dimension, pieces) of a shard, None of a replica, else ``_UNKNOWN``; see ``runs.Split``."""
+    """Return (dimension, pieces) of a shard, None of a replica, else ``_UNKNOWN``; see ``layout.Split``."""
     if placement.is_replicate():
         return None
     kind = type(placement).__name__
     if kind == "_StridedShard":
         return placement.dim, placement.split_factor
     return (placement.dim, 1) if kind == "Shard" else _UNKNOWN
-
-
-def _splits(tensor: DTensor) -> list[Any]:
-    return [_split(placement) for placement in tensor.placements]
 
 
 def _local(state: Any) -> Any:

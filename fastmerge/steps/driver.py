@@ -94,7 +94,7 @@ def merge_sources(jobs: Sequence[Job]) -> None:
     GPUs get the work on the streams that are current here; it may still be under way on return. The host waits for
     nothing but the answers that methods solve with, and the GPU has the next window's work meanwhile. No data leaves
     a GPU but those answers. Several devices work side by side, each driven by a thread. Methods that take a census
-    read all tensors before the first one is merged.
+    read all tensors before the first one is merged, unless the groups know what it found.
     """
     jobs = _after_censuses(jobs)
     queues: dict[torch.device, list[Job]] = {}
@@ -113,7 +113,7 @@ def merge_sources(jobs: Sequence[Job]) -> None:
 
 def _after_censuses(jobs: Sequence[Job]) -> Sequence[Job]:
     """Return the jobs, which know what the censuses found that their methods take of all of them."""
-    asking = {job.group.name: job for job in jobs if job.method.censuses(job.group)}
+    asking = {job.group.name: job for job in jobs if job.method.censuses(job.group) and not job.group.censuses}
 
     def take(names: Sequence[str], found: dict[str, Any]) -> Round:
         taken = Round()

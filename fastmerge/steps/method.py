@@ -187,6 +187,10 @@ class Method(ABC):
         """
         return None
 
+    def cost(self, group: Group) -> float:
+        """Return about how much work the merge of a tensor is, by which tensors are dealt out to ranks."""
+        return float(group.models * group.numel)
+
     def censuses(self, group: Group) -> int:
         """Return how often the method surveys all tensors of a model before any of them is merged, at most."""
         return 0

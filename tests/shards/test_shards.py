@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import shard_calls
+import shard_failures
 import shard_worker as worker
 import torch
 import torch.multiprocessing
+
+MORE = (*shard_calls.CASES, *shard_failures.CASES)
 
 
 def failures_of(folder, ranks, *arguments):
@@ -16,17 +20,16 @@ def failures_of(folder, ranks, *arguments):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    return failures_of(tmp_path_factory.mktemp("two"), 2, 1, (2,), worker.PLACEMENTS, worker.MORE)
+    return failures_of(tmp_path_factory.mktemp("two"), 2, 1, (2,), list(worker.PLACEMENTS), False, MORE)
 
 
-@pytest.mark.parametrize("where", worker.PLACEMENTS)
-@pytest.mark.parametrize("method", worker.METHODS)
-def test_merges_as_one_process_does(two, method, where):
+@pytest.mark.parametrize("name", [f"{case.name}, {where}" for case, where in worker.inventory(list(worker.PLACEMENTS))])
+def test_merges_as_one_process_does(two, name):
     for failures in two:
-        assert failures[f"{method}, {where}"] is None
+        assert failures[name] is None
 
 
-@pytest.mark.parametrize("case", worker.MORE, ids=lambda case: case.__name__)
+@pytest.mark.parametrize("case", MORE, ids=lambda case: case.__name__)
 def test_on_two_ranks(two, case):
     for failures in two:
         assert failures[case.__name__] is None
@@ -34,12 +37,14 @@ def test_on_two_ranks(two, case):
 
 @pytest.mark.slow
 def test_on_a_plane_of_four_ranks(tmp_path):
-    for failures in failures_of(tmp_path, 4, 2, (2, 2), worker.PLANES):
+    for failures in failures_of(tmp_path, 4, 2, (2, 2), list(worker.PLANES), False):
         assert failures and not any(failures.values()), failures
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL needs a GPU for each of two ranks")
-def test_on_two_gpus(tmp_path):
-    for failures in failures_of(tmp_path, 2, 3, (2,), worker.PLACEMENTS, (), "cuda"):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_on_gpus(tmp_path, ranks):
+    if torch.cuda.device_count() < ranks:
+        pytest.skip(f"NCCL needs a GPU for each of {ranks} ranks")
+    for failures in failures_of(tmp_path, ranks, 3, (ranks,), list(worker.PLACEMENTS), True, (), "cuda"):
         assert failures and not any(failures.values()), failures

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .driver import ShardJob, merge_shards
+from .driver import merge_shards
+from .jobs import ShardJob
+from .layout import Layout
 from .ranks import Agreement, Ranks
-from .runs import Runs, runs_of_ranks
 
-__all__ = ["Agreement", "Ranks", "Runs", "ShardJob", "merge_shards", "runs_of_ranks"]
+__all__ = ["Agreement", "Layout", "Ranks", "ShardJob", "merge_shards"]

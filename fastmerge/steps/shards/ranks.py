@@ -70,10 +70,19 @@ class Ranks:
 
         return self._talk(gather)
 
-    def exchange(self, sends: Mapping[int, Tensor], sizes: Mapping[int, int], like: Tensor) -> dict[int, Tensor]:
-        """Send bytes to ranks while so many arrive from others; all sizes are above 0."""
-        received = {peer: torch.empty(size, dtype=torch.uint8, device=like.device) for peer, size in sizes.items()}
-        operations = [dist.P2POp(dist.isend, tensor, self[peer], self._group) for peer, tensor in sends.items()]
+    def exchange(
+        self, sends: Mapping[int, Tensor], sizes: Mapping[int, int], device: torch.device, agreement: Agreement
+    ) -> dict[int, Tensor]:
+        """Send bytes to ranks while so many arrive from others, on ``device``; of no bytes there is no message.
+
+        All memory is allocated before the ranks agree that they go on: one that lacks it leaves none waiting.
+        """
+        received = {peer: torch.empty(size, dtype=torch.uint8, device=device) for peer, size in sizes.items() if size}
+        agreement.check()
+        operations = [
+            dist.P2POp(dist.isend, tensor, self[peer], self._group)
+            for peer, tensor in sends.items() if tensor.numel()
+        ]  # fmt: skip
         operations += [dist.P2POp(dist.irecv, tensor, self[peer], self._group) for peer, tensor in received.items()]
 
         def talk() -> None:
@@ -117,7 +126,7 @@ class Agreement:
         ranks = self._ranks
         if not ranks.total(np.array([error is not None], np.int64))[0]:
             return
-        told = ranks.everyone(None if error is None else str(error) or type(error).__name__)
+        told = ranks.everyone(None if error is None else f"{ranks.doing}: {str(error) or type(error).__name__}")
         if error is not None:
             return
         first: dict[str, int] = {}

@@ -12,9 +12,10 @@ from torch import Tensor
 from ...kernels import GRID
 from ..inputs import Inputs
 from ..source import Chunk
+from .cuts import Fragments, cut
+from .layout import Runs
 from .lockstep import Add
-from .ranks import Ranks
-from .runs import Fragments, Runs, cut
+from .ranks import Agreement, Ranks
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class ShardSource:
         return self._add(state)
 
 
-def put_together(ranks: Ranks, parts: Sequence[Held]) -> list[list[Chunk]]:
+def put_together(ranks: Ranks, agreement: Agreement, parts: Sequence[Held]) -> list[list[Chunk]]:
     """Return, per tensor, the chunks that this rank surveys.
 
     A collective call with one message to each rank that surveys chunks of which this one holds a part: fewer than
@@ -62,22 +63,19 @@ def put_together(ranks: Ranks, parts: Sequence[Held]) -> list[list[Chunk]]:
     cuts = [cut(part.runs, part.numel) for part in parts]
     sends, sizes = {}, {}
     for peer in range(len(ranks)):
-        if peer == here:
-            continue
-        given = [
-            _bytes(tensor, fragments.between(here, peer))
-            for part, (_, fragments) in zip(parts, cuts, strict=True)
-            for tensor in part.inputs.every
-        ]
-        if sum(map(len, given)):
+        if peer != here:
+            given = [
+                _bytes(tensor, fragments.between(here, peer))
+                for part, (_, fragments) in zip(parts, cuts, strict=True)
+                for tensor in part.inputs.every
+            ]
             sends[peer] = torch.cat(given)
-        if size := sum(
-            fragments.between(peer, here).numel * tensor.element_size()
-            for part, (_, fragments) in zip(parts, cuts, strict=True)
-            for tensor in part.inputs.every
-        ):
-            sizes[peer] = size
-    received = ranks.exchange(sends, sizes, parts[0].inputs.every[0])
+            sizes[peer] = sum(
+                fragments.between(peer, here).numel * tensor.element_size()
+                for part, (_, fragments) in zip(parts, cuts, strict=True)
+                for tensor in part.inputs.every
+            )
+    received = ranks.exchange(sends, sizes, parts[0].inputs.every[0].device, agreement)
     ends = dict.fromkeys(received, 0)
     found = []
     for part, (wholes, fragments) in zip(parts, cuts, strict=True):

@@ -1,0 +1,82 @@
+"""Jobs: tensors of which every rank merges a part, and the windows in which many of them are surveyed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..driver import Job
+from ..inputs import Inputs
+from ..method import Group, Method
+from ..source import Resident
+from .layout import Layout
+
+# Bytes of all local parts of tensors that are surveyed together, and how many these are at most. Of tensors that are
+# dealt out: bytes of the whole inputs that one rank merges at a time.
+WINDOW_BYTES, WINDOW_TENSORS = 64 << 20, 64
+
+
+@dataclass(frozen=True, eq=False)
+class ShardJob:
+    """One output tensor of many, of which this rank merges its part.
+
+    Attributes:
+        group:  what the method is told of the whole tensor.
+        inputs: the local parts, contiguous, of one shape.
+        out:    the local part of the output; it may be an input, not one of another job.
+        layout: how the tensor lies on the mesh.
+    """
+
+    method: Method
+    group: Group
+    inputs: Inputs[Tensor]
+    out: Tensor
+    layout: Layout
+
+    @property
+    def alone(self) -> bool:
+        """True when every rank merges its tensor without asking another one."""
+        return self.layout.whole and not self.method.censuses(self.group)
+
+    @property
+    def at_once(self) -> bool:
+        """True when the method takes no part of the tensor: it is dealt to a rank, which merges it whole."""
+        return self.method.scratch_bytes(self.group) is not None
+
+    @property
+    def local(self) -> Job:
+        """The job of the local part, as if it were a tensor of its own."""
+        return Job(self.method, self.group, Resident.of(self.inputs), self.out)
+
+    @property
+    def whole_bytes(self) -> int:
+        """Bytes of all inputs and the output, whole."""
+        return sum(tensor.element_size() for tensor in (*self.inputs.every, self.out)) * self.group.numel
+
+
+def windows(jobs: Sequence[ShardJob], ranks: int) -> Iterator[list[ShardJob]]:
+    """Deal jobs into windows, of sizes that all ranks see alike."""
+    window: list[ShardJob] = []
+    filled = 0
+    for job in jobs:
+        nbytes = sum(tensor.element_size() for tensor in job.inputs.every) * job.group.numel // ranks
+        device = window[0].out.device if window else job.out.device
+        if window and (
+            filled + nbytes > WINDOW_BYTES or len(window) == WINDOW_TENSORS or job.out.device != device
+        ):  # fmt: skip
+            yield window
+            window, filled = [], 0
+        window.append(job)
+        filled += nbytes
+    if window:
+        yield window
+
+
+def named(jobs: Sequence[ShardJob]) -> str:
+    """Return the names of jobs, in few words."""
+    if not jobs:
+        return "nothing"
+    first, last = jobs[0].group.name, jobs[-1].group.name
+    return first + (f" .. {last} ({len(jobs)} tensors)" if len(jobs) > 1 else "")

@@ -1,0 +1,66 @@
+"""Steps on local parts: what a step that is told of a whole tensor does to the part that this rank holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from ...kernels import ALL_EQUAL, Keep
+from ...kernels.keep import RULE_ALL, RULE_BAND
+from ..apply import Apply, Copy, ElementwiseMerge, SpanSum, SparseMerge, WeightedSum
+from ..inputs import Inputs
+from ..source import Chunk
+from .layout import Runs
+
+
+def apply_to_part(step: Apply, runs: Runs, out: Tensor, inputs: Inputs[Tensor]) -> None:
+    """Apply a step to the part of a tensor that has these runs.
+
+    At once where the step does not ask for the place of an element, else run by run.
+    """
+    local = localized(step, runs)
+    if local is not None:
+        local(out, Chunk.of(inputs))
+        return
+    out, inputs = out.view(-1), inputs.map(lambda tensor: tensor.view(-1))
+    for start, stop, place in runs:
+        part = slice(place, place + stop - start)
+        step(out[part], Chunk.of(inputs.map(lambda tensor, part=part: tensor[part]), start))  # type: ignore[misc]
+
+
+def localized(step: Apply, runs: Runs) -> Apply | None:
+    """Return the step that does to a local part what ``step`` does to a whole tensor; None where there is none.
+
+    It is ``step`` itself where the place of an element is of no account.
+    """
+    if isinstance(step, Copy | WeightedSum | SpanSum):
+        return step
+    if isinstance(step, SparseMerge):
+        keeps = [rule for keep in step.keeps if (rule := _local_rule(keep, runs)) is not None]
+        if len(keeps) < len(step.keeps):
+            return None
+        return step if keeps == list(step.keeps) else replace(step, keeps=keeps)
+    if isinstance(step, ElementwiseMerge):
+        inner = None if step.step is None else localized(step.step, runs)
+        keep = None if step.selection is None else _local_rule(step.selection.keep, runs)
+        if (inner is None) != (step.step is None) or (keep is None) != (step.selection is None):
+            return None
+        if inner is step.step and (step.selection is None or keep == step.selection.keep):
+            return step
+        selection = None if step.selection is None or keep is None else replace(step.selection, keep=keep)
+        return replace(step, step=inner, selection=selection)  # type: ignore[arg-type]
+    return None
+
+
+def _local_rule(keep: Keep, runs: Runs) -> Keep | None:
+    """Return a keep rule in terms of indices of the local part, or None: random numbers follow global ones."""
+    if keep.rule == RULE_ALL:
+        return keep
+    if keep.rule != RULE_BAND:
+        return None
+    return keep._replace(b=_local_break(keep.b, runs), d=_local_break(keep.d, runs))
+
+
+def _local_break(index: int, runs: Runs) -> int:
+    return index if index in (0, ALL_EQUAL) else runs.below(index)

@@ -134,12 +134,19 @@ class Queue:
         return torch.cuda.stream(self._stream)
 
     def copy(self, to: Tensor, source: Tensor) -> None:
-        """Begin to copy; host memory must be pinned and stay as it is until ``wait`` returns."""
+        """Begin to copy; host memory must be pinned and stay as it is until a later mark has passed."""
         to.copy_(source, non_blocking=True)
 
-    def wait(self) -> None:
-        """Wait for everything that the stream was given."""
+    def mark(self) -> None:
+        """Remember what the stream was given so far."""
         self._event.record(self._stream)
+
+    def passed(self) -> bool:
+        """True when all that came before the last mark is done."""
+        return self._event.query()
+
+    def wait(self) -> None:
+        """Wait for all that came before the last mark."""
         self._event.synchronize()
 
 

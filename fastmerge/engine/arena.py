@@ -151,8 +151,23 @@ class Slot:
         """Return where in the arena the bytes lie that were computed at ``place`` of ``memory``."""
         return place
 
-    def settle(self) -> None:
-        """Wait until all that the worker's tasks began is done: other workers may build on it."""
+    def later(self, function: Callable[[], None]) -> None:
+        """Call ``function`` when all that the task has begun is done. The slot is not used again before that."""
+        function()
+
+    def left(self) -> bool:
+        """Note the end of a task; return True where what it began may still be under way.
+
+        ``complete`` is due then, on any thread, before anybody builds on it and before the slot is used again.
+        """
+        return False
+
+    def finished(self) -> bool:
+        """True when ``complete`` would not wait."""
+        return True
+
+    def complete(self) -> None:
+        """Wait until all that the task began is done, and do what is due later."""
 
     def return_free_memory(self) -> None:
         """Give memory that the operations freed back to the system.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 
 from ..dtypes import DType
 from ..methods import get_method
@@ -82,7 +83,11 @@ class Batch:
                 outputs, [self._job(o, at[o.name], places, slot) for o in outputs if o.group is not None and o.nbytes]
             )
         slot.download(start, total)
-        arena = self._context.arena
+        slot.later(partial(self._write, start, total, at, places, sums))
+
+    def _write(self, start: int, total: int, at: dict[str, int], places: dict[Key, int], sums: dict[Key, str]) -> None:
+        """Copy what is not merged to its place, and write all."""
+        outputs, arena = self._outputs, self._context.arena
         for output in outputs:
             if output.group is None:
                 (tensor,) = output.inputs.every
@@ -90,7 +95,7 @@ class Batch:
                 arena.bytes[target : target + output.nbytes] = arena.bytes[source : source + output.nbytes]
         if self._context.finite:
             self._check([(at[output.name], output.nbytes, output.dtype) for output in outputs])
-        self._context.write(first, 0, start, total)
+        self._context.write(outputs[0], 0, start, total)
         for output in outputs:
             place = at[output.name]
             checksum = checksum_of(arena.bytes[place : place + output.nbytes], output.dtype.itemsize)

@@ -25,6 +25,8 @@ class Queue(Protocol):
 
     def working(self) -> contextlib.AbstractContextManager[object]: ...
     def copy(self, to: Tensor, source: Tensor) -> None: ...
+    def mark(self) -> None: ...
+    def passed(self) -> bool: ...
     def wait(self) -> None: ...
 
 
@@ -61,13 +63,12 @@ class DeviceMemory(Memory):
 class DeviceSlot(Slot):
     """A slot of pinned host memory and its mirror on a device: what lies in one at a place lies in the other there.
 
-    Each worker has a queue of its own, so that uploads, kernels and downloads of different workers overlap; within a
-    task they run in order. The chunks of a large tensor are tasks of all workers, so theirs overlap too, except where
-    a tensor does not fit the device: one worker surveys it, chunk after chunk.
+    Each has a queue of its own, so that uploads, kernels and downloads of different slots overlap; within a task they
+    run in order. A worker does not wait for what its task began: it leaves the slot, and goes on with another one. Who
+    finds that the queue has come to the task's end completes it, which writes the result and frees the slot.
 
-    The host waits in three places, and each is needed: before bytes of the host that are being copied are overwritten
-    (``reset``), before a result is written (``download``, ``fetch``), and at the end of a task, since other queues
-    build on it (``settle``).
+    In the middle of a task the host waits where it must: before bytes are overwritten that are being copied
+    (``reset``), and before a result is written piece by piece (``fetch``).
     """
 
     def __init__(self, arena: Arena, start: int, nbytes: int, memory: DeviceMemory, driver: Driver, meter: Meter):
@@ -78,6 +79,8 @@ class DeviceSlot(Slot):
         self._shift = mirror - start
         self._driver, self._meter = driver, meter
         self._queue = driver.queue(memory.device)
+        self._copying = False
+        self._due: list[Callable[[], None]] = []
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -85,37 +88,64 @@ class DeviceSlot(Slot):
             yield
 
     def reset(self) -> None:
-        self.settle()
+        assert not self._due, "what is due later needs its bytes"
+        if self._copying:
+            self._settle()
         super().reset()
 
     def tensor(self, at: int, dtype: DType, shape: tuple[int, ...]) -> Tensor:
         return self.memory.tensor(at + self._shift, dtype, shape)
 
     def upload(self, at: int, nbytes: int) -> None:
-        self._queue.copy(self._there(at + self._shift, nbytes), self._here(at, nbytes))
+        self._copy(self._there(at + self._shift, nbytes), self._here(at, nbytes))
 
     def download(self, at: int, nbytes: int) -> None:
-        self._queue.copy(self._here(at, nbytes), self._there(at + self._shift, nbytes))
-        self.settle()
+        self._copy(self._here(at, nbytes), self._there(at + self._shift, nbytes))
 
     def fill(self, place: int, nbytes: int, phase: int, read: Callable[[int], None]) -> None:
         at = self.take(nbytes, phase)
         read(at)
-        self._queue.copy(self._there(place, nbytes), self._here(at, nbytes))
+        self._copy(self._there(place, nbytes), self._here(at, nbytes))
 
     def fetch(self, place: int, nbytes: int, phase: int) -> int:
         at = self.take(nbytes, phase, align=PAGE)
-        self._queue.copy(self._here(at, nbytes), self._there(place, nbytes))
-        self.settle()
+        self._copy(self._here(at, nbytes), self._there(place, nbytes))
+        self._settle()
         return at
 
-    def settle(self) -> None:
+    def later(self, function: Callable[[], None]) -> None:
+        self._due.append(function)
+
+    def left(self) -> bool:
+        self._queue.mark()
+        return True
+
+    def finished(self) -> bool:
+        with failures_of(self.memory.device):
+            return self._queue.passed()
+
+    def complete(self) -> None:
         with self._meter.stage("compute"):
             self._queue.wait()
+        self._copying = False
+        due, self._due = self._due, []
+        for function in due:
+            function()
 
     def return_free_memory(self) -> None:
-        self.settle()
+        self._settle()
         self._driver.return_free_memory(self.memory.device)
+
+    def _copy(self, to: Tensor, source: Tensor) -> None:
+        self._copying = True
+        self._queue.copy(to, source)
+
+    def _settle(self) -> None:
+        """Wait until all that the task began so far is done."""
+        self._queue.mark()
+        with self._meter.stage("compute"):
+            self._queue.wait()
+        self._copying = False
 
     def _here(self, at: int, nbytes: int) -> Tensor:
         return self.arena.tensor(at, uint8, (nbytes,))

@@ -143,8 +143,9 @@ class Large:
     def _loads(self, placed: _Placed) -> Iterator[Task]:
         tensor, chunk = placed.tensor, self._context.sizes.chunk
         if placed.beside is None:
-            for start in range(0, tensor.numel, chunk):
-                yield partial(self._read, tensor, start, min(start + chunk, tensor.numel), placed.at)
+            step = self._context.sizes.step(tensor.dtype.itemsize)
+            for start in range(0, tensor.numel, step):
+                yield partial(self._read, tensor, start, min(start + step, tensor.numel), placed.at)
         else:
             rows, columns = matrix_shape(tensor.shape)
             step = max(1, chunk // max(columns, 1))
@@ -195,7 +196,7 @@ class Large:
             if through is not None:
                 out.copy_(made)
         slot.download(at, (stop - start) * size)
-        self._write(start, stop, at)
+        slot.later(partial(self._write, start, stop, at))
 
     def _merge_at_once(self, spans: Sequence[tuple[int, int]], slot: Slot) -> None:
         assert self._apply is not None

@@ -161,11 +161,11 @@ def outside_bytes(inputs: int, kind: str) -> float:
     return 2 * inputs * 0.26 if why_not_compiled(kind) is None else 2 * (8 * inputs + 64)
 
 
-def spare_bytes(workers: int, inputs: int, elements: int, kind: str) -> int:
-    """Return what operations may take beyond that share, in every worker at once.
+def spare_bytes(slots: int, inputs: int, elements: int, kind: str) -> int:
+    """Return what operations may take beyond that share, in every slot at once.
 
     A selection collects 2 MiB for each boundary; half of what a run may take beside its budget is there for it. On a
-    GPU torch takes memory in blocks of 2 and 20 MiB, and each worker has its own.
+    GPU torch takes memory in blocks of 2 and 20 MiB, and each slot's stream has its own.
     """
-    spare = workers * 2 * inputs * min(2 << 20, 4 * elements) if why_not_compiled(kind) is None else 0
-    return max(0, spare - BESIDE // 2) + (workers * (22 << 20) if kind == "cuda" else 0)
+    spare = slots * 2 * inputs * min(2 << 20, 4 * elements) if why_not_compiled(kind) is None else 0
+    return max(0, spare - BESIDE // 2) + (slots * (22 << 20) if kind == "cuda" else 0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 
@@ -37,6 +38,8 @@ class Unit(Protocol):
 
 
 class _Running:
+    """A unit that was started. ``pending`` counts the tasks of its stage that are not done."""
+
     def __init__(self, unit: Unit, number: int, team: _Team):
         self.unit, self.number, self.team = unit, number, team
         self.stages = unit.stages()
@@ -45,24 +48,48 @@ class _Running:
 
 
 class _Team:
-    """The workers of one memory."""
+    """The workers and the slots of one memory.
 
-    def __init__(self, lock: threading.RLock):
+    Attributes:
+        ready:   tasks that may begin, what is furthest along first.
+        free:    slots that nobody uses; the last one that was used goes first, since its memory was touched.
+        left:    slots whose tasks have returned, while a device still works on what they began; oldest first.
+        started: units that are not finished.
+    """
+
+    def __init__(self, lock: threading.RLock, memory: Memory, slots: Sequence[Slot]):
         self.changed = threading.Condition(lock)
+        self.memory = memory
         self.ready: list[tuple[int, int, int, Task, _Running]] = []
-        self.in_flight = 0
+        self.free = list(reversed(slots))
+        self.left: deque[tuple[Slot, _Running]] = deque()
+        self.started = 0
+
+    def finished(self) -> tuple[Slot, _Running] | None:
+        """Take the first slot that can be completed without a wait."""
+        for i, (slot, running) in enumerate(self.left):
+            if slot.finished():
+                del self.left[i]
+                return slot, running
+        return None
 
 
 class Scheduler:
-    """Runs units on one thread per slot."""
+    """Runs units on threads, each task in a slot.
 
-    def __init__(self, units: Iterator[Unit], slots: Sequence[Slot]):
+    Where slots have devices behind them, there may be more of them than threads: nobody waits for a device as long as
+    there is a task that can begin.
+    """
+
+    def __init__(self, units: Iterator[Unit], slots: Sequence[Slot], workers: int | None = None):
+        """``workers``: threads, for all memories together; None takes one per slot."""
         self._units = units
-        self._slots = slots
+        self._workers = workers or len(slots)
         self._next: Unit | None = next(units, None)
         self._numbers = itertools.count()
         self._lock = threading.RLock()
-        self._teams = {slot.memory: _Team(self._lock) for slot in slots}
+        memories = dict.fromkeys(slot.memory for slot in slots)
+        self._teams = [_Team(self._lock, own, [s for s in slots if s.memory is own]) for own in memories]
         # Held while workers are alive. A lock alone: what is made of locks in Python may stay locked for ever when an
         # interrupt reaches the main thread in its middle.
         self._over = threading.Lock()
@@ -77,8 +104,8 @@ class Scheduler:
         their current tasks and is raised here.
         """
         threads = [
-            threading.Thread(target=self._work, args=(slot,), name=f"fastmerge-{i}", daemon=True)
-            for i, slot in enumerate(self._slots)
+            threading.Thread(target=self._work, args=(team,), name=f"fastmerge-{i}", daemon=True)
+            for i, team in zip(range(self._workers), itertools.cycle(self._teams), strict=False)
         ]
         self._alive = len(threads)
         try:
@@ -107,17 +134,21 @@ class Scheduler:
             self._wake_all()
 
     def _wake_all(self) -> None:
-        for team in self._teams.values():
+        for team in self._teams:
             team.changed.notify_all()
 
-    def _work(self, slot: Slot) -> None:
+    def _work(self, team: _Team) -> None:
         try:
-            with slot.working():
-                while (item := self._take(slot.memory)) is not None:
-                    task, running = item
-                    task(slot)
-                    slot.settle()
-                    self._done(running)
+            while (item := self._take(team)) is not None:
+                slot, task, running = item
+                with slot.working():
+                    if task is not None:
+                        task(slot)
+                        if slot.left():
+                            self._leave(slot, running)
+                            continue
+                    slot.complete()
+                self._done(slot, running)
         except BaseException as error:
             self._fail(error)
         finally:
@@ -126,31 +157,44 @@ class Scheduler:
                 if self._alive == 0:
                     self._over.release()
 
-    def _take(self, memory: Memory) -> tuple[Task, _Running] | None:
-        team = self._teams[memory]
+    def _take(self, team: _Team) -> tuple[Slot, Task | None, _Running] | None:
+        """Return what is to do next: a task and the slot for it, or a slot to complete; None when all is done."""
         with self._lock:
             while self._failure is None:
-                if team.ready:
+                if finished := team.finished():
+                    return finished[0], None, finished[1]
+                if team.free and team.ready:
                     *_, task, running = heapq.heappop(team.ready)
-                    return task, running
-                if self._next is not None and self._next.start(memory):
+                    return team.free.pop(), task, running
+                if team.free and self._next is not None and self._next.start(team.memory):
                     running = _Running(self._next, next(self._numbers), team)
                     self._next = next(self._units, None)
-                    team.in_flight += 1
+                    team.started += 1
                     if len(self._teams) > 1:  # the unit that is next now may fit another memory
                         self._wake_all()
                     self._advance(running)
-                elif self._next is None and team.in_flight == 0:
+                elif team.left:
+                    slot, running = team.left.popleft()
+                    return slot, None, running
+                elif self._next is None and team.started == 0:
                     return None
                 else:
                     team.changed.wait()
             return None
 
-    def _done(self, running: _Running) -> None:
+    def _leave(self, slot: Slot, running: _Running) -> None:
         with self._lock:
+            running.team.left.append((slot, running))
+            running.team.changed.notify()
+
+    def _done(self, slot: Slot, running: _Running) -> None:
+        with self._lock:
+            running.team.free.append(slot)
             running.pending -= 1
             if running.pending == 0:
                 self._advance(running)
+            elif running.team.ready:
+                running.team.changed.notify()
 
     def _advance(self, running: _Running) -> None:
         """Queue the next stage of a unit, or finish it. Called with the lock held."""
@@ -158,7 +202,7 @@ class Scheduler:
         tasks = next((stage for stage in running.stages if stage), None)  # a stage may have nothing to do
         if tasks is None:
             running.unit.finish()
-            team.in_flight -= 1
+            team.started -= 1
             team.changed.notify_all()
             return
         running.stage -= 1

@@ -8,8 +8,9 @@ both, at the same place::
     host    | slot | slot | .. |
     device  | slot | slot | .. | regions ................ |    operations, beside
 
-A slot is the scratch of one worker: a chunk of every input and of the output, or a batch of tiny tensors. A region
-holds a tensor whole, or its adapters. What operations take beside them is reckoned in bytes per element.
+A slot is the scratch of one task: a chunk of every input and of the output, or a batch of tiny tensors. The processor
+has one for each worker, a device some more: those that are being copied. A region holds a tensor whole, or its
+adapters. What operations take beside them is reckoned in bytes per element.
 """
 
 from __future__ import annotations
@@ -45,6 +46,14 @@ BUSY_BYTES = 64 << 20
 # Bytes of inputs for each byte of memory that is touched so that several large tensors are worked on at a time.
 TOUCHED = 64
 
+# The host's memory that is pinned for each device, at most: locking it takes time, and others may want it.
+PINNED_BYTES = 1 << 30
+# Slots of a device, at most, and those of them that no worker holds while all workers read: a copy of 32 MiB takes 0.6
+# ms on PCIe 5, to notice its end 0.1 ms.
+DEVICE_SLOTS, UNDER_WAY = 24, 6
+# Bytes of an input that are brought to a region at once.
+LOAD_BYTES = 32 << 20
+
 # Scratch of a worker where tensors are tiny: that many bytes are gathered into a batch.
 BATCH_BYTES = 4 << 20
 DEVICE_BATCH_BYTES = 32 << 20
@@ -76,17 +85,27 @@ class Budget:
 class Sizes:
     """Attributes:
     workers: threads, of all devices together.
+    slots:   of all devices together; as many as there are workers, or more.
     chunk:   elements of an output that are computed at once, a multiple of ``BLOCK``.
-    slot:    bytes of scratch of one worker.
+    slot:    bytes of scratch of one task.
     regions: bytes beside the slots for regions, on each device.
     arena:   bytes of everything in the host's memory.
+    load:    bytes of an input that are brought to a region at once, where that may be more than a chunk.
+    apart:   True where devices have memories of their own.
     """
 
     workers: int
+    slots: int
     chunk: int
     slot: int
     regions: int
     arena: int
+    load: int = 0
+    apart: bool = False
+
+    def step(self, itemsize: int) -> int:
+        """Return the elements of an input that are brought to a region at once, a multiple of ``BLOCK``."""
+        return max(self.chunk, self.load // itemsize // BLOCK * BLOCK)
 
 
 @dataclass(frozen=True)
@@ -140,25 +159,27 @@ class _Option:
 
     Attributes:
         workers: on each device.
+        slots:   on each device.
         chunk:   elements.
-        slot:    bytes of scratch of one worker.
+        slot:    bytes of scratch of one task.
         scratch: bytes of all slots of a device, with what operations take beside them.
         staging: bytes of all slots in the host's memory, where devices have memories of their own.
     """
 
     workers: int
+    slots: int
     chunk: int
     slot: int
     scratch: int
     staging: int
 
     @classmethod
-    def of(cls, demand: _Demand, budget: Budget, workers: int, chunk: int) -> _Option:
+    def of(cls, demand: _Demand, budget: Budget, workers: int, slots: int, chunk: int) -> _Option:
         slot = round_up(max((chunk_bytes(output, chunk) for output in demand.kinds), default=0)) + PAGE
         beside = int(demand.outside * min(chunk, demand.longest))
-        spare = spare_bytes(workers, demand.inputs, demand.longest, budget.kind)
-        staging = 0 if budget.vram is None else budget.devices * workers * slot
-        return cls(workers, chunk, slot, workers * (slot + beside + demand.decoding) + spare, staging)
+        spare = spare_bytes(slots, demand.inputs, demand.longest, budget.kind)
+        staging = 0 if budget.vram is None else budget.devices * slots * slot
+        return cls(workers, slots, chunk, slot, slots * (slot + beside + demand.decoding) + spare, staging)
 
     def needed(self, regions: int) -> int:
         """Return the bytes that this takes on each device with so many for regions."""
@@ -177,39 +198,42 @@ def divide(outputs: Iterable[OutputTensor], budget: Budget, workers: int, chunk:
     demand = _Demand.of(outputs, budget.kind)
     chunks = (CHUNKS if budget.vram is None else DEVICE_CHUNKS) if chunk is None else (chunk,)
     each = -(-workers // budget.devices)
-    counts = dict.fromkeys((each, min(each, 2), 1))
-    options = [_Option.of(demand, budget, count, elements) for count in counts for elements in chunks]
+    most = each if budget.vram is None else min(each + UNDER_WAY, DEVICE_SLOTS)
+    counts = dict.fromkeys((most, *(min(most, fewer) for fewer in (each, 2, 1))))
+    options = [_Option.of(demand, budget, min(each, count), count, elements) for count in counts for elements in chunks]
     for option in options:
         fits = option.needed(demand.least) <= budget.room and option.staging <= budget.ram
+        if option is not options[-1]:
+            fits = fits and option.staging <= budget.devices * PINNED_BYTES
         # Half of the budget is kept for tensors that are held whole: reading twice costs more than small chunks.
         roomy = option.needed(int(demand.resident * demand.share)) <= budget.room // 2
         if fits and (roomy or option is options[-1]):
-            return _sizes(option, outputs, demand, budget)
+            return _sizes(option, outputs, demand, budget, load=LOAD_BYTES if chunk is None else 0)
     raise BudgetError(_too_small(options[-1], demand, budget, gathered))
 
 
-def _sizes(option: _Option, outputs: Sequence[OutputTensor], demand: _Demand, budget: Budget) -> Sizes:
-    """Return the sizes of an option that fits, with slots and regions as large as is of use."""
-    own, workers = budget.vram is not None, budget.devices * option.workers
+def _sizes(option: _Option, outputs: Sequence[OutputTensor], demand: _Demand, budget: Budget, load: int) -> Sizes:
+    """Return the sizes of an option that fits, with slots and regions as large as is of use; ``load`` as in them."""
+    own, workers, slots = budget.vram is not None, budget.devices * option.workers, budget.devices * option.slots
     # Tiny tensors are gathered into batches, which may take more than a chunk. What operations take beside them is no
     # more than they take themselves.
     unused = budget.room - option.needed(demand.least)
-    extra = min((DEVICE_BATCH_BYTES if own else BATCH_BYTES) - option.slot, unused // (4 * option.workers))
+    extra = min((DEVICE_BATCH_BYTES if own else BATCH_BYTES) - option.slot, unused // (4 * option.slots))
     if own:
-        extra = min(extra // 2, (budget.ram - option.staging) // workers)
+        extra = min(extra // 2, (min(budget.ram, budget.devices * PINNED_BYTES) - option.staging) // slots)
     extra = max(0, extra) // PAGE * PAGE
     slot = option.slot + extra
-    regions = int((budget.room - option.scratch - option.workers * extra * (2 if own else 1)) / demand.share)
+    regions = int((budget.room - option.scratch - option.slots * extra * (2 if own else 1)) / demand.share)
     if own:
         # A device's memory is taken at once.
         regions = min(regions, sum(map(whole_bytes, outputs)))
-        return Sizes(workers, option.chunk, slot, regions, workers * slot)
+        return Sizes(workers, slots, option.chunk, slot, regions, slots * slot, min(load, slot - PAGE), apart=True)
     # The host's costs its first touch: more than the largest tensor needs is worth it where much more is moved.
     largest = max((whole_bytes(o) for o in demand.kinds if o.group is not None and o.nbytes), default=0)
     moved = sum(output.nbytes * len(output.inputs.every) for output in outputs)
     beside = min(largest // 2, moved // TOUCHED)
     regions = min(regions, max(largest + beside, option.workers * BUSY_BYTES))
-    return Sizes(workers, option.chunk, slot, regions, workers * slot + regions)
+    return Sizes(workers, slots, option.chunk, slot, regions, slots * slot + regions)
 
 
 def _too_small(least: _Option, demand: _Demand, budget: Budget, gathered: int) -> str:

@@ -42,7 +42,7 @@ class Target(ABC):
 
     @abstractmethod
     def slots(self, arena: Arena, sizes: Sizes, meter: Meter) -> contextlib.AbstractContextManager[list[Slot]]:
-        """Return a context that yields the scratch of every worker."""
+        """Return a context that yields the scratch of tasks."""
 
     def why_torch(self, outputs: Sequence[OutputTensor]) -> str | None:
         """Return why torch's tensors are needed for a merge of outputs here, or None where strips will do."""
@@ -69,7 +69,7 @@ class Host(Target):
 
     @contextlib.contextmanager
     def slots(self, arena: Arena, sizes: Sizes, meter: Meter) -> Iterator[list[Slot]]:
-        yield [Slot(arena, _part(arena, sizes.slot), sizes.slot) for _ in range(sizes.workers)]
+        yield [Slot(arena, _part(arena, sizes.slot), sizes.slot) for _ in range(sizes.slots)]
 
 
 class Accelerators(Target):
@@ -99,7 +99,7 @@ class Accelerators(Target):
 
         self._driver.pin(self._devices[0], arena.address, arena.size)
         try:
-            each = sizes.workers // len(self._devices)
+            each = sizes.slots // len(self._devices)
             slots: list[Slot] = []
             for device in self._devices:
                 self._driver.begin_peak(device)

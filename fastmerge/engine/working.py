@@ -44,7 +44,7 @@ def work(
     context = RunContext(arena, sizes, Reader(arena, inputs, meter), sink, meter, finite)
     with _only_new_garbage(), torch_at_rest(strips), target.slots(arena, sizes, meter) as slots:
         try:
-            Scheduler(make_units(context), slots).run(tick)
+            Scheduler(make_units(context), slots, sizes.workers).run(tick)
         except Suspect as suspect:
             raise suspect.refusal(inputs) from suspect
 

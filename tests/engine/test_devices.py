@@ -7,15 +7,19 @@ import contextlib
 import pytest
 import torch
 from checkpoint_files import write_adapter
-from mirrors import compute_on_mirrors
+from mirrors import MirrorQueue, compute_on_mirrors
 from tiny_merges import assert_same_tensors, expected, make_merge, outputs_of, same_files
 
+from benchmarks.gpu import streamed
+from benchmarks.gpu.cases import Llama
+from benchmarks.kernels.cases import CASES
 from fastmerge.devices import gpus
 from fastmerge.engine import RunOptions, needs, run, verify
 from fastmerge.engine import targets as places
 from fastmerge.engine.checksums import BLOCK
 from fastmerge.engine.devices import DeviceMemory
 from fastmerge.engine.files import InputFiles, OutputFiles
+from fastmerge.engine.sizing import PINNED_BYTES, Budget, divide
 from fastmerge.errors import BudgetError, CheckpointError, FastmergeError, OutputError
 from fastmerge.kernels import use_backend
 
@@ -43,6 +47,46 @@ def test_bits_are_those_of_a_merge_in_memory(tmp_path, monkeypatch, method, devi
     assert report.bytes_read == plan.bytes_read <= driver.uploaded < 1.01 * plan.bytes_read + 100_000
     assert driver.downloaded == report.bytes_written
     assert verify(merge.out).ok
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+@pytest.mark.parametrize(("threads", "vram"), [(1, 32 << 20), (3, 16 << 20)])
+def test_copies_that_end_late_and_overtake_each_other_change_no_byte(tmp_path, monkeypatch, method, threads, vram):
+    driver = compute_on_mirrors(monkeypatch, speed="overtaking")
+    merge = make_merge(tmp_path, method, **WIDE | {"layers": 2})
+    plan = merge.plan()
+    run(plan, merge.out, RunOptions(chunk=BLOCK, threads=threads, vram=vram))
+    assert_same_tensors(outputs_of(merge.out), expected(plan))
+    assert threads > 1 or driver.passed != sorted(driver.passed), "no copy overtook another one"
+
+
+def test_a_slot_that_is_used_again_too_early_is_noticed(tmp_path, monkeypatch):
+    """The mirrors would find out if the engine took slots for done that are not."""
+    compute_on_mirrors(monkeypatch)
+    merge = make_merge(tmp_path, "linear", **WIDE | {"layers": 2})
+    plan = merge.plan()
+    monkeypatch.setattr(MirrorQueue, "passed", lambda self: True)
+    monkeypatch.setattr(MirrorQueue, "wait", lambda self: None)
+    with pytest.raises(AssertionError):
+        run(plan, merge.out, RunOptions(chunk=BLOCK, threads=1, vram=32 << 20))
+        assert_same_tensors(outputs_of(merge.out), expected(plan))
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_nobody_waits_for_a_device_that_keeps_up(tmp_path, monkeypatch, method):
+    driver = compute_on_mirrors(monkeypatch, speed="fast")
+    merge = make_merge(tmp_path, method, **WIDE | {"layers": 2})
+    run(merge.plan(), merge.out, RunOptions(chunk=BLOCK, threads=1, vram=32 << 20))
+    assert len(driver.passed) > 20 and driver.waits == 0
+
+
+def test_only_what_is_in_flight_is_pinned():
+    """A 70B on a GPU of 140 GB, with 16 cores."""
+    tensors = streamed.outputs(next(case for case in CASES if case.method == "ties"), Llama())
+    sizes = divide(tensors, Budget(4 << 30, 120 << 30, kind="cuda"), 18)
+    assert sizes.arena <= PINNED_BYTES and sizes.slots == 24 and sizes.workers == 18
+    several = divide(tensors, Budget(8 << 30, 120 << 30, 4, kind="cuda"), 64)
+    assert several.workers == 64 and several.slots == 88 and several.arena <= 4 * PINNED_BYTES
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

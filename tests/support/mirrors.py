@@ -1,15 +1,21 @@
 """Accelerators for tests: devices with memories of their own, whose processor is the host's.
 
-The engine moves every byte there and back as it would for a GPU. A queue copies as late as a GPU might: when it is
-waited for, or when its own worker computes; and it finds out if the host changes what is being copied. So a forgotten
-wait is a wrong result or an error.
+The engine moves every byte there and back as it would for a GPU. A queue copies when it likes: some of what it was
+given each time it is asked how far it is, by dice, so that queues overtake each other; the rest as late as a GPU might,
+when it is waited for, or when an operation of its own needs it. And it finds out if the host changes what is being
+copied. So a forgotten wait, or a slot that is used again too early, is a wrong result or an error. No clock
+is involved.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
+from random import Random
 
 import torch
 from torch import Tensor
@@ -23,9 +29,8 @@ class MirrorQueue:
 
     def __init__(self, driver: MirrorDriver):
         self._driver = driver
-        self._uploads: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._downloads: list[tuple[Tensor, Tensor]] = []
-        self._begun = 0
+        self._given: deque[tuple[Tensor, Tensor, Tensor | None]] = deque()
+        self._marked = self._number = 0
         self._thread: int | None = None
         self.uploaded = self.downloaded = 0
 
@@ -35,39 +40,66 @@ class MirrorQueue:
         yield
 
     def copy(self, to: Tensor, source: Tensor) -> None:
-        assert threading.get_ident() == self._thread, "a worker's queue is used by another thread"
-        assert self._driver.is_pinned(source) != self._driver.is_pinned(to), "a copy is not between host and device"
-        if self._driver.is_pinned(source):
-            self._uploads.append((to, source, source.clone()))
-        else:
-            self._downloads.append((to, source))
+        assert threading.get_ident() == self._thread, "a queue is used by a thread that does not work in its slot"
+        up = self._driver.is_pinned(source)
+        assert up != self._driver.is_pinned(to), "a copy is not between pinned memory and a device"
+        self._given.append((to, source, source.clone() if up else None))
 
     def compute(self) -> None:
         """Do what comes before an operation of this queue."""
-        for to, source, _ in self._uploads[self._begun :]:
-            to.copy_(source)
-            self.uploaded += to.numel()
-        self._begun = len(self._uploads)
+        while self._given:
+            self._copy()
+
+    def mark(self) -> None:
+        self._marked, self._number = len(self._given), next(self._driver.marks)
+        self._driver.open.add(self._number)
+
+    def passed(self) -> bool:
+        for _ in range(min(self._driver.steps(self._number), self._marked)):
+            self._copy()
+        return self._marked == 0
 
     def wait(self) -> None:
-        self.compute()
-        for to, source in self._downloads:
-            to.copy_(source)
+        self._driver.waits += self._marked > 0
+        while self._marked:
+            self._copy()
+        self._driver.passed.append(self._number)
+        self._driver.open.discard(self._number)
+
+    def _copy(self) -> None:
+        to, source, snapshot = self._given.popleft()
+        self._marked = max(0, self._marked - 1)
+        if snapshot is None:
             self.downloaded += to.numel()
-        for _, source, snapshot in self._uploads:
+        else:
             assert torch.equal(source, snapshot), "host memory was overwritten while it was copied"
-        self._uploads, self._downloads, self._begun = [], [], 0
+            self.uploaded += to.numel()
+        to.copy_(source)
 
     @property
     def idle(self) -> bool:
-        return not self._uploads and not self._downloads
+        return not self._given
 
 
 class MirrorDriver:
-    """See ``fastmerge.devices.gpus.Cuda``."""
+    """See ``fastmerge.devices.gpus.Cuda``.
 
-    def __init__(self, free: int = 1 << 30):
-        self.free = free
+    Attributes:
+        speed:  decides how far a queue is that is asked: by dice ("any"); at its mark ("fast"); at its mark unless no
+                older one is open ("overtaking").
+        marks:  numbers them.
+        open:   the marks that nobody found to be passed.
+        passed: the marks, in the order in which they were found to be passed.
+        waits:  for marks that were not.
+    """
+
+    def __init__(self, free: int = 1 << 30, speed: str = "any"):
+        self.free, self.speed = free, speed
+        self._dice = Random(0)
+        self.marks = itertools.count()
+        self.open: set[int] = set()
+        self.passed: list[int] = []
+        self.waits = 0
         self._pinned = (0, 0)
         self.queues: list[MirrorQueue] = []
 
@@ -78,6 +110,12 @@ class MirrorDriver:
     @property
     def downloaded(self) -> int:
         return sum(queue.downloaded for queue in self.queues)
+
+    def steps(self, number: int) -> int:
+        """Return how many copies the queue with that mark does while it is asked how far it is."""
+        if self.speed == "any":
+            return self._dice.randint(0, 2)
+        return sys.maxsize if self.speed == "fast" or number > min(self.open) else 0
 
     def is_pinned(self, tensor: Tensor) -> bool:
         start, end = self._pinned
@@ -97,7 +135,7 @@ class MirrorDriver:
 
     def synchronize(self, device: torch.device) -> None:
         for queue in self.queues:
-            queue.wait()
+            queue.compute()
 
     def return_free_memory(self, device: torch.device) -> None:
         pass

@@ -70,12 +70,14 @@ def merge(
         FastmergeError: a file is corrupt, the disk is full, the budget is too small, ``out`` exists.
     """
     from .engine import RunOptions
+    from .engine.targets import prepare
     from .pipelines import merge_all
 
     options = RunOptions(
         ram=parse_size(ram), threads=threads, device=device, vram=None if vram is None else parse_size(vram),
         backend=backend, overwrite=overwrite, allow_nonfinite=allow_nonfinite,
     )  # fmt: skip
+    prepare(options.device, options.ram)
     merged = merge_all(
         load_pipeline(recipe, semantics=semantics, seed=seed), out, options, progress, intermediates=intermediates,
         shard_size=parse_size(shard_size), allow_mixed_types=allow_mixed_types, truncate_embeddings=truncate_embeddings,

@@ -66,6 +66,8 @@ def merge(
     if dry_run:
         show_plans(planned(recipe, given))
         return
+    if not distributed:
+        _prepare(given)
     with ranks_of(rank_timeout if distributed else None) as ranks:
         if not ranks.first:  # the first one does the talking
             given |= {"quiet": True, "as_json": False}
@@ -79,6 +81,14 @@ def merge(
         run_plans(found, out, ranks=ranks)
         if destination is not None:
             note(f"pushed: {destination.push(out)}", found.silent)
+
+
+def _prepare(given: dict[str, Any]) -> None:
+    """Begin what GPUs need before a merge, while recipes and headers are read."""
+    if given["device"] != "cpu":
+        from ..engine.targets import prepare
+
+        prepare(given["device"], given["ram"])
 
 
 def ranks_of(timeout: float | None) -> contextlib.AbstractContextManager[Ranks]:
@@ -114,6 +124,8 @@ def multi(
     """Merge the documents of RECIPE, which use each other's results by name; the one without a name goes to OUT."""
     if out is not None and out_path is not None:
         raise click.UsageError(f"OUT is {out} and --out-path {out_path}; give one")
+    if not dry_run:
+        _prepare(given)
     found = planned(recipe, given)
     if dry_run:
         show_plans(found)

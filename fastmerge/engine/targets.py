@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +15,8 @@ from ..plan.types import OutputTensor
 from .arena import Arena, Slot
 from .needs import why_not_compiled, why_torch
 from .report import Meter
-from .sizing import Budget, Sizes
+from .ring import Ring
+from .sizing import PINNED_BYTES, Budget, Sizes
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +41,10 @@ class Target(ABC):
     @abstractmethod
     def budget(self, ram: int) -> Budget:
         """Return what there is to divide."""
+
+    @abstractmethod
+    def arena(self, nbytes: int, strips: bool) -> contextlib.AbstractContextManager[Arena]:
+        """Return a context that yields the host's memory of a run; ``strips`` as ``Arena`` takes it."""
 
     @abstractmethod
     def slots(self, arena: Arena, sizes: Sizes, meter: Meter) -> contextlib.AbstractContextManager[list[Slot]]:
@@ -67,6 +73,9 @@ class Host(Target):
     def why_torch(self, outputs: Sequence[OutputTensor]) -> str | None:
         return why_torch(outputs)
 
+    def arena(self, nbytes: int, strips: bool) -> contextlib.AbstractContextManager[Arena]:
+        return contextlib.nullcontext(Arena(nbytes, strips))
+
     @contextlib.contextmanager
     def slots(self, arena: Arena, sizes: Sizes, meter: Meter) -> Iterator[list[Slot]]:
         yield [Slot(arena, _part(arena, sizes.slot), sizes.slot) for _ in range(sizes.slots)]
@@ -75,8 +84,8 @@ class Host(Target):
 class Accelerators(Target):
     """Devices with memories of their own. Their workers share the host's arena, which is pinned."""
 
-    def __init__(self, devices: Sequence[torch.device], driver: Driver, vram: int | None = None, why: str = ""):
-        self._devices, self._driver, self._vram = devices, driver, vram
+    def __init__(self, devices: Sequence[torch.device], driver: Driver, ring: Ring, vram: int | None, why: str):
+        self._devices, self._driver, self._ring, self._vram = devices, driver, ring, vram
         self.names, self.why = tuple(str(device) for device in devices), why
         self._peak = 0
 
@@ -86,6 +95,15 @@ class Accelerators(Target):
 
     def peak_bytes(self) -> int:
         return self._peak
+
+    def pinned(self, ram: int) -> tuple[torch.device, int]:
+        """Return the most bytes that a run pins in a budget, and through which device."""
+        return self._devices[0], min(ram, len(self._devices) * PINNED_BYTES)
+
+    @contextlib.contextmanager
+    def arena(self, nbytes: int, strips: bool) -> Iterator[Arena]:
+        with self._ring.taken(self._devices[0], nbytes) as arena:
+            yield arena
 
     @contextlib.contextmanager
     def slots(self, arena: Arena, sizes: Sizes, meter: Meter) -> Iterator[list[Slot]]:
@@ -97,7 +115,6 @@ class Accelerators(Target):
     def _slots(self, arena: Arena, sizes: Sizes, meter: Meter) -> Iterator[list[Slot]]:
         from .devices import DeviceMemory, DeviceSlot
 
-        self._driver.pin(self._devices[0], arena.address, arena.size)
         try:
             each = sizes.slots // len(self._devices)
             slots: list[Slot] = []
@@ -115,10 +132,7 @@ class Accelerators(Target):
             # Copies may still be under way. A device that failed fails here again: the first error counts.
             with contextlib.suppress(RuntimeError, FastmergeError):
                 self._wait()
-            with contextlib.suppress(RuntimeError, FastmergeError):
-                self._driver.unpin(self._devices[0], arena.address)
             raise
-        self._driver.unpin(self._devices[0], arena.address)
 
     def _wait(self) -> None:
         for device in self._devices:
@@ -157,7 +171,36 @@ def choose(device: str, vram: int | None) -> Target:
         found = ", ".join(map(str, present))
         raise FastmergeError(f"--device {device}: there is no {', '.join(missing)}; this process sees {found}")
     why = f"--device {device}" if wanted != "auto" else "GPUs that have kernels for every operation"
-    return Accelerators(devices, gpus.Cuda(), vram, why)
+    return Accelerators(devices, *_driver_and_ring(), vram, why)
+
+
+@functools.cache
+def _driver_and_ring() -> tuple[Driver, Ring]:
+    """Return those of the GPUs, of which this process has one."""
+    from ..devices import gpus
+
+    driver = gpus.Cuda()
+    return driver, Ring(driver)
+
+
+def prepare(device: str, ram: int) -> None:
+    """Begin on a thread what GPUs need before they can work, where ``device`` asks for them: context, pinned memory.
+
+    For commands that read recipes and headers first. ``ram`` is the budget of the merge.
+    """
+    from ..devices import gpus
+
+    if parse_devices(device) == "cpu" or gpus.why_no_driver() is not None:
+        return
+
+    def wanted() -> tuple[torch.device, int] | None:
+        try:
+            found = choose(device, None)
+        except FastmergeError:  # the merge says so
+            return None
+        return found.pinned(ram) if isinstance(found, Accelerators) else None
+
+    _driver_and_ring()[1].prepare(wanted)
 
 
 def _why_no_kernels() -> str | None:

@@ -7,7 +7,6 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 
-from .arena import Arena
 from .context import RunContext, Sink
 from .files import InputFiles
 from .finite import Suspect
@@ -40,9 +39,13 @@ def work(
 
     Refused: the inputs hold what the method cannot merge, or, where it is insisted, numbers are not finite.
     """
-    arena = Arena(sizes.arena, strips)
-    context = RunContext(arena, sizes, Reader(arena, inputs, meter), sink, meter, finite)
-    with _only_new_garbage(), torch_at_rest(strips), target.slots(arena, sizes, meter) as slots:
+    with (
+        _only_new_garbage(),
+        torch_at_rest(strips),
+        target.arena(sizes.arena, strips) as arena,
+        target.slots(arena, sizes, meter) as slots,
+    ):
+        context = RunContext(arena, sizes, Reader(arena, inputs, meter), sink, meter, finite)
         try:
             Scheduler(make_units(context), slots, sizes.workers).run(tick)
         except Suspect as suspect:

@@ -22,6 +22,9 @@ from torch import Tensor
 
 from fastmerge.engine import devices, running
 from fastmerge.engine import targets as places
+from fastmerge.engine.arena import Arena
+from fastmerge.engine.ring import Ring
+from fastmerge.errors import FastmergeError
 
 
 class MirrorQueue:
@@ -151,6 +154,21 @@ class MirrorDriver:
         return self.queues[-1]
 
 
+class MirrorRing(Ring):
+    """A ring that ends with every run, and finds out whether all copies have."""
+
+    @contextlib.contextmanager
+    def taken(self, device: torch.device, nbytes: int) -> Iterator[Arena]:
+        try:
+            with super().taken(device, nbytes) as arena:
+                yield arena
+        except BaseException:
+            with contextlib.suppress(RuntimeError, FastmergeError):  # the first error counts
+                self.release()
+            raise
+        self.release()
+
+
 class MirrorMemory(devices.DeviceMemory):
     """Memory that is full of NaN at first."""
 
@@ -172,7 +190,8 @@ def compute_on_mirrors(monkeypatch, devices: int = 1, **options) -> MirrorDriver
     driver = MirrorDriver(**options)
 
     def choose(device: str, vram: int | None) -> places.Place:
-        return places.Accelerators([torch.device("cpu", i) for i in range(devices)], driver, vram, "a test")
+        where = [torch.device("cpu", i) for i in range(devices)]
+        return places.Accelerators(where, driver, MirrorRing(driver), vram, "a test")
 
     monkeypatch.setattr(running, "choose", choose)
     monkeypatch.setattr("fastmerge.engine.devices.DeviceMemory", MirrorMemory)

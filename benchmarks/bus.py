@@ -2,8 +2,9 @@
 
 The engine runs as it does on a GPU, on a device that is made up: a copy takes its bytes over the bandwidth of the bus
 in wall time and no processor, kernels take no time at all, and reading and writing move no byte. What is left is the
-engine itself: scheduling, calls, and the checksums of all that passes. Times of a real GPU are not what this predicts;
-a share of the bus that is missed here is missed there, too.
+engine itself: scheduling, calls, and the checksums of all that passes. Memory is never written, so they are summed at
+the speed of the cache, as bytes are that were read a moment ago. Times of a real GPU are not what this predicts; a
+share of the bus that is missed here is missed there, too.
 
 ``--no-sums`` leaves out checksums and the look for numbers that are not finite: the interpreter alone.
 """
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from fastmerge.engine import checksums, devices, finite
-from fastmerge.engine.arena import Memory
+from fastmerge.engine.arena import Arena, Memory
 from fastmerge.engine.batches import units
 from fastmerge.engine.context import RunContext
 from fastmerge.engine.devices import DeviceMemory
@@ -185,6 +186,7 @@ def _simulated(sums: bool) -> Iterator[None]:
     extension = _native.cpu_extension()
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(devices, "DeviceMemory", NoMemory))
+        stack.enter_context(mock.patch.object(Arena, "populate", lambda self: None))
         stack.enter_context(mock.patch.object(_native, "cpu_extension", lambda: NoKernels(extension)))
         if not sums:
             nothing = {"digests_of": lambda data, step: bytes(8 * -(-len(data) // step))}

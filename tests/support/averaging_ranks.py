@@ -1,11 +1,16 @@
-"""One rank of ``test_sharded.py``: ``python averaging_ranks.py EXAMPLE FOLDER INIT`` ends with 0 if all is well."""
+"""The worked example on two ranks: ``python averaging_ranks.py EXAMPLE FOLDER`` ends with 0 if all is well.
+
+The first time the ranks check averages on shards, begin the example, and die in it; the second time they go on.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import sys
+import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -49,7 +54,7 @@ def check_whole_run(run):
         seen.append(whole(dict(run.model.named_parameters())))
 
     run.averager.update = update
-    run.train(STEPS, None)
+    run.train(STEPS)
     for name, share in (("fast", lambda n: 0.5), ("slow", lambda n: 1 - 0.9), ("mean", lambda n: 1 / (n + 1))):
         expected = dict(seen[0])
         for n, given in enumerate(seen[1:], start=1):
@@ -117,28 +122,55 @@ def check_placements(folder):
         raise AssertionError("whole tensors take no shards")
 
 
-def main(example, folder, init):
-    dist.init_process_group("gloo", init_method=init, rank=int(os.environ["RANK"]), world_size=2)
-    spec = importlib.util.spec_from_file_location("example", example)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def check_averages(module, folder):
+    """A run that is not stopped and one that is, swaps, saving, and every placement."""
     reference = module.Run(folder / "whole")
     check_whole_run(reference)
-
     stopped = module.Run(folder / "stopped")
-    stopped.train(4, None)  # what came after step 3 is lost
+    stopped.train(4)  # what came after step 3 is lost
     resumed = module.Run(folder / "stopped")
     resumed.load()
     assert resumed.averager.step == 3
-    resumed.train(STEPS, None)
+    resumed.train(STEPS)
     for name, expected in averages(reference).items():
         same(whole(resumed.averager.weights(name)), expected)
     check_swap(reference)
     check_saving(resumed, folder / "saved")
     check_placements(folder / "placements")
     dist.barrier()
+
+
+def be_rank(rank, module, folder, kill_at) -> NoReturn:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store-{kill_at}", rank=rank, world_size=2)
+    if kill_at:
+        check_averages(module, folder)
+    module.work(folder / "work", kill_at)
     end_well()
 
 
+def on_two_ranks(*arguments) -> list[int]:
+    """Return how two processes ended. They are forks: what is imported here is imported once."""
+    ranks = []
+    for rank in range(2):
+        process = os.fork()
+        if not process:
+            try:
+                be_rank(rank, *arguments)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)  # the other rank hears of it as its connection ends
+        ranks.append(process)
+    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in ranks]
+
+
+def main(example, folder):
+    spec = importlib.util.spec_from_file_location("example", example)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert on_two_ranks(module, folder, 5) == [9, 9]
+    assert {path.name for path in (folder / "work").iterdir()} == {"sum", "negative"}, "killed in the second run"
+    assert on_two_ranks(module, folder, 0) == [0, 0]
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -50,6 +50,10 @@ class Block(ABC):
         """As ``Method.takes_strips``, of the block itself."""
         return False
 
+    def together(self, group: Group) -> bool:
+        """As ``Method.together``, of the block itself."""
+        return False
+
 
 def _prefixed(name: str, parameters: Sequence[Parameter]) -> tuple[Parameter, ...]:
     return tuple(replace(parameter, name=f"{name}.{parameter.name}") for parameter in parameters)
@@ -79,6 +83,9 @@ class LinesBlock(Block):
         return int(group["lines.auto"])
 
     def takes_strips(self, group: Group) -> bool:
+        return True
+
+    def together(self, group: Group) -> bool:
         return True
 
 
@@ -130,6 +137,9 @@ class BoostBlock(Block):
     def scratch_bytes(self, group: Group, inner: int | None) -> int | None:
         return Boost.of(group, self._prefix).scratch_bytes(group, inner)
 
+    def together(self, group: Group) -> bool:
+        return Boost.of(group, self._prefix).together(group)
+
 
 BLOCKS: dict[str, Block] = {block.name: block for block in (LinesBlock(), SvcBlock(), BoostBlock())}
 """Every block by name, in the order in which they are applied."""
@@ -169,6 +179,9 @@ class Extended(Method):
 
     def takes_strips(self, group: Group) -> bool:
         return self.inner.takes_strips(group) and all(block.takes_strips(group) for block in self.blocks)
+
+    def together(self, group: Group) -> bool:
+        return self.inner.scratch_bytes(group) is None and all(block.together(group) for block in self.blocks)
 
     @property
     def uses_layout(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..steps.apply import DeltaMerge
+from ..steps.apply import DeltaMerge, MatrixPart
 from ..steps.method import Group, Parameter
 from ._heads import SPLITTINGS, Part, parts_of
 from ._spectral import MATRICES, NULL_SPACE, Change, SpectralMerge, is_spectral, scratch_bytes
@@ -69,8 +69,16 @@ class Boost:
             return matrix, infos
 
         if not isinstance(step, SpectralMerge):
-            return SpectralMerge(group, [step], lambda matrices, noise: boosted(matrices[0], noise), self.scale)
+            together = self._boost_together if self.together(group) else None
+            return SpectralMerge(
+                group, [step], lambda matrices, noise: boosted(matrices[0], noise), self.scale, together=together
+            )
         return replace(step, change=_after(step.change, boosted), scale=step.scale * self.scale)
+
+    def together(self, group: Group) -> bool:
+        """True where ranks that each have rows or columns of the delta can boost it: one matrix, in one piece."""
+        whole = len(group.shape) == 2 and self.splitting == "none"
+        return whole and self.null_space == "keep" and self.changes(group)
 
     def scratch_bytes(self, group: Group, inner: int | None) -> int | None:
         """Return a bound of what the boosted step takes; ``inner`` is that of the step itself."""
@@ -79,6 +87,12 @@ class Boost:
         boost = scratch_bytes(group, deltas=1)
         # What the step changed is boosted while its deltas are still there; three matrices beside them were measured.
         return boost if inner is None else max(inner, boost) + 16 * math.prod(group.shape[-2:])
+
+    def _boost_together(self, delta: Tensor, noise: float, part: MatrixPart) -> tuple[Tensor, Info] | None:
+        """Boost this rank's part of a delta."""
+        from ..kernels.spectral import boost_part
+
+        return boost_part(delta, self.beta, dim=part.dim, total=part.total, noise=noise)
 
     def _boost_part(self, matrix: Tensor, part: Part, noise: float) -> list[Info]:
         """Boost the pieces of a part in place."""

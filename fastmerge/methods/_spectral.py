@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from .. import kernels
 from ..kernels import GRID, keep_all
-from ..steps.apply import Apply, DeltaMerge, SparseMerge
+from ..steps.apply import Apply, DeltaMerge, MatrixPart, PartedMerge, SparseMerge
 from ..steps.method import Group, Method, Parameter
 from ..steps.source import Chunk
 from ._sparse import LAMBDA
@@ -56,6 +56,8 @@ ROUNDING = 0.212
 # Makes one float32 matrix [m, n] of those of the steps, and says what was done. The number is the standard deviation
 # of the rounding noise in the elements of their sum.
 Change: TypeAlias = "Callable[[list[Tensor], float], tuple[Tensor, list[Info]]]"
+# The same of one matrix, by ranks that each have a part of it; None where it is not certified.
+Together: TypeAlias = "Callable[[Tensor, float, MatrixPart], tuple[Tensor, Info] | None]"
 
 
 def module_of(name: str) -> str:
@@ -145,7 +147,7 @@ def delta_bytes(group: Group, deltas: int) -> int:
 
 
 @dataclass(frozen=True)
-class SpectralMerge(DeltaMerge):
+class SpectralMerge(PartedMerge):
     """``base + scale * change(merged deltas)``, matrix by matrix; whole tensors only.
 
     Attributes:
@@ -155,6 +157,7 @@ class SpectralMerge(DeltaMerge):
         change: see ``Change``.
         scale:  multiplies its result.
         singles: True where the change also sees, last, the delta of every model by itself.
+        together: makes the change by parts of the matrix; None where it takes it whole.
         infos:  what was done with each matrix, once it was applied.
     """
 
@@ -163,11 +166,16 @@ class SpectralMerge(DeltaMerge):
     change: Change
     scale: float = 1.0
     singles: bool = False
+    together: Together | None = None
     infos: list[Info] = field(default_factory=list, compare=False)
 
     @property
     def at_once(self) -> bool:
         return True
+
+    @property
+    def inner(self) -> DeltaMerge:  # type: ignore[override]
+        return self.steps[0]
 
     @property
     def gains(self) -> Sequence[float]:
@@ -190,9 +198,7 @@ class SpectralMerge(DeltaMerge):
             parts += [(SparseMerge([1.0], [keep_all()]), (tensor,)) for tensor in chunk.tensors]
         deltas = [merged_delta(step, chunk.base, part) for step, part in parts]
         if not all(bool(delta.isfinite().all()) for delta in deltas):
-            raise ValueError(
-                f"{self.group.name}: a delta holds NaN or infinity, and has no singular values. Repair the model"
-            )
+            raise ValueError(self._not_finite)
         noise = rounding_noise(chunk.tensors, self.gains, deltas[0])
         stacks = [delta.view(-1, *self.group.shape[-2:]) for delta in deltas]
         for matrices in zip(*stacks, strict=True):
@@ -201,6 +207,28 @@ class SpectralMerge(DeltaMerge):
             matrices[0].copy_(result)
             self.infos.extend(infos)
         kernels.weighted_sum(out.view(-1), [chunk.base.view(-1), deltas[0]], [1.0, self.scale])
+
+    def merge_part(self, out: Tensor, chunk: Chunk, merged: Tensor, part: MatrixPart) -> bool:
+        assert chunk.base is not None and self.together is not None, "asked of what ranks can merge together"
+        import torch
+
+        broken = merged.numel() - int(torch.count_nonzero(merged.isfinite()))
+        sums = noise_sums(chunk.tensors, self.gains, merged, self.group.numel)
+        found = torch.tensor([broken, *sums], dtype=torch.float64, device=merged.device)
+        broken, *sums_of_all = part.total(found).tolist()
+        if broken:
+            raise ValueError(self._not_finite)
+        done = self.together(merged, _noise(sums_of_all, self.group.numel), part)
+        if done is None:
+            return False
+        result, info = done
+        self.infos.append(info)
+        kernels.weighted_sum(out.view(-1), [chunk.base.view(-1), result.view(-1)], [1.0, self.scale])
+        return True
+
+    @property
+    def _not_finite(self) -> str:
+        return f"{self.group.name}: a delta holds NaN or infinity, and has no singular values. Repair the model"
 
 
 def merged_delta(step: Apply, base: Tensor, tensors: Sequence[Tensor]) -> Tensor:
@@ -226,11 +254,24 @@ def rounding_noise(tensors: Sequence[Tensor], gains: Sequence[float], merged: Te
 
     Rounding errors of models are independent; where a merged delta was trimmed to zero there are none.
     """
+    return _noise(noise_sums(tensors, gains, merged, merged.numel()), merged.numel())
+
+
+def noise_sums(tensors: Sequence[Tensor], gains: Sequence[float], merged: Tensor, numel: int) -> tuple[float, float]:
+    """Return what ``rounding_noise`` is made of, for a part of ``numel`` elements; parts add up.
+
+    That are the variance of the rounding errors of all models, and how many elements of ``merged`` are not 0.
+    """
     import torch
 
     variance = 0.0
     for tensor, gain in zip(tensors, gains, strict=True):
         blocks = tensor.view(-1).split(BLOCK)
         squares = sum(float(torch.linalg.vector_norm(block, dtype=torch.float32)) ** 2 for block in blocks)
-        variance += (gain * ROUNDING * torch.finfo(tensor.dtype).eps) ** 2 * squares / tensor.numel()
-    return math.sqrt(variance * int(torch.count_nonzero(merged)) / merged.numel())
+        variance += (gain * ROUNDING * torch.finfo(tensor.dtype).eps) ** 2 * squares / numel
+    return variance, float(torch.count_nonzero(merged))
+
+
+def _noise(sums: Sequence[float], numel: int) -> float:
+    variance, kept = sums
+    return math.sqrt(variance * kept / numel)

@@ -64,6 +64,42 @@ class DeltaMerge(Apply):
 
 
 @dataclass(frozen=True)
+class MatrixPart:
+    """Some rows or columns of a matrix, of which other ranks have the others.
+
+    Attributes:
+        dim:   along which it is cut: -2 (rows) or -1 (columns); the longer side.
+        total: returns the sum of a tensor over the ranks, the same bits on all; it may overwrite its argument.
+    """
+
+    dim: int
+    total: Callable[[Tensor], Tensor]
+
+
+class PartedMerge(DeltaMerge):
+    """A merge of a matrix that ranks can make together, each of its part, where ``Method.together`` says so.
+
+    Attributes:
+        inner: makes the merged delta, element by element.
+    """
+
+    inner: DeltaMerge
+
+    @abstractmethod
+    def merge_part(self, out: Tensor, chunk: Chunk, merged: Tensor, part: MatrixPart) -> bool:
+        """Write this rank's part of the merge into ``out``. Return False, on all ranks, where that is not certified.
+
+        Args:
+            out:    this rank's part, contiguous.
+            chunk:  the parts of the inputs.
+            merged: the part of what ``inner`` adds to the base, float32; may be overwritten.
+            part:   of the matrix.
+        Raises:
+            ValueError: on all ranks.
+        """
+
+
+@dataclass(frozen=True)
 class Copy(Apply):
     """One input as it is, rounded once to the dtype of the output.
 

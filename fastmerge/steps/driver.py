@@ -52,6 +52,11 @@ def solve(method: Method, group: Group, source: Source) -> Apply:
     """
     if method.scratch_bytes(group) is not None and not source.whole:
         raise ValueError(f"{group.name}: {method.name} needs the whole tensor at once; its source has it in parts")
+    return solve_by_parts(method, group, source)
+
+
+def solve_by_parts(method: Method, group: Group, source: Source) -> Apply:
+    """Do as ``solve``, where the apply step need not be given a whole tensor."""
     step = method.merge(group)
     if isinstance(step, Apply):
         return step

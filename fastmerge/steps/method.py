@@ -187,6 +187,10 @@ class Method(ABC):
         """
         return None
 
+    def together(self, group: Group) -> bool:
+        """Return True when ranks that hold rows or columns of this matrix can merge it together: a ``PartedMerge``."""
+        return False
+
     def cost(self, group: Group) -> float:
         """Return about how much work the merge of a tensor is, by which tensors are dealt out to ranks."""
         return float(group.models * group.numel)

@@ -15,7 +15,7 @@ from .hogsvd import HigherOrderGSVD, higher_order_gsvd
 from .isotropic import flatten_tasks
 from .leading import Leading, leading_values
 from .polar import polar
-from .sharded import boost_shards, boost_together
+from .sharded import boost_part, boost_shards, boost_together
 from .top import top_singular
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Info",
     "Leading",
     "boost_factored",
+    "boost_part",
     "boost_shards",
     "boost_together",
     "energy_rank",

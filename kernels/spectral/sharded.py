@@ -36,7 +36,7 @@ from ._routes import NULLS
 from ._rules import Boost, Rule, noise_floor
 from .boost import subspace_boost
 
-__all__ = ["boost_shards", "boost_together", "deal"]
+__all__ = ["boost_part", "boost_shards", "boost_together", "deal"]
 
 
 def deal(costs: Sequence[float], ranks: int) -> list[int]:
@@ -72,7 +72,7 @@ def boost_shards(
     Raises:
         ValueError: an argument is out of range, on whichever rank, or ranks have parts of different matrices; raised
             by all of them.
-        RuntimeError: boosting failed on another rank, which raises what went wrong.
+        RuntimeError: boosting failed on another rank, which raises what went wrong. No rank is left waiting for it.
     """
     _check_dim(dim)
     # Wrong arguments are refused here, by all ranks: one that raises later leaves the others waiting for it.
@@ -87,33 +87,25 @@ def boost_shards(
     wholes = [_resized(shard.shape, dim, sum(row[i] for row in sizes)) for i, shard in enumerate(shards)]
     owners = deal([whole.numel() * min(whole[-2:]) for whole in wholes], ranks)
     hands = [[i for i, owner in enumerate(owners) if owner == r] for r in range(ranks)]
-    results = [torch.empty(shard.shape, dtype=shard.dtype, device=shard.device) for shard in shards]
     infos: dict[int, list[Info]] = {}
-    failure: Exception | None = None
-    # A rank holds one whole matrix at a time.
-    for turn in range(max(map(len, hands))):
-        there = {owner: hand[turn] for owner, hand in enumerate(hands) if turn < len(hand)}
-        i = there.get(rank)
-        parts = {}
-        if i is not None:
-            parts = {r: shards[i].new_empty(_resized(wholes[i], dim, sizes[r][i])) for r in range(ranks)}
-        _exchange({owner: shards[j] for owner, j in there.items()}, parts, group)
-        if i is not None:
-            whole, parts = torch.cat(list(parts.values()), dim), {}
-            try:
+    with _Agreement(group) as agreement:
+        results = [torch.empty(shard.shape, dtype=shard.dtype, device=shard.device) for shard in shards]
+        # A rank holds one whole matrix at a time.
+        for turn in range(max(map(len, hands))):
+            there = {owner: hand[turn] for owner, hand in enumerate(hands) if turn < len(hand)}
+            i, parts = there.get(rank), dict[int, Tensor]()
+            if i is not None:
+                parts = {r: shards[i].new_empty(_resized(wholes[i], dim, sizes[r][i])) for r in range(ranks)}
+            _exchange({owner: shards[j] for owner, j in there.items()}, parts, agreement)
+            if i is not None:
+                whole = torch.cat(list(parts.values()), dim)
+                parts.clear()
                 boosted, infos[i] = subspace_boost(whole, beta, tol=tol, null=null, method=method, noise=noise)
-            except Exception as error:  # the others wait for parts of it; all learn of it below
-                boosted, failure = whole, failure or error
-            parts = dict(enumerate(boosted.split([row[i] for row in sizes], dim)))
-        _exchange(parts, {owner: results[j] for owner, j in there.items()}, group)
-    everyone: list[tuple[dict[int, list[Info]], str | None]] = [({}, None)] * ranks
-    dist.all_gather_object(everyone, (infos, None if failure is None else str(failure)), group)
-    if failure is not None:
-        raise failure
-    for r, (_, message) in enumerate(everyone):
-        if message is not None:
-            raise RuntimeError(f"on rank {r}, {message}")
-    return results, [everyone[owner][0][i] for i, owner in enumerate(owners)]
+                parts = dict(enumerate(boosted.split([row[i] for row in sizes], dim)))
+            _exchange(parts, {owner: results[j] for owner, j in there.items()}, agreement)
+    everyone: list[dict[int, list[Info]]] = [{}] * ranks
+    dist.all_gather_object(everyone, infos, group)
+    return results, [everyone[owner][i] for i, owner in enumerate(owners)]
 
 
 def boost_together(
@@ -143,14 +135,41 @@ def boost_together(
     check_choice("null", null, NULLS)
     if shard.dim() != 2 or shard.dtype != torch.float32:
         raise ValueError(f"shard has shape {tuple(shard.shape)} and dtype {shard.dtype}; expected float32 [m, n]")
+    with _Agreement(group) as agreement:
+
+        def total(part: Tensor) -> Tensor:
+            agreement.check()
+            dist.all_reduce(part, group=group)
+            return part
+
+        done = boost_part(shard, beta, dim=dim, tol=tol, null=null, noise=noise, total=total)
+    if done is not None:
+        return done
+    (result,), ((info,),) = boost_shards(
+        [shard], beta, dim=dim, group=group, tol=tol, null=null, method="svd", noise=noise
+    )
+    return result, info
+
+
+def boost_part(
+    shard: Tensor,
+    beta: float,
+    *,
+    dim: int,
+    total: Callable[[Tensor], Tensor],
+    tol: float = 1e-5,
+    null: str = "keep",
+    noise: float = 0.0,
+) -> tuple[Tensor, Info] | None:
+    """Return what ``boost_together`` does, for a caller that adds up; None where the certificates fail.
+
+    ``total`` returns the sum over the ranks, the same bits on all of them, and may overwrite its argument. The other
+    arguments are those of ``boost_together``, and so are the errors, which are raised on all ranks.
+    """
     x = shard if dim == -2 else shard.mT
     rows, n = len(x), x.shape[1]
     # An empty part takes part with a row of zeros.
     x = (x if rows else x.new_zeros(1, n)).unsqueeze(0)
-
-    def total(part: Tensor) -> Tensor:
-        dist.all_reduce(part, group=group)
-        return part
 
     squares = torch.linalg.vector_norm(x, dtype=torch.float64).square()
     m, square = total(torch.stack([squares.new_tensor(rows), squares])).tolist()
@@ -171,10 +190,7 @@ def boost_together(
             if not accepted:
                 result, (info,), (accepted,) = by_gram(x, rule, tol, keep=True, total=total)
     if not accepted:
-        (result,), ((info,),) = boost_shards(
-            [shard], beta, dim=dim, group=group, tol=tol, null=null, method="svd", noise=noise
-        )
-        return result, info
+        return None
     assert info.cut is not None and info.nuclear is not None
     result = (norm * result[0])[:rows]
     info = replace(info, cut=norm * info.cut, nuclear=norm * info.nuclear)
@@ -207,15 +223,48 @@ def _by_products(x: Tensor, rule: Rule, total: Callable[[Tensor], Tensor], rows:
     return p, replace(info, k=cut.k, cut=cut.value, margin=cut.margin, noise=cut.noise, passes=search.passes), True
 
 
-def _exchange(sends: dict[int, Tensor], receives: dict[int, Tensor], group: dist.ProcessGroup | None) -> None:
+class _Agreement:
+    """A context in which the ranks of a group go on together: what fails on one of them is raised on all.
+
+    Whoever is to exchange something first checks that none has failed. What all ranks raise alike, they may.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None):
+        self.group = group
+
+    def check(self) -> None:
+        self._settle(None)
+
+    def __enter__(self) -> _Agreement:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, _FailedElsewhere) and (error is None or isinstance(error, Exception)):
+            self._settle(error)
+
+    def _settle(self, error: Exception | None) -> None:
+        told: list[str | None] = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(told, None if error is None else str(error) or type(error).__name__, self.group)
+        for r, message in enumerate(told):
+            if error is None and message is not None:
+                raise _FailedElsewhere(f"on rank {r}, {message}")
+
+
+class _FailedElsewhere(RuntimeError):
+    """Another rank failed."""
+
+
+def _exchange(sends: dict[int, Tensor], receives: dict[int, Tensor], agreement: _Agreement) -> None:
     """Send one tensor to each rank of ``sends`` while one arrives from each rank of ``receives``."""
+    group = agreement.group
     rank = dist.get_rank(group)
+    sends = {peer: part.contiguous() for peer, part in sends.items()}
+    agreement.check()
     if rank in receives:
         receives[rank].copy_(sends[rank])
-    calls = ((dist.isend, {peer: part.contiguous() for peer, part in sends.items()}), (dist.irecv, receives))
     operations = [
         dist.P2POp(call, tensor, peer if group is None else dist.get_global_rank(group, peer), group)
-        for call, tensors in calls
+        for call, tensors in ((dist.isend, sends), (dist.irecv, receives))
         for peer, tensor in tensors.items()
         if peer != rank and tensor.numel()
     ]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import re
+
 import torch
-from shard_worker import PLACEMENTS, by_rows
+from shard_worker import PLACEMENTS, by_rows, refused, replaced, sharded
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import distribute_tensor
+from torch.distributed.tensor import Shard, distribute_tensor
 
 import fastmerge
 from fastmerge import functional
+from fastmerge.steps.shards import jobs
 
 TIES = {"method": "ties", "weight": 1.0, "density": 0.3}
 
@@ -62,7 +67,59 @@ def matrices_of_modules_are_dealt(mesh, rank, states):
     assert torch.equal(merged.full_tensor(), expected)
 
 
+def matrices_too_large_for_a_rank_are_merged_together(mesh, rank, states):
+    """Through summed Gram matrices: within 1e-5 of the boosted delta, and the rounding of the result."""
+    states = [{name: tensor.float() for name, tensor in state.items()} for state in states]
+    blocks = {"boost": {"beta": 0.3}}
+    chosen = {"weight": 0.5, "beta": 0.3, "matrices": "all"}
+    for placement, arguments in (
+        (Shard(1), {"method": "ties_sb", "density": 0.4, **chosen}),
+        (Shard(1), {"method": "dare_linear", "weight": 0.5, "density": 0.5, **blocks}),
+        (Shard(0), {"method": "ties", "weight": 1.0, "lines": {"beta": 0.5, "auto": True}, **blocks}),
+        (Shard(0), {"method": "task_arithmetic_sb", **chosen}),
+    ):
+        expected = fastmerge.merge_state_dicts(states[0], states[1:], **arguments)
+        base, *tuned = (sharded(state, mesh, (placement,)) for state in states)
+        with replaced(jobs, "RANK_BYTES", 0), logged() as lines:
+            merged = fastmerge.merge_state_dicts(base, tuned, **arguments)
+        assert any("merged by all ranks together" in line for line in lines) == (rank == 0)
+        for name, tensor in expected.items():
+            if tensor.numel():
+                found = merged[name].full_tensor()
+                limit = 1e-5 * (tensor - states[0][name]).norm() + 2.0**-23 * tensor.norm()
+                assert (found - tensor).norm() <= limit, name
+    tuned[0]["model.layers.0.self_attn.q_proj.weight"].to_local()[-1] = float("inf")
+    words = "^model.layers.0.self_attn.q_proj.weight: a delta holds NaN or infinity"
+    with replaced(jobs, "RANK_BYTES", 0):
+        refused(ValueError, words, lambda: fastmerge.merge_state_dicts(base, tuned, **arguments))
+
+
+def how_matrices_are_merged_is_logged(mesh, rank, states):
+    base, *tuned = by_rows(mesh, states)
+    with logged() as lines:
+        fastmerge.merge_(base, tuned, method="tsvm")
+    words = r"dealt out to 2 ranks, each merged whole by one: model\S+ .. model\S+ \(4 tensors\); model\S+ takes .* kB"
+    assert bool(lines) == (rank == 0) and all(re.fullmatch(words, line) for line in lines), lines
+
+
+@contextlib.contextmanager
+def logged():
+    """The lines that are logged meanwhile."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("fastmerge.shards")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+
+
 CASES = (
+    matrices_too_large_for_a_rank_are_merged_together,
+    how_matrices_are_merged_is_logged,
     functions_take_shards,
     buffers_are_copied_and_ties_kept,
     modules_are_fully_sharded,

@@ -15,7 +15,7 @@ from fastmerge import functional
 from fastmerge.errors import InvalidInput, ShardError
 from fastmerge.kernels.spectral import boost_shards, subspace_boost
 from fastmerge.kernels.spectral import sharded as sharded_module
-from fastmerge.steps.shards import dealing, driver
+from fastmerge.steps.shards import dealing, surveys
 
 TIES = {"method": "ties", "weight": 1.0, "density": 0.3}
 
@@ -90,7 +90,7 @@ def memory_that_lacks_is_raised_everywhere(mesh, rank, states):
     for module, function, doing, options in (
         (dealing, "_empty_inputs", "gathering", {"method": "tsvm"}),
         (dealing, "merge_sources", "merging", {"method": "tsvm"}),
-        (driver, "_solve", "surveying", TIES),
+        (surveys, "_solve", "surveying", TIES),
     ):
         with replaced(module, function, lacks) as calls:
             words = "^no memory" if rank else f"on rank 1: {doing} .*model.* on rank 1.*: no memory is left"
@@ -105,7 +105,7 @@ def a_rank_that_does_not_answer_is_told_by_the_timeout(mesh, rank, states):
     """Rank 1 waits, in the middle of a survey and as it merges, until rank 0 has given up."""
     store = dist.distributed_c10d._get_default_store()
     for module, function, doing, options in (
-        (driver, "put_together", "surveying wide .. ", TIES),
+        (surveys, "put_together", "surveying wide .. ", TIES),
         (dealing, "_gathered", r"gathering model\S+ .*on rank 0, model\S+ .*on rank 1: ", {"method": "tsvm"}),
     ):
         group = dist.new_group([0, 1])
@@ -136,7 +136,7 @@ def a_rank_that_is_gone_is_named_with_what_was_done(mesh, rank, states):
         words = r"rank 0: surveying wide .. \S+ \(\d+ tensors\): other ranks of the mesh do not answer"
         refused(ShardError, words, lambda: fastmerge.merge_(base, [a, b], **TIES))
         return
-    driver.put_together = interrupted
+    surveys.put_together = interrupted
     refused(KeyboardInterrupt, "", lambda: fastmerge.merge_(base, [a, b], **TIES))
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-from ..apply import Apply
+from ...sizes import show_size
 from ..census import Round, take_censuses
-from ..driver import merge_sources, solve, solve_without_data
-from ..source import Chunk
+from ..driver import merge_sources, solve_without_data
 from .dealing import ask_dealt, merge_dealt
 from .jobs import ShardJob, named, windows
 from .local import apply_to_part, localized
-from .lockstep import Add, run_together
 from .ranks import Agreement, Ranks
-from .source import Held, ShardSource, put_together
+from .surveys import ask_window, solve_window
+from .together import merge_together
+
+_LOG = logging.getLogger("fastmerge.shards")
 
 
 def merge_shards(jobs: Sequence[ShardJob], ranks: Ranks, agreement: Agreement) -> None:
@@ -24,14 +25,37 @@ def merge_shards(jobs: Sequence[ShardJob], ranks: Ranks, agreement: Agreement) -
 
     Every rank has the same jobs in the same order. Messages are small sums, a few per window of tensors, and the
     elements of cut chunks (see ``source.put_together``); methods that need no survey send nothing. Tensors that a
-    method takes whole are dealt out (see ``dealing``).
+    method takes whole are dealt out (see ``dealing``), or merged together (see ``together``): ``ShardJob.together`` is
+    the rule, and the log says what it chose. The bits of what is merged together are not those of one process.
     """
     merge_sources([job.local for job in jobs if job.alone])
     jobs = _after_censuses([job for job in jobs if not job.alone], ranks, agreement)
-    at_once = [job for job in jobs if job.at_once]
-    merge_sources([job.local for job in at_once if job.layout.whole])
-    merge_dealt([job for job in at_once if not job.layout.whole], ranks, agreement)
+    at_once = [job for job in jobs if job.at_once and not job.layout.whole]
+    together = [job for job in at_once if job.together]
+    merge_sources([job.local for job in jobs if job.at_once and job.layout.whole])
+    uncertified = merge_together(together, ranks, agreement)
+    dealt = [job for job in at_once if not job.together] + uncertified
+    if ranks.position == 0:
+        _tell(dealt, together, uncertified, len(ranks))
+    merge_dealt(dealt, ranks, agreement)
     _merge_by_parts([job for job in jobs if not job.at_once], ranks, agreement)
+
+
+def _tell(dealt: Sequence[ShardJob], together: Sequence[ShardJob], uncertified: Sequence[ShardJob], ranks: int) -> None:
+    """Say how tensors are merged that a method takes whole."""
+    if dealt:
+        largest = max(dealt, key=lambda job: job.rank_bytes)
+        _LOG.info(
+            "dealt out to %d ranks, each merged whole by one: %s; %s takes its rank %s",
+            ranks, named(dealt), largest.group.name, show_size(largest.rank_bytes),
+        )  # fmt: skip
+    if together:
+        _LOG.warning(
+            "merged by all ranks together, being too large for one of them, not with the bits of one process: %s",
+            named(together),
+        )
+    if uncertified:
+        _LOG.warning("not certified together, and so dealt out after all: %s", named(uncertified))
 
 
 def _merge_by_parts(jobs: Sequence[ShardJob], ranks: Ranks, agreement: Agreement) -> None:
@@ -47,14 +71,8 @@ def _merge_by_parts(jobs: Sequence[ShardJob], ranks: Ranks, agreement: Agreement
             apply_to_part(step, job.layout.runs, job.out, job.inputs)
     merge_sources([job.local for job in placeless])
     for window in windows([job for job, step in zip(jobs, steps, strict=True) if step is None], len(ranks)):
-        sources = _sources(window, ranks, agreement)
-        tasks = [partial(_solve, job, chunks) for job, chunks in zip(window, sources, strict=True)]
-        for job, step in zip(window, run_together(ranks, agreement, tasks, window[0].out.device), strict=True):
+        for job, step in zip(window, solve_window(window, ranks, agreement), strict=True):
             apply_to_part(step, job.layout.runs, job.out, job.inputs)
-
-
-def _solve(job: ShardJob, chunks: Sequence[Chunk], add: Add) -> Apply:
-    return solve(job.method, job.group, ShardSource(job.group.numel, chunks, add))
 
 
 def _after_censuses(jobs: Sequence[ShardJob], ranks: Ranks, agreement: Agreement) -> Sequence[ShardJob]:
@@ -62,23 +80,11 @@ def _after_censuses(jobs: Sequence[ShardJob], ranks: Ranks, agreement: Agreement
     asking = {job.group.name: job for job in jobs if job.method.censuses(job.group)}
 
     def take(names: Sequence[str], found: dict[str, Any]) -> Round:
-        taken = ask_dealt([asking[name] for name in names if asking[name].at_once], found, ranks, agreement)
-        for window in windows([asking[name] for name in names if not asking[name].at_once], len(ranks)):
-
-            def ask(job: ShardJob, chunks: Sequence[Chunk], add: Add) -> None:
-                source = ShardSource(job.group.numel, chunks, add)
-                taken.ask(job.method, replace(job.group, censuses=found), source)
-
-            sources = _sources(window, ranks, agreement)
-            tasks = [partial(ask, job, chunks) for job, chunks in zip(window, sources, strict=True)]
-            run_together(ranks, agreement, tasks, window[0].out.device)
+        asked = [asking[name] for name in names]
+        taken = ask_dealt([job for job in asked if job.at_once and not job.together], found, ranks, agreement)
+        for window in windows([job for job in asked if not job.at_once or job.together], len(ranks)):
+            ask_window(window, taken, found, ranks, agreement)
         return taken
 
     found = take_censuses(list(asking), take)
     return [replace(job, group=replace(job.group, censuses=found)) for job in jobs] if found else jobs
-
-
-def _sources(window: Sequence[ShardJob], ranks: Ranks, agreement: Agreement) -> list[list[Chunk]]:
-    ranks.doing = f"surveying {named(window)}"
-    flat = [Held(job.inputs.map(lambda tensor: tensor.view(-1)), job.group.numel, job.layout.every) for job in window]
-    return put_together(ranks, agreement, flat)

@@ -16,6 +16,8 @@ from .layout import Layout
 # Bytes of all local parts of tensors that are surveyed together, and how many these are at most. Of tensors that are
 # dealt out: bytes of the whole inputs that one rank merges at a time.
 WINDOW_BYTES, WINDOW_TENSORS = 64 << 20, 64
+# What a rank may need for one matrix that it merges whole, where all ranks could merge it together.
+RANK_BYTES = 32 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,20 @@ class ShardJob:
     def at_once(self) -> bool:
         """True when the method takes no part of the tensor: it is dealt to a rank, which merges it whole."""
         return self.method.scratch_bytes(self.group) is not None
+
+    @property
+    def together(self) -> bool:
+        """True for a matrix that all ranks merge together, since one would need more than ``RANK_BYTES`` for it.
+
+        The method can merge it by parts, and it is cut along its longer side alone.
+        """
+        large = self.at_once and self.rank_bytes > RANK_BYTES
+        return large and self.layout.long_side is not None and self.method.together(self.group)
+
+    @property
+    def rank_bytes(self) -> int:
+        """Bytes that a rank needs which merges the tensor whole."""
+        return self.whole_bytes + (self.method.scratch_bytes(self.group) or 0)
 
     @property
     def local(self) -> Job:

@@ -105,6 +105,15 @@ class Layout:
         """True when every rank holds the whole tensor."""
         return all(split is None or size == 1 for split, size in zip(self.splits, self.mesh, strict=True))
 
+    @property
+    def long_side(self) -> int | None:
+        """The dimension, -2 or -1, of a matrix that is cut along its longer side alone; None for all others."""
+        cut = {split[0] for split, size in zip(self.splits, self.mesh, strict=True) if split is not None and size > 1}
+        if len(self.shape) != 2 or len(cut) != 1:
+            return None
+        (dim,) = cut
+        return dim - 2 if self.shape[dim] >= self.shape[1 - dim] else None
+
     def is_first(self, position: int) -> bool:
         """Return True for a rank that is the first one of those that hold the same elements by replication."""
         return not any(split is None and place for split, place in zip(self.splits, self._at(position), strict=True))

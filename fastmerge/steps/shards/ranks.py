@@ -57,6 +57,17 @@ class Ranks:
 
         return self._talk(add).numpy()
 
+    def total_on_device(self, part: Tensor, agreement: Agreement) -> Tensor:
+        """Return the sum of ``part``, on the device of the mesh, over all ranks; it is overwritten."""
+        agreement.check()
+
+        def add() -> Tensor:
+            for group in self._mesh.get_all_groups():
+                dist.all_reduce(part, group=group)
+            return part
+
+        return self._talk(add)
+
     def everyone(self, mine: T) -> list[T]:
         """Return what each rank has given, in their order."""
 

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "arguments.h"
+#include "cpu/ahead.h"
 #include "cpu/operations.h"
 #include "cpu/threads.h"
 #include "exact_sum.h"
@@ -167,6 +168,36 @@ PYBIND11_MODULE(_C, m) {
         return loops().all_finite({bytes.ptr, dtype}, count);
       },
       "Whether no number of a dtype in these bytes is infinite or NaN.");
+
+  using FileTuple = std::tuple<int, int, std::uint64_t>;
+  using RangeTuple = std::tuple<std::size_t, std::uint64_t, std::uint64_t>;
+  py::class_<ReadAhead>(m, "ReadAhead", "See csrc/cpu/ahead.h.")
+      .def(py::init([](const std::vector<FileTuple>& files, const std::vector<std::vector<RangeTuple>>& groups,
+                       std::uint64_t step, std::size_t block, std::size_t buffers, std::size_t threads) {
+             std::vector<AheadFile> opened;
+             for (const auto& [direct, plain, nbytes] : files) opened.push_back({direct, plain, nbytes});
+             std::vector<std::vector<AheadRange>> order;
+             for (const std::vector<RangeTuple>& group : groups) {
+               order.emplace_back();
+               for (const auto& [file, offset, nbytes] : group) {
+                 if (file >= opened.size()) throw std::invalid_argument("groups: no such file");
+                 order.back().push_back({file, offset, nbytes});
+               }
+             }
+             if (step == 0 || block == 0 || block % 4096) throw std::invalid_argument("block: expected whole pages");
+             return std::make_unique<ReadAhead>(std::move(opened), std::move(order), step, block, buffers, threads);
+           }),
+           py::arg("files"), py::arg("groups"), py::arg("step"), py::arg("block"), py::arg("buffers"),
+           py::arg("threads"))
+      .def("read",
+           [](ReadAhead& self, std::size_t file, std::uint64_t offset, const py::buffer& into) {
+             const py::buffer_info bytes = into.request(true);
+             const std::uint64_t nbytes = static_cast<std::uint64_t>(bytes.size * bytes.itemsize);
+             const py::gil_scoped_release unlocked;
+             return self.read(file, offset, nbytes, static_cast<char*>(bytes.ptr));
+           })
+      .def("stop", &ReadAhead::stop, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("served", &ReadAhead::served);
 
   m.def("low_rank", [](const ArrayTuple& out, const ArrayTuple& weight, Address up, Address down, std::size_t rows,
                        std::size_t columns, std::size_t rank, float scale) {

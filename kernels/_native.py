@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # That of csrc/arguments.h.
-INTERFACE = 4
+INTERFACE = 5
 
 ArrayTuple = tuple[int, int]
 TensorsTuple = tuple[list[int], list[int], int, int, int]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import mmap
 import os
+import random
 import resource
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+
+import numpy as np
 
 from ..checkpoint import InputFile
 from ..errors import CheckpointError, InputChanged, OutputError, explained
@@ -31,7 +35,8 @@ class InputFiles:
         self._files = {file.path: file for file in files}
         self._joined = {file.path: file for file in self._files.values() if file.joined}
         self._open: dict[str, int] = {}
-        _allow_open_files(len(self._files))
+        self._ahead: Callable[[str, int, memoryview], bool] | None = None
+        _allow_open_files(2 * len(self._files))
 
     def open(self) -> None:
         """Open every file; CheckpointError names one that is missing or changed since the plan was made."""
@@ -60,18 +65,32 @@ class InputFiles:
     def paths(self) -> Sequence[str]:
         return list(self._files)
 
+    def nbytes(self, path: str) -> int:
+        """Return the bytes of a file."""
+        return self._files[path].nbytes
+
+    def descriptor(self, path: str) -> int:
+        """Return the descriptor of an open file."""
+        return self._open[path]
+
+    @contextlib.contextmanager
+    def ahead(self, read: Callable[[str, int, memoryview], bool]) -> Iterator[None]:
+        """Let ``read`` fill memory in place of ``InputFiles.read``, which does what it declines by False."""
+        self._ahead = read
+        try:
+            yield
+        finally:
+            self._ahead = None
+
     def cached(self, path: str) -> bool:
-        """True when most of an open file is in the page cache, as far as a few bytes tell, or that cannot be known."""
-        step = max(1, self._files[path].nbytes // PROBES)
-        places = range(step // 2, self._files[path].nbytes, step)
-        missing = 0
-        for place in places:
-            try:
-                os.preadv(self._open[path], [bytearray(1)], place, os.RWF_NOWAIT)
-            except BlockingIOError:
-                missing += 1
-            except OSError:  # the file system cannot tell
-                return True
+        """True when most of an open file is in the page cache, as far as a few pages tell, or that cannot be known."""
+        nbytes = self._files[path].nbytes
+        step = max(1, nbytes // PROBES)
+        places = range(random.randrange(step), nbytes, step)  # others each time: see ``resident``
+        try:
+            missing = len(places) - resident(self._open[path], path, nbytes, places)
+        except (OSError, ValueError):  # the file system cannot tell, or the file is no longer that long
+            return True
         return 2 * missing <= len(places)
 
     def advise(self, path: str, offset: int, nbytes: int) -> None:
@@ -83,7 +102,7 @@ class InputFiles:
         """Fill ``into`` with the bytes from ``offset`` on, or with those of a tensor in pieces, which begins there."""
         if self._joined and path in self._joined and offset >= self._joined[path].nbytes:
             read_joined(self._joined[path].joined, offset, into, self._read)
-        else:
+        elif self._ahead is None or not self._ahead(path, offset, into):
             self._read(path, offset, into)
 
     def _read(self, path: str, offset: int, into: memoryview) -> None:
@@ -106,6 +125,31 @@ class InputFiles:
     def __exit__(self, *_: object) -> None:
         while self._open:
             os.close(self._open.popitem()[1])
+
+
+def resident(fd: int, path: str, nbytes: int, places: Sequence[int]) -> int:
+    """Return how many of the bytes at some places of an open file are in the page cache.
+
+    Raises:
+        OSError: the system cannot tell.
+    """
+    if os.access(path, os.W_OK) or os.fstat(fd).st_uid == os.geteuid():
+        with mmap.mmap(fd, nbytes, prot=mmap.PROT_READ) as view:
+            first, state = np.frombuffer(view, np.uint8).ctypes.data, ctypes.c_ubyte()
+            count = 0
+            for place in places:
+                page = ctypes.c_void_p(first + place // mmap.PAGESIZE * mmap.PAGESIZE)
+                if libc.mincore(page, ctypes.c_size_t(1), ctypes.byref(state)):
+                    code = ctypes.get_errno()
+                    raise OSError(code, os.strerror(code))
+                count += state.value & 1
+        return count
+    # Of files of others mincore(2) tells nothing. What this finds missing, the system may begin to read.
+    count = 0
+    for place in places:
+        with contextlib.suppress(BlockingIOError):
+            count += os.preadv(fd, [bytearray(1)], place, os.RWF_NOWAIT)
+    return count
 
 
 class OutputFiles:

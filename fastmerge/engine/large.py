@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ..dtypes import DType
 from ..kernels import Strip
 from ..methods import get_method
 from ..plan.types import InputTensor, OutputTensor
+from ..steps.apply import Apply
 from ..steps.census import Round
 from ..steps.inputs import Inputs
 from ..steps.source import Chunk, Resident, Source
@@ -59,11 +61,10 @@ class Large:
         self._numel = output.nbytes // output.dtype.itemsize
         self._checksum = Checksum(self._numel, output.dtype.itemsize)
         self._apply = None if output.group is None else apply_without_survey(output)
-        surveyed = output.group is not None and self._apply is None
         self._watch = Watch(output, finite=context.finite and self._apply is not None and not self._apply.carries)
         self._reader = context.reader.watched(self._watch)
         self._at_once = scratch_bytes(output) is not None
-        self._whole = self._at_once or (surveyed and whole_bytes(output) <= context.sizes.regions)
+        self._whole = self._at_once or (_surveyed(output, self._apply) and _fits(output, context.sizes.regions))
         self._need = whole_bytes(output) if self._whole else resident_bytes(output)
         self._memory: Memory = context.arena
         self._region: int | None = None
@@ -114,7 +115,9 @@ class Large:
         if any(placed.beside for placed in self._placed.every):
             yield [self._load_beside]
         if self._whole:
-            yield [task for placed in self._placed.every for task in self._loads(placed)]
+            # In turns, as chunks of all inputs are read: the order in which a run reads ahead.
+            turns = itertools.zip_longest(*map(self._loads, self._placed.every))
+            yield [task for turn in turns for task in turn if task is not None]
 
     def _place(self) -> Inputs[_Placed]:
         """Lay the region out: first what inputs need beside their rows, then the inputs."""
@@ -250,6 +253,24 @@ class Large:
             return reader.elements(placed.tensor, start, stop, placed.beside, slot)
 
         return Chunk.of(self._placed.map(elements), start)
+
+
+def reads_once(output: OutputTensor, regions: int) -> bool:
+    """True where every input of an output is read once, with so many bytes of regions; censuses come on top."""
+    return (
+        output.group is None
+        or scratch_bytes(output) is not None
+        or not _surveyed(output, apply_without_survey(output))
+        or _fits(output, regions)
+    )
+
+
+def _surveyed(output: OutputTensor, step: Apply | None) -> bool:
+    return output.group is not None and step is None
+
+
+def _fits(output: OutputTensor, regions: int) -> bool:
+    return whole_bytes(output) <= regions
 
 
 class _Streamed:

@@ -220,7 +220,10 @@ class _Run:
             runs = deal(todo, self.ranks.count)
             mine = runs[self.ranks.number]
             paths = [str(self.staging.out / shard.filename) for shard in self.plan.shards]
-            with prefetched(self.inputs, mine, lambda: meter.bytes_read), Seams(paths, common_pages(runs)) as seams:
+            with (
+                prefetched(self.inputs, mine, self.sizes, lambda: meter.bytes_read),
+                Seams(paths, common_pages(runs)) as seams,
+            ):
                 if todo:
                     own = {output.name for output in self._share(self.plan.outputs)}
                     found = take_all(

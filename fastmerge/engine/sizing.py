@@ -54,6 +54,10 @@ DEVICE_SLOTS, UNDER_WAY = 24, 6
 # Bytes of an input that are brought to a region at once.
 LOAD_BYTES = 32 << 20
 
+# Bytes in which cold files are read ahead, where that is a small share of the budget: a device is brought more at once.
+AHEAD_BYTES, DEVICE_AHEAD_BYTES = 96 << 20, 256 << 20
+AHEAD_SHARE = 16
+
 # Scratch of a worker where tensors are tiny: that many bytes are gathered into a batch.
 BATCH_BYTES = 4 << 20
 DEVICE_BATCH_BYTES = 32 << 20
@@ -92,6 +96,7 @@ class Sizes:
     arena:   bytes of everything in the host's memory.
     load:    bytes of an input that are brought to a region at once, where that may be more than a chunk.
     apart:   True where devices have memories of their own.
+    ahead:   bytes beside the arena in which cold files are read before they are asked for.
     """
 
     workers: int
@@ -102,6 +107,7 @@ class Sizes:
     arena: int
     load: int = 0
     apart: bool = False
+    ahead: int = 0
 
     def step(self, itemsize: int) -> int:
         """Return the elements of an input that are brought to a region at once, a multiple of ``BLOCK``."""
@@ -223,17 +229,21 @@ def _sizes(option: _Option, outputs: Sequence[OutputTensor], demand: _Demand, bu
         extra = min(extra // 2, (min(budget.ram, budget.devices * PINNED_BYTES) - option.staging) // slots)
     extra = max(0, extra) // PAGE * PAGE
     slot = option.slot + extra
-    regions = int((budget.room - option.scratch - option.slots * extra * (2 if own else 1)) / demand.share)
+    room = budget.room - option.scratch - option.slots * extra * (2 if own else 1)
+    ahead = min(DEVICE_AHEAD_BYTES if own else AHEAD_BYTES, budget.ram // AHEAD_SHARE)
     if own:
         # A device's memory is taken at once.
-        regions = min(regions, sum(map(whole_bytes, outputs)))
-        return Sizes(workers, slots, option.chunk, slot, regions, slots * slot, min(load, slot - PAGE), apart=True)
+        regions = min(int(room / demand.share), sum(map(whole_bytes, outputs)))
+        load, ahead = min(load, slot - PAGE), min(ahead, budget.ram - slots * slot)
+        return Sizes(workers, slots, option.chunk, slot, regions, slots * slot, load, apart=True, ahead=ahead)
+    ahead = max(0, min(ahead, room - demand.least))
+    regions = int((room - ahead) / demand.share)
     # The host's costs its first touch: more than the largest tensor needs is worth it where much more is moved.
     largest = max((whole_bytes(o) for o in demand.kinds if o.group is not None and o.nbytes), default=0)
     moved = sum(output.nbytes * len(output.inputs.every) for output in outputs)
     beside = min(largest // 2, moved // TOUCHED)
     regions = min(regions, max(largest + beside, option.workers * BUSY_BYTES))
-    return Sizes(workers, slots, option.chunk, slot, regions, slots * slot + regions)
+    return Sizes(workers, slots, option.chunk, slot, regions, slots * slot + regions, ahead=ahead)
 
 
 def _too_small(least: _Option, demand: _Demand, budget: Budget, gathered: int) -> str:

@@ -1,4 +1,4 @@
-"""Small output tensors: many in one go, with one read per file where they lie side by side, and one write."""
+"""Small output tensors: many in one go, with one read per file where they lie side by side, and one write each."""
 
 from __future__ import annotations
 
@@ -25,9 +25,17 @@ MOST = 256
 Key = tuple[str, int]
 """Where a tensor lies: path and offset."""
 
+Part = tuple[OutputTensor, int, int]
+"""Outputs that lie side by side: the first one, where it is in the arena, and the bytes of all."""
+
 
 def units(context: RunContext, outputs: Sequence[OutputTensor]) -> Iterator[Unit]:
-    """Cut ``outputs`` (in the order of their places) into units of work."""
+    """Cut ``outputs`` (in the order of their places) into units of work.
+
+    A device takes the small ones of a shard together, whatever large ones lie between: its time goes into beginning and
+    ending, not into bytes. The processor takes neighbours, so that files are read and written in their order.
+    """
+    scattered = context.sizes.apart
     batch: list[OutputTensor] = []
     filled = end = 0
     for output in outputs:
@@ -37,8 +45,12 @@ def units(context: RunContext, outputs: Sequence[OutputTensor]) -> Iterator[Unit
         whole = scratch_bytes(output) is not None or not plain
         regional = whole and output.nbytes > 0
         small = need <= context.sizes.slot - PAGE and not regional
-        apart = batch and (output.shard, output.offset) != (batch[0].shard, end)
-        if batch and (not small or apart or filled + need > context.sizes.slot - PAGE or len(batch) == MOST):
+        beside = output.offset == end
+        if scattered and not beside:
+            need += PAGE
+        elsewhere = batch and (output.shard != batch[0].shard or not (beside or scattered))
+        full = small and (filled + need > context.sizes.slot - PAGE or len(batch) == MOST)
+        if batch and (elsewhere or full or not (small or scattered)):
             yield Batch(context, batch)
             batch, filled = [], 0
         if small:
@@ -51,15 +63,27 @@ def units(context: RunContext, outputs: Sequence[OutputTensor]) -> Iterator[Unit
         yield Batch(context, batch)
 
 
+def _consecutive(outputs: Sequence[OutputTensor]) -> list[list[OutputTensor]]:
+    """Part outputs of one shard into runs of those that lie side by side."""
+    runs: list[list[OutputTensor]] = []
+    for output in outputs:
+        if runs and runs[-1][-1].offset + runs[-1][-1].nbytes == output.offset:
+            runs[-1].append(output)
+        else:
+            runs.append([output])
+    return runs
+
+
 def _slot_bytes(output: OutputTensor) -> int:
     return output.nbytes + sum(tensor.nbytes + LINE for tensor in output.inputs.every)
 
 
 class Batch:
-    """Consecutive outputs that fit the scratch of one worker together with their inputs."""
+    """Outputs of one shard, in the order of their places, that fit a slot together with their inputs."""
 
     def __init__(self, context: RunContext, outputs: Sequence[OutputTensor]):
         self._context, self._outputs = context, outputs
+        self._runs = _consecutive(outputs)
 
     def start(self, memory: Memory) -> bool:
         return True
@@ -73,19 +97,24 @@ class Batch:
     def _run(self, slot: Slot) -> None:
         slot.reset()
         outputs = self._outputs
-        first = outputs[0]
-        total = outputs[-1].offset + outputs[-1].nbytes - first.offset
-        start = slot.take(total, phase=first.offset, align=PAGE)
+        at: dict[str, int] = {}
+        parts = []
+        for run in self._runs:
+            first = run[0]
+            total = run[-1].offset + run[-1].nbytes - first.offset
+            start = slot.take(total, phase=first.offset, align=PAGE)
+            parts.append((first, start, total))
+            at |= {output.name: start + output.offset - first.offset for output in run}
         places, sums = self._read(slot)
-        at = {output.name: start + output.offset - first.offset for output in outputs}
         with self._context.meter.stage("compute"):
             merge_outputs(
                 outputs, [self._job(o, at[o.name], places, slot) for o in outputs if o.group is not None and o.nbytes]
             )
-        slot.download(start, total)
-        slot.later(partial(self._write, start, total, at, places, sums))
+        for _, start, total in parts:
+            slot.download(start, total)
+        slot.later(partial(self._write, parts, at, places, sums))
 
-    def _write(self, start: int, total: int, at: dict[str, int], places: dict[Key, int], sums: dict[Key, str]) -> None:
+    def _write(self, parts: Sequence[Part], at: dict[str, int], places: dict[Key, int], sums: dict[Key, str]) -> None:
         """Copy what is not merged to its place, and write all."""
         outputs, arena = self._outputs, self._context.arena
         for output in outputs:
@@ -94,8 +123,10 @@ class Batch:
                 source, target = places[tensor.path, tensor.offset], at[output.name]
                 arena.bytes[target : target + output.nbytes] = arena.bytes[source : source + output.nbytes]
         if self._context.finite:
-            self._check([(at[output.name], output.nbytes, output.dtype) for output in outputs])
-        self._context.write(outputs[0], 0, start, total)
+            for run in self._runs:
+                self._check([(at[output.name], output.nbytes, output.dtype) for output in run])
+        for first, start, total in parts:
+            self._context.write(first, 0, start, total)
         for output in outputs:
             place = at[output.name]
             checksum = checksum_of(arena.bytes[place : place + output.nbytes], output.dtype.itemsize)

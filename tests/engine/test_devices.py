@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,12 +15,13 @@ from benchmarks.gpu import streamed
 from benchmarks.gpu.cases import Llama
 from benchmarks.kernels.cases import CASES
 from fastmerge.devices import gpus
-from fastmerge.engine import RunOptions, needs, run, verify
+from fastmerge.engine import RunOptions, batches, needs, run, verify
 from fastmerge.engine import targets as places
+from fastmerge.engine.batches import Batch, units
 from fastmerge.engine.checksums import BLOCK
 from fastmerge.engine.devices import DeviceMemory
 from fastmerge.engine.files import InputFiles, OutputFiles
-from fastmerge.engine.sizing import PINNED_BYTES, Budget, divide
+from fastmerge.engine.sizing import PINNED_BYTES, Budget, Sizes, divide
 from fastmerge.errors import BudgetError, CheckpointError, FastmergeError, OutputError
 from fastmerge.kernels import use_backend
 
@@ -78,6 +80,30 @@ def test_nobody_waits_for_a_device_that_keeps_up(tmp_path, monkeypatch, method):
     merge = make_merge(tmp_path, method, **WIDE | {"layers": 2})
     run(merge.plan(), merge.out, RunOptions(chunk=BLOCK, threads=1, vram=32 << 20))
     assert len(driver.passed) > 20 and driver.waits == 0
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_small_tensors_of_a_shard_are_one_batch_on_a_device(tmp_path, apart):
+    plan = make_merge(tmp_path, "linear", **WIDE | {"layers": 3}).plan(shard_size=3 << 20)
+    sizes = Sizes(1, 1, BLOCK, slot=32 << 10, regions=0, arena=0, apart=apart)
+    found = [unit._outputs for unit in units(Mock(sizes=sizes, finite=False), plan.outputs) if isinstance(unit, Batch)]
+    small = [output for output in plan.outputs if output.nbytes < 4096]
+    assert [output for batch in found for output in batch] == small and len(plan.shards) == 2
+    # Large matrices lie between them.
+    assert (len(found) == 2) == apart
+    assert all(len({output.shard for output in batch}) == 1 for batch in found)
+
+
+def test_batches_with_large_tensors_between_are_written_where_they_belong(tmp_path, monkeypatch):
+    driver = compute_on_mirrors(monkeypatch)
+    merge = make_merge(tmp_path, "ties", **WIDE | {"layers": 3})
+    plan = merge.plan()
+    runs = []
+    part = batches._consecutive
+    monkeypatch.setattr(batches, "_consecutive", lambda outputs: runs.append(part(outputs)) or runs[-1])
+    report = run(plan, merge.out, RunOptions(chunk=BLOCK, threads=1, vram=32 << 20))
+    assert_same_tensors(outputs_of(merge.out), expected(plan))
+    assert driver.downloaded == report.bytes_written and max(map(len, runs)) > 1
 
 
 def test_only_what_is_in_flight_is_pinned():

@@ -6,7 +6,9 @@ engine itself: scheduling, calls, and the checksums of all that passes. Memory i
 the speed of the cache, as bytes are that were read a moment ago. Times of a real GPU are not what this predicts; a
 share of the bus that is missed here is missed there, too.
 
-``--no-sums`` leaves out checksums and the look for numbers that are not finite: the interpreter alone.
+``--no-sums`` leaves out checksums and the look for numbers that are not finite: the interpreter alone. ``--gil`` lets
+py-spy, where it is installed, tell in how many of the moments in which the interpreter's lock is held it is held for
+checksums: of all moments of the process, and of those in which a worker holds it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ import argparse
 import contextlib
 import mmap
 import os
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -56,7 +61,7 @@ VRAM = 100 << 30
 MAP_NORESERVE = 0x4000
 COLUMNS = (
     *_record.RUN_COLUMNS, "load", "method", "shape", "workers", "pinned_mb", "sums", "bus_gbps", "bus_ms",
-    *_record.TIME_COLUMNS, "cpu_ms", "times_bus",
+    *_record.TIME_COLUMNS, "cpu_ms", "times_bus", "sums_of_samples", "sums_of_lock",
 )  # fmt: skip
 
 
@@ -229,8 +234,21 @@ def measure(method: str, model: Llama, gbps: float, workers: int, runs: int, sum
     return _record.run_facts(torch.get_num_threads()) | times | {
         "load": os.getloadavg()[0], "method": method, "shape": nbytes // 2, "workers": workers,
         "pinned_mb": sizes.arena >> 20, "sums": int(sums), "bus_gbps": gbps, "bus_ms": 1e3 * bus,
-        "cpu_ms": 1e3 * sorted(cpu)[len(cpu) // 2], "times_bus": 1e-3 * times["ms"] / bus,
+        "sums_of_samples": "", "sums_of_lock": "", "cpu_ms": 1e3 * sorted(cpu)[len(cpu) // 2], "times_bus": 1e-3 * times["ms"] / bus,
     }  # fmt: skip
+
+
+def lock_shares(method: str, *arguments: str) -> tuple[float, float]:
+    """Return the share of checksums among the moments in which the lock is held, and in which a worker holds it."""
+    with tempfile.TemporaryDirectory() as folder:
+        stacks = Path(folder) / "stacks"
+        record = ["py-spy", "record", "--gil", "--rate", "500", "--format", "raw", "--output", str(stacks)]
+        command = [*record, "--", sys.executable, "-m", f"{__package__}.bus", method, *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        counts = [line.rpartition(" ") for line in stacks.read_text().splitlines()]
+    summing = sum(int(count) for stack, _, count in counts if "digests_of" in stack.rpartition(";")[2])
+    working = sum(int(count) for stack, _, count in counts if "Scheduler._work" in stack)
+    return summing / sum(int(count) for _, _, count in counts), summing / working
 
 
 def main() -> None:
@@ -240,6 +258,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--no-sums", action="store_true", help="the interpreter alone")
+    parser.add_argument("--gil", action="store_true", help="ask py-spy who holds the interpreter's lock")
     parser.add_argument("--check", action="store_true", help="dry run on tiny tensors")
     parser.add_argument("--csv", type=Path, help="append the rows, e.g. to benchmarks/data/bus.csv")
     options = parser.parse_args()
@@ -252,6 +271,10 @@ def main() -> None:
             f"{row['pinned_mb']} MiB pinned, load {row['load']:.1f}",
             flush=True,
         )
+        if options.gil:
+            shares = lock_shares(method, "--threads", str(options.threads), "--gbps", str(options.gbps))
+            row |= dict(zip(("sums_of_samples", "sums_of_lock"), shares, strict=True))
+            print(f"{method:10} checksums: {shares[0]:.1%} of the samples, {shares[1]:.1%} of those of workers")
         if options.csv:
             _record.append(options.csv, COLUMNS, [row])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .merge import merge_parts
-from .parts import Prepared, is_sharded, mesh_of, options_of
+from .parts import Prepared, options_of
+from .tensors import is_sharded, like_shard, local, mesh_of
 
-__all__ = ["Prepared", "is_sharded", "merge_parts", "mesh_of", "options_of"]
+__all__ = ["Prepared", "is_sharded", "like_shard", "local", "merge_parts", "mesh_of", "options_of"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import InvalidInput, Problem, ShardError
 from ..steps.driver import solve_without_data
 from .parts import Named, Parts, Prepared
+from .tensors import like_shard
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -57,7 +58,7 @@ def merge_parts(
     found = {name: prepared.targets[tied.get(name, name)] for name in parts.like}
     if out is not None:
         return {name: out[name] for name in parts.like}
-    return {name: parts.whole(name, local.clone() if name in tied else local) for name, local in found.items()}
+    return {name: like_shard(part.clone() if name in tied else part, parts.like[name]) for name, part in found.items()}
 
 
 def _agreed(ranks: Ranks, parts: Parts, prepared: Prepared | None, error: Exception | None) -> Mapping[str, str]:

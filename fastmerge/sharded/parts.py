@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from ..errors import InvalidInput, Problem
 from ..methods import Configured
 from ..steps.inputs import Inputs
+from .tensors import is_sharded, local
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -57,22 +57,6 @@ def options_of(configured: Configured, has_base: bool) -> list[str]:
         f"by method {configured.method.name} ({configured.semantics})", models, f"with seed {configured.seed}",
         f"with parameters {values}",
     ]  # fmt: skip
-
-
-def mesh_of(states: Iterable[Any]) -> DeviceMesh | None:
-    """Return the mesh of the first tensor that is sharded over one, or None."""
-    if "torch.distributed.tensor" not in sys.modules:  # so nothing can be
-        return None
-    for state in states:
-        for tensor in state.values() if isinstance(state, Mapping) else ():
-            if is_sharded(tensor):
-                return tensor.device_mesh
-    return None
-
-
-def is_sharded(tensor: Any) -> bool:
-    """Return True for a DTensor, whatever its placement."""
-    return type(tensor).__name__ == "DTensor" and isinstance(tensor, Tensor)
 
 
 class Parts:
@@ -148,17 +132,6 @@ class Parts:
         layout = self._layout(self.like[name])
         return ShardJob(prepared.configured.method, group, inputs, prepared.targets[name], layout)
 
-    def whole(self, name: str, local: Tensor) -> Tensor:
-        """Return the tensor of which ``local`` is this rank's part: as that of the first input."""
-        like = self.like[name]
-        if not is_sharded(like):
-            return local
-        from torch.distributed.tensor import DTensor
-
-        return DTensor.from_local(
-            local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-        )
-
 
 _UNKNOWN = object()
 
@@ -176,4 +149,4 @@ def _split(placement: Any) -> Any:
 def _local(state: Any) -> Any:
     if not isinstance(state, Mapping):
         return state
-    return {name: tensor.to_local() if is_sharded(tensor) else tensor for name, tensor in state.items()}
+    return {name: local(tensor) for name, tensor in state.items()}

@@ -6,28 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import InvalidInput, Problem
-from ..sharded import is_sharded
+from ..sharded import is_sharded, like_shard, local
 
 __all__ = ["is_sharded", "like_shard", "local", "reshard", "unwrapped"]
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return what lies on this rank: a DTensor's own part, any other tensor as it is. No collective, no copy."""
-    given: Any = tensor
-    return given.to_local() if is_sharded(tensor) else tensor
-
-
-def like_shard(part: Tensor, like: Tensor) -> Tensor:
-    """Return a part of this rank as the DTensor that ``like`` is, or as it is where that one is none."""
-    if not is_sharded(like):
-        return part
-    given: Any = like
-    return type(given).from_local(
-        part, given.device_mesh, given.placements, run_check=False, shape=given.shape, stride=given.stride()
-    )
 
 
 def unwrapped(model: Any) -> Any:

@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmerge import functional, state_dicts
+from fastmerge import functional
 from fastmerge.errors import InvalidInput
 from fastmerge.kernels import BackendError
 from fastmerge.methods import all_methods, why_not
 from fastmerge.reports.stub import functional_stub
-from fastmerge.state_dicts import merge_, merge_state_dicts
+from fastmerge.state_dicts import merge_, merge_state_dicts, merging
 
 BASE = torch.zeros(3)
 ONES = torch.ones(3)
 
 
-@pytest.mark.parametrize("module", [functional, state_dicts])
+@pytest.mark.parametrize("module", [functional, merging])
 def test_examples(module):
     result = doctest.testmod(module)
     assert result.attempted > 4 and result.failed == 0

@@ -87,7 +87,7 @@ def write_statistics(states: list[dict]) -> None:
     """Write the files that cases name, to the current folder."""
     for name, content in STATISTICS.items():
         for i, state in enumerate(states[1:]):
-            save_file(content(state), f"{name}{i}.safetensors")
+            save_file({key: t.cpu() for key, t in content(state).items()}, f"{name}{i}.safetensors")
 
 
 def _variants(method: Method) -> Iterator[Case]:

@@ -49,7 +49,7 @@ def work(rank, ranks, folder, seed, mesh_shape, placements, every, more=(), devi
     states = shard_cases.models(seed)
     if device == "cuda":
         torch.cuda.set_device(rank)
-        states = [{name: tensor.to(device) for name, tensor in state.items()} for state in states]
+        states = [to(state, device) for state in states]
     mesh = init_device_mesh(device, mesh_shape)
     own = Path(folder) / f"rank{rank}"
     own.mkdir()
@@ -75,10 +75,16 @@ def work(rank, ranks, folder, seed, mesh_shape, placements, every, more=(), devi
 
 def expected_of(cases, states, rank, ranks):
     """What one process makes of each case: each rank merges some of them, whole."""
-    mine = {case.name: case.merge(*case.inputs(states)) for case in cases[rank::ranks]}
+    mine = {case.name: to(case.merge(*case.inputs(states)), "cpu") for case in cases[rank::ranks]}
     told: list[dict] = [{}] * ranks
     dist.all_gather_object(told, mine)
-    return {name: merged for part in told for name, merged in part.items()}
+    device = states[0]["wide"].device
+    return {name: to(merged, device) for part in told for name, merged in part.items()}
+
+
+def to(state, device):
+    """A state dict on a device."""
+    return {name: tensor.to(device) for name, tensor in state.items()}
 
 
 def merges_alike(case, states, mesh, placements, out, expected):

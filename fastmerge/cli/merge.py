@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..devices.names import DEFAULT
 from ..sizes import show_size
 from ._errors import Command
 from ._explaining import show_explanations
@@ -85,7 +86,7 @@ def merge(
 
 def _prepare(given: dict[str, Any]) -> None:
     """Begin what GPUs need before a merge, while recipes and headers are read."""
-    if given["device"] != "cpu":
+    if (given["device"] or DEFAULT) != "cpu":
         from ..engine.targets import prepare
 
         prepare(given["device"], given["ram"])

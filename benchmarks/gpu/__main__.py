@@ -5,7 +5,7 @@ A phase takes four minutes at most, and each can be run alone, in any order:
 tests     the tests for GPUs, compute-sanitizer, and the reports on compiled kernels, side by side
 kernels   copies, methods and operations on tensors in the GPU's memory
 pipeline  a 70B model in memory, its tensors streamed from the host, and merges of files
-spectral  Subspace Boosting of large matrices
+spectral  Subspace Boosting of large matrices, and its pieces
 
 Each begins by building fastmerge in the interpreter that runs this, without a network: seconds where nothing changed.
 FOLDER gathers ``log.txt`` (all that the steps printed), ``gpu.csv`` and ``gpu_spectral.csv`` (rows) and ``summary.txt``
@@ -96,7 +96,7 @@ def phases(csv: Path, mergekit_python: str | None, commit: str | None, path: str
             Stage(40, build), timing(10, "transfers"), timing(60, "methods", *peer), timing(125, "operations"),
         ],
         "pipeline": [Stage(40, build), timing(45, "model"), timing(90, "streamed"), timing(60, "files")],
-        "spectral": [Stage(40, build), timing(195, "spectral")],
+        "spectral": [Stage(40, build), timing(130, "spectral"), timing(65, "spectral_pieces")],
     }  # fmt: skip
 
 

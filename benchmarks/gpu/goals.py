@@ -17,7 +17,7 @@ MERGEKIT = {"ties": 50, "dare_ties": 50, "della": 50, "linear": 5, "slerp": 5}
 STREAMED = ("ties", "linear", "dare_ties")
 # Our ways to boost that are as exact as a float32 SVD, the library's products or our own; and how many times as long
 # ``torch.linalg.svd`` must take.
-EXACT = ("fastmerge", "fastmerge, triton")
+EXACT = ("fastmerge", "fastmerge, library", "fastmerge, triton")
 SVD, SVD_OF_EXPERTS = 50, 200
 
 Row = Mapping[str, str]
@@ -111,11 +111,11 @@ def spectral_goals(rows: Sequence[Row]) -> list[Goal]:
     matrices = [row for row in rows if row["op"] == "subspace_boost" and row["shape"].count("x") == 1]
     experts = [row for row in rows if row["op"] == "subspace_boost, experts"]
     seconds = [1e-3 * float(row["ms"]) for row in rows if row["op"] == "subspace_boost, 70B" and row["tool"] in EXACT]
-    wanted = "boosting a 70B: s <= 120"
+    wanted = "boosting a 70B: s <= 80"
     return [
         _beside_svd("boosting a matrix", matrices, SVD),
         _beside_svd("boosting a mixture of experts", experts, SVD_OF_EXPERTS),
-        Goal(wanted, f"{min(seconds):.1f} s", min(seconds) <= 120) if seconds else Goal(wanted, "", None),
+        Goal(wanted, f"{min(seconds):.1f} s", min(seconds) <= 80) if seconds else Goal(wanted, "", None),
     ]
 
 

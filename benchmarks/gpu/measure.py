@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .._bench import Bench
 
-STEPS = ("transfers", "methods", "model", "operations", "streamed", "files", "spectral")
+STEPS = ("transfers", "methods", "model", "operations", "streamed", "files", "spectral", "spectral_pieces")
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
-r"""The route of matrix products: polar factor by polynomial iteration, leading triplets by block Krylov.
+r"""The route of matrix products: polar factor by polynomial iteration, leading triplets by filtered subspace iteration.
 
-The certificates are the orthogonality of P and the symmetry of P'X. They say that the iteration has converged; a matrix
-with null directions never passes, because its polar factor is not orthonormal.
+The certificates are the orthogonality of P and the symmetry of P'X, each estimated from PROBES random vectors. They
+say that the iteration has converged. Null directions that are few and clear are left out of both.
 """
 
 from __future__ import annotations
@@ -13,154 +13,194 @@ import torch
 from torch import Tensor
 
 from ._exact import Outcome
+from ._filter import PATIENCE, Search, Triplets, largest_bound
 from ._info import Info
-from ._krylov import BlockKrylov, Triplets
 from ._matrices import frobenius
-from ._polynomial import polar_factor
-from ._products import LIBRARY, Kernel, Products
+from ._polar import Polar, Total, polar_factor
+from ._products import Operand, Products
 from ._rules import Cut, Rule, found
+
+METHOD = "accurate"
+# Largest accepted ||P'P - I||_F / sqrt(n) and ||skew(P'X)||_F / ||X||_F.
+ORTH, SKEW = 3e-6, 1e-5
+PROBES = 16
+# Error that the leading triplets may add, relative to the norm of the result.
+TRIPLETS = 3e-7
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Precision and limits of the route.
+class Factored:
+    """Matrices with their polar factors, before a rule says what becomes of their singular values.
 
     Attributes:
-        method:        its name in ``Info``.
-        precision:     of the products on a GPU.
-        cpu_precision: of the products on a CPU, where float16 pieces save no time.
-        kernel:        of the products on a GPU: the library until a measurement says otherwise (``benchmarks.gpu``
-                       times both, ``_triton.split_product`` predicts both).
-        orth:          the iteration has converged when ||P'P - I||_F / sqrt(n) is below.
-        skew:          largest accepted ||skew(P'X)||_F / ||X||_F.
-        triplets:      error that the leading triplets may add, relative to the norm of the result.
+        x, p:     [batch, m, n] the matrices, and their factors P.
+        gram:     [batch, n, n] X'X / size^2.
+        size:     [batch] float64: bounds on the largest singular values.
+        norms:    Frobenius norms.
+        infos:    what was done.
+        accepted: which are certified.
     """
 
-    method: str
-    precision: str
-    cpu_precision: str
-    orth: float
-    skew: float
-    triplets: float
-    kernel: Kernel = LIBRARY
-
-    def products(self, device: torch.device) -> Products:
-        """Return the products to make on ``device``.
-
-        The library needs float16 products with a float32 result, which torch has from 2.8 on; before,
-        products on a GPU are float32: as accurate, and slower.
-        """
-        if device.type != "cuda":
-            return Products(self.cpu_precision, self.kernel)
-        if self.kernel is LIBRARY and not hasattr(torch.ops.aten.baddbmm, "dtype_out"):
-            return Products("float32")
-        return Products(self.precision, self.kernel)
+    x: Operand
+    p: Operand
+    gram: Tensor
+    size: Tensor
+    norms: list[float]
+    infos: list[Info]
+    accepted: list[bool]
+    products: Products
+    total: Total
 
 
-ACCURATE = Settings("accurate", "split16", "float32", orth=3e-6, skew=1e-5, triplets=3e-7)
-FAST = Settings("fast", "half", "half", orth=5e-3, skew=5e-3, triplets=3e-4)
-
-# The Krylov estimate of the largest singular value is from below, by its residual at most.
-HEADROOM = 1.01
-BLOCK = 16
-# Beyond this many leading triplets, one eigendecomposition of P'X is cheaper than the search.
-LARGEST_K = 256
-SEARCH_STEPS = 200
-
-
-def by_products(x: Tensor, rule: Rule, settings: Settings) -> Outcome:
+def by_products(
+    x: Tensor, rule: Rule, keep: bool = True, products: Products | None = None,
+    total: Total = lambda part: part, rows: int | None = None,
+) -> Outcome:  # fmt: skip
     """Map the singular values of ``x`` [batch, m, n], m >= n, none of them all zeros, by ``rule``.
 
     Matrices of the batch go through all products together; each has its own certificate and its own cut. Takes up to
-    five matrices of the size of ``x`` beside it, and five Gram matrices.
-    """
-    n = x.shape[-1]
-    products = settings.products(x.device)
-    search = BlockKrylov(x, max(1, min(BLOCK, n // 4)))
-    for _ in range(min(3, n)):
-        search.expand()
-    leading = search.triplets()
-    largest = HEADROOM * (leading.values[:, 0] + leading.residuals[:, 0])
-    p, iterations, orth = polar_factor(x, largest, products, settings.orth)
-    h = products.multiply(products.operand(p).mT, products.operand(x))
-    skew = frobenius(h - h.mT) / 2 / frobenius(x)
-    skew, nuclear = torch.stack([skew, torch.sum(p * x, dim=(-2, -1), dtype=torch.float64)]).tolist()
-    accepted = [o <= settings.orth and s <= settings.skew for o, s in zip(orth, skew, strict=True)]
-    wanted = [i for i, ok in enumerate(accepted) if ok]
-    cuts = search_cuts(search, rule, {i: nuclear[i] for i in wanted}, n, settings.triplets)
-    raise_leading(p, cuts, search.triplets().values, *search.vectors(largest_k(cuts)))
-    cuts |= raise_by_factor(p, h, rule, {i: nuclear[i] for i in wanted if i not in cuts})
-    infos = []
-    for i in range(len(x)):
-        info = Info(settings.method, nuclear=nuclear[i], nullity=0, iterations=iterations, orth=orth[i], skew=skew[i])
-        if cut := cuts.get(i):
-            info = replace(info, k=cut.k, cut=cut.value, margin=cut.margin, noise=cut.noise, passes=search.passes)
-        infos.append(info)
-    return p, infos, accepted
-
-
-def search_cuts(search: BlockKrylov, rule: Rule, nuclear: dict[int, float], size: int, budget: float) -> dict[int, Cut]:
-    """Return the cut of each matrix in ``nuclear`` whose leading triplets converge before the search stops to pay."""
-    done: dict[int, Cut] = {}
-    for _ in range(SEARCH_STEPS):
-        triplets = search.triplets()
-        candidates = {i: rule.cut(triplets.values[i], total, size) for i, total in nuclear.items()}
-        cuts = {i: cut for i, cut in candidates.items() if cut is not None}
-        done = {i: cut for i, cut in cuts.items() if rule.flat or _converged(triplets, i, cut, size, budget)}
-        k = largest_k(cuts)
-        if len(done) == len(nuclear) or max(k, search.size // 2) > LARGEST_K or search.size + search.block > size:
-            break
-        if len(cuts) == len(nuclear) and search.size >= 2 * (k + 1) + 6 * search.block:
-            search.restart(k + 1 + 2 * search.block)
-        search.expand()
-    return done
-
-
-def largest_k(cuts: dict[int, Cut]) -> int:
-    """Return how many leading triplets the cuts need."""
-    return max((cut.k for cut in cuts.values()), default=0)
-
-
-def raise_leading(p: Tensor, cuts: dict[int, Cut], values: Tensor, u: Tensor, v: Tensor) -> None:
-    """Replace P by ``c P + U_k (S_k - c) V_k^T`` where there is a cut.
+    five matrices of the size of ``x`` beside it, and eight Gram matrices.
 
     Args:
-        values: [batch, k or more] leading singular values, on the host.
-        u, v:   [batch, m or n, k] leading singular vectors.
+        keep:     null directions may stay null; else a matrix with one is not accepted.
+        products: to make; by default those of the device.
+        total:    adds up over ranks that have ``rows`` rows together, of which ``x`` is a part.
     """
-    floor, excess = torch.ones(len(p), 1, 1), torch.zeros(len(p), 1, u.shape[-1])
+    return raised(factored(x, keep, products or Products.on(x.device), total, rows), rule)
+
+
+def factored(
+    x: Tensor, keep: bool, products: Products, total: Total = lambda part: part, rows: int | None = None
+) -> Factored:
+    """Return the polar factors of ``x``, with certificates; arguments as in ``by_products``."""
+    norm = total(frobenius(x).square()).sqrt()
+    unit = x / norm.to(x).view(-1, 1, 1)
+    gram = total(products.gram(products.operand(unit)))
+    squares = largest_bound(gram, products)
+    gram = gram / squares.to(gram).view(-1, 1, 1)
+    unit *= squares.rsqrt().to(unit).view(-1, 1, 1)
+    polar = polar_factor(unit, gram, products, total, rows)
+    del unit
+    p, whole = products.operand(polar.factor), products.operand(x)
+    certificates = _certificates(p, whole, polar, norm, products, total)
+    nuclear = total(torch.sum(polar.factor * x, dim=(-2, -1), dtype=torch.float64))
+    orth, skew, sums, norms = torch.stack([*certificates, nuclear, norm]).tolist()
+    accepted = [
+        o <= ORTH and s <= SKEW and (count == 0 or (keep and count is not None))
+        for o, s, count in zip(orth, skew, polar.nullity, strict=True)
+    ]
+    infos = [
+        Info(METHOD, nuclear=nuclear, nullity=count, iterations=steps, orth=o, skew=s)
+        for nuclear, count, steps, o, s in zip(sums, polar.nullity, polar.steps, orth, skew, strict=True)
+    ]
+    return Factored(whole, p, gram, norm * squares.sqrt(), norms, infos, accepted, products, total)
+
+
+def raised(given: Factored, rule: Rule) -> Outcome:
+    """Set the singular values as ``rule`` says, in the place of the polar factors."""
+    products, infos, result = given.products, list(given.infos), given.p.whole
+    wanted = [i for i, ok in enumerate(given.accepted) if ok]
+    if not wanted:
+        return result, infos, given.accepted
+
+    def factor(v: Tensor) -> Tensor:
+        """Return P'X v: P'X is symmetric, and its eigenvalues are the singular values, not squared."""
+        left = products.multiply(given.x, products.operand(v))
+        return given.total(products.multiply(given.p.mT, products.operand(left))).double()
+
+    def ritz(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        image = factor(v)
+        values, turn = torch.linalg.eigh(_symmetric(v.double().mT @ image))
+        values, turn = values.flip(-1), turn.flip(-1)
+        v, image = v.double() @ turn, image @ turn
+        return values, torch.linalg.vector_norm(image - v * values.unsqueeze(-2), dim=-2), v.to(result)
+
+    search = Search(given.gram, given.size, products, ritz)
+    cuts, triplets = _search_cuts(given, wanted, rule, search)
+    _raise_leading(result, cuts, triplets)
+    for i in [i for i in wanted if i not in cuts]:
+        h = given.total(products.multiply(given.p.of([i]).mT, given.x.of([i])))[0]
+        values, v = torch.linalg.eigh(_symmetric(h.double()))
+        known = values.flip(-1)[: len(h) - (infos[i].nullity or 0)].cpu()
+        cuts[i] = found(rule.cut(known, _nuclear(infos[i]), len(h), complete=True))
+        whole = Triplets(known[None], torch.zeros_like(known[None]), v.flip(-1)[None].to(result))
+        _raise_leading(result[i : i + 1], {0: cuts[i]}, whole)
+    for i, cut in cuts.items():
+        infos[i] = replace(infos[i], k=cut.k, cut=cut.value, margin=cut.margin, noise=cut.noise, passes=search.passes)
+    return result, infos, given.accepted
+
+
+def _certificates(
+    p: Operand, x: Operand, polar: Polar, norm: Tensor, products: Products, total: Total
+) -> tuple[Tensor, Tensor]:
+    """Return estimates of ||P'P - I||_F / sqrt(n), null directions left out, and of ||skew(P'X)||_F / ||X||_F."""
+    batch, n = len(p.whole), p.whole.shape[-1]
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(n, PROBES, generator=generator).to(p.whole).expand(batch, n, PROBES)
+    w = w - polar.null @ (polar.null.mT @ w)
+    probes = products.operand(w)
+    there, image = (products.operand(products.multiply(whole, probes)) for whole in (p, x))
+    off = total(products.multiply(p.mT, there)) - w
+    skew = total(products.multiply(p.mT, image)) - total(products.multiply(x.mT, there))
+    return frobenius(off) / math.sqrt(n * PROBES), frobenius(skew) / (2 * math.sqrt(PROBES)) / norm
+
+
+def _search_cuts(given: Factored, wanted: list[int], rule: Rule, search: Search) -> tuple[dict[int, Cut], Triplets]:
+    """Return the cut of each wanted matrix whose triplets converge while a search pays, and all triplets."""
+    batch, size = given.gram.shape[:2]
+    nuclear = {i: _nuclear(given.infos[i]) for i in wanted}
+    none = torch.empty(batch, 0, dtype=torch.float64)
+    triplets = Triplets(none, none, given.gram[..., :0])
+    if rule.flat:
+        return {i: found(rule.cut(none[i], total, size)) for i, total in nuclear.items()}, triplets
+    done: dict[int, Cut] = {}
+    while search.columns:
+        for attempt in range(PATIENCE):
+            triplets = search.step()
+            candidates = {i: rule.cut(triplets.values[i], total, size) for i, total in nuclear.items()}
+            cuts = {i: cut for i, cut in candidates.items() if cut is not None and cut.k + 1 < search.columns}
+            done = {i: cut for i, cut in cuts.items() if _converged(triplets, i, cut, given)}
+            if len(done) == len(nuclear):
+                return done, triplets
+            if attempt and len(cuts) < len(nuclear):
+                break
+        if not search.widen():
+            break
+    return done, triplets
+
+
+def _raise_leading(p: Tensor, cuts: dict[int, Cut], triplets: Triplets) -> None:
+    """Replace P by ``c P + U_k (S_k - c) V_k^T`` where there is a cut; U_k = P V_k."""
+    k = max((cut.k for cut in cuts.values()), default=0)
+    floor, excess = torch.ones(len(p), 1, 1), torch.zeros(len(p), 1, k)
     for i, cut in cuts.items():
         floor[i] = cut.value
-        excess[i, 0, : cut.k] = values[i, : cut.k] - cut.value
+        excess[i, 0, : cut.k] = triplets.values[i, : cut.k] - cut.value
+    v = triplets.v[..., :k]
+    u = (p @ v) * excess.to(p.device)
     p *= floor.to(p.device)
-    p.baddbmm_(u * excess.to(p.device), v.mT)
+    p.baddbmm_(u, v.mT)
 
 
-def raise_by_factor(p: Tensor, h: Tensor, rule: Rule, nuclear: dict[int, float]) -> dict[int, Cut]:
-    """Do the same with the eigenvectors of P'X, and return the cuts."""
-    cuts: dict[int, Cut] = {}
-    for i, total in nuclear.items():
-        # P'X is the symmetric factor: its eigenvalues are the singular values, not squared.
-        values, v = torch.linalg.eigh((h[i] + h[i].mT) / 2)
-        values, v = values.flip(-1), v.flip(-1)
-        cut = cuts[i] = found(rule.cut(values.double().cpu(), total, h.shape[-1], complete=True))
-        right = v[:, : cut.k]
-        left = p[i] @ right
-        p[i].mul_(cut.value).addmm_(left * (values[: cut.k] - cut.value), right.mT)
-    return cuts
+def _converged(triplets: Triplets, index: int, cut: Cut, given: Factored) -> bool:
+    """Return whether the leading triplets and the cut add less than TRIPLETS to the relative error of the result.
 
-
-def _converged(triplets: Triplets, index: int, cut: Cut, size: int, budget: float) -> bool:
-    """Return whether the leading triplets and the cut add less than ``budget`` to the relative error of the result.
-
-    A residual r moves a triplet's term by about r, and its value by r^2 / gap, at most r; the
-    value at the cut moves every one of the ``size`` singular values.
+    A residual r moves a triplet's term by about r, and its value by r^2 / gap, at most r; the value at the cut moves
+    every singular value. No residual gets below what P'X, whose triplets they are, lacks of its symmetry.
     """
     values, residuals = triplets.values[index], triplets.residuals[index]
-    k, norm = cut.k, cut.value * math.sqrt(size)
-    if k + 1 >= len(values):
-        return False
+    k, norm = cut.k, cut.value * math.sqrt(given.gram.shape[-1])
+    doubt = (given.infos[index].skew or 0.0) * given.norms[index]
     r, gap = float(residuals[k]), float(values[k] - values[k + 1])
     drift = min(r, r * r / gap if gap > 0 else r)
     floor = 4 * 2.0**-24 * float(values[0])
-    return float(residuals[:k].norm()) <= budget * norm and drift <= max(budget * cut.value, floor)
+    return float(residuals[:k].norm()) <= max(TRIPLETS * norm, doubt) and drift <= max(TRIPLETS * cut.value, floor)
+
+
+def _nuclear(info: Info) -> float:
+    assert info.nuclear is not None
+    return info.nuclear
+
+
+def _symmetric(x: Tensor) -> Tensor:
+    return (x + x.mT) / 2

@@ -1,18 +1,16 @@
-r"""Matrix products of the polar iteration in a chosen precision. Operands and results are float32 tensors.
+r"""Matrix products of the polar iteration. Operands and results are float32 tensors.
 
 - ``float32``: the library product, TF32 off.
 - ``split16``: each operand is scaled by a power of two and split into two float16 pieces, ``x = high + low`` (22 bits
   down to 2^-17 of the largest element); ``high high + high low + low high`` on tensor cores. Their sum is promoted to
   a float32 sum every ``chunk`` terms, because tensor cores may truncate where they accumulate.
-- ``half``: one float16 product of the leading pieces.
 
-On a GPU two kernels make them: the library (one product per pair of pieces and chunk, which accumulates into the
-result), or Triton (``_triton.split_product``: one launch, promotion in registers, half of a symmetric product).
-On a CPU the pieces are multiplied in float32, which is exact for each term: the same arithmetic, slower, so that the
-tests execute it.
+On a GPU two kernels make the latter: Triton (``_triton.split_product``: one launch, promotion in registers), or the
+library where there is no Triton (a product per chunk, of pieces that lie side by side). Both make half of a symmetric
+product. On a CPU the pieces are multiplied in float32, which is exact for each term: the same arithmetic, slower, so
+that the tests execute it.
 
-Memory beside operands and result: the pieces, 4 bytes per element; by the library 4 more while they are made, and
-for a Gram matrix two of its size.
+Memory beside operands and result: the pieces, 4 bytes per element; by the library 4 more while they are made.
 """
 
 from __future__ import annotations
@@ -22,8 +20,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .. import _triton
+
 # Operands are scaled to a largest magnitude in [2^13, 2^14): within float16, with 37 bits of range below.
 TOP_EXPONENT = 14
+# The library makes a symmetric product panel by panel of columns, each down to the diagonal: 9/16 of the work with 8.
+PANELS, LEAST_PANEL = 8, 256
 
 
 @dataclass(frozen=True)
@@ -64,18 +66,39 @@ class Operand:
         """The transpose, sharing memory."""
         return replace(self, whole=self.whole.mT, pieces=tuple(piece.mT for piece in self.pieces))
 
+    def of(self, indices: list[int]) -> Operand:
+        """Return some matrices of the batch."""
+        if len(indices) == len(self.whole):
+            return self
+        scale = None if self.scale is None else self.scale[indices]
+        return Operand(self.whole[indices], tuple(piece[indices] for piece in self.pieces), scale)
+
 
 @dataclass(frozen=True)
 class Products:
     """Products in one precision, by one kernel.
 
     Attributes:
-        precision: ``float32``, ``split16`` or ``half``.
-        kernel:    of ``split16`` and ``half``.
+        precision: ``float32`` or ``split16``.
+        kernel:    of ``split16``.
     """
 
     precision: str
     kernel: Kernel = LIBRARY
+
+    @classmethod
+    def on(cls, device: torch.device) -> Products:
+        """Return the products to make on ``device``.
+
+        On a CPU float16 pieces save no time. On an H200 Triton's kernel took 0.84 to 0.90 of the time of the library's,
+        which needs float16 products with a float32 result (torch 2.8); without either, products are float32: as
+        accurate, and slower.
+        """
+        if device.type != "cuda":
+            return cls("float32")
+        if _triton.why_unavailable() is None:
+            return cls("split16", TRITON)
+        return cls("split16" if hasattr(torch.ops.aten.baddbmm, "dtype_out") else "float32")
 
     def operand(self, x: Tensor) -> Operand:
         """Return ``x`` [batch, p, q] with the pieces that this precision multiplies."""
@@ -88,27 +111,32 @@ class Products:
         if self.kernel.name == "triton":
             from .._triton.split_product import split
 
-            high, low = split(x.contiguous(), scale)
-        else:
-            rest = x * scale
-            high = rest.half()
-            low = rest.sub_(high).half()
-        return Operand(x, (high, low) if self.precision == "split16" else (high,), scale)
+            return Operand(x, split(x.contiguous(), scale), scale)
+        rest = x * scale
+        high = rest.half()
+        return Operand(x, (high, rest.sub_(high).half()), scale)
 
     def multiply(self, a: Operand, b: Operand, beta: float = 0.0, plus: Tensor | None = None) -> Tensor:
         """Return ``a b + beta plus``."""
         return self._product(a, b, 1.0, beta, plus, symmetric=False)
 
-    def gram(self, x: Operand, alpha: float = 1.0, beta: float = 0.0, plus: Tensor | None = None) -> Tensor:
-        """Return ``alpha x^T x + beta plus`` for a symmetric ``plus``; by Triton symmetric to the bit."""
-        return self._product(x.mT, x, alpha, beta, plus, symmetric=True)
+    def gram(self, x: Operand) -> Tensor:
+        """Return ``x^T x``."""
+        return self._product(x.mT, x, 1.0, 0.0, None, symmetric=True)
+
+    def symmetric(
+        self, a: Operand, b: Operand, alpha: float = 1.0, beta: float = 0.0, plus: Tensor | None = None
+    ) -> Tensor:
+        """Return ``alpha a b + beta plus`` of symmetric matrices that commute: symmetric to the bit."""
+        return self._product(a, b, alpha, beta, plus, symmetric=True)
 
     def _product(
         self, a: Operand, b: Operand, alpha: float, beta: float, plus: Tensor | None, symmetric: bool
     ) -> Tensor:
         if self.precision == "float32":
-            start = a.whole.new_zeros(()) if plus is None else plus
-            return torch.baddbmm(start, a.whole, b.whole, beta=beta, alpha=alpha)
+            added = a.whole.new_zeros(()) if plus is None else plus
+            result = torch.baddbmm(added, a.whole, b.whole, beta=beta, alpha=alpha)
+            return _mirrored(result, result.shape[-1]) if symmetric else result
         assert a.scale is not None and b.scale is not None
         factor = alpha / a.scale / b.scale
         if self.kernel.name == "triton":
@@ -118,30 +146,26 @@ class Products:
             return product(
                 a.pieces, b.pieces, shape, factor, chunk=self.kernel.chunk, symmetric=symmetric, beta=beta, plus=plus
             )
-        high, low = (a.pieces[0], b.pieces[0]), (a.pieces[-1], b.pieces[-1])
-        if self.precision == "half":
-            result = self._sum([high])
-        elif symmetric:
-            cross = self._sum([(high[0], low[1])])
-            result = self._sum([high])
-            result += cross + cross.mT
-        else:
-            # Small ones first.
-            result = self._sum([(high[0], low[1]), (low[0], high[1]), high])
+        columns = b.whole.shape[-1]
+        result = torch.empty(len(a.whole), a.whole.shape[-2], columns, dtype=torch.float32, device=a.whole.device)
+        panel = max(LEAST_PANEL, -(-columns // PANELS)) if symmetric else columns
+        for start in range(0, columns, panel):
+            part = slice(start, start + panel)
+            rows = slice(start + panel) if symmetric else slice(None)
+            self._sum(result[:, rows, part], [p[:, rows] for p in a.pieces], [p[..., part] for p in b.pieces])
+        if symmetric:
+            _mirrored(result, panel)
         result *= factor
         return result if plus is None else result.add_(plus, alpha=beta)
 
-    def _sum(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Return the sum of the products of pairs of pieces, promoted to float32 every ``chunk`` terms."""
-        a, b = pairs[0]
-        result = torch.empty(len(a), a.shape[-2], b.shape[-1], dtype=torch.float32, device=a.device)
-        beta = 0
-        for a, b in pairs:
-            for start in range(0, a.shape[-1], self.kernel.chunk):
-                part = slice(start, start + self.kernel.chunk)
-                _accumulate(result, a[..., part], b[..., part, :], beta)
-                beta = 1
-        return result
+    def _sum(self, result: Tensor, a: list[Tensor], b: list[Tensor]) -> None:
+        """Write the sum of the three products of pieces, promoted to float32 every ``chunk`` terms of each."""
+        for start in range(0, a[0].shape[-1], self.kernel.chunk):
+            part = slice(start, start + self.kernel.chunk)
+            (high, low), (high_b, low_b) = [p[..., part] for p in a], [p[..., part, :] for p in b]
+            # Side by side, small ones first.
+            left, right = torch.cat([high, low, high], dim=-1), torch.cat([low_b, high_b, high_b], dim=-2)
+            _accumulate(result, left, right, int(start > 0))
 
 
 def _accumulate(result: Tensor, a: Tensor, b: Tensor, beta: int) -> None:
@@ -149,4 +173,14 @@ def _accumulate(result: Tensor, a: Tensor, b: Tensor, beta: int) -> None:
     if result.is_cuda:
         torch.ops.aten.baddbmm.dtype_out(result, a, b, torch.float32, beta=beta, out=result)
     else:
-        result.baddbmm_(a.float(), b.float(), beta=beta)
+        torch.baddbmm(result, a.float(), b.float(), beta=beta, out=result)
+
+
+def _mirrored(x: Tensor, panel: int) -> Tensor:
+    """Copy what is above the diagonal of ``x`` [batch, n, n] below it, panel by panel, and return ``x``."""
+    for start in range(0, x.shape[-1], panel):
+        part, rest = slice(start, start + panel), slice(start + panel, None)
+        x[:, rest, part] = x[:, part, rest].mT
+        corner = x[:, part, part]
+        corner.copy_(corner.triu() + corner.triu(1).mT)
+    return x

@@ -1,8 +1,8 @@
 r"""Routes from a matrix to its spectral map, from fast to certain. Each certifies its result or leaves it to the next.
 
-fast, accurate   polar factor by polynomial iteration, leading triplets by block Krylov: matrix products only
-exact            Gram matrix and its eigenvectors in float64: on a CPU no slower than the next
-svd              torch.linalg.svd in float32; in float64 as the last resort
+accurate   polar factor by polynomial iteration, leading triplets by subspace iteration: the route of a GPU
+exact      Gram matrix and its eigenvectors in float64: on a CPU no slower than the next
+svd        torch.linalg.svd in float32; in float64 as the last resort
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ._by_products import ACCURATE, FAST, by_products
+from ._by_products import by_products
 from ._exact import Outcome, by_gram, by_svd
 from ._info import Info
 from ._matrices import check_choice, check_matrices, full_float32
 from ._rules import Rule
 
-METHODS = ("auto", "fast", "accurate", "exact", "svd")
+METHODS = ("auto", "accurate", "exact", "svd")
 NULLS = ("keep", "reference")
 
 
 def spectral_map(x: Tensor, rule: Rule, *, tol: float, null: str, method: str) -> tuple[Tensor, list[Info]]:
     """Apply ``rule`` to the singular values of each matrix of ``x`` [..., m, n]; arguments as in ``subspace_boost``."""
     check_matrices("x", x)
+    if method == "fast":
+        raise ValueError("method is 'fast', which is gone; use 'accurate', as exact as a float32 SVD")
     check_choice("method", method, METHODS)
     check_choice("null", null, NULLS)
     if not tol > 0:
@@ -72,9 +74,9 @@ def _routes(
         # products are faster.
         if device.type == "cpu":
             return [exact, svd, svd64]
-        method = "fast" if tol >= 3e-3 else "accurate" if tol >= 1e-5 else "exact"
+        method = "accurate" if tol >= 1e-5 else "exact"
     if method == "exact":
         return last
     if method == "svd":
         return [svd, *last]
-    return [lambda x: by_products(x, rule, FAST if method == "fast" else ACCURATE), *last]
+    return [lambda x: by_products(x, rule, keep), *last]

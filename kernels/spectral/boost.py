@@ -32,15 +32,14 @@ def subspace_boost(
     Args:
         delta:  [..., m, n] float32, finite. A matrix of zeros is returned as it is.
         beta:   share of the sum of singular values, in [0, 1]. 0.01 is the reference's default; 0.2 is used for LLMs.
-        tol:    relative Frobenius error that ``auto`` may choose a route for on a GPU: ``fast`` from 3e-3, ``accurate``
-                from 1e-5, else ``exact``.
+        tol:    relative Frobenius error that ``auto`` may choose a route for on a GPU: ``accurate`` from 1e-5, else
+                ``exact``.
         null:   singular values of at most 2^-22 of the largest are null: their directions are arbitrary. ``keep``
                 leaves them at zero; ``reference`` raises them too, along the vectors that a float32 SVD returns (these
                 differ from run to run between libraries, devices and thread counts).
-        method: ``fast`` (float16 products, error about 2e-3), ``accurate`` (polynomial iteration at float32 accuracy),
-                ``exact`` (Gram matrix and eigenvectors in float64), ``svd`` (float32), or ``auto``: ``exact`` on a CPU,
-                then ``svd``; by ``tol`` on a GPU. Where the certificate of a route fails, the next one takes over;
-                ``Info.method`` says which it was.
+        method: ``accurate`` (polynomial iteration at float32 accuracy), ``exact`` (Gram matrix and eigenvectors in
+                float64), ``svd`` (float32), or ``auto``: ``exact`` on a CPU, then ``svd``; by ``tol`` on a GPU. Where
+                the certificate of a route fails, the next one takes over; ``Info.method`` says which it was.
         noise:  standard deviation of the rounding in the elements of ``delta``, for ``Info.noise``; 0: not known.
     Raises:
         ValueError: an argument is out of range; the message names it and its value.

@@ -24,7 +24,7 @@ def flatten_spectrum(
         tol:    relative Frobenius error that ``auto`` may choose a route for on a GPU.
         null:   ``keep`` leaves null directions at zero (they count in the mean); ``reference`` gives them the mean as
                 well, along the arbitrary vectors of a float32 SVD.
-        method: ``auto``, ``fast``, ``accurate``, ``exact`` or ``svd``; see ``subspace_boost``.
+        method: ``auto``, ``accurate``, ``exact`` or ``svd``; see ``subspace_boost``.
         noise:  standard deviation of the rounding in the elements of ``delta``, for ``Info.noise``; 0: not known.
     Raises:
         ValueError: an argument is out of range; the message names it and its value.

@@ -1,6 +1,6 @@
 r"""Orthogonal polar factor ``P = U V^T`` of ``X = U diag(s) V^T``: the nearest matrix with orthonormal columns or rows.
 
-By a polynomial iteration on a GPU (``_polynomial``), by the Gram matrix in float64 on a CPU (``_exact``).
+By a polynomial iteration on a GPU (``_polar``), by the Gram matrix in float64 on a CPU (``_exact``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def polar(x: Tensor, *, tol: float = 1e-5, null: str = "keep", method: str = "au
         tol:    relative Frobenius error that ``auto`` may choose a route for on a GPU.
         null:   ``keep`` maps null directions to zero (a partial isometry); ``reference`` completes them with the
                 arbitrary vectors of a float32 SVD, as the reference codes do.
-        method: ``auto``, ``fast``, ``accurate``, ``exact`` or ``svd``; see ``subspace_boost``.
+        method: ``auto``, ``accurate``, ``exact`` or ``svd``; see ``subspace_boost``.
     Raises:
         ValueError: an argument is out of range; the message names it and its value.
     """

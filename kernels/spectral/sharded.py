@@ -1,17 +1,17 @@
 r"""Subspace Boosting of matrices that are split over the ranks of a process group, by rows or by columns.
 
-Two ways. For m x n float32, m >= n, on R ranks, with T = 9 to 13 steps of the polar iteration:
+Two ways. For m x n float32, m >= n, on R ranks, with T Gram matrices per polar factor (10 of a square matrix, 5 of one
+that is 1.3 times as long as wide; 3 and 2 more where the schedule is extended):
 
 ``boost_shards``     every matrix goes to one rank, is boosted there whole, and its parts go back. Per matrix all ranks
                      together send 8 m n (R - 1) / R bytes, and compute what one GPU alone would. Matrices are dealt
                      out by cost, m n^2.
-``boost_together``   all ranks work on one matrix: each step adds up X'X, which is the sum over ranks of that of their
-                     rows. Per matrix all ranks together send 8 n^2 (R - 1) T bytes, and A^2, a third of the work of a
-                     square matrix, is computed R times.
+``boost_together``   all ranks work on one matrix: X'X is the sum over ranks of that of their rows. Per matrix all ranks
+                     together send 8 n^2 (R - 1) T bytes, and what is made of X'X is computed R times.
 
-For 8192 x 8192 on 8 ranks that is 0.5 GB beside 45 GB, and 6 n^3 operations per step beside 20 n^3. So matrices are
-dealt out, whenever there are as many as ranks, as in a language model, and one fits a GPU with its work space (seven
-times its size). ``boost_together`` is for one matrix that does not, or that is alone and much longer than wide.
+For 8192 x 8192 on 8 ranks that is 0.5 GB beside 38 GB. So matrices are dealt out, whenever there are as many as ranks,
+as in a language model, and one fits a GPU with its work space (seven times its size). ``boost_together`` is for one
+matrix that does not, or that is alone and much longer than wide.
 
 The parts of a DTensor are its ``to_local()``; a replicated one needs neither function.
 """
@@ -26,14 +26,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ._by_products import ACCURATE, BLOCK, HEADROOM, largest_k, raise_by_factor, raise_leading, search_cuts
+from ._by_products import by_products
 from ._exact import by_gram
 from ._info import Info
-from ._krylov import BlockKrylov
-from ._matrices import check_choice, check_matrices, frobenius, full_float32
-from ._polynomial import polar_factor
+from ._matrices import check_choice, check_matrices, full_float32
 from ._routes import NULLS
-from ._rules import Boost, Rule, noise_floor
+from ._rules import Boost, noise_floor
 from .boost import subspace_boost
 
 __all__ = ["boost_part", "boost_shards", "boost_together", "deal"]
@@ -186,7 +184,7 @@ def boost_part(
     if null == "keep":
         x = x / norm
         with full_float32():
-            result, info, accepted = _by_products(x, rule, total, int(m))
+            result, (info,), (accepted,) = by_products(x, rule, total=total, rows=int(m))
             if not accepted:
                 result, (info,), (accepted,) = by_gram(x, rule, tol, keep=True, total=total)
     if not accepted:
@@ -195,32 +193,6 @@ def boost_part(
     result = (norm * result[0])[:rows]
     info = replace(info, cut=norm * info.cut, nuclear=norm * info.nuclear)
     return (result if dim == -2 else result.mT.contiguous()), info
-
-
-def _by_products(x: Tensor, rule: Rule, total: Callable[[Tensor], Tensor], rows: int) -> tuple[Tensor, Info, bool]:
-    """Map a part of a matrix of norm 1 as ``by_products`` does; its leading triplets come from P'X, summed."""
-    n, block = x.shape[-1], max(1, min(BLOCK, x.shape[-1] // 4))
-    products = ACCURATE.products(x.device)
-    squares = BlockKrylov(total(products.gram(products.operand(x))), block)
-    for _ in range(min(3, n)):
-        squares.expand()
-    leading = squares.triplets()
-    largest = HEADROOM * (leading.values[:, 0] + leading.residuals[:, 0]).sqrt()
-    p, iterations, (orth,) = polar_factor(x, largest, products, ACCURATE.orth, total, rows)
-    h = total(products.multiply(products.operand(p).mT, products.operand(x)))
-    nuclear = h.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=torch.float64)
-    skew, nuclear = torch.cat([frobenius(h - h.mT) / 2, nuclear]).tolist()
-    info = Info(ACCURATE.method, nuclear=nuclear, nullity=0, iterations=iterations, orth=orth, skew=skew)
-    if orth > ACCURATE.orth or skew > ACCURATE.skew:
-        return p, info, False
-    h = (h + h.mT) / 2
-    search = BlockKrylov(h, block)
-    search.expand()
-    cuts = search_cuts(search, rule, {0: nuclear}, n, ACCURATE.triplets)
-    _, v = search.vectors(largest_k(cuts))
-    raise_leading(p, cuts, search.triplets().values, p @ v, v)
-    cut = (cuts or raise_by_factor(p, h, rule, {0: nuclear}))[0]
-    return p, replace(info, k=cut.k, cut=cut.value, margin=cut.margin, noise=cut.noise, passes=search.passes), True
 
 
 class _Agreement:

@@ -1,6 +1,7 @@
 r"""Leading singular triplets: the best approximation of rank r, ``X ~ U diag(s) V^T``.
 
-Block Krylov with a residual stop, instead of a full SVD that is then cut: LoRA extraction and TSV-M need no more.
+A search with a residual stop, instead of a full SVD that is then cut: LoRA extraction and TSV-M need no more. It is
+block Krylov on a CPU, and the filtered subspace iteration of boosting on a GPU.
 The value of a triplet with residual r is off by about r^2 / gap, and never by more than r.
 """
 
@@ -9,9 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._filter import PATIENCE, Search, orthonormal
 from ._info import Info
 from ._krylov import BlockKrylov
-from ._matrices import check_choice, check_matrices, full_float32
+from ._matrices import check_choice, check_matrices, frobenius, full_float32
+from ._products import Products
 
 __all__ = ["top_singular"]
 
@@ -37,9 +40,10 @@ def top_singular(
         rank:   number of triplets, from 1 to min(m, n).
         tol:    the search stops when ||X'u - s v|| <= tol * s_0 for every triplet returned. At 1e-4 the error of the
                 approximation of rank r exceeds the best one by less than 1e-7 of it on the spectra tested.
-        method: ``krylov``, ``exact`` (Gram matrix and its eigenvectors in float64), ``svd`` (torch.linalg.svd in
-                float32), or ``auto``: Krylov where size and ``rank`` let it pay, then ``exact``, and the SVD where the
-                one before has not converged or cannot tell the last of the triplets from rounding.
+        method: ``krylov``, ``filter``, ``exact`` (Gram matrix and its eigenvectors in float64), ``svd``
+                (torch.linalg.svd in float32), or ``auto``: the search of the device where size and ``rank`` let it pay,
+                then ``exact``, and the SVD where the one before has not converged or cannot tell the last of the
+                triplets from rounding.
     Raises:
         ValueError: an argument is out of range; the message names it and its value.
     """
@@ -47,13 +51,15 @@ def top_singular(
     m, n = x.shape[-2:]
     if not 1 <= rank <= min(m, n):
         raise ValueError(f"rank is {rank}; expected 1 to {min(m, n)} for matrices of shape ({m}, {n})")
-    check_choice("method", method, ("auto", "krylov", "exact", "svd"))
+    check_choice("method", method, ("auto", "krylov", "filter", "exact", "svd"))
     flat = x.reshape(-1, m, n)
     tall = flat if m >= n else flat.mT
     with full_float32():
         found = None
-        if method == "krylov" or (method == "auto" and min(m, n) > SMALL):
-            found = by_krylov(tall, rank, tol, LARGEST_SHARE if method == "auto" else 1.0)
+        if method == "auto" and min(m, n) > SMALL and rank <= LARGEST_SHARE * min(m, n):
+            found = (by_filter if x.is_cuda else by_krylov)(tall, rank, tol)
+        elif method in ("krylov", "filter"):
+            found = (by_filter if method == "filter" else by_krylov)(tall, rank, tol)
         if found is None and method in ("auto", "exact"):
             found = by_gram(tall, rank)
         u, s, v, infos = by_svd(tall, rank) if found is None else found
@@ -63,12 +69,12 @@ def top_singular(
     return u.reshape(*lead, m, rank), s.reshape(*lead, rank), v.mT.reshape(*lead, rank, n), infos
 
 
-def by_krylov(x: Tensor, rank: int, tol: float, largest_share: float) -> Triplets | None:
-    """Search; None where ``rank`` is too large a share of the size, or after too many products."""
+def by_krylov(x: Tensor, rank: int, tol: float) -> Triplets | None:
+    """Search; None where ``rank`` is too large for the size, or after too many products."""
     n = x.shape[-1]
     block = max(8, min(64, rank // 2))
     largest = 2 * rank + 4 * block
-    if not len(x) or rank > largest_share * n or rank + 3 * block > n:
+    if not len(x) or rank + 3 * block > n:
         return None
     search = BlockKrylov(x, block)
     while search.passes < PASSES:
@@ -84,6 +90,40 @@ def by_krylov(x: Tensor, rank: int, tol: float, largest_share: float) -> Triplet
             return u, triplets.values[:, :rank].to(x), v, infos
         if search.size + block > min(largest, n - block):
             search.restart(rank + block)
+    return None
+
+
+def by_filter(x: Tensor, rank: int, tol: float) -> Triplets | None:
+    """Search on the device; None where ``rank`` is too large a share of the size, or after too many products."""
+    if not len(x) or not bool(x.any()):
+        return None
+    products = Products.on(x.device)
+    norm = frobenius(x).clamp(min=torch.finfo(torch.float32).tiny)
+    whole = products.operand(x)
+    unit = products.operand(x / norm.to(x).view(-1, 1, 1))
+
+    def ritz(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        left = products.multiply(whole, products.operand(v))
+        squares, turn = torch.linalg.eigh(left.double().mT @ left.double())
+        values, turn = squares.flip(-1).clamp(min=0).sqrt(), turn.flip(-1)
+        u = (left.double() @ turn / values.clamp(min=1e-300).unsqueeze(-2)).to(x)
+        v = (v.double() @ turn).to(x)
+        image = products.multiply(whole.mT, products.operand(u))
+        return values, torch.linalg.vector_norm(image - v * values.unsqueeze(-2), dim=-2), v
+
+    search = Search(products.gram(unit), norm, products, ritz, least=rank + max(8, rank // 2))
+    while search.columns:
+        for _ in range(PATIENCE):
+            triplets = search.step()
+            values, residuals = triplets.values[:, :rank], triplets.residuals[:, :rank].amax(dim=1)
+            if bool((residuals <= tol * values[:, 0]).all()):
+                v = triplets.v[..., :rank]
+                u = orthonormal(products.multiply(whole, products.operand(v)))
+                shares = (residuals / values[:, 0].clamp(min=torch.finfo(torch.float64).tiny)).tolist()
+                infos = [Info("filter", passes=search.passes, residual=share) for share in shares]
+                return u, values.to(x), v, infos
+        if not search.widen():
+            break
     return None
 
 

@@ -42,6 +42,7 @@ def merge(
     intermediates: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     allow_nonfinite: bool = False,
+    report: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Merge the models of ``recipe`` into the folder ``out``. An interrupted merge goes on when it is called again.
@@ -63,6 +64,8 @@ def merge(
         intermediates: folder that keeps the results of the other documents, for a recipe of several; None keeps none.
         overwrite:  replace an existing output of fastmerge, where it wrote everything and nothing is needed.
         allow_nonfinite: let NaN and infinity pass; without it inputs that hold them, and results that do, are refused.
+        report:     read inputs and output once more, and write what the merge did into ``out``: ``report.html``, one
+                    page with pictures, ``report.csv``, and ``report.json``.
         progress:   called several times a second with the output bytes that are written, and all of them.
     Raises:
         InvalidInput:   the recipe or its models cannot be merged; all problems are in ``problems``.
@@ -81,11 +84,11 @@ def merge(
     merged = merge_all(
         load_pipeline(recipe, semantics=semantics, seed=seed), out, options, progress, intermediates=intermediates,
         shard_size=parse_size(shard_size), allow_mixed_types=allow_mixed_types, truncate_embeddings=truncate_embeddings,
-        copy_tokenizer=copy_tokenizer, model_card=model_card, strict=strict,
+        copy_tokenizer=copy_tokenizer, model_card=model_card, strict=strict, report=report,
     )  # fmt: skip
-    report = merged[-1].report
-    assert report is not None, "only intermediate results are taken over"
-    return report
+    found = merged[-1].report
+    assert found is not None, "only intermediate results are taken over"
+    return found
 
 
 def check(

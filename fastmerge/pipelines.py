@@ -30,11 +30,19 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Merged:
-    """One step that was merged: its name (empty for the result), its plan, and the report; None where it was there."""
+    """One step that was merged.
+
+    Attributes:
+        name:   of the step; empty for the result.
+        plan:   of it.
+        report: of the run; None where the result was there.
+        page:   path of the page that says what the merge did, where one was asked for.
+    """
 
     name: str
     plan: Plan
     report: Report | None
+    page: str | None = None
 
 
 def merge_all(
@@ -47,6 +55,7 @@ def merge_all(
     intermediates: str | os.PathLike[str] | None = None,
     lazy: bool = True,
     ranks: Ranks = ALONE,
+    report: bool = False,
     **planning: Any,
 ) -> list[Merged]:
     """Merge every step of a pipeline; the last one into ``out``.
@@ -58,6 +67,7 @@ def merge_all(
                        in memory meanwhile if half of ``options.ram`` holds them, else on the disk, beside ``out``.
         lazy:          take over what is in ``intermediates`` already, if it was made from the same inputs.
         ranks:         the processes that share the merge; for one document alone.
+        report:        write a report of every result that is kept into its folder.
         planning:      of ``make_plan``.
     Raises:
         InvalidInput, FastmergeError: as ``make_plan`` and ``run``.
@@ -69,7 +79,10 @@ def merge_all(
         with plan_all(pipeline, **planning) as made:
             plans = made
     if len(plans) == 1 and out is not None:
-        return [Merged("", plans[0], run(plans[0], os.fspath(out), options, progress, ranks))]
+        told = _shifted(progress, 0, _tensor_bytes(plans[0]) + _report_bytes(plans[0], report))
+        found = run(plans[0], os.fspath(out), options, told, ranks)
+        page = _report(plans[0], out, found, options, progress, 0) if report and ranks.first else None
+        return [Merged("", plans[0], found, page)]
     if ranks.count > 1:
         raise FastmergeError(
             f"the recipe has {len(plans)} documents, and --distributed merges one; "
@@ -80,25 +93,28 @@ def merge_all(
         for plan in plans:
             feasible(plan, options)
         StagingFolder(Path(out), last, options.overwrite).check_target()
-    total = sum(map(_tensor_bytes, plans))
+    kept = [report and (intermediates is not None or step is pipeline.last) for step in pipeline.steps]
+    total = sum(_tensor_bytes(plan) + _report_bytes(plan, of) for plan, of in zip(plans, kept, strict=True))
     beside = sum(plan.bytes_written for plan in (plans[:-1] if out is not None else plans))
     merged: list[Merged] = []
     folders: dict[str, str] = {}
     done = 0
     with _place(out, intermediates, beside, options) as (place, options):
-        for step in pipeline.steps:
+        for step, reported in zip(pipeline.steps, kept, strict=True):
             plan = replace(make_plan(with_folders(step, folders), **planning), steps=_manifests(step, folders))
             final = step is pipeline.last and out is not None
             target = os.fspath(out) if final and out is not None else str(place / step.name)
-            report = None
+            found = page = None
             if final or not lazy or not _is_made(plan, target):
                 # What an earlier run left in a folder of ours is of no other use.
                 ours = not final and (intermediates is None or not lazy)
                 settings = replace(options, overwrite=True) if ours else options
-                report = run(plan, target, settings, _shifted(progress, done, total))
-            merged.append(Merged(step.name, plan, report))
+                found = run(plan, target, settings, _shifted(progress, done, total))
+                if reported:
+                    page = _report(plan, target, found, options, _shifted(progress, 0, total), done)
+            merged.append(Merged(step.name, plan, found, page))
             folders[step.name] = target
-            done += _tensor_bytes(plan)
+            done += _tensor_bytes(plan) + _report_bytes(plan, reported)
     return merged
 
 
@@ -185,6 +201,26 @@ def _place(
 
 def _tensor_bytes(plan: Plan) -> int:
     return sum(output.nbytes for output in plan.outputs)
+
+
+def _report_bytes(plan: Plan, wanted: bool) -> int:
+    if not wanted:
+        return 0
+    from .merge_report import bytes_to_read
+
+    return bytes_to_read(plan)
+
+
+def _report(
+    plan: Plan, folder: str | os.PathLike[str], found: Report, options: RunOptions, progress: Progress | None, done: int
+) -> str:
+    """Write the report of a merge and return its page; the progress goes on behind ``done`` and the tensors' bytes."""
+    from .merge_report import bytes_to_read, write_report  # with torch, which merges do not need
+
+    first = done + _tensor_bytes(plan)
+    total = first + bytes_to_read(plan)
+    told = None if progress is None else lambda read: progress(min(first + read, total), total)
+    return write_report(plan, folder, found, options.ram, told)
 
 
 def _shifted(progress: Progress | None, done: int, total: int) -> Progress | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..checkpoint import InputFile
@@ -16,7 +16,7 @@ from ..plan import make_plan
 from ..plan.types import InputTensor, OutputTensor
 from ..recipe import load
 
-__all__ = ["Family", "Matched", "open_family"]
+__all__ = ["Family", "Matched", "labels_of", "open_family", "places_of"]
 
 
 @dataclass(frozen=True)
@@ -97,25 +97,30 @@ def open_family(base: str, models: Sequence[str]) -> Family:
     # Nobody wrote the recipe: there are no lines to name.
     plan = make_plan(replace(recipe, path="analyze", text=""))
     outputs = [output for output in plan.outputs if output.inputs.base is not None and output.nbytes]
-    parts = {output.name: split_layer(output.name) for output in outputs}
-    stacks = find_stacks(part for part in parts.values() if part is not None)
-    tensors = []
-    for output in outputs:
-        part = parts[output.name]
-        inside = part is not None and part.stack == stacks.main
-        layer, module = (part.index, part.rest) if part is not None and inside else (None, output.name)
-        tensors.append(_matched(output, layer, module))
+    places, layers = places_of(output.name for output in outputs)
+    tensors = [_matched(output, *places[output.name]) for output in outputs]
     files = tuple({file.path: file for model in plan.models for file in model.files}.values())
-    return Family(base, tuple(models), _labels(models), tuple(tensors), files, stacks.layers, plan.notes)
+    return Family(base, tuple(models), labels_of(models), tuple(tensors), files, layers, plan.notes)
 
 
 def _matched(output: OutputTensor, layer: int | None, module: str) -> Matched:
     assert output.inputs.base is not None
-    kind = re.sub(r"(?<=\.)\d+(?=\.)", "*", module.removesuffix(".weight"))
-    return Matched(output.name, layer, kind, output.inputs.base, output.inputs.tensors)
+    return Matched(output.name, layer, module, output.inputs.base, output.inputs.tensors)
 
 
-def _labels(models: Sequence[str]) -> tuple[str, ...]:
+def places_of(names: Iterable[str]) -> tuple[dict[str, tuple[int | None, str]], int]:
+    """Return layer and module (as in ``Matched``) of every tensor, and how many layers the main stack has."""
+    parts = {name: split_layer(name) for name in names}
+    stacks = find_stacks(part for part in parts.values() if part is not None)
+    places: dict[str, tuple[int | None, str]] = {}
+    for name, part in parts.items():
+        inside = part is not None and part.stack == stacks.main
+        layer, module = (part.index, part.rest) if part is not None and inside else (None, name)
+        places[name] = layer, re.sub(r"(?<=\.)\d+(?=\.)", "*", module.removesuffix(".weight"))
+    return places, stacks.layers
+
+
+def labels_of(models: Sequence[str]) -> tuple[str, ...]:
     """Return the last parts of the paths; whole paths where those are not different."""
     short = tuple(os.path.basename(os.path.normpath(model)) for model in models)
     return short if len(set(short)) == len(short) else tuple(models)

@@ -12,9 +12,12 @@ from torch import Tensor
 from .. import kernels
 from ..engine.reading import CHUNK, DeltaReader
 from ..errors import Refused
-from .family import Matched
+from ..plan.types import InputTensor
 
 __all__ = ["Measure", "add_up", "cosines", "measure", "measure_bytes", "opposed_shares", "weighted_opposed_shares"]
+
+# What the kernels read as it is.
+_READABLE = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -76,25 +79,33 @@ class Measure:
         return min(1.0, max(0.0, (1 - float((self.gram * pairs).sum()) / weight) / 2)) if weight else math.nan
 
 
-def measure(reader: DeltaReader, tensor: Matched, labels: Sequence[str]) -> Measure:
-    """Read a tensor of all models once.
+def measure(
+    reader: DeltaReader, base: InputTensor | None, models: Sequence[InputTensor], labels: Sequence[str]
+) -> Measure:
+    """Read a tensor of all models once. Without a base the deltas are the values themselves.
 
     Raises:
         Refused: a delta holds NaN or infinity; the message names the tensor and the models.
     """
-    count = len(tensor.models)
+    count = len(models)
     products, squares = [], []
     signed, changed = (torch.zeros(count, count, dtype=torch.int64) for _ in range(2))
     weights = torch.zeros(count, count, dtype=torch.float64)
     numel = shared = conflicts = 0
     buffer = torch.empty(count, CHUNK)
-    for base, *models in reader.chunks(tensor.group):
-        products.append(_gram(models, base))
-        squares.append(_gram([base], None))
-        origin = base.float()
-        signs = buffer[:, : len(base)]
-        for row, model in zip(signs, models, strict=True):
-            torch.sub(model, origin, out=row)
+    for chunk in reader.chunks([*([] if base is None else [base]), *models]):
+        chunk = [values if values.dtype in _READABLE else values.float() for values in chunk]
+        origin, tuned = (None, chunk) if base is None else (chunk[0], chunk[1:])
+        products.append(_gram(tuned, origin))
+        signs = buffer[:, : len(tuned[0])]
+        if origin is None:
+            for row, values in zip(signs, tuned, strict=True):
+                row.copy_(values)
+        else:
+            squares.append(_gram([origin], None))
+            wide = origin.float()
+            for row, values in zip(signs, tuned, strict=True):
+                torch.sub(values, wide, out=row)
         sizes = signs.abs()
         weights += (sizes @ sizes.T).double()
         signs.sign_()
@@ -105,27 +116,23 @@ def measure(reader: DeltaReader, tensor: Matched, labels: Sequence[str]) -> Meas
         changed += (signs @ signs.T).long()
         shared += int(torch.count_nonzero(signs.sum(0) >= 2))
         conflicts += int(torch.count_nonzero(apart))
-        numel += len(base)
+        numel += len(tuned[0])
     gram = torch.from_numpy(kernels.gram_matrix(torch.cat(products), count))
     broken = [label for label, square in zip(labels, gram.diagonal(), strict=True) if not square.isfinite()]
     if broken:
         raise Refused(
-            f"{tensor.name}: the difference from the base holds NaN or infinity in {', '.join(broken)}. "
+            f"{(base or models[0]).name}: the difference from the base holds NaN or infinity in {', '.join(broken)}. "
             "Repair the model, or leave it out"
         )
-    square = kernels.total(torch.cat(squares))[0]
+    square = kernels.total(torch.cat(squares))[0] if squares else 0.0
     return Measure(numel, square, gram, changed, (changed - signed) // 2, weights, shared, conflicts)
 
 
-def measure_bytes(tensors: Iterable[Matched]) -> int:
-    """Return a bound of what ``measure`` takes beside the reading, for the largest of the tensors."""
-    most = 0
-    for tensor in tensors:
-        count, numel = len(tensor.models), torch.Size(tensor.base.shape).numel()
-        # Signs and what is formed of them; partial sums, once more when they are joined.
-        tables = 16 * (numel // kernels.GRID + 1) * (len(kernels.pairs(count)) + 1)
-        most = max(most, CHUNK * (8 * count + 24) + tables)
-    return most
+def measure_bytes(count: int, numel: int) -> int:
+    """Return a bound of what ``measure`` takes beside the reading, for ``count`` models."""
+    # Signs and what is formed of them; partial sums, once more when they are joined.
+    tables = 16 * (numel // kernels.GRID + 1) * (len(kernels.pairs(count)) + 1)
+    return CHUNK * (8 * count + 24) + tables
 
 
 def add_up(measures: Iterable[Measure]) -> Measure:

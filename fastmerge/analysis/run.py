@@ -16,7 +16,8 @@ from .family import Family, Matched, open_family
 from .journal import Journal, journal_of
 from .matrices import directions, directions_bytes, spectra, spectra_bytes
 from .report import write_report
-from .surveying import delta_nbytes, nbytes_of_survey, survey, workers_within
+from .spreading import workers_within
+from .surveying import delta_nbytes, nbytes_of_survey, needs_of, survey
 from .theorem import rank_collapse
 from .types import Analysis, AnalysisReport
 
@@ -91,7 +92,7 @@ class _Work:
         self.sampled = _sampled(family) if ho_gsvd else []
         if ho_gsvd and len(family.models) < 2:
             raise InvalidInput([Problem("--ho-gsvd", "there is one model", "directions are compared between models")])
-        self.workers = workers_within(family, exact, ram)
+        self.workers = workers_within(needs_of(family, exact), ram)
         _check_budget(self.shown, self.sampled, ram)
 
     @property

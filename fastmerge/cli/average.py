@@ -29,7 +29,7 @@ from ._options import (
 )
 from ._output import note, print_facts, print_json, print_table
 from ._planning import planned_source, show_plans
-from .merge import ranks_of, run_plans
+from .merge import REPORT, ranks_of, run_plans
 
 if TYPE_CHECKING:
     from ..averaging import Average, Trial
@@ -78,6 +78,7 @@ _CHOOSING = together(
 @click.option("--minimize", is_flag=True, help="Less is better, of the scores of --greedy.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output of fastmerge.")
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and infinity pass, in inputs and results.")
+@REPORT
 @click.option("--dry-run", is_flag=True, help="Print the weights and the plan and stop.")
 @click.option("--show-recipe", is_flag=True, help="Print the average as a recipe of fastmerge merge and stop.")
 @together(NAMES, CONFIG_SOURCE, DISTRIBUTED, RANK_TIMEOUT)

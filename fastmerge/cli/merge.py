@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..engine import Report
     from ..engine.ranks import Ranks
     from ..pipelines import Merged
-    from ..plan.types import Plan
 
 PUSHING = together(
     click.option("--push-to-hub", metavar="REPO", help="Upload the result to owner/name on the Hugging Face hub."),
@@ -32,9 +31,14 @@ PUSHING = together(
 LONG = 5.0
 _DOING = {"read": "reading the inputs", "compute": "computing", "write": "writing the output"}
 
+REPORT = click.option(
+    "--report", is_flag=True, help="Write report.html into OUT: what the merge did, by a second read of the inputs."
+)
+
 MERGING = together(
     click.option("--overwrite", is_flag=True, help="Replace an existing output of fastmerge."),
     click.option("--allow-nonfinite", is_flag=True, help="Let NaN and infinity pass, in inputs and results."),
+    REPORT,
     click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
     RUNNING,
 )
@@ -188,11 +192,23 @@ def run_plans(found: Planned, out: str | None, **how: Any) -> None:
     )  # fmt: skip
     tensors = sum(len(plan.outputs) for plan in found.plans)
     with progress(f"merging {tensors} tensors", silent, last="publishing") as update:
-        merged = merge_all(found.pipeline, out, settings, update, plans=found.plans, **how, **found.planning)
+        merged = merge_all(
+            found.pipeline,
+            out,
+            settings,
+            update,
+            plans=found.plans,
+            report=bool(options.get("report")),
+            **how,
+            **found.planning,
+        )
     for text in dict.fromkeys(text for item in merged if item.report for text in item.report.notes):
         note(text, silent)
     if options["as_json"]:
-        values = [{"name": item.name, **(_report_values(item.report) if item.report else {})} for item in merged]
+        values = [
+            {"name": item.name, **(_report_values(item.report) if item.report else {}), **_page_of(item)}
+            for item in merged
+        ]
         print_json(values if len(values) > 1 else {k: v for k, v in values[0].items() if k != "name"})
     elif not options["quiet"]:
         _show_reports(out, merged)
@@ -213,7 +229,7 @@ def _show_reports(out: str | None, merged: list[Merged]) -> None:
         if item.report is None:
             click.echo(f"{where}: was there already, made from the same inputs")
         elif where is not None:
-            _show_report(where, item.plan, item.report)
+            _show_report(where, item)
 
 
 def _report_values(report: Report) -> dict[str, Any]:
@@ -225,7 +241,13 @@ def _report_values(report: Report) -> dict[str, Any]:
     }
 
 
-def _show_report(out: str, plan: Plan, report: Report) -> None:
+def _page_of(item: Merged) -> dict[str, str]:
+    return {} if item.page is None else {"report": item.page}
+
+
+def _show_report(out: str, item: Merged) -> None:
+    plan, report = item.plan, item.report
+    assert report is not None
     moved = report.bytes_read + report.bytes_written
     resumed = f"; {report.resumed} of them taken over from an interrupted run" if report.resumed else ""
     rate = f"{show_size(moved / report.seconds)}/s"
@@ -242,6 +264,7 @@ def _show_report(out: str, plan: Plan, report: Report) -> None:
             ("device", f"{', '.join(report.devices)} ({report.device_reason})"),
             ("peak memory", f"{show_size(report.peak_rss)}, with the interpreter and its packages"),
             *([("peak on a GPU", show_size(report.peak_vram))] if report.peak_vram else []),
+            *_page_of(item).items(),
         ]
     )
 

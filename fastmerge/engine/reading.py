@@ -51,12 +51,12 @@ class DeltaReader:
     Several threads may read at once; the progress is told by one at a time.
 
     Args:
-        files:    of all models; one that changes meanwhile is an error.
+        files:    of all models, or what reads them; one that changes meanwhile is an error.
         progress: called with the bytes that were read so far.
     """
 
-    def __init__(self, files: Iterable[InputFile], progress: Callable[[int], None] | None = None):
-        self._inputs = InputFiles(files)
+    def __init__(self, files: Iterable[InputFile] | InputFiles, progress: Callable[[int], None] | None = None):
+        self._inputs = files if isinstance(files, InputFiles) else InputFiles(files)
         self._progress = progress
         self._done = 0
         self._telling = threading.Lock()

@@ -7,6 +7,7 @@ header. What is not listed, or was changed, is not fastmerge's.
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,10 @@ _KNOWN = ("README.md", "config.json", "model.safetensors.index.json", *MODEL_FIL
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 _MOST_LISTED = 10
+
+# What a report of the merge adds later: it lists the other files, with the checksums of their bytes.
+REPORT = "report.json"
+REPORTED = ("report.html", "report.csv")
 
 Check = Callable[[Path], bool]
 """Tells whether a file is still as fastmerge wrote it."""
@@ -103,7 +108,8 @@ def _listed_files(folder: Path) -> dict[str, Check]:
         manifest = read_manifest(folder)
         own: dict[str, Check] = {FILENAME: os.path.isfile}
         if "files" in manifest:
-            return own | {item["name"]: _as_listed(dict(item)) for item in manifest["files"]}
+            own |= {item["name"]: _as_listed(dict(item)) for item in manifest["files"]}
+            return own | _reported(folder, manifest)
         tensors = set(manifest["tensors"])
     except (CheckpointError, KeyError, TypeError, ValueError):
         return {}
@@ -113,6 +119,18 @@ def _listed_files(folder: Path) -> dict[str, Check]:
         elif any(fnmatch.fnmatchcase(name, pattern) for pattern in _KNOWN) and not name.endswith(".py"):
             own[name] = os.path.isfile
     return own
+
+
+def _reported(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Check]:
+    """Return the files of a report on this very merge."""
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        if report["plan"] != manifest["plan"]:
+            return {}
+        listed = {item["name"]: _as_listed(dict(item)) for item in report["files"] if item["name"] in REPORTED}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {REPORT: os.path.isfile, **listed}
 
 
 def _as_listed(item: Mapping[str, Any]) -> Check:

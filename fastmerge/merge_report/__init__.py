@@ -1,1 +1,6 @@
-"""A report of a merge."""
+"""The report of a merge: what it did to every tensor, from a second read of inputs and output."""
+
+from .run import bytes_to_read, write_report
+from .written import NAMES
+
+__all__ = ["NAMES", "bytes_to_read", "write_report"]

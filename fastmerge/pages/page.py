@@ -19,12 +19,20 @@ __all__ = ["Page", "Section", "Table", "percent"]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of texts. ``caption`` stands above; ``folded`` shows it alone until it is opened."""
+    """Rows of texts.
+
+    Attributes:
+        head:    of the columns; empty for names and values.
+        caption: stands above.
+        folded:  the caption is shown alone until it is opened.
+        words:   so many columns at the left hold words; numbers stand at the right of theirs.
+    """
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
     folded: bool = False
+    words: int = 1
 
 
 @dataclass(frozen=True)

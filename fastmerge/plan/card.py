@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,14 +14,16 @@ from ..checkpoint.opening import read_text
 from ..errors import CheckpointError
 from ..methods import get_method
 from ..recipe.types import Recipe
+from ..sizes import show_size
 from .models import OpenModel
+from .types import OutputTensor
 
 # Keys of recipes that the metadata of the hub has, too.
 _METADATA = ("license", "language", "datasets", "pipeline_tag")
 
 
-def model_card(recipe: Recipe, models: Sequence[OpenModel]) -> str:
-    """Return the text of ``README.md``: metadata of the hub, recipe, method, inputs and how to reproduce."""
+def model_card(recipe: Recipe, models: Sequence[OpenModel], outputs: Sequence[OutputTensor]) -> str:
+    """Return the text of ``README.md``: metadata of the hub, recipe, method, inputs, tensors and how to reproduce."""
     method = get_method(recipe.method)
     how = f"by the method `{recipe.method}` ({method.paper})"
     if recipe.mixture is not None:
@@ -62,12 +65,27 @@ Recipe:
 {recipe.whole_text.rstrip()}
 {fence}
 
+{_what_was_done(outputs)}
+
 Semantics `{recipe.semantics or method.semantics[0]}`, seed {recipe.seed}.
 `fastmerge.json` lists the inputs and a checksum of every tensor.
 
 To make it again, save the recipe as `recipe.yml` and run `fastmerge merge recipe.yml OUT`.
 To check this copy against the inputs, run `fastmerge verify` on its folder.
 """
+
+
+def _what_was_done(outputs: Sequence[OutputTensor]) -> str:
+    """Return what happened to the tensors, as a table: what was done, how many, their dtypes and bytes."""
+    groups: dict[str, list[OutputTensor]] = {}
+    for output in outputs:
+        groups.setdefault(output.method, []).append(output)
+    rows = ["| what was done | tensors | dtype | bytes |", "| --- | --- | --- | --- |"]
+    for method, mine in sorted(groups.items()):
+        dtypes = ", ".join(name for name, _ in Counter(str(output.dtype) for output in mine).most_common())
+        done = "copied as it is" if method == "copy" else f"merged by `{method}`"
+        rows.append(f"| {done} | {len(mine)} | {dtypes} | {show_size(sum(output.nbytes for output in mine))} |")
+    return "\n".join(rows)
 
 
 def _licence(folder: str) -> str | None:

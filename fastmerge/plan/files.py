@@ -71,7 +71,7 @@ def small_files(
     elif recipe.chat_template:
         findings.note(f"{recipe.path}: chat_template: has no effect without a tokenizer")
     if wanted.card:
-        files["README.md"] = TextFile(model_card(recipe, list(models.values())))
+        files["README.md"] = TextFile(model_card(recipe, list(models.values()), outputs))
     # What mergekit calls the recipe in its outputs, and other tools look for.
     name = "mergekit_config.yml" if recipe.mixture is None else "mergekit_moe_config.yml"
     files[name] = TextFile(recipe.whole_text)

@@ -31,12 +31,12 @@ def measured(monkeypatch):
     names: list[str] = []
     original, stopped = surveying.measure, []
 
-    def measure(reader, tensor, labels):
+    def measure(reader, base, models, labels):
         if len(names) == STOP_AFTER and not stopped:
             stopped.append(True)
             raise KeyboardInterrupt
-        names.append(tensor.name)
-        return original(reader, tensor, labels)
+        names.append(base.name)
+        return original(reader, base, models, labels)
 
     monkeypatch.setattr(surveying, "measure", measure)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})

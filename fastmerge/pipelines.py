@@ -80,9 +80,9 @@ def merge_all(
             plans = made
     if len(plans) == 1 and out is not None:
         told = _shifted(progress, 0, _tensor_bytes(plans[0]) + _report_bytes(plans[0], report))
-        found = run(plans[0], os.fspath(out), options, told, ranks)
-        page = _report(plans[0], out, found, options, progress, 0) if report and ranks.first else None
-        return [Merged("", plans[0], found, page)]
+        done = run(plans[0], os.fspath(out), options, told, ranks)
+        written = _report(plans[0], out, done, options, progress, 0) if report and ranks.first else None
+        return [Merged("", plans[0], done, written)]
     if ranks.count > 1:
         raise FastmergeError(
             f"the recipe has {len(plans)} documents, and --distributed merges one; "
@@ -98,23 +98,24 @@ def merge_all(
     beside = sum(plan.bytes_written for plan in (plans[:-1] if out is not None else plans))
     merged: list[Merged] = []
     folders: dict[str, str] = {}
-    done = 0
+    finished = 0
     with _place(out, intermediates, beside, options) as (place, options):
         for step, reported in zip(pipeline.steps, kept, strict=True):
             plan = replace(make_plan(with_folders(step, folders), **planning), steps=_manifests(step, folders))
             final = step is pipeline.last and out is not None
             target = os.fspath(out) if final and out is not None else str(place / step.name)
-            found = page = None
+            found: Report | None = None
+            page: str | None = None
             if final or not lazy or not _is_made(plan, target):
                 # What an earlier run left in a folder of ours is of no other use.
                 ours = not final and (intermediates is None or not lazy)
                 settings = replace(options, overwrite=True) if ours else options
-                found = run(plan, target, settings, _shifted(progress, done, total))
+                found = run(plan, target, settings, _shifted(progress, finished, total))
                 if reported:
-                    page = _report(plan, target, found, options, _shifted(progress, 0, total), done)
+                    page = _report(plan, target, found, options, _shifted(progress, 0, total), finished)
             merged.append(Merged(step.name, plan, found, page))
             folders[step.name] = target
-            done += _tensor_bytes(plan) + _report_bytes(plan, reported)
+            finished += _tensor_bytes(plan) + _report_bytes(plan, reported)
     return merged
 
 

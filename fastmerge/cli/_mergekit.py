@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -88,11 +88,15 @@ def translate(given: dict[str, Any], say: Callable[[str], None]) -> dict[str, An
         # huggingface_hub reads it when it is imported, which only a download does.
         os.environ["HF_HUB_CACHE"] = given["transformers_cache"]
     mapped = {ours: given[theirs] for theirs, ours in MAPPED.items() if given[theirs] is not None}
-    # mergekit's own --device, which is named beside --cuda, is the one of this command.
-    if given.get("device") is None:
-        gpus = given["cuda"] or given["multi_gpu"] or given["gpu_rich"]
-        mapped["device"] = "auto" if gpus else "cpu" if given["cuda"] is False else DEFAULT
-    return mapped
+    return mapped | {"device": device_of(given)}
+
+
+def device_of(given: Mapping[str, Any]) -> str:
+    """Return the device that options name: mergekit's own --device, beside its --cuda, is the one of this command."""
+    if given.get("device") is not None:
+        return given["device"]
+    gpus = given["cuda"] or given["multi_gpu"] or given["gpu_rich"]
+    return "auto" if gpus else "cpu" if given["cuda"] is False else DEFAULT
 
 
 def option_name(flag: str) -> str:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..devices.names import DEFAULT
 from ..sizes import show_size
 from ._errors import Command
 from ._explaining import show_explanations
+from ._mergekit import device_of
 from ._options import DISTRIBUTED, RANK_TIMEOUT, RECIPE, together
 from ._output import counted, note, print_facts, print_json
 from ._planning import CHECKING, PLANNING, RUNNING, Planned, planned, show_files, show_plans
@@ -90,10 +90,10 @@ def merge(
 
 def _prepare(given: dict[str, Any]) -> None:
     """Begin what GPUs need before a merge, while recipes and headers are read."""
-    if (given["device"] or DEFAULT) != "cpu":
+    if (device := device_of(given)) != "cpu":
         from ..engine.targets import prepare
 
-        prepare(given["device"], given["ram"])
+        prepare(device, given["ram"])
 
 
 def ranks_of(timeout: float | None) -> contextlib.AbstractContextManager[Ranks]:

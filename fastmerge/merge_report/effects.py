@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from ..analysis.measures import Measure
 
@@ -105,16 +105,19 @@ def moved(found: Measure) -> Moved:
 
 def add_effects(effects: Iterable[Effect]) -> Effect:
     """Return the effect on several tensors together; at least one, all with a base or all without."""
-    effects = list(effects)
-    *sums, _ = zip(*map(astuple, effects), strict=True)
-    return Effect(*map(_sum, sums), effects[0].based)
+    found = list(effects)
+    return Effect(
+        sum(item.elements for item in found), math.fsum(item.square for item in found),
+        math.fsum(item.merged for item in found), math.fsum(item.inner for item in found),
+        sum(item.changed for item in found), sum(item.same for item in found), sum(item.opposed for item in found),
+        found[0].based,
+    )  # fmt: skip
 
 
 def add_moves(moves: Iterable[Moved]) -> Moved:
-    """Return several tensors together; at least one."""
-    return Moved(*map(_sum, zip(*map(astuple, moves), strict=True)))
-
-
-def _sum(values: Iterable[float]) -> float:
-    values = tuple(values)
-    return sum(values) if isinstance(values[0], int) else math.fsum(values)
+    """Return several tensors together."""
+    found = list(moves)
+    return Moved(
+        sum(item.elements for item in found), math.fsum(item.base for item in found),
+        math.fsum(item.square for item in found), sum(item.changed for item in found),
+    )  # fmt: skip

@@ -60,7 +60,7 @@ def _curves(account: Account) -> tuple[str, ...]:
         found.setdefault(model, {}).setdefault(item.pair.layer, []).append(effect)
     if not found:
         return ()
-    curves = {
+    curves: dict[str, list[tuple[float, float]]] = {
         account.labels[model]: [(layer, add_effects(effects).cosine) for layer, effects in sorted(of_layer.items())]
         for model, of_layer in sorted(found.items())
     }
@@ -69,14 +69,9 @@ def _curves(account: Account) -> tuple[str, ...]:
         for curve in curves.values():
             for layer, value in curve:
                 layers.setdefault(layer, []).append(value)
-        picks: Mapping[str, Callable[[list[float]], float]] = {
-            "nearest model": max,
-            "mean": _mean,
-            "farthest model": min,
-        }
-        curves = {
-            name: [(layer, pick(values)) for layer, values in sorted(layers.items())] for name, pick in picks.items()
-        }  # type: ignore[misc]
+        picks: Mapping[str, Callable[[list[float]], float]]
+        picks = {"nearest model": max, "mean": _mean, "farthest model": min}
+        curves = {name: [(layer, pick(layers[layer])) for layer in sorted(layers)] for name, pick in picks.items()}
     title = "cosine of the merge with each model, by layer"
     return (lines(curves, title, "layer", "cosine", mark=0.0),)
 

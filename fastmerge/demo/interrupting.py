@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import itertools
 import os
+import runpy
 import signal
 import sys
+import threading
 
-from ..cli import main
 from ..engine.checksums import Sums
 from ..engine.journal import Journal
+from ..engine.scheduler import Scheduler
 from ..plan.types import OutputTensor
 
 
 def interrupt_after(tensors: int) -> None:
-    """Send this process the signal of Ctrl-C when so many tensors are merged."""
-    note, counted = Journal.finished, itertools.count(1)
+    """Send this process the signal of Ctrl-C when so many tensors are merged; nothing goes on until it is heard."""
+    note, fail, counted, heard = Journal.finished, Scheduler._fail, itertools.count(1), threading.Event()
 
     def finished(journal: Journal, output: OutputTensor, sums: Sums) -> None:
         note(journal, output, sums)
         if next(counted) == tensors:
             os.kill(os.getpid(), signal.SIGINT)
+            heard.wait()
+
+    def failed(scheduler: Scheduler, error: BaseException) -> None:
+        fail(scheduler, error)
+        heard.set()
 
     Journal.finished = finished  # type: ignore[method-assign, assignment]
+    Scheduler._fail = failed  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":
     interrupt_after(int(sys.argv[1]))
-    main(sys.argv[2:], prog_name="fastmerge")
+    sys.argv[:] = ["fastmerge", *sys.argv[2:]]
+    runpy.run_module("fastmerge", run_name="__main__")

@@ -60,7 +60,7 @@ class TableSurvey(Survey):
         """Return the answer of a whole table, or of one row that holds its exact sums."""
 
     def run(self, source: Source) -> Any:
-        if source.whole:
+        if isinstance(source, Resident):
             [answer] = self.start_all([self], [source])()
             return answer
         return self.answer(_over_grid(source, self.partials))

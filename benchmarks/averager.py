@@ -8,7 +8,7 @@ and how far each one is from the same average in float64 is told beside its time
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +20,8 @@ from fastmerge.training import Averager, ema
 from . import _measure, _record
 
 COLUMNS = (
-    *_record.RUN_COLUMNS, "op", "tool", "shape", "dtype", *_record.TIME_COLUMNS, "tokens", "of_step", "error", "bytes"
+    *_record.RUN_COLUMNS, "op", "tool", "shape", "dtype", *_record.TIME_COLUMNS, "tokens", "of_step", "error", "same_bits",
+    "bytes",
 )  # fmt: skip
 DECAY, STEPS = 0.999, 1000
 WIDTH, LAYERS, VOCABULARY = 384, 6, 8192
@@ -76,6 +77,25 @@ def errors_of(steps: int) -> dict[str, float]:
     return {tool: ((given.double() - exact).norm() / exact.norm()).item() for tool, given in found.items()}
 
 
+def same_bits_of() -> dict[str, float]:
+    """Return the share of elements with the bits of ``torch._foreach_lerp_``, after one update of the same state."""
+    torch.manual_seed(1)
+    weight = nn.Parameter(torch.randn(1 << 20))
+    holder = nn.ParameterList([weight])
+    averager, model = Averager(holder, ema(DECAY)), AveragedModel(holder, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+    loop = Lerp([weight])
+    averager.update()
+    model.update_parameters(holder)
+    with torch.no_grad():
+        weight += 0.1 * torch.randn_like(weight)
+    averager.update()
+    model.update_parameters(holder)
+    loop.update()
+    found = {"fastmerge": averager.weights()["0"], "AveragedModel": next(model.module.parameters()).detach()}
+    bits = {tool: values.view(torch.int32) for tool, values in (found | {"lerp": loop.state[0]}).items()}
+    return {tool: (values == bits["lerp"]).double().mean().item() for tool, values in bits.items()}
+
+
 def measure(batch: int, length: int, runs: int, budget: float) -> list[dict[str, object]]:
     """Return a row per contender, and one for a step of training."""
     torch.manual_seed(0)
@@ -99,18 +119,30 @@ def measure(batch: int, length: int, runs: int, budget: float) -> list[dict[str,
     for run in [*tools.values()] * 2:
         run()
     seconds = _measure.take_turns({name: _measure.timed(run) for name, run in tools.items()}, runs, budget)
-    errors, whole = errors_of(STEPS), 4 * sum(parameter.numel() for parameter in parameters)
+    errors, equal, whole = errors_of(STEPS), same_bits_of(), 4 * sum(parameter.numel() for parameter in parameters)
     rows: list[dict[str, object]] = []
     for tool, taken in seconds.items():
         rows.append({
             "op": "ema", "tool": tool, "shape": f"transformer-{whole // 4_000_000}m", "dtype": "float32",
             **_measure.time_columns(taken), "tokens": batch * length, "error": errors.get(tool, ""),
-            "bytes": "" if tool == "step" else whole,
+            "same_bits": equal.get(tool, ""), "bytes": "" if tool == "step" else whole,
         })  # fmt: skip
     for row in rows:
         row["of_step"] = float(str(row["ms"])) / float(str(rows[0]["ms"]))
     return [*rows, {**rows[1], "tool": "two products", "runs": 0, "ms": "", "ms_q20": "", "ms_q80": "", "of_step": "",
-                    "error": errors["two products"]}]  # fmt: skip
+                    "error": errors["two products"], "same_bits": ""}]  # fmt: skip
+
+
+def show(rows: Sequence[Mapping[str, object]]) -> None:
+    """Print a table: time of an update, its share of a step, how far it is from float64 and from lerp."""
+    print(f"{rows[0]['shape']}, {rows[0]['tokens']} tokens a step, decay {DECAY}")
+    print("| | ms (20 to 80 %) | of a step | from float64 | bits of lerp |\n|---|---|---|---|---|")
+    for row in rows:
+        time = f"{row['ms']:.2f} ({row['ms_q20']:.2f} to {row['ms_q80']:.2f})" if row["runs"] else ""
+        share = f"{100 * float(str(row['of_step'])):.3f} %" if row["runs"] else ""
+        error = f"{row['error']:.1e}" if row["error"] != "" else ""
+        same = f"{100 * float(str(row['same_bits'])):.1f} %" if row["same_bits"] != "" else ""
+        print(f"| {row['tool']} | {time} | {share} | {error} | {same} |")
 
 
 def main() -> None:
@@ -122,6 +154,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=_record.DATA / "averager.csv")
     options = parser.parse_args()
     rows = measure(options.batch, options.length, options.runs, options.budget)
+    show(rows)
     facts = _record.run_facts(torch.get_num_threads())
     _record.append(options.csv, COLUMNS, [facts | row for row in rows])
 

@@ -134,6 +134,26 @@ def test_tables_that_are_none(table, match):
         fastmerge.check(recipe | {"names": table})
 
 
+def test_a_table_that_does_not_fit_is_one_error_for_a_whole_window():
+    with pytest.raises(InvalidInput, match=r"step-1: names: no entry fits model\.") as error:
+        fastmerge.average(f"{DATA}/step-*", "out", names={"w": "w"})
+    assert len(error.value.problems) == 1
+
+
+def test_states_of_averages_are_not_the_model(tmp_path):
+    """They lie beside it, and each is a model by its own key."""
+    layer = torch.nn.Linear(3, 2)
+    averager = fastmerge.Averager(layer, {"slow": "ema:0.5"})
+    for _ in range(2):
+        averager.update()
+        torch.nn.init.ones_(layer.weight)
+    dcp.save({"model": layer.state_dict(), "averager": averager}, checkpoint_id=str(tmp_path / "run"), no_dist=True)
+    key = f"{tmp_path}/run::averager.averages.slow.kept.0"
+    for place, expected in ((tmp_path / "run", layer.state_dict()), (key, averager.weights())):
+        assert call("convert", place, tmp_path / "out", "--to", "hf", "--overwrite").exit_code == 0
+        same(load_file(tmp_path / "out/model.safetensors"), expected)
+
+
 def test_names_of_models_that_have_the_hubs(model):
     folder, _ = model
     recipe = {"merge_method": "linear", "models": [{"model": str(folder), "parameters": {"weight": 1}}]}

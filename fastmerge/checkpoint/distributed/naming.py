@@ -12,7 +12,7 @@ from .metadata import StoredTensor
 # Keys of a state dict under which trainers keep what is no model.
 _OPTIMIZERS = re.compile(r"optim\w*|\w*optimizers?|opt(_state)?|chained_\d+")
 _OTHERS = re.compile(
-    rf"({_OPTIMIZERS.pattern}|\w*scheduler\w*|\w*scaler|\w*dataloader\w*|\w*rng\w*|train_state|trainer|"
+    rf"({_OPTIMIZERS.pattern}|\w*scheduler\w*|\w*scaler|\w*dataloader\w*|\w*rng\w*|train_state|trainer|\w*averager|"
     r"step|steps|iteration|epoch|global_step|\w*loss\w*|metrics?)"
 )
 # What wrappers of modules put into names.

@@ -12,11 +12,15 @@ import yaml
 
 from ...errors import CheckpointError, nearest
 
-__all__ = ["NameTable", "read_table", "table_of"]
+__all__ = ["NameTable", "NamesError", "read_table", "table_of"]
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)(\*?)\}")
 _MOST_SHOWN = 5
 _FORM = "expected the trainer's name: the hub's name, such as layers.{i}.wq.weight: model.layers.{i}.q_proj.weight"
+
+
+class NamesError(CheckpointError):
+    """A table does not fit the names of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class NameTable:
         """Return the hub's name for each name of a trainer's checkpoint.
 
         Raises:
-            CheckpointError: names that no entry fits, or that get one name; all of them are told.
+            NamesError: names that no entry fits, or that get one name; all of them are told.
         """
         return _renamed(names, where, self.entries, leaves=True)
 
@@ -140,7 +144,7 @@ def _renamed(
     twice = {own: several for own, several in owners.items() if len(several) > 1}
     if missed or twice:
         idle = [source.text for i, (source, _) in enumerate(sides) if i not in used]
-        raise CheckpointError(f"{where}: names: {'; '.join(_faults(missed, twice, idle, leaves))}")
+        raise NamesError(f"{where}: names: {'; '.join(_faults(missed, twice, idle, leaves))}")
     return found
 
 

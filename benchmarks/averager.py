@@ -20,8 +20,8 @@ from fastmerge.training import Averager, ema
 from . import _measure, _record
 
 COLUMNS = (
-    *_record.RUN_COLUMNS, "op", "tool", "shape", "dtype", *_record.TIME_COLUMNS, "tokens", "of_step", "error", "same_bits",
-    "bytes",
+    *_record.RUN_COLUMNS, "op", "tool", "shape", "dtype", *_record.TIME_COLUMNS, "tokens", "of_step", "error",
+    "same_bits", "bytes",
 )  # fmt: skip
 DECAY, STEPS = 0.999, 1000
 WIDTH, LAYERS, VOCABULARY = 384, 6, 8192

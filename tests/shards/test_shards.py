@@ -37,7 +37,7 @@ def test_on_two_ranks(two, case):
 
 @pytest.mark.slow
 def test_on_a_plane_of_four_ranks(tmp_path):
-    for failures in failures_of(tmp_path, 4, 2, (2, 2), list(worker.PLANES), False):
+    for failures in failures_of(tmp_path, 4, 2, (2, 2), list(worker.PLANES), False, shard_calls.ON_A_PLANE):
         assert failures and not any(failures.values()), failures
 
 

@@ -9,7 +9,7 @@ import re
 import torch
 from shard_worker import PLACEMENTS, by_rows, refused, replaced, sharded
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import fastmerge
 from fastmerge import functional
@@ -94,6 +94,21 @@ def matrices_too_large_for_a_rank_are_merged_together(mesh, rank, states):
         refused(ValueError, words, lambda: fastmerge.merge_state_dicts(base, tuned, **arguments))
 
 
+def copies_count_once_together(mesh, rank, states):
+    """On a mesh of 2 x 2: what two ranks hold alike, and what is cut twice."""
+    states = [{"model.layers.0.mlp.up_proj.weight": state["wide"][:, :40].float().T.contiguous()} for state in states]
+    arguments = {"method": "task_arithmetic_sb", "weight": 0.5, "beta": 0.3}
+    expected = fastmerge.merge_state_dicts(states[0], states[1:], **arguments)
+    for placements in ((Replicate(), Shard(0)), (Shard(0), Replicate()), (Shard(0), Shard(0))):
+        base, *tuned = (sharded(state, mesh, placements) for state in states)
+        with replaced(jobs, "RANK_BYTES", 0), logged() as lines:
+            merged = fastmerge.merge_state_dicts(base, tuned, **arguments)
+        assert len(lines) == (rank == 0)
+        for name, tensor in expected.items():
+            limit = 1e-5 * (tensor - states[0][name]).norm() + 2.0**-23 * tensor.norm()
+            assert (merged[name].full_tensor() - tensor).norm() <= limit
+
+
 def how_matrices_are_merged_is_logged(mesh, rank, states):
     base, *tuned = by_rows(mesh, states)
     with logged() as lines:
@@ -117,6 +132,7 @@ def logged():
         logger.removeHandler(handler)
 
 
+ON_A_PLANE = (copies_count_once_together,)
 CASES = (
     matrices_too_large_for_a_rank_are_merged_together,
     how_matrices_are_merged_is_logged,

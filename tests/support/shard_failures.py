@@ -15,7 +15,7 @@ from fastmerge import functional
 from fastmerge.errors import InvalidInput, ShardError
 from fastmerge.kernels.spectral import boost_shards, subspace_boost
 from fastmerge.kernels.spectral import sharded as sharded_module
-from fastmerge.steps.shards import dealing, surveys
+from fastmerge.steps.shards import dealing, jobs, surveys, together
 
 TIES = {"method": "ties", "weight": 1.0, "density": 0.3}
 
@@ -87,16 +87,16 @@ def memory_that_lacks_is_raised_everywhere(mesh, rank, states):
             raise torch.OutOfMemoryError("no memory is left")
         return calls(*arguments)
 
+    boost = {"method": "task_arithmetic_sb", "weight": 0.5}
     for module, function, doing, options in (
-        (dealing, "_empty_inputs", "gathering", {"method": "tsvm"}),
-        (dealing, "merge_sources", "merging", {"method": "tsvm"}),
-        (surveys, "_solve", "surveying", TIES),
+        (dealing, "_empty_inputs", "gathering .*model.* on rank 1", {"method": "tsvm"}),
+        (dealing, "merge_sources", "merging .*model.* on rank 1", {"method": "tsvm"}),
+        (surveys, "_solve", "surveying wide .*", TIES),
+        (together, "apply_to_part", r"merging model\S+ together", boost),
     ):
-        with replaced(module, function, lacks) as calls:
-            words = "^no memory" if rank else f"on rank 1: {doing} .*model.* on rank 1.*: no memory is left"
-            words = words if doing != "surveying" or rank else "on rank 1: surveying wide .*: no memory is left"
-            error = torch.OutOfMemoryError if rank else ShardError
-            refused(error, words, lambda o=options: fastmerge.merge_(base, tuned, **o))
+        with replaced(module, function, lacks) as calls, replaced(jobs, "RANK_BYTES", 0):
+            error, words = (torch.OutOfMemoryError, "") if rank else (ShardError, f"on rank 1: {doing}: ")
+            refused(error, f"{words}no memory is left", lambda o=options: fastmerge.merge_(base, tuned, **o))
         assert torch.equal(base[name].to_local(), before)
     fastmerge.merge_(base, tuned, method="tsvm")
 

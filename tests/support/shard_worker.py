@@ -57,10 +57,11 @@ def work(rank, ranks, folder, seed, mesh_shape, placements, every, more=(), devi
     shard_cases.write_statistics(states)
     merges = inventory(placements, every)
     expected = expected_of(list({case.name: case for case, _ in merges}.values()), states, rank, ranks)
+    parts = {where: [sharded(state, mesh, (PLACEMENTS | PLANES)[where]) for state in states] for where in placements}
     cases: dict[str, Callable[[], None]] = {}
     for i, (case, where) in enumerate(merges):
         cases[f"{case.name}, {where}"] = lambda c=case, w=where, o=bool(i % 2): merges_alike(
-            c, states, mesh, (PLACEMENTS | PLANES)[w], o, expected[c.name]
+            c, parts[w], o, expected[c.name]
         )
     cases |= {case.__name__: lambda case=case: case(mesh, rank, states) for case in more}
     failures: dict[str, str | None] = dict.fromkeys(cases)
@@ -87,15 +88,14 @@ def to(state, device):
     return {name: tensor.to(device) for name, tensor in state.items()}
 
 
-def merges_alike(case, states, mesh, placements, out, expected):
-    """Merge shards and compare this rank's parts with those of one process."""
-    base, tuned = case.inputs(states)
-    base = None if base is None else sharded(base, mesh, placements)
-    tuned = [sharded(state, mesh, placements) for state in tuned]
-    wanted = sharded(expected, mesh, placements)
+def merges_alike(case, parts, out, expected):
+    """Merge shards and compare this rank's parts with those of one process; ``parts`` are those of all models."""
+    base, tuned = case.inputs(parts)
+    like = tuned[0]["wide"]
+    wanted = sharded(expected, like.device_mesh, like.placements)
     if out:
-        found = tuned[0]
-        case.merge_into(found, base, tuned)
+        found = {name: tensor.clone() for name, tensor in tuned[0].items()}
+        case.merge_into(found, base, [found, *tuned[1:]])
     else:
         found = case.merge(base, tuned)
     assert list(found) == list(expected)

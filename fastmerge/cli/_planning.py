@@ -169,7 +169,11 @@ def _show(plan: Plan, options: dict[str, Any]) -> None:
             *((f"  {plan.models[item.model].reference}", f"{item.name}: {item.reason}") for item in plan.dropped[:20]),
             ("reads", show_size(plan.bytes_read)),
             ("writes", f"{show_size(plan.bytes_written)} in {len(plan.shards)} files"),
-            ("memory", f"at most {show_size(expected.memory)} beyond the interpreter and its packages"),
+            (
+                "memory",
+                f"at most {show_size(expected.memory)} beyond the interpreter and its packages, of the"
+                f" {show_size(expected.budget)} that --ram allows",
+            ),
             ("largest", f"{expected.largest}: {show_size(expected.largest_bytes)} of inputs"),
             ("read twice", f"{len(expected.read_twice)} tensors that do not fit the memory whole"),
             (

@@ -22,7 +22,8 @@ BLOCK = 8 * 2**20
 @dataclass(frozen=True)
 class Forecast:
     """Attributes:
-    memory:    bytes beyond the interpreter and its packages that the merge stays below.
+    memory:    bytes of the host's memory that the merge takes at most, beyond the interpreter and its packages.
+    budget:    bytes that it may take.
     read_rate: bytes per second at which a sample of the inputs was read, from the disk or the page cache.
     seconds:   time to read the inputs and write the output at that rate: no merge is faster.
     largest:   name of the output tensor whose inputs are largest, "" where nothing is merged.
@@ -31,6 +32,7 @@ class Forecast:
     """
 
     memory: int
+    budget: int
     read_rate: float
     seconds: float
     largest: str
@@ -44,17 +46,17 @@ def forecast(plan: Plan, ram: int, device: str = DEFAULT, vram: int | None = Non
     BudgetError: a budget is too small for the merge.
     """
     rate = _read_rate(plan)
-    regions = divide(plan.outputs, choose(device, vram).budget(ram), default_threads()).regions
+    division = divide(plan.outputs, choose(device, vram).budget(ram), default_threads())
     merged = {output.name: output for output in plan.outputs if output.method != "copy"}
     sizes = {name: _input_bytes(output) for name, output in merged.items()}
     largest = max(sizes, key=lambda name: sizes[name], default="")
     surveyed = {method for method in {output.method for output in merged.values()} if get_method(method).surveys}
     read_twice = tuple(
-        name for name, output in merged.items() if output.method in surveyed and whole_bytes(output) > regions
+        name for name, output in merged.items() if output.method in surveyed and whole_bytes(output) > division.regions
     )
     moved = plan.bytes_read + plan.bytes_written + sum(sizes[name] for name in read_twice)
     moved += sum(sizes[name] * censuses_of(output) for name, output in merged.items())
-    return Forecast(ram, rate, moved / rate, largest, sizes.get(largest, 0), read_twice)
+    return Forecast(division.most, ram, rate, moved / rate, largest, sizes.get(largest, 0), read_twice)
 
 
 def _input_bytes(output: OutputTensor) -> int:

@@ -94,6 +94,8 @@ class Sizes:
     slot:    bytes of scratch of one task.
     regions: bytes beside the slots for regions, on each device.
     arena:   bytes of everything in the host's memory.
+    most:    bytes of the host's memory that a run takes at most: the arena, what operations take beside it, what is
+             read ahead, and what is held for the whole run. The budget or less.
     load:    bytes of an input that are brought to a region at once, where that may be more than a chunk.
     apart:   True where devices have memories of their own.
     ahead:   bytes beside the arena in which cold files are read before they are asked for.
@@ -105,6 +107,7 @@ class Sizes:
     slot: int
     regions: int
     arena: int
+    most: int
     load: int = 0
     apart: bool = False
     ahead: int = 0
@@ -214,7 +217,8 @@ def divide(outputs: Iterable[OutputTensor], budget: Budget, workers: int, chunk:
         # Half of the budget is kept for tensors that are held whole: reading twice costs more than small chunks.
         roomy = option.needed(int(demand.resident * demand.share)) <= budget.room // 2
         if fits and (roomy or option is options[-1]):
-            return _sizes(option, outputs, demand, budget, load=LOAD_BYTES if chunk is None else 0)
+            sizes = _sizes(option, outputs, demand, budget, load=LOAD_BYTES if chunk is None else 0)
+            return replace(sizes, most=sizes.most + gathered)
     raise BudgetError(_too_small(options[-1], demand, budget, gathered))
 
 
@@ -235,7 +239,10 @@ def _sizes(option: _Option, outputs: Sequence[OutputTensor], demand: _Demand, bu
         # A device's memory is taken at once.
         regions = min(int(room / demand.share), sum(map(whole_bytes, outputs)))
         load, ahead = min(load, slot - PAGE), min(ahead, budget.ram - slots * slot)
-        return Sizes(workers, slots, option.chunk, slot, regions, slots * slot, load, apart=True, ahead=ahead)
+        arena = slots * slot
+        return Sizes(
+            workers, slots, option.chunk, slot, regions, arena, arena + ahead, load, apart=True, ahead=ahead
+        )  # fmt: skip
     ahead = max(0, min(ahead, room - demand.least))
     regions = int((room - ahead) / demand.share)
     # The host's costs its first touch: more than the largest tensor needs is worth it where much more is moved.
@@ -243,7 +250,9 @@ def _sizes(option: _Option, outputs: Sequence[OutputTensor], demand: _Demand, bu
     moved = sum(output.nbytes * len(output.inputs.every) for output in outputs)
     beside = min(largest // 2, moved // TOUCHED)
     regions = min(regions, max(largest + beside, option.workers * BUSY_BYTES))
-    return Sizes(workers, slots, option.chunk, slot, regions, slots * slot + regions, ahead=ahead)
+    most = option.needed(int(regions * demand.share)) + slots * extra + ahead
+    arena = slots * slot + regions
+    return Sizes(workers, slots, option.chunk, slot, regions, arena, min(most, budget.ram), ahead=ahead)
 
 
 def _too_small(least: _Option, demand: _Demand, budget: Budget, gathered: int) -> str:

@@ -85,7 +85,7 @@ def test_nobody_waits_for_a_device_that_keeps_up(tmp_path, monkeypatch, method):
 @pytest.mark.parametrize("apart", [True, False])
 def test_small_tensors_of_a_shard_are_one_batch_on_a_device(tmp_path, apart):
     plan = make_merge(tmp_path, "linear", **WIDE | {"layers": 3}).plan(shard_size=3 << 20)
-    sizes = Sizes(1, 1, BLOCK, slot=32 << 10, regions=0, arena=0, apart=apart)
+    sizes = Sizes(1, 1, BLOCK, slot=32 << 10, regions=0, arena=0, most=0, apart=apart)
     found = [unit._outputs for unit in units(Mock(sizes=sizes, finite=False), plan.outputs) if isinstance(unit, Batch)]
     small = [output for output in plan.outputs if output.nbytes < 4096]
     assert [output for batch in found for output in batch] == small and len(plan.shards) == 2

@@ -201,6 +201,8 @@ def test_forecast(family, plan_of):
     assert (cost.largest_bytes, cost.read_twice) == (3 * largest.nbytes, ())
     assert {o.nbytes for o in plan.outputs if o.name == cost.largest} == {largest.nbytes}
     assert cost.seconds == pytest.approx((plan.bytes_read + plan.bytes_written) / cost.read_rate)
+    assert 0 < cost.memory < cost.budget == 1 << 30
+    assert forecast(plan, cost.memory).memory <= cost.memory, "what a merge takes is enough for it"
     with pytest.raises(BudgetError, match="needs at least"):
         forecast(plan, 1000)
     assert forecast(plan_of("merge_method: passthrough\nmodels: [{model: a}]"), 1 << 30).largest == ""

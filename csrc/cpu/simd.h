@@ -181,6 +181,21 @@ FASTMERGE_INLINE unsigned mask_bits(S mask) {
 #endif
 }
 
+// How many lanes of 16 bits are set.
+FASTMERGE_INLINE std::uint32_t count_halves(H mask) {
+#if FASTMERGE_VECTOR_BYTES == 64
+  return static_cast<std::uint32_t>(__builtin_popcount(_mm512_movepi16_mask((__m512i)mask)));
+#elif FASTMERGE_VECTOR_BYTES == 32
+  return static_cast<std::uint32_t>(__builtin_popcount(static_cast<unsigned>(_mm256_movemask_epi8((__m256i)mask)))) / 2;
+#elif defined(__SSE2__)
+  return static_cast<std::uint32_t>(__builtin_popcount(static_cast<unsigned>(_mm_movemask_epi8((__m128i)mask)))) / 2;
+#else
+  std::uint32_t count = 0;
+  for (int i = 0; i < 2 * kWidth; ++i) count += mask[i] & 1u;
+  return count;
+#endif
+}
+
 // Stores 32 masks of 16 bits, one per bit of the word, the lowest first.
 FASTMERGE_INLINE void store_bits(std::uint16_t* p, std::uint32_t word) {
 #if FASTMERGE_VECTOR_BYTES == 64
@@ -223,21 +238,22 @@ FASTMERGE_INLINE int store_selected(std::uint32_t* p, U x, unsigned bits) {
   return __builtin_popcount(bits);
 #else
   int count = 0;
-  for (; bits; bits &= bits - 1) p[count++] = x[__builtin_ctz(bits)];
+  for (int lane = 0; lane < kWidth; ++lane, bits >>= 1) {
+    p[count] = x[lane];
+    count += bits & 1u;
+  }
   return count;
 #endif
 }
 
-// table[index] of every lane.
-FASTMERGE_INLINE U gather(const std::uint32_t* table, U index) {
-#if FASTMERGE_VECTOR_BYTES == 64
-  return (U)_mm512_i32gather_epi32((__m512i)index, table, 4);
-#elif FASTMERGE_VECTOR_BYTES == 32
-  return (U)_mm256_i32gather_epi32((const int*)table, (__m256i)index, 4);
+// The lowest bits of a word, put where those of the mask are set, in their order.
+FASTMERGE_INLINE std::uint32_t deposit_bits(std::uint32_t word, std::uint32_t mask) {
+#if FASTMERGE_VECTOR_BYTES >= 32
+  return _pdep_u32(word, mask);
 #else
-  U found{};
-  for (int i = 0; i < kWidth; ++i) found[i] = table[index[i]];
-  return found;
+  std::uint32_t result = 0;
+  for (; mask; mask &= mask - 1, word >>= 1) result |= word & 1 ? mask & -mask : 0;
+  return result;
 #endif
 }
 
@@ -248,6 +264,30 @@ FASTMERGE_INLINE std::int32_t sum_of_lanes(S x) {
   std::int32_t sum = 0;
   for (const std::int32_t lane : lanes) sum += lane;
   return sum;
+}
+
+#if FASTMERGE_VECTOR_BYTES == 64
+constexpr U kLaneNumbers{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif FASTMERGE_VECTOR_BYTES == 32
+constexpr U kLaneNumbers{0, 1, 2, 3, 4, 5, 6, 7};
+#else
+constexpr U kLaneNumbers{0, 1, 2, 3};
+#endif
+
+// x moved up by kStep lanes, with zeros in the first ones.
+template <int kStep>
+FASTMERGE_INLINE S moved_up(S x) {
+  const S from = (S)kLaneNumbers - kStep;
+  return __builtin_shuffle(x, S{}, from < 0 ? S{} + kWidth : from);
+}
+
+// Per lane, the sum of the lanes up to it.
+FASTMERGE_INLINE S running_sums(S x) {
+  x += moved_up<1>(x);
+  x += moved_up<2>(x);
+  if constexpr (kWidth > 4) x += moved_up<4>(x);
+  if constexpr (kWidth > 8) x += moved_up<8>(x);
+  return x;
 }
 
 // In every 16 bytes, the first (or second) 8 of a, then those of b.

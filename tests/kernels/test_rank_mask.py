@@ -51,10 +51,11 @@ def test_formula(variant, rows, density, epsilon, generator):
 
 @pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.label)
 @pytest.mark.parametrize(
-    "kind", ["distinct", "equal", "two values", "mostly zero", "subnormal", "special", "two scales"]
+    "kind", ["distinct", "equal", "two values", "mostly zero", "subnormal", "special", "two scales", "close bfloat16"]
 )
-def test_long_rows_of_any_magnitudes(variant, kind, generator):
-    """Every way to rank what a histogram leaves undecided gives the reference's bits; half of all are undecided."""
+@pytest.mark.parametrize("epsilon", [0.1, 0.4999])
+def test_long_rows_of_any_magnitudes(variant, kind, epsilon, generator):
+    """Every way to rank what a histogram leaves undecided gives the reference's bits; few and many are undecided."""
     shape = (3, 9001)
     normal = torch.randn(shape, generator=generator)
     tensor = {
@@ -65,15 +66,17 @@ def test_long_rows_of_any_magnitudes(variant, kind, generator):
         "subnormal": normal * 1e-41,
         "special": torch.where(normal > 1, torch.nan, torch.where(normal < -1, torch.inf, normal)),
         "two scales": torch.where(normal > 0, normal, normal * 1e-12),
+        # Many equal magnitudes, and some between them.
+        "close bfloat16": (8 * normal).bfloat16().float() - (8 * normal + normal.roll(1) / 4).bfloat16().float(),
     }[kind]
     with kernels.use_backend("reference"):
-        expected = draw(tensor, (*shape, 1), 0.5, 0.4999)
+        expected = draw(tensor, (*shape, 1), 0.5, epsilon)
     with variant.active():
-        assert torch.equal(draw(tensor, (*shape, 1), 0.5, 0.4999), expected)
+        assert torch.equal(draw(tensor, (*shape, 1), 0.5, epsilon), expected)
         # Along the other dimension, the same rows laid out by columns.
-        columns = draw(tensor.t().contiguous(), (1, 9001, 3), 0.5, 0.4999)
+        columns = draw(tensor.t().contiguous(), (1, 9001, 3), 0.5, epsilon)
         with kernels.use_backend("reference"):
-            assert torch.equal(columns, draw(tensor.t().contiguous(), (1, 9001, 3), 0.5, 0.4999))
+            assert torch.equal(columns, draw(tensor.t().contiguous(), (1, 9001, 3), 0.5, epsilon))
 
 
 def test_probability_is_linear_in_the_rank():

@@ -107,7 +107,7 @@ class Sizes:
     slot: int
     regions: int
     arena: int
-    most: int
+    most: int = 0
     load: int = 0
     apart: bool = False
     ahead: int = 0

@@ -23,12 +23,12 @@ using Ints = std::vector<std::int64_t>;
 using ArrayTuple = std::pair<Address, int>;
 // Addresses and dtypes of the tensors, address and dtype of the base, elements.
 using TensorsTuple = std::tuple<std::vector<Address>, std::vector<int>, Address, int, std::size_t>;
-using KeepTuple = std::array<std::int64_t, 5>;
+using KeepTuple = std::array<std::int64_t, 7>;
 // Output, inputs, weights.
 using SumTuple = std::tuple<ArrayTuple, TensorsTuple, std::vector<float>>;
-// Output, inputs, factors, weights, keep rules, (vote, divide), (scale, divisor), offset.
+// Output, inputs, factors, weights, keep rules, (vote, divide), (scale, divisor), offset, address of found factors.
 using MergeTuple = std::tuple<ArrayTuple, TensorsTuple, std::vector<float>, std::vector<float>, std::vector<KeepTuple>,
-                              std::pair<int, int>, std::pair<float, float>, std::uint64_t>;
+                              std::pair<int, int>, std::pair<float, float>, std::uint64_t, Address>;
 // Inputs, ranks.
 using SelectTuple = std::pair<TensorsTuple, std::vector<std::vector<std::size_t>>>;
 
@@ -51,7 +51,8 @@ inline void expect(std::size_t count, const Tensors& inputs, const char* name) {
 
 inline std::vector<Keep> keep_rules(const std::vector<KeepTuple>& tuples) {
   std::vector<Keep> keeps;
-  for (const KeepTuple& t : tuples) keeps.push_back({t[0], t[1], t[2], t[3], t[4]});
+  const auto row = [](std::int64_t address) { return reinterpret_cast<const std::int64_t*>(address); };
+  for (const KeepTuple& t : tuples) keeps.push_back({t[0], t[1], t[2], t[3], t[4], row(t[5]), row(t[6])});
   return keeps;
 }
 
@@ -63,9 +64,10 @@ inline SumJob job(const SumTuple& t) {
 }
 
 inline MergeJob job(const MergeTuple& t) {
-  const auto& [out, inputs, factors, weights, keeps, how, scalars, offset] = t;
+  const auto& [out, inputs, factors, weights, keeps, how, scalars, offset, found] = t;
   MergeJob job{output(out), tensors(inputs),           factors,        weights,       keep_rules(keeps),
-               how.first,   how.second != kDivideNone, scalars.second, scalars.first, offset};
+               how.first,   how.second != kDivideNone, scalars.second, scalars.first, offset,
+               reinterpret_cast<const float*>(found)};
   expect(factors.size(), job.inputs, "factors");
   expect(weights.size(), job.inputs, "weights");
   expect(keeps.size(), job.inputs, "keeps");

@@ -225,6 +225,32 @@ struct Part {
   }
 };
 
+template <int kVote, class F, class P>
+FASTMERGE_HD F vote_of(const P& part, float factor) {
+  const F vote = part.times(part, kVote == kVoteWeighted ? factor : 1.0f);
+  if constexpr (kVote != kVoteCount) return vote;
+  return Lanes<F>::select(vote > F{}, splat<F>(1.0f)) - Lanes<F>::select(vote < F{}, splat<F>(1.0f));
+}
+
+// Where the elected sign is negative, signs are flipped before they are compared with it.
+template <class F, class U = typename Lanes<F>::Unsigned>
+FASTMERGE_HD U flip_of(F votes) {
+  return (votes >= F{}) ? U{} : U{} + 0x80000000u;
+}
+
+// Whether a part with that contribution has the other sign. A NaN is neither <= 0 nor >= 0, so it never opposes.
+template <int kVote, class F, class P, class U = typename Lanes<F>::Unsigned>
+FASTMERGE_HD auto opposes(const P& part, F contribution, U flip) {
+  const F signed_part = kVote == kVoteWeighted ? contribution : part.times(part, 1.0f);
+  return bit_cast<F>(bit_cast<U>(signed_part) ^ flip) <= F{};
+}
+
+// Dividing by 1 changes nothing, and costs a GPU less than a branch.
+template <class F>
+FASTMERGE_HD F divided_unless_zero(F merged, F divisor) {
+  return divided(merged, divisor == F{} ? splat<F>(1.0f) : divisor);
+}
+
 // Returns base + the merged deltas of `count` models; fetch(k) returns model k's Part. With a constant count the
 // compiler unrolls the loops and computes each part once. kQuotients: divides by s.quotients, with the same bits.
 template <int kVote, bool kQuotients = false, class F, class Fetch>
@@ -248,35 +274,28 @@ FASTMERGE_HD F sparse_merge_element(F base, int count, const MergeScalars& s, Fe
     F votes{};
     for (int k = 0; k < count; ++k) {
       const auto part = fetch(k);
-      F vote = part.times(part, kVote == kVoteWeighted ? s.factors[k] : 1.0f);
-      if constexpr (kVote == kVoteCount) {
-        vote = Lanes<F>::select(vote > F{}, splat<F>(1.0f)) - Lanes<F>::select(vote < F{}, splat<F>(1.0f));
-      }
+      const F vote = vote_of<kVote, F>(part, s.factors[k]);
       votes = k == 0 ? vote : votes + vote;
     }
-    // Where the elected sign is negative, signs are flipped before they are compared with it.
-    const U flip = (votes >= F{}) ? U{} : U{} + 0x80000000u;
+    const U flip = flip_of<F>(votes);
     F divisor{};
     unsigned agreeing = 0;
     for (int k = 0; k < count; ++k) {
       const auto part = fetch(k);
       const F contribution = part.times(part, s.factors[k]);
-      const F signed_part = kVote == kVoteWeighted ? contribution : part.times(part, 1.0f);
-      // A NaN is neither <= 0 nor >= 0, so it never opposes.
-      const auto opposes = bit_cast<F>(bit_cast<U>(signed_part) ^ flip) <= F{};
-      merged = add_where(!opposes, merged, contribution);
+      const auto against = opposes<kVote, F>(part, contribution, flip);
+      merged = add_where(!against, merged, contribution);
       if constexpr (kQuotients) {
-        agreeing |= opposes ? 0u : 1u << k;
+        agreeing |= against ? 0u : 1u << k;
       } else {
-        divisor = add_where(!opposes, divisor, splat<F>(s.weights[k]));
+        divisor = add_where(!against, divisor, splat<F>(s.weights[k]));
       }
     }
     if (s.divides) {
       if constexpr (kQuotients) {
         merged = divided(merged, s.quotients[agreeing]);
       } else {
-        // Dividing by 1 changes nothing, and costs a GPU less than a branch.
-        merged = divided(merged, divisor == F{} ? splat<F>(1.0f) : divisor);
+        merged = divided_unless_zero<F>(merged, divisor);
       }
     }
   }

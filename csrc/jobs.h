@@ -31,9 +31,11 @@ struct Tensors {
   int count() const { return static_cast<int>(tensors.size()); }
 };
 
-// The five integers of kernels/keep.py.
+// The five integers of kernels/keep.py. On a GPU a boundary may be a row of three integers in its memory, instead of (a, b)
+// or (c, d): threshold, break index, and 0 where it was found.
 struct Keep {
   std::int64_t rule, a, b, c, d;
+  const std::int64_t *inside, *outside;
 };
 
 // kernels/weighted_sum.py.
@@ -54,6 +56,8 @@ struct MergeJob {
   float divisor;  // of vote none
   float scale;
   std::uint64_t offset;
+  // On a GPU, instead of the factors: these in its memory, and after them 0 where they were found.
+  const float* found_factors;
 };
 
 // kernels/select.py. Per tensor, the ranks of the boundaries that are looked for: 0 < rank < size.

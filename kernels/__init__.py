@@ -10,6 +10,7 @@ from ._download import download
 from ._native import cpu_extension, limited_threads, why_no_cpu_extension
 from ._registry import BACKENDS, OPERATIONS, BackendError, use_backend
 from ._sums import start_totals, total
+from .answers import FoundBoundary, FoundFactors, all_found, answers_stay, matched_factors
 from .gram import gram_matrix, gram_partials, pairs
 from .histogram import HISTOGRAM_BINS, equal_counts, magnitude_histogram
 from .keep import (
@@ -29,7 +30,7 @@ from .low_rank import low_rank_update
 from .norms import norm_partials
 from .philox import drop_threshold, keep_mask, random_words, tensor_key
 from .rank_mask import rank_mask
-from .select import Selection, SelectJob, select_boundaries, select_boundaries_many, start_selection
+from .select import Selection, SelectJob, found_boundaries, select_boundaries, select_boundaries_many, start_selection
 from .sparse_merge import MergeJob, sparse_merge, sparse_merge_many
 from .strip import Strip, as_strip, empty, on_host, zeros
 from .weighted_sum import SumJob, weighted_sum, weighted_sum_many
@@ -45,12 +46,16 @@ __all__ = [
     "OPERATIONS",
     "BackendError",
     "Boundary",
+    "FoundBoundary",
+    "FoundFactors",
     "Keep",
     "MergeJob",
     "SelectJob",
     "Selection",
     "Strip",
     "SumJob",
+    "all_found",
+    "answers_stay",
     "as_strip",
     "check_group",
     "cpu_extension",
@@ -59,6 +64,7 @@ __all__ = [
     "empty",
     "equal_counts",
     "float32",
+    "found_boundaries",
     "gram_matrix",
     "gram_partials",
     "keep_all",
@@ -71,6 +77,7 @@ __all__ = [
     "low_rank_update",
     "magnitude_histogram",
     "mask_words",
+    "matched_factors",
     "norm_partials",
     "on_host",
     "pairs",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ._checks import float32
+from ._found import FoundFactors
 from .keep import Keep
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class MergeJob(NamedTuple):
     out: Tensor
     base: Tensor
     tensors: Sequence[Tensor]
-    factors: Sequence[float]
+    factors: Sequence[float] | FoundFactors
     keeps: Sequence[Keep]
     weights: Sequence[float] | None = None
     vote: Vote = "none"
@@ -41,18 +42,27 @@ class MergeJob(NamedTuple):
     offset: int = 0
 
     @property
+    def answered(self) -> bool:
+        """False where some of the factors and boundaries are known to the device alone."""
+        return not isinstance(self.factors, FoundFactors) and not any(keep.found for keep in self.keeps)
+
+    @property
     def divisor(self) -> float:
         """What an unelected sum is divided by, added up in float32 in the order of the models; 1 for any other."""
         if self.vote != "none" or self.divide == "none":
             return 1.0
         if self.divide == "count":
             return float(len(self.tensors))
-        weights = self.factors if self.weights is None else self.weights
+        weights = self.weights if self.weights is not None else _numbers(self.factors)
         total = float32(weights[0])
         for weight in weights[1:]:
             # Rounded twice, from float64, a sum of two float32 is the same.
             total = float32(total + float32(weight))
         return total if abs(total) >= float32(1e-8) else 1.0
+
+
+def _numbers(factors: Sequence[float] | FoundFactors) -> Sequence[float]:
+    return factors.weights if isinstance(factors, FoundFactors) else factors
 
 
 class SelectJob(NamedTuple):

@@ -12,7 +12,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ._checks import code_of
+from ._found import FoundFactors
 from ._jobs import DIVIDES, VOTES, MergeJob, SelectJob, SumJob
+from .keep import Keep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,11 +105,19 @@ def sum_tuple(job: SumJob) -> tuple:
     return array(job.out), arrays(job.tensors, None), job.weights
 
 
+def keep_tuple(keep: Keep) -> tuple[int, ...]:
+    """Return a rule as the extensions take it."""
+    return *keep.integers(), *(0 if row is None else row.address for row in (keep.inside, keep.outside))
+
+
 def merge_tuple(job: MergeJob) -> tuple:
     """Return a checked job as the extensions take it."""
-    rules = [keep.integers() for keep in job.keeps]
+    rules = [keep_tuple(keep) for keep in job.keeps]
+    factors, found = (
+        (job.factors.weights, job.factors.address) if isinstance(job.factors, FoundFactors) else (job.factors, 0)
+    )
     how, scalars = (VOTES.index(job.vote), DIVIDES.index(job.divide)), (job.scale, job.divisor)
-    return array(job.out), arrays(job.tensors, job.base), job.factors, job.weights, rules, how, scalars, job.offset
+    return array(job.out), arrays(job.tensors, job.base), factors, job.weights, rules, how, scalars, job.offset, found
 
 
 def select_tuple(job: SelectJob) -> tuple:

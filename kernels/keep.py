@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fastmerge.dtypes import int32
 
 from ._checks import is_dtype
+from ._found import FoundBoundary
 from .philox import keep_mask
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class Keep(NamedTuple):
     RULE_BAND:   (threshold, break) of the boundary that holds an element, then of the one that must not.
     RULE_RANDOM: Philox key (64 bit, as signed), model index, drop threshold.
     RULE_MASK:   no integer; ``mask`` [mask_words(elements of the whole tensor)] int32, on the device of the deltas.
+
+    ``inside`` and ``outside`` stand for boundaries of RULE_BAND that only the device of the deltas knows.
     """
 
     rule: int
@@ -71,6 +74,13 @@ class Keep(NamedTuple):
     c: int = 0
     d: int = 0
     mask: Tensor | None = None
+    inside: FoundBoundary | None = None
+    outside: FoundBoundary | None = None
+
+    @property
+    def found(self) -> list[FoundBoundary]:
+        """The boundaries that only the device knows."""
+        return [boundary for boundary in (self.inside, self.outside) if boundary is not None]
 
     def integers(self) -> tuple[int, int, int, int, int]:
         """Return the rule as compiled backends take it: ``a`` is the address of the mask and ``b`` counts its words."""
@@ -84,14 +94,18 @@ def keep_all() -> Keep:
     return Keep(RULE_ALL)
 
 
-def keep_top(boundary: Boundary) -> Keep:
+def keep_top(boundary: Boundary | FoundBoundary) -> Keep:
     """Keep the largest elements, down to ``boundary``."""
     return keep_band(boundary, NOTHING)
 
 
-def keep_band(inside: Boundary, outside: Boundary) -> Keep:
+def keep_band(inside: Boundary | FoundBoundary, outside: Boundary | FoundBoundary) -> Keep:
     """Keep the elements down to ``inside`` but not those down to ``outside`` (the largest outliers)."""
-    return Keep(RULE_BAND, *inside, *outside)
+    if isinstance(inside, Boundary) and isinstance(outside, Boundary):
+        return Keep(RULE_BAND, *inside, *outside)
+    numbers = [NOTHING if isinstance(boundary, FoundBoundary) else boundary for boundary in (inside, outside)]
+    found = [boundary if isinstance(boundary, FoundBoundary) else None for boundary in (inside, outside)]
+    return Keep(RULE_BAND, *numbers[0], *numbers[1], None, *found)
 
 
 def keep_random(key: int, model: int, drop: int) -> Keep:
@@ -114,6 +128,11 @@ def check_keeps(keeps: Sequence[Keep], tensors: Sequence[Tensor], offset: int) -
     if len(keeps) != len(tensors):
         raise ValueError(f"keeps has {len(keeps)} rules; expected {len(tensors)}, one per tensor")
     for k, (keep, tensor) in enumerate(zip(keeps, tensors, strict=True)):
+        for boundary in keep.found:
+            if boundary.rows.device != tensor.device:
+                raise ValueError(
+                    f"keeps[{k}] has a boundary on {boundary.rows.device}, tensors[{k}] is on {tensor.device}"
+                )
         if keep.rule != RULE_MASK:
             continue
         mask, words = keep.mask, mask_words(offset + tensor.numel())

@@ -54,6 +54,8 @@ def norm_partials(
     check_keeps(keeps, tensors, offset)
     shape = (grid_chunks(tensors[0].numel()), 2 * len(tensors))
     check_table("partials", partials, float64, shape)
+    # CUDA alone reads boundaries that the device alone knows; where one was not found the norms are NaN.
+    backend = "cuda" if any(keep.found for keep in keeps) else backend
     _norms(partials, tensors, base, list(keeps), power, offset, backend=backend)
 
 
@@ -74,7 +76,7 @@ def _norms(
 def _cpu(
     partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None, keeps: Sequence[Keep], power: int, offset: int
 ) -> None:
-    rules = [keep.integers() for keep in keeps]
+    rules = [_native.keep_tuple(keep) for keep in keeps]
     _native.cpu_extension().norms(partials.data_ptr(), _native.arrays(tensors, base), rules, power, offset)
 
 
@@ -91,5 +93,5 @@ def _run_triton(
 def _run_cuda(
     partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None, keeps: Sequence[Keep], power: int, offset: int
 ) -> None:
-    rules, where = [keep.integers() for keep in keeps], _cuda.stream(partials)
+    rules, where = [_native.keep_tuple(keep) for keep in keeps], _cuda.stream(partials)
     _cuda.extension().norms(partials.data_ptr(), _native.arrays(tensors, base), rules, power, offset, where)

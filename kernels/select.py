@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from . import _cuda, _native, _triton
 from ._checks import GRID, check_group, checked_jobs, grid_chunks
 from ._cuda import select as _cuda_select
+from ._found import FoundBoundary
 from ._jobs import SelectJob
 from ._registry import Order, operation
 from .histogram import HISTOGRAM_BINS, descend, equal_counts, magnitude_histogram, nth_equal
@@ -25,7 +26,14 @@ from .strip import on_host
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SelectJob", "Selection", "select_boundaries", "select_boundaries_many", "start_selection"]
+__all__ = [
+    "SelectJob",
+    "Selection",
+    "found_boundaries",
+    "select_boundaries",
+    "select_boundaries_many",
+    "start_selection",
+]
 
 
 class Selection:
@@ -111,6 +119,29 @@ def start_selection(jobs: Sequence[SelectJob], *, backend: str | None = None) ->
     """
     checked_jobs(jobs, _check)
     return Selection(jobs, backend)
+
+
+def found_boundaries(jobs: Sequence[SelectJob]) -> list[list[list[Boundary | FoundBoundary]]]:
+    """Start the selections of whole tensors on a GPU where ``answers_stay``, and return where the boundaries will be.
+
+    Those of ranks 0 and n are known. Where a sample misled, the boundary is not found: ``answers.all_found`` tells.
+    """
+    checked_jobs(jobs, _check)
+    ranks = [[_inner(wanted, job.tensors[0].numel()) for wanted in job.ranks] for job in jobs]
+    searched = [SelectJob(job.tensors, job.base, inner) for job, inner in zip(jobs, ranks, strict=True) if any(inner)]
+    rows = _cuda_select.launch(searched) if searched else None
+    result, place = [], 0
+    for job, inner in zip(jobs, ranks, strict=True):
+        numel, found = job.tensors[0].numel(), []
+        for wanted, searched_ranks in zip(job.ranks, inner, strict=True):
+            known: dict[int, Boundary | FoundBoundary] = {0: NOTHING, numel: EVERYTHING}
+            for rank in searched_ranks:
+                assert rows is not None
+                known[rank] = FoundBoundary(rows, place)
+                place += 1
+            found.append([known[rank] for rank in wanted])
+        result.append(found)
+    return result
 
 
 def _check(job: SelectJob) -> None:

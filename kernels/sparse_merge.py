@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from . import _cuda, _native, _triton
 from ._checks import check_group, check_scalars, checked_jobs, float32, floats32
+from ._found import FoundFactors
 from ._jobs import DIVIDES, VOTES, Divide, MergeJob, Vote
 from ._registry import Order, operation
 from .keep import Keep, check_keeps, kept
@@ -44,7 +45,7 @@ def sparse_merge(
     base: Tensor,
     tensors: Sequence[Tensor],
     *,
-    factors: Sequence[float],
+    factors: Sequence[float] | FoundFactors,
     keeps: Sequence[Keep],
     weights: Sequence[float] | None = None,
     vote: Vote = "none",
@@ -59,7 +60,9 @@ def sparse_merge(
         out:     [...] float32, bfloat16 or float16; overwritten. May be ``base`` or one of ``tensors`` itself.
         base:    shaped like ``out``.
         tensors: N fine-tuned tensors shaped like ``out``, dtypes mixed freely.
-        factors: N scalars that multiply the kept deltas: weight times rescale.
+        factors: N scalars that multiply the kept deltas: weight times rescale. What only the device knows of them and
+                 of the boundaries of ``keeps`` (``answers``) is read by CUDA alone, which writes nothing where any of
+                 it was not found.
         keeps:   N keep rules.
         weights: N scalars of the divisor; by default ``factors``.
         vote:    how the sign of an element is elected; "none" sums all contributions.
@@ -72,7 +75,7 @@ def sparse_merge(
         BackendError: a pinned backend cannot run.
     """
     job = MergeJob(out, base, tensors, factors, keeps, weights, vote, divide, scale, offset)
-    _sparse_merge(_checked(job), backend=backend)
+    _sparse_merge(_checked(job), backend=_reading([job], backend))
 
 
 def sparse_merge_many(jobs: Sequence[MergeJob], *, backend: str | None = None) -> None:
@@ -85,13 +88,20 @@ def sparse_merge_many(jobs: Sequence[MergeJob], *, backend: str | None = None) -
         ValueError: as ``sparse_merge``, naming the job.
         BackendError: a pinned backend cannot run.
     """
-    _sparse_merge.many(checked_jobs(jobs, _checked), backend)
+    _sparse_merge.many(checked_jobs(jobs, _checked), _reading(jobs, backend))
+
+
+def _reading(jobs: Sequence[MergeJob], backend: str | None) -> str | None:
+    """Return the backend that is asked for, or the one that reads answers of a device where there are any."""
+    return backend if all(job.answered for job in jobs) else "cuda"
 
 
 def _checked(job: MergeJob) -> MergeJob:
-    count, weights = len(job.tensors), job.factors if job.weights is None else job.weights
+    count, found = len(job.tensors), job.factors
+    factors = found.weights if isinstance(found, FoundFactors) else found
+    weights = factors if job.weights is None else job.weights
     check_group(job.tensors, job.base, job.out)
-    check_scalars("factors", job.factors, count)
+    check_scalars("factors", factors, count)
     check_scalars("weights", weights, count)
     check_scalars("scale", [job.scale], 1)
     if job.vote not in VOTES:
@@ -101,10 +111,11 @@ def _checked(job: MergeJob) -> MergeJob:
     if job.offset < 0:
         raise ValueError(f"offset is {job.offset}; expected a non-negative index")
     check_keeps(job.keeps, job.tensors, job.offset)
-    return MergeJob(
-        job.out, job.base, job.tensors, floats32(job.factors), job.keeps, floats32(weights), job.vote, job.divide,
-        float32(job.scale), job.offset,
-    )  # fmt: skip
+    return job._replace(
+        factors=found if isinstance(found, FoundFactors) else floats32(factors),
+        weights=floats32(weights),
+        scale=float32(job.scale),
+    )
 
 
 @operation(
@@ -116,6 +127,7 @@ def _sparse_merge(job: MergeJob) -> None:
     import torch
 
     assert job.weights is not None, "a checked job has weights"
+    assert not isinstance(job.factors, FoundFactors), "CUDA merges what the device alone knows"
     start = job.base.float().flatten()
     deltas, contributions = [], []
     for tensor, factor, keep in zip(job.tensors, job.factors, job.keeps, strict=True):

@@ -20,8 +20,9 @@ from . import limits
 from ._sass import Instructions, Report, show
 
 ARCHITECTURES = (80, 90, 100)
-# These read only whole vectors of aligned tensors, and bytes of masks. All others also take what is not aligned.
-ALIGNED = ("weighted_sum_kernel", "sparse_merge_kernel")
+# These read only whole vectors of aligned tensors and bytes of masks, and so many scalars: the answers that the first
+# warp of a block finds. All others also take what is not aligned.
+ALIGNED = {"weighted_sum_kernel": 0, "sparse_merge_kernel": 9}
 
 
 def disassembler() -> str | None:
@@ -72,7 +73,8 @@ def _report(arch: int, symbol: str, usage: tuple[int, ...], sass: str) -> Report
     code, name = Instructions(sass), _readable(symbol)
     wide, narrow = code.wide("LDG"), code.narrow("LDG")
     faults = code.faults(stack, divisions=code.number("MUFU.RCP"))
-    if name.startswith(ALIGNED) and (narrow or not wide):
+    scalars = ALIGNED.get(name.partition("<")[0])
+    if scalars is not None and (narrow > scalars or not wide):
         faults.append(f"{narrow} narrow loads, {wide} wide ones")
     return Report(
         arch, "", name, registers, stack, shared, code.counts.total(), wide, narrow, code.wide("STG"),

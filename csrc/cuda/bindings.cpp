@@ -28,6 +28,8 @@ const Tensors& limited(const Tensors& inputs) {
     throw std::invalid_argument("the cuda backend takes at most " + std::to_string(kMaxTensors) + " tensors, got " +
                                 std::to_string(inputs.tensors.size()) + "; pin another backend, as backend='triton'");
   }
+  // Vectors of eight are counted in 32 bits.
+  if (inputs.size >> 34) throw std::invalid_argument("the cuda backend takes at most 2 ** 34 elements of a tensor");
   return inputs;
 }
 

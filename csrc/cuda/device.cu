@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <map>
 #include <mutex>
 
@@ -32,21 +31,6 @@ std::string version(int number) { return std::to_string(number / 1000) + "." + s
 
 std::string capability_name(int number) { return std::to_string(number / 10) + "." + std::to_string(number % 10); }
 
-struct Facts {
-  int capability, multiprocessors;
-};
-
-// Asked once per device.
-const Facts& facts(int device) {
-  static std::mutex mutex;
-  static std::map<int, Facts> known;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = known.find(device);
-  if (found != known.end()) return found->second;
-  const Facts read{read_capability(device), attribute(device, cudaDevAttrMultiProcessorCount)};
-  return known.emplace(device, read).first->second;
-}
-
 }  // namespace
 
 std::string why_unavailable() {
@@ -79,14 +63,13 @@ void check(cudaError_t status, const std::string& what) {
   if (status != cudaSuccess) throw std::runtime_error("CUDA error in " + what + ": " + cudaGetErrorString(status));
 }
 
-const Family& family(int device) { return family_of(facts(device).capability); }
-
-int multiprocessors(int device) { return facts(device).multiprocessors; }
-
-unsigned blocks_for(std::size_t units, int threads, int device) {
-  const std::size_t needed = (units + threads - 1) / threads;
-  const std::size_t most = std::size_t{1} * multiprocessors(device) * family(device).blocks;
-  return static_cast<unsigned>(std::min(needed, most));
+int multiprocessors(int device) {
+  static std::mutex mutex;
+  static std::map<int, int> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  if (found != known.end()) return found->second;
+  return known.emplace(device, attribute(device, cudaDevAttrMultiProcessorCount)).first->second;
 }
 
 OnDevice::OnDevice(int device) : device_(device) {

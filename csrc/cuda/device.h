@@ -22,42 +22,22 @@ __device__ inline T* dynamic_shared() {
 // Throws std::runtime_error naming what failed, unless the status is success.
 void check(cudaError_t status, const std::string& what);
 
-// Settings of one GPU family, from its compute capability on.
-struct Family {
-  int capability;  // the lowest that they hold for, as 90
-  int vectors;     // 16-byte loads of one tensor that a thread of a weighted sum has in flight
-  int blocks;      // per multiprocessor, for kernels whose blocks loop over the tensor
-  const char* why;
-};
-
-// blocks: those of 256 threads that fill a multiprocessor, twice, so that blocks that end early leave no gap.
-constexpr Family kFamilies[] = {
-    {120, 2, 12, "1536 threads; 1.8 TB/s at 0.6 us keeps 6 KB per multiprocessor in flight"},
-    // Four vectors double the registers, so that no more is in flight.
-    {100, 2, 16, "2048 threads; 8 TB/s at 0.8 us keeps 43 KB per multiprocessor in flight"},
-    {90, 2, 16, "2048 threads; 3.4 to 4.8 TB/s at 0.7 us keeps 18 to 25 KB per multiprocessor in flight"},
-    {86, 2, 12, "1536 threads; 1 TB/s at 0.6 us keeps 7 KB per multiprocessor in flight"},
-    {0, 2, 16, "2048 threads; 2 TB/s at 0.6 us keeps 11 KB per multiprocessor in flight"},
-};
-
-constexpr const Family& family_of(int capability) {
-  int i = 0;
-  while (capability < kFamilies[i].capability) ++i;
-  return kFamilies[i];
-}
-
-#if defined(__CUDA_ARCH__)
-constexpr int kInFlight = family_of(__CUDA_ARCH__ / 10).vectors;
-#else
-constexpr int kInFlight = family_of(90).vectors;
-#endif
-
-const Family& family(int device);
+// Asked once per device.
 int multiprocessors(int device);
 
-// Blocks of a kernel whose threads take one unit of work at a time, looping: enough for the work, and no more than fill
-// the device.
-unsigned blocks_for(std::size_t units, int threads, int device);
+// Blocks whose threads take one unit of work each.
+inline unsigned blocks_of(std::size_t units, int threads) {
+  return static_cast<unsigned>((units + threads - 1) / threads);
+}
+
+// Calls f with an integral constant of `value`, which lies in 0 .. kEnd - 1.
+template <int kEnd, class Function>
+void with_constant(int value, Function f) {
+  if constexpr (kEnd > 0) {
+    if (value == kEnd - 1) return f(std::integral_constant<int, kEnd - 1>{});
+    with_constant<kEnd - 1>(value, f);
+  }
+}
 
 // Makes a device current, and the one before it when it ends.
 class OnDevice {

@@ -5,7 +5,7 @@
 namespace fastmerge::cuda {
 namespace {
 
-constexpr int kWarps = 4;
+constexpr int kWarps = 2;
 // Sums of 10 pairs or of 9 take 16 registers each.
 constexpr int kWhole = 4, kTile = 3;
 
@@ -30,11 +30,13 @@ __device__ inline void corner_of(int index, int side, int& top, int& left) {
   left = top + index;
 }
 
-// With kTriangle the tile is the whole matrix, of kSide tensors: its pairs i <= j.
-template <int kSide, bool kTriangle>
+// T: of all tensors; void for any. With kTriangle the tile is the whole matrix, of kSide tensors: its pairs i <= j.
+template <class T, int kSide, bool kTriangle>
 __global__ void __launch_bounds__(kWarps* kWarp) gram_kernel(const __grid_constant__ Input p) {
   constexpr int kPairs = kTriangle ? kSide * (kSide + 1) / 2 : kSide * kSide;
   constexpr int kLoads = kTriangle ? kSide : 2 * kSide;
+  // Whether registers hold the vectors of another row.
+  constexpr bool kAhead = kLoads * sizeof(typename Loaded<T>::Type) <= 96;
   const std::int64_t unit = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   if (unit >= p.units) return;
   // Tiles of one chunk run side by side, so that its tensors come from memory once and then from the cache.
@@ -51,12 +53,21 @@ __global__ void __launch_bounds__(kWarps* kWarp) gram_kernel(const __grid_consta
     return p.tensors[k < p.count ? k : p.count - 1];
   };
   double sums[kPairs][kVector] = {};
-  visit_chunk(chunk, p.size, [&](std::int64_t element, Range range) {
-    AnyRaw raw[kLoads];
+  const bool based = p.base.data != nullptr;
+  const Rows rows(chunk, p.size);
+  std::int64_t element = rows.element;
+  typename Loaded<T>::Type raw_base{}, raw[kLoads] = {};
+  const auto load_row = [&] {
+    if (based) raw_base = load_vector<T>(p.base, element, p.size);
 #pragma unroll
-    for (int i = 0; i < kLoads; ++i) raw[i] = load_any(tensor(i), element, range);
+    for (int i = 0; i < kLoads; ++i) raw[i] = load_vector<T>(tensor(i), element, p.size);
+  };
+  if (kAhead && rows.count) load_row();
+#pragma unroll 1
+  for (int left = rows.count; left > 0; --left) {
+    if (!kAhead) load_row();
     float base[kVector] = {}, deltas[kLoads][kVector];
-    if (p.base.data != nullptr) widen(load_any(p.base, element, range), base);
+    if (based) widen(raw_base, base);
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       widen(raw[i], deltas[i]);
@@ -64,6 +75,9 @@ __global__ void __launch_bounds__(kWarps* kWarp) gram_kernel(const __grid_consta
       // Subtracting +0, where there is no base, changes nothing.
       for (int j = 0; j < kVector; ++j) deltas[i][j] = deltas[i][j] - base[j];
     }
+    // The next row is on its way while this one is multiplied.
+    element += kLanes;
+    if (kAhead && left > 1) load_row();
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
       int pair = 0;
@@ -78,7 +92,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) gram_kernel(const __grid_consta
         }
       }
     }
-  });
+  }
   double* const out = p.partials + chunk * (p.count * (p.count + 1) / 2);
   int pair = 0;
 #pragma unroll
@@ -105,14 +119,16 @@ void gram(double* partials, const Tensors& inputs, const Stream& stream) {
   p.count = count;
   p.tiles = count <= kWhole ? 1 : side * (side + 1) / 2;
   p.units = static_cast<std::int64_t>(chunks_of(inputs.size)) * p.tiles;
-  const auto kernel = count == 1   ? gram_kernel<1, true>
-                      : count == 2 ? gram_kernel<2, true>
-                      : count == 3 ? gram_kernel<3, true>
-                      : count == 4 ? gram_kernel<4, true>
-                                   : gram_kernel<kTile, false>;
   const std::string what =
       "gram of " + std::to_string(count) + " tensors, " + std::to_string(inputs.size) + " elements";
-  launch(what, stream, kernel, {static_cast<unsigned>((p.units + kWarps - 1) / kWarps), kWarps * kWarp}, p);
+  const Grid grid{static_cast<unsigned>((p.units + kWarps - 1) / kWarps), kWarps * kWarp};
+  with_dtype(inputs, [&](auto* dtype) {
+    using T = std::remove_pointer_t<decltype(dtype)>;
+    if (count > kWhole) return launch(what, stream, gram_kernel<T, kTile, false>, grid, p);
+    with_constant<kWhole>(count - 1, [&](auto less) {
+      launch(what, stream, gram_kernel<T, decltype(less)::value + 1, true>, grid, p);
+    });
+  });
 }
 
 }  // namespace fastmerge::cuda

@@ -12,18 +12,18 @@ static_assert(kLanes == kWarp * kVector, "a warp holds all lanes of a chunk");
 
 inline std::size_t chunks_of(std::size_t size) { return (size + kGrid - 1) / kGrid; }
 
-// Calls visit(element, range) for the vectors of this thread in a chunk, in order. What lies beyond the tensor would
-// add +0, which changes no lane.
-template <class Visit>
-__device__ inline void visit_chunk(std::int64_t chunk, std::int64_t size, Visit visit) {
-  const std::int64_t begin = chunk * kGrid;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp * kVector;
-  for (int row = 0; row < kGrid; row += kLanes) {
-    const std::int64_t element = begin + row + lane;
-    if (element >= size) break;
-    visit(element, range_at(element, size));
+// The vectors of a thread in a chunk: one of each row of kLanes elements. What lies beyond the tensor would add +0, which
+// changes no lane.
+struct Rows {
+  std::int64_t element;  // of the first one
+  int count;
+
+  __device__ Rows(std::int64_t chunk, std::int64_t size)
+      : element(chunk * kGrid + static_cast<int>(threadIdx.x) % kWarp * kVector), count(0) {
+    const std::int64_t left = size - element;
+    if (left > 0) count = left < kGrid ? static_cast<int>((left + kLanes - 1) / kLanes) : kGrid / kLanes;
   }
-}
+};
 
 // The sum of a warp's lanes: lane i with lane i + 128, then i + 64, and so on. Valid in thread 0 of the warp.
 __device__ inline double tree_sum(double (&lanes)[kVector]) {
@@ -38,18 +38,6 @@ __device__ inline double tree_sum(double (&lanes)[kVector]) {
     for (int j = 0; j < half; ++j) lanes[j] = lanes[j] + lanes[j + half];
   }
   return lanes[0];
-}
-
-// Tensor k minus the base, in float32; data of the base is null for no base.
-__device__ inline void load_delta(const Source& tensor, const Source& base, std::int64_t element, Range range,
-                                  float (&delta)[kVector]) {
-  const AnyRaw raw = load_any(tensor, element, range);
-  if (base.data == nullptr) return widen(raw, delta);
-  float x[kVector];
-  widen(load_any(base, element, range), x);
-  widen(raw, delta);
-#pragma unroll
-  for (int j = 0; j < kVector; ++j) delta[j] = delta[j] - x[j];
 }
 
 }  // namespace fastmerge::cuda

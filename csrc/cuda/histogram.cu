@@ -1,7 +1,7 @@
 // Histograms of magnitudes, and counts of one magnitude per chunk of the grid.
 #include <algorithm>
 
-#include "vectors.h"
+#include "split.h"
 
 namespace fastmerge::cuda {
 namespace {
@@ -101,29 +101,40 @@ __global__ void __launch_bounds__(kHistogramThreads, 2)
   }
 }
 
-// A block per chunk of the grid and tensor.
-__global__ void __launch_bounds__(kThreads)
-    equal_counts_kernel(const __grid_constant__ Counted p, std::int64_t* counts, std::int64_t chunks) {
+struct Compared {
+  Source tensors[kMaxTensors];
+  std::int64_t numbers[kMaxTensors];
+  Source base;
+  std::int64_t size, chunks;
+  unsigned count;
+};
+
+// A block per chunk of the grid and tensor. T: of all tensors; void for any.
+template <class T>
+__global__ void __launch_bounds__(kThreads) equal_counts_kernel(const __grid_constant__ Compared p, std::int64_t* counts) {
   __shared__ unsigned found;
-  for (std::int64_t i = blockIdx.x; i < chunks * p.count; i += gridDim.x) {
-    const std::int64_t chunk = i / p.count;
-    const int k = static_cast<int>(i % p.count);
-    if (threadIdx.x == 0) found = 0;
-    __syncthreads();
-    unsigned equal = 0;
+  const std::int64_t chunk = blockIdx.x / p.count;
+  const unsigned k = blockIdx.x % p.count;
+  if (threadIdx.x == 0) found = 0;
+  __syncthreads();
+  unsigned equal = 0;
 #pragma unroll 4
-    for (int v = 0; v < kGrid / (kThreads * kVector); ++v) {
-      int bits[kVector];
-      load_magnitudes(bits, p, k, chunk * kGrid + (v * kThreads + threadIdx.x) * kVector);
+  for (int v = 0; v < kGrid / (kThreads * kVector); ++v) {
+    const std::int64_t element = chunk * kGrid + (v * kThreads + threadIdx.x) * kVector;
+    if (element >= p.size) break;
+    float x[kVector], base[kVector] = {};
+    if (p.base.data) widen(load_vector<T>(p.base, element, p.size), base);
+    widen(load_vector<T>(p.tensors[k], element, p.size), x);
+    const std::int64_t left = p.size - element;
 #pragma unroll
-      for (int j = 0; j < kVector; ++j) equal += bits[j] == p.numbers[k];
+    for (int j = 0; j < kVector; ++j) {
+      equal += j < left && canonical_bits(magnitude_bits(x[j] - base[j])) == p.numbers[k];
     }
-    equal = __reduce_add_sync(0xFFFFFFFFu, equal);
-    if (threadIdx.x % 32 == 0) atomicAdd(&found, equal);
-    __syncthreads();
-    if (threadIdx.x == 0) counts[k * chunks + chunk] = found;
-    __syncthreads();
   }
+  equal = __reduce_add_sync(0xFFFFFFFFu, equal);
+  if (threadIdx.x % 32 == 0) atomicAdd(&found, equal);
+  __syncthreads();
+  if (threadIdx.x == 0) counts[k * p.chunks + chunk] = found;
 }
 
 Counted parameters(const Tensors& inputs, const std::vector<std::int64_t>& numbers) {
@@ -164,9 +175,20 @@ void equal_counts(std::int64_t* counts, const Tensors& inputs, const std::vector
                   const Stream& stream) {
   const std::int64_t chunks = (static_cast<std::int64_t>(inputs.size) + kGrid - 1) / kGrid;
   if (chunks == 0) return;
-  const std::size_t threads = static_cast<std::size_t>(chunks) * inputs.count() * kThreads;
-  launch(describe("equal_counts", inputs), stream, equal_counts_kernel,
-         {blocks_for(threads, kThreads, stream.device), kThreads}, parameters(inputs, thresholds), counts, chunks);
+  Compared p{};
+  for (int k = 0; k < inputs.count(); ++k) {
+    p.tensors[k] = source(inputs.tensors[k], 0);
+    p.numbers[k] = thresholds[k];
+  }
+  p.base = source(inputs.base, 0);
+  p.size = static_cast<std::int64_t>(inputs.size);
+  p.chunks = chunks;
+  p.count = static_cast<unsigned>(inputs.count());
+  with_dtype(inputs, [&](auto* dtype) {
+    using T = std::remove_pointer_t<decltype(dtype)>;
+    launch(describe("equal_counts", inputs), stream, equal_counts_kernel<T>,
+           {static_cast<unsigned>(chunks) * p.count, kThreads}, p, counts);
+  });
 }
 
 }  // namespace fastmerge::cuda

@@ -10,18 +10,27 @@ enum Kind : int { kKeepAll, kKeepTop, kKeepBand, kKeepRandom, kKeepMask };
 
 // A boundary: what the magnitude must exceed before its break index, and from there on.
 struct Cut {
-  std::int64_t vector;  // that the break index lies in
-  std::int32_t split;   // its position there
+  std::uint32_t vector;  // that the break index lies in
+  std::int32_t split;    // its position there
   std::int32_t below, above;
 };
 
-// Vectors are counted from the first of the part of the tensor at hand.
+struct Band {
+  Cut inside, outside;
+};
+
+// Vectors are counted from the first of the part of the tensor at hand; there are fewer than kNoVector.
+constexpr std::uint32_t kNoVector = 0xFFFFFFFFu;
+
 struct KeepRule {
-  std::int64_t first;  // global index of the first element of vector 0
+  std::int64_t first;  // global index of the first element of vector 0, which begins `shift` elements before the part
   Kind kind;
+  std::int32_t shift;
   union {
     struct {
-      Cut inside, outside;
+      Band cuts;
+      // What select() writes, where that is not known to the host: for the boundary inside, and the one outside.
+      const std::int64_t *inside, *outside;
     } band;
     struct {
       std::uint32_t keys[kPhiloxRounds][2];
@@ -36,6 +45,33 @@ struct KeepRule {
 // The rule for a part of a tensor whose first element has global index `offset` and is element `shift` of vector 0.
 KeepRule make_rule(const Keep& keep, std::uint64_t offset, int shift);
 
+__host__ __device__ inline Cut cut_at(std::int64_t threshold, std::int64_t break_index, std::int64_t offset,
+                                      int shift) {
+  std::int64_t at = break_index - offset;
+  constexpr std::int64_t kNever = std::int64_t{kNoVector} * kVector;
+  at = at < 0 ? shift : at < kNever - shift ? at + shift : kNever;
+  return {static_cast<std::uint32_t>(at / kVector), static_cast<std::int32_t>(at % kVector),
+          threshold_at(threshold, 1, 0), threshold_at(threshold, 0, 0)};
+}
+
+constexpr std::int64_t kInfinityBits = 0x7F800000;
+
+// The band of a rule, whose boundaries may lie in memory; false where one was not found. A boundary among the NaNs counts
+// as not found: kKeepTop compares numbers.
+__device__ inline bool band_of(const KeepRule& rule, Band& band) {
+  if (rule.kind != kKeepTop && rule.kind != kKeepBand) return true;
+  band = rule.band.cuts;
+  bool found = true;
+  const auto take = [&](Cut& cut, const std::int64_t* row) {
+    if (row == nullptr) return;
+    found = found && row[2] == 0 && row[0] <= kInfinityBits;
+    cut = cut_at(row[0], row[1], rule.first + rule.shift, rule.shift);
+  };
+  take(band.inside, rule.band.inside);
+  take(band.outside, rule.band.outside);
+  return found;
+}
+
 // Whether a rule is cheap only where global indices of vectors are multiples of 8.
 inline bool in_blocks(const KeepRule& rule) { return rule.kind == kKeepRandom || rule.kind == kKeepMask; }
 
@@ -49,11 +85,11 @@ struct Seen {
   __device__ std::int32_t threshold(int j) const { return j < split ? below : above; }
 };
 
-__device__ inline std::int32_t threshold_of(const Cut& cut, std::int64_t vector) {
+__device__ inline std::int32_t threshold_of(const Cut& cut, std::uint32_t vector) {
   return vector < cut.vector ? cut.below : cut.above;
 }
 
-__device__ inline Seen seen(const Cut& cut, std::int64_t vector) {
+__device__ inline Seen seen(const Cut& cut, std::uint32_t vector) {
   return {cut.below, cut.above, vector < cut.vector ? kVector : vector == cut.vector ? cut.split : 0};
 }
 
@@ -64,8 +100,7 @@ __device__ inline bool exceeds(float delta, std::int32_t threshold) {
 }
 
 template <class Use>
-__device__ inline void keep_top(const KeepRule& rule, const float (&delta)[kVector], std::int64_t vector, Use use) {
-  const Cut& cut = rule.band.inside;
+__device__ inline void keep_top(const Cut& cut, const float (&delta)[kVector], std::uint32_t vector, Use use) {
   if (vector == cut.vector) {
 #pragma unroll
     for (int j = 0; j < kVector; ++j) use(j, exceeds(delta[j], j < cut.split ? cut.below : cut.above));
@@ -77,9 +112,9 @@ __device__ inline void keep_top(const KeepRule& rule, const float (&delta)[kVect
 }
 
 template <class Use>
-__device__ inline void keep_band(const KeepRule& rule, const float (&delta)[kVector], std::int64_t vector, Use use) {
-  if (vector == rule.band.inside.vector || vector == rule.band.outside.vector) {
-    const Seen inside = seen(rule.band.inside, vector), outside = seen(rule.band.outside, vector);
+__device__ inline void keep_band(const Band& band, const float (&delta)[kVector], std::uint32_t vector, Use use) {
+  if (vector == band.inside.vector || vector == band.outside.vector) {
+    const Seen inside = seen(band.inside, vector), outside = seen(band.outside, vector);
 #pragma unroll
     for (int j = 0; j < kVector; ++j) {
       const std::int32_t bits = magnitude_bits(delta[j]);
@@ -87,7 +122,7 @@ __device__ inline void keep_band(const KeepRule& rule, const float (&delta)[kVec
     }
     return;
   }
-  const std::int32_t low = threshold_of(rule.band.inside, vector), high = threshold_of(rule.band.outside, vector);
+  const std::int32_t low = threshold_of(band.inside, vector), high = threshold_of(band.outside, vector);
 #pragma unroll
   for (int j = 0; j < kVector; ++j) {
     const std::int32_t bits = magnitude_bits(delta[j]);
@@ -175,22 +210,30 @@ __device__ inline unsigned mask_bits(const std::uint32_t* mask, std::int64_t ind
   }
 }
 
-// Calls use(j, kept) for each element of a vector of deltas. kAligned promises that the vector begins in the tensor, at
-// a global index that is a multiple of 8 where in_blocks(rule).
 template <bool kAligned, class Use>
-__device__ inline void keep_vector(const KeepRule& rule, const float (&delta)[kVector], std::int64_t vector,
-                                   Range range, Use use) {
-  const std::int64_t index = rule.first + vector * kVector;
+__device__ inline void keep_masked(const KeepRule& rule, std::int64_t index, Range range, Use use) {
+  const unsigned bits = mask_bits<kAligned>(rule.mask, index, range);
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) use(j, (bits >> j & 1u) != 0);
+}
+
+// Calls use(j, kept) for each element of a vector of deltas; `band` is that of band_of. kAligned promises that the vector
+// begins in the tensor, at a global index that is a multiple of 8 where in_blocks(rule).
+template <bool kAligned, class Use>
+__device__ inline void keep_vector(const KeepRule& rule, const Band& band, const float (&delta)[kVector],
+                                   std::uint32_t vector, Range range, Use use) {
+  const std::int64_t index = rule.first + std::int64_t{vector} * kVector;
   if (rule.kind == kKeepTop) {
-    keep_top(rule, delta, vector, use);
+    keep_top(band.inside, delta, vector, use);
   } else if (rule.kind == kKeepRandom) {
     keep_random<kAligned>(rule, index, use);
   } else if (rule.kind == kKeepBand) {
-    keep_band(rule, delta, vector, use);
+    keep_band(band, delta, vector, use);
+  } else if (rule.kind == kKeepMask) {
+    keep_masked<kAligned>(rule, index, range, use);
   } else {
-    const unsigned bits = rule.kind == kKeepAll ? 0xFFu : mask_bits<kAligned>(rule.mask, index, range);
 #pragma unroll
-    for (int j = 0; j < kVector; ++j) use(j, (bits >> j & 1u) != 0);
+    for (int j = 0; j < kVector; ++j) use(j, true);
   }
 }
 

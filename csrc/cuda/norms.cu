@@ -1,46 +1,164 @@
-// Norms of deltas, whole and over what a keep rule keeps, in float64 over the reduction grid. A warp owns a chunk of
-// one delta.
+// Norms of deltas, whole and over what a keep rule keeps, in float64 over the reduction grid. A warp owns a chunk of all
+// deltas, or of as many as its registers hold, so that the base is read and widened once.
+#include <algorithm>
+#include <limits>
+
 #include "grid.h"
 #include "keep.h"
 
 namespace fastmerge::cuda {
 namespace {
 
-constexpr int kWarps = 4;
+constexpr int kWarps = 2;
+// Deltas whose sums stay in registers: 32 of them each.
+constexpr int kMost = 3;
+// For rules of any kind; where all are of one kind, its code alone leaves registers for the sums of several deltas.
+constexpr int kAnyKind = -1;
+constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 
+template <int kModels>
 struct Input {
-  Source tensors[kMaxTensors];
-  KeepRule rules[kMaxTensors];
+  Source tensors[kModels];
+  KeepRule rules[kModels];
   Source base;
-  double* partials;
-  std::int64_t size, units;  // units: chunks times tensors
-  int count;
-  bool squared;
+  double* partials;  // of the first of these models
+  std::int64_t size, chunks, columns;
 };
 
-__global__ void __launch_bounds__(kWarps* kWarp) norms_kernel(const __grid_constant__ Input p) {
-  const std::int64_t unit = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
-  if (unit >= p.units) return;
-  // Deltas of one chunk run side by side, so that the base comes from memory once and then from the cache.
-  const std::int64_t chunk = unit / p.count;
-  const int k = static_cast<int>(unit % p.count);
-  double all[kVector] = {}, inside[kVector] = {};
-  visit_chunk(chunk, p.size, [&](std::int64_t element, Range range) {
-    float delta[kVector];
-    load_delta(p.tensors[k], p.base, element, range, delta);
-    keep_vector<true>(p.rules[k], delta, element / kVector, range, [&](int j, bool kept) {
-      const double x = delta[j];
-      const double power = p.squared ? x * x : std::fabs(x);
-      all[j] = all[j] + power;
-      // Multiplied rather than selected: a dropped NaN stays visible. The product is exact.
-      inside[j] = __fma_rn(power, kept ? 1.0 : 0.0, inside[j]);
-    });
-  });
-  const double total = tree_sum(all), kept = tree_sum(inside);
+// Adds up a chunk. kMultiply: what is not kept is multiplied by 0 rather than left out, so that a dropped NaN or
+// infinity stays visible; the same where all numbers are finite.
+template <class T, int kModels, int kKind, bool kSquared, bool kMultiply>
+__device__ inline void sum_chunk(const Input<kModels>& p, std::int64_t chunk, double (&all)[kModels][kVector],
+                                 double (&inside)[kModels][kVector]) {
+  const bool based = p.base.data != nullptr;
+  const Rows rows(chunk, p.size);
+  if (rows.count == 0) return;
+  Band band;
+  if constexpr (kKind == kAnyKind) {
+    // What is kept by a boundary that was not found has no norm.
+    if (!band_of(p.rules[0], band)) all[0][0] = inside[0][0] = kNone;
+  }
+  std::int64_t element = rows.element;
+  typename Loaded<T>::Type raw_base{}, raw[kModels];
+  if (based) raw_base = load_vector<T>(p.base, element, p.size);
+#pragma unroll
+  for (int k = 0; k < kModels; ++k) raw[k] = load_vector<T>(p.tensors[k], element, p.size);
+#pragma unroll 1
+  for (int left = rows.count; left > 0; --left) {
+    // Of the next row, which is on its way while this one is added up.
+    const std::int64_t next = element + kLanes;
+    // Subtracting +0, where there is no base, changes no magnitude.
+    float base[kVector] = {};
+    if (based) {
+      widen(raw_base, base);
+      if (left > 1) raw_base = load_vector<T>(p.base, next, p.size);
+    }
+#pragma unroll
+    for (int k = 0; k < kModels; ++k) {
+      float delta[kVector];
+      widen(raw[k], delta);
+      if (left > 1) raw[k] = load_vector<T>(p.tensors[k], next, p.size);
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) delta[j] = delta[j] - base[j];
+      const auto add = [&](int j, bool kept) {
+        const double x = std::fabs(delta[j]);
+        const double power = kSquared ? x * x : x;
+        all[k][j] = all[k][j] + power;
+        if constexpr (kMultiply) {
+          inside[k][j] = __fma_rn(power, kept ? 1.0 : 0.0, inside[k][j]);
+        } else {
+          if (kept) inside[k][j] = inside[k][j] + power;
+        }
+      };
+      const Range range = range_at(element, p.size);
+      if constexpr (kKind == kKeepRandom) {
+        keep_random<true>(p.rules[k], p.rules[k].first + element, add);
+      } else if constexpr (kKind == kKeepMask) {
+        keep_masked<true>(p.rules[k], p.rules[k].first + element, range, add);
+      } else {
+        static_assert(kModels == 1, "one band");
+        keep_vector<true>(p.rules[k], band, delta, static_cast<std::uint32_t>(element / kVector), range, add);
+      }
+    }
+    element = next;
+  }
+}
+
+// Blocks that a multiprocessor should hold: the compiler fits registers to it.
+template <class T, int kModels, int kKind>
+constexpr int kBlocks = kModels == 1                                                               ? 8
+                        : kModels == kMost && (kKind == kKeepRandom || std::is_same_v<T, float>) ? 4
+                                                                                                 : 6;
+
+template <class T, int kModels, int kKind, bool kSquared>
+__global__ void __launch_bounds__(kWarps* kWarp, kBlocks<T, kModels, kKind>)
+    norms_kernel(const __grid_constant__ Input<kModels> p) {
+  const std::int64_t chunk = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
+  if (chunk >= p.chunks) return;
+  double all[kModels][kVector] = {}, inside[kModels][kVector] = {};
+  sum_chunk<T, kModels, kKind, kSquared, false>(p, chunk, all, inside);
+  double totals[kModels], kept[kModels], sum = 0;
+#pragma unroll
+  for (int k = 0; k < kModels; ++k) {
+    totals[k] = tree_sum(all[k]);
+    kept[k] = tree_sum(inside[k]);
+    sum += totals[k];
+  }
+  // Sums of powers of float32 never reach infinity.
+  if (!(__shfl_sync(0xFFFFFFFFu, sum, 0) <= 1.7976931348623157e308)) {
+#pragma unroll
+    for (int k = 0; k < kModels; ++k) {
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) all[k][j] = inside[k][j] = 0;
+    }
+    sum_chunk<T, kModels, kKind, kSquared, true>(p, chunk, all, inside);
+#pragma unroll
+    for (int k = 0; k < kModels; ++k) {
+      totals[k] = tree_sum(all[k]);
+      kept[k] = tree_sum(inside[k]);
+    }
+  }
   if (threadIdx.x % kWarp == 0) {
-    double* const out = p.partials + 2 * unit;
-    out[0] = total;
-    out[1] = kept;
+#pragma unroll
+    for (int k = 0; k < kModels; ++k) {
+      double* const out = p.partials + chunk * p.columns + 2 * k;
+      out[0] = totals[k];
+      out[1] = kept[k];
+    }
+  }
+}
+
+// The norms of kModels deltas from number `first` on.
+template <class T, int kModels, int kKind, bool kSquared>
+void launch_norms(double* partials, const Tensors& inputs, const std::vector<KeepRule>& rules, int first,
+                  const Stream& stream) {
+  Input<kModels> p{};
+  for (int k = 0; k < kModels; ++k) {
+    p.tensors[k] = source(inputs.tensors[first + k], 0);
+    p.rules[k] = rules[first + k];
+  }
+  p.base = source(inputs.base, 0);
+  p.partials = partials + 2 * first;
+  p.size = static_cast<std::int64_t>(inputs.size);
+  p.chunks = static_cast<std::int64_t>(chunks_of(inputs.size));
+  p.columns = 2 * inputs.count();
+  const std::string what =
+      "norms of " + std::to_string(kModels) + " tensors, " + std::to_string(inputs.size) + " elements";
+  launch(what, stream, norms_kernel<T, kModels, kKind, kSquared>,
+         {static_cast<unsigned>((p.chunks + kWarps - 1) / kWarps), kWarps * kWarp}, p);
+}
+
+// The norms of all deltas, whose rules are of one kind, in groups that are as even as can be.
+template <class T, int kKind>
+void launch_groups(double* partials, const Tensors& inputs, const std::vector<KeepRule>& rules, const Stream& stream) {
+  const int count = inputs.count();
+  for (int first = 0, groups = (count + kMost - 1) / kMost; groups > 0; --groups) {
+    const int models = (count - first + groups - 1) / groups;
+    with_constant<kMost>(models - 1, [&](auto less) {
+      constexpr int kModels = decltype(less)::value + 1;
+      launch_norms<T, kModels, kModels == 1 ? kAnyKind : kKind, false>(partials, inputs, rules, first, stream);
+    });
+    first += models;
   }
 }
 
@@ -49,20 +167,25 @@ __global__ void __launch_bounds__(kWarps* kWarp) norms_kernel(const __grid_const
 void norms(double* partials, const Tensors& inputs, const std::vector<Keep>& keeps, int power, std::uint64_t offset,
            const Stream& stream) {
   if (inputs.size == 0) return;
-  Input p{};
-  p.count = inputs.count();
-  for (int k = 0; k < p.count; ++k) {
-    p.tensors[k] = source(inputs.tensors[k], 0);
-    p.rules[k] = make_rule(keeps[k], offset, 0);
-  }
-  p.base = source(inputs.base, 0);
-  p.partials = partials;
-  p.size = static_cast<std::int64_t>(inputs.size);
-  p.units = static_cast<std::int64_t>(chunks_of(inputs.size)) * p.count;
-  p.squared = power == 2;
-  const std::string what =
-      "norms of " + std::to_string(p.count) + " tensors, " + std::to_string(inputs.size) + " elements";
-  launch(what, stream, norms_kernel, {static_cast<unsigned>((p.units + kWarps - 1) / kWarps), kWarps * kWarp}, p);
+  std::vector<KeepRule> rules;
+  for (const Keep& keep : keeps) rules.push_back(make_rule(keep, offset, 0));
+  const auto all_are = [&](Kind kind) {
+    return power == 1 && std::all_of(rules.begin(), rules.end(), [=](const KeepRule& r) { return r.kind == kind; });
+  };
+  with_dtype(inputs, [&](auto* dtype) {
+    using T = std::remove_pointer_t<decltype(dtype)>;
+    if constexpr (!std::is_void_v<T>) {
+      if (all_are(kKeepRandom)) return launch_groups<T, kKeepRandom>(partials, inputs, rules, stream);
+      if (all_are(kKeepMask)) return launch_groups<T, kKeepMask>(partials, inputs, rules, stream);
+    }
+    for (int first = 0; first < inputs.count(); ++first) {
+      if (power == 2) {
+        launch_norms<T, 1, kAnyKind, true>(partials, inputs, rules, first, stream);
+      } else {
+        launch_norms<T, 1, kAnyKind, false>(partials, inputs, rules, first, stream);
+      }
+    }
+  });
 }
 
 }  // namespace fastmerge::cuda

@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "device.h"
 #include "fastmerge_math.h"
 
@@ -71,14 +73,13 @@ struct Raw<float> {
   uint4 words, more;
 };
 
-// Streamed: every element is read once, so it should not displace anything in the caches.
 template <class T>
 __device__ inline Raw<T> load(const T* address) {
   const uint4* const words = reinterpret_cast<const uint4*>(address);
   if constexpr (sizeof(T) == 4) {
-    return {__ldcs(words), __ldcs(words + 1)};
+    return {words[0], words[1]};
   } else {
-    return {__ldcs(words)};
+    return {words[0]};
   }
 }
 
@@ -109,8 +110,8 @@ __device__ inline Raw<T> narrow(const float (&x)[kVector]) {
 template <class T>
 __device__ inline void store(T* address, const Raw<T>& raw) {
   uint4* const words = reinterpret_cast<uint4*>(address);
-  __stcs(words, raw.words);
-  if constexpr (sizeof(T) == 4) __stcs(words + 1, raw.more);
+  words[0] = raw.words;
+  if constexpr (sizeof(T) == 4) words[1] = raw.more;
 }
 
 // ---- vectors of any dtype and alignment, some of whose elements may lie outside the tensor ----
@@ -147,10 +148,10 @@ __device__ inline AnyRaw load_any(const Source& source, std::int64_t element, Ra
   if (source.aligned && range.whole()) {
     if (source.dtype == kFloat32) {
       const uint4* const words = reinterpret_cast<const uint4*>(static_cast<const float*>(source.data) + element);
-      raw.words = __ldcs(words);
-      raw.more = __ldcs(words + 1);
+      raw.words = words[0];
+      raw.more = words[1];
     } else {
-      raw.words = __ldcs(reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(source.data) + element));
+      raw.words = *reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(source.data) + element);
     }
     return raw;
   }
@@ -177,6 +178,48 @@ __device__ inline void widen(const AnyRaw& raw, float (&x)[kVector]) {
   } else {
     widen(Raw<Float16>{raw.words}, x);
   }
+}
+
+// ---- vectors of a dtype T; or of any, where T is void ----
+
+template <class T>
+struct Loaded {
+  using Type = Raw<T>;
+};
+template <>
+struct Loaded<void> {
+  using Type = AnyRaw;
+};
+
+// The vector from `element` on. Of a dtype T all vectors are aligned, and only the last one may end beyond the tensor.
+template <class T>
+__device__ inline typename Loaded<T>::Type load_vector(const Source& source, std::int64_t element, std::int64_t size) {
+  if constexpr (std::is_void_v<T>) {
+    return load_any(source, element, range_at(element, size));
+  } else {
+    if (element + kVector <= size) return load(static_cast<const T*>(source.data) + element);
+    const AnyRaw raw = load_any(source, element, range_at(element, size));
+    if constexpr (sizeof(T) == 4) {
+      return {raw.words, raw.more};
+    } else {
+      return {raw.words};
+    }
+  }
+}
+
+// Calls run with a null pointer to the dtype of all tensors, where vectors of all of them are aligned, else to void.
+template <class Run>
+void with_dtype(const Tensors& inputs, Run run) {
+  const int dtype = inputs.tensors[0].dtype;
+  const auto fits = [=](Array array) {
+    return !array.data || (array.dtype == dtype && reinterpret_cast<std::uintptr_t>(array.data) % 16 == 0);
+  };
+  bool all = fits(inputs.base);
+  for (const Array& array : inputs.tensors) all = all && fits(array);
+  if (!all) return run(static_cast<void*>(nullptr));
+  if (dtype == kBFloat16) return run(static_cast<BFloat16*>(nullptr));
+  if (dtype == kFloat16) return run(static_cast<Float16*>(nullptr));
+  run(static_cast<float*>(nullptr));
 }
 
 template <class T>

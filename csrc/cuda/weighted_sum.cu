@@ -9,34 +9,26 @@ constexpr int kThreads = 256;
 // Tensors whose loads are in flight together.
 constexpr int kBatch = 4;
 
-// load(k, v) returns vector v of tensor k as loaded.
-template <int kVectors, class Load>
-__device__ inline void sum_vectors(float (&acc)[kVectors][kVector], int count, const float* weights, Load load) {
+// load(k) returns a vector of tensor k as loaded.
+template <class Load>
+__device__ inline void sum_vector(float (&acc)[kVector], int count, const float* weights, Load load) {
 #pragma unroll
-  for (int v = 0; v < kVectors; ++v) {
-#pragma unroll
-    // Adding to -0 changes no product, not even the sign of a zero.
-    for (int j = 0; j < kVector; ++j) acc[v][j] = -0.0f;
-  }
+  // Adding to -0 changes no product, not even the sign of a zero.
+  for (int j = 0; j < kVector; ++j) acc[j] = -0.0f;
   for (int first = 0; first < count; first += kBatch) {
-    decltype(load(0, 0)) raw[kBatch][kVectors] = {};
+    decltype(load(0)) raw[kBatch] = {};
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      if (first + i >= count) break;
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) raw[i][v] = load(first + i, v);
+      if (first + i < count) raw[i] = load(first + i);
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       if (first + i >= count) break;
       const float weight = weights[first + i];
+      float x[kVector];
+      widen(raw[i], x);
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        float x[kVector];
-        widen(raw[i][v], x);
-#pragma unroll
-        for (int j = 0; j < kVector; ++j) acc[v][j] = multiply_add<float>(acc[v][j], x[j], weight);
-      }
+      for (int j = 0; j < kVector; ++j) acc[j] = multiply_add<float>(acc[j], x[j], weight);
     }
   }
 }
@@ -50,21 +42,15 @@ struct Whole {
   int count;
 };
 
+// A vector per thread, and blocks in the order of addresses. Nothing beyond the last vector is read: `out` may be an
+// input, and the last vector another thread's.
 template <class T>
 __global__ void __launch_bounds__(kThreads) weighted_sum_kernel(const __grid_constant__ Whole<T> p) {
-  const std::int64_t tile = std::int64_t{kThreads} * kInFlight;
-  for (std::int64_t first = blockIdx.x * tile; first < p.vectors; first += gridDim.x * tile) {
-    float acc[kInFlight][kVector];
-    // Nothing beyond the last vector is read: `out` may be an input, and the last vector another thread's.
-    const auto at = [&](int v) { return first + v * kThreads + threadIdx.x; };
-    sum_vectors<kInFlight>(acc, p.count, p.weights, [&](int k, int v) {
-      return at(v) < p.vectors ? load(p.tensors[k] + at(v) * kVector) : Raw<T>{};
-    });
-#pragma unroll
-    for (int v = 0; v < kInFlight; ++v) {
-      if (at(v) < p.vectors) store(p.out + at(v) * kVector, narrow<T>(acc[v]));
-    }
-  }
+  const std::int64_t vector = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (vector >= p.vectors) return;
+  float acc[kVector];
+  sum_vector(acc, p.count, p.weights, [&](int k) { return load(p.tensors[k] + vector * kVector); });
+  store(p.out + vector * kVector, narrow<T>(acc));
 }
 
 struct Row {
@@ -86,17 +72,15 @@ struct Table {
 static_assert(sizeof(Table) <= 32764, "a table is too large for the parameters of a kernel");
 
 __global__ void __launch_bounds__(kThreads) weighted_sum_table_kernel(const __grid_constant__ Table table) {
-  for (unsigned tile = blockIdx.x; tile < table.tiles; tile += gridDim.x) {
-    const Row& row = table.rows[row_of(table, tile)];
-    const std::int64_t vector = std::int64_t{tile - row.first_tile} * kThreads + threadIdx.x;
-    const std::int64_t element = vector * kVector - row.shift;
-    if (element >= row.size) continue;
-    const Range range = range_at(element, row.size);
-    float acc[1][kVector];
-    sum_vectors<1>(acc, row.count, table.weights + row.first_input,
-                   [&](int k, int) { return load_any(table.tensors[row.first_input + k], element, range); });
-    store_any(row.out, element, range, acc[0]);
-  }
+  const Row& row = table.rows[row_of(table, blockIdx.x)];
+  const std::int64_t vector = std::int64_t{blockIdx.x - row.first_tile} * kThreads + threadIdx.x;
+  const std::int64_t element = vector * kVector - row.shift;
+  if (element >= row.size) return;
+  const Range range = range_at(element, row.size);
+  float acc[kVector];
+  sum_vector(acc, row.count, table.weights + row.first_input,
+             [&](int k) { return load_any(table.tensors[row.first_input + k], element, range); });
+  store_any(row.out, element, range, acc);
 }
 
 std::string describe(const SumJob& job) {
@@ -114,8 +98,7 @@ void sum_whole(const SumJob& job, int head, std::size_t vectors, const Stream& s
   }
   p.vectors = static_cast<std::int64_t>(vectors);
   p.count = job.inputs.count();
-  const std::size_t each = family(stream.device).vectors, units = (vectors + each - 1) / each;
-  launch(describe(job), stream, weighted_sum_kernel<T>, {blocks_for(units, kThreads, stream.device), kThreads}, p);
+  launch(describe(job), stream, weighted_sum_kernel<T>, {blocks_of(vectors, kThreads), kThreads}, p);
 }
 
 // Collects jobs and launches them whenever the table is full.
@@ -148,8 +131,7 @@ class Pending {
   void flush() {
     if (table_.count == 0) return;
     const std::string what = "weighted_sum of a table of " + std::to_string(table_.count) + " tensors";
-    const unsigned blocks = blocks_for(std::size_t{table_.tiles} * kThreads, kThreads, stream_.device);
-    launch(what, stream_, weighted_sum_table_kernel, {blocks, kThreads}, table_);
+    launch(what, stream_, weighted_sum_table_kernel, {table_.tiles, kThreads}, table_);
     table_.count = 0;
     table_.inputs = table_.tiles = 0;
   }

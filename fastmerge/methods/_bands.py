@@ -30,7 +30,7 @@ def keep_bands(group: Group) -> Generator[Survey, Any, list[Keep]]:
     bands = [_band(d, g, group.numel) for d, g in zip(group["density"], group["gamma"], strict=True)]
     if all(band == (group.numel, 0) for band in bands):
         return [keep_all()] * group.models
-    boundaries = yield Boundaries(bands)
+    boundaries = yield Boundaries(bands, for_rules=True)
     return [keep_band(inside, outside) for inside, outside in boundaries]
 
 

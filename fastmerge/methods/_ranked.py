@@ -36,6 +36,7 @@ class RankedMethod(Method):
     base = "required"
     random = True
     on_strips = True
+    leaves = True
 
     def scratch_bytes(self, group: Group) -> int | None:
         """The masks, and the work space of ranking.

@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..kernels import Keep, drop_threshold, keep_all, keep_random, keep_top, tensor_key
+from ..kernels import FoundFactors, Keep, drop_threshold, keep_all, keep_random, keep_top, tensor_key
 from ..kernels.sparse_merge import Divide, Vote
 from ..steps.census import model_boundaries
 from ..steps.method import Group, Parameter
@@ -26,6 +26,8 @@ SIGN_METHOD = Parameter(
     "majority_sign_method", str, "total", choices=tuple(SIGN_VOTES), semantics=("peft",),
     doc="elect signs by the sum of the deltas or by the number of models",
 )  # fmt: skip
+
+Factors = list[float] | FoundFactors
 
 # mergekit leaves a delta alone when one of its L1 norms is below this.
 _TINY_NORM = 1e-7
@@ -54,7 +56,7 @@ def keep_largest(group: Group, least: int) -> Generator[Survey, Any, list[Keep]]
     ranks = [_rank(density, group.numel, least) for density in group["density"]]
     if all(rank == group.numel for rank in ranks):
         return [keep_all() for _ in ranks]
-    boundaries = yield Boundaries([[rank] for rank in ranks])
+    boundaries = yield Boundaries([[rank] for rank in ranks], for_rules=True)
     return [
         keep_all() if rank == group.numel else keep_top(boundary)
         for rank, (boundary,) in zip(ranks, boundaries, strict=True)
@@ -83,7 +85,7 @@ def keep_at_random(group: Group) -> list[Keep]:
     ]
 
 
-def l1_factors(group: Group, keeps: Sequence[Keep]) -> Generator[Survey, Any, list[float]]:
+def l1_factors(group: Group, keeps: Sequence[Keep]) -> Generator[Survey, Any, Factors]:
     """Return ``weight_k * |d_k|_1 / |kept part of d_k|_1``: the kept part gets back the L1 norm of the whole delta.
 
     Without rescaling where either norm is below 1e-7, as mergekit does; no survey where everything is kept.
@@ -91,7 +93,9 @@ def l1_factors(group: Group, keeps: Sequence[Keep]) -> Generator[Survey, Any, li
     if all(keep == keep_all() for keep in keeps):
         return list(group["weight"])
     factors = []
-    norms = yield Norms(keeps)
+    norms = yield Norms(keeps, factors_of=(group["weight"], _TINY_NORM))
+    if isinstance(norms, FoundFactors):
+        return norms
     for k, (weight, (total, kept)) in enumerate(zip(group["weight"], norms, strict=True)):
         if not math.isfinite(total):
             raise ValueError(
@@ -102,14 +106,14 @@ def l1_factors(group: Group, keeps: Sequence[Keep]) -> Generator[Survey, Any, li
     return factors
 
 
-def dare_factors(group: Group, keeps: Sequence[Keep]) -> Generator[Survey, Any, list[float]]:
+def dare_factors(group: Group, keeps: Sequence[Keep]) -> Generator[Survey, Any, Factors]:
     """Return the factors of randomly dropped deltas: ``weight_k / density_k`` for peft, else by L1 norm if so asked."""
     if group.semantics == "peft":
         return [w / d if d > 0 else w for w, d in zip(group["weight"], group["density"], strict=True)]
     return (yield from rescaled(group, keeps))
 
 
-def rescaled(group: Group, keeps: Sequence[Keep]) -> Generator[Survey, Any, list[float]]:
+def rescaled(group: Group, keeps: Sequence[Keep]) -> Generator[Survey, Any, Factors]:
     """Return the factors of ``l1_factors`` if the group asks to ``rescale``, else the weights."""
     return (yield from l1_factors(group, keeps)) if group["rescale"] else list(group["weight"])
 

@@ -28,6 +28,7 @@ class Breadcrumbs(Method):
     summary = "sum of deltas without largest and smallest"
     paper = "Davari and Belilovsky 2023, arXiv 2312.06795"
     on_strips = True
+    leaves = True
 
     def merge(self, group: Group) -> Solve:
         keeps = yield from keep_bands(group)

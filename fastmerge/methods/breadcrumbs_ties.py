@@ -26,6 +26,7 @@ class BreadcrumbsTies(Method):
     summary = "breadcrumbs, with signs elected as in ties"
     paper = "Davari and Belilovsky 2023, arXiv 2312.06795; Yadav et al. 2023, arXiv 2306.01708"
     on_strips = True
+    leaves = True
 
     def merge(self, group: Group) -> Solve:
         keeps = yield from keep_bands(group)

@@ -47,7 +47,7 @@ class Consensus(Method):
     def merge(self, group: Group) -> Solve:
         step = yield from merged_tasks(group)
         change = partial(_needed, mask_lambdas=group["mask_lambda"], threshold=group["threshold"])
-        return ElementwiseMerge(step.factors, change, step, group["lambda"])
+        return ElementwiseMerge(group["weight"], change, step, group["lambda"])
 
 
 def _needed(deltas: Sequence[Tensor], merged: Tensor, mask_lambdas: Sequence[float], threshold: int) -> Tensor:

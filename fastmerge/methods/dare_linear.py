@@ -28,6 +28,7 @@ class DareLinear(Method):
     summary = "sum of deltas, elements dropped at random"
     paper = "Yu et al. 2024, arXiv 2311.03099"
     on_strips = True
+    leaves = True
     random = True
 
     def merge(self, group: Group) -> Solve:

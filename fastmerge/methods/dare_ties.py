@@ -30,6 +30,7 @@ class DareTies(Method):
     summary = "dare_linear, with signs elected as in ties"
     paper = "Yu et al. 2024, arXiv 2311.03099"
     on_strips = True
+    leaves = True
     random = True
 
     def merge(self, group: Group) -> Solve:

@@ -31,6 +31,7 @@ class MagnitudePrune(Method):
     summary = "sum of deltas without small elements"
     paper = "PEFT (huggingface/peft), add_weighted_adapter"
     on_strips = True
+    leaves = True
 
     def censuses(self, group: Group) -> int:
         return 3 if group["scope"] == "model" and any(0 < density < 1 for density in group["density"]) else 0

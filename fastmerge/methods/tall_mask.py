@@ -48,7 +48,7 @@ class TallMask(Method):
             raise ValueError(f"{group.name}: task is {task}; expected 0 to {group.models - 1}, one of the models")
         step = yield from merged_tasks(group)
         change = partial(_masked, task=task, mask_lambda=group["mask_lambda"][task])
-        return ElementwiseMerge(step.factors, change, step, group["lambda"])
+        return ElementwiseMerge(group["weight"], change, step, group["lambda"])
 
 
 def _masked(deltas: Sequence[Tensor], merged: Tensor, task: int, mask_lambda: float) -> Tensor:

@@ -79,6 +79,7 @@ class Ties(Method):
     summary = "trims deltas, elects signs, averages"
     paper = "Yadav et al. 2023, arXiv 2306.01708"
     on_strips = True
+    leaves = True
 
     def censuses(self, group: Group) -> int:
         return 0 if group.semantics not in _WHOLE_MODEL else 3 if min(group["density"]) < 1 else 1

@@ -169,7 +169,7 @@ def merge_(
         options: ``semantics``, ``seed``, ``backend`` and the parameters of the method, as in ``merge_state_dicts``.
     Raises:
         InvalidInput: as ``merge_state_dicts``, where ``target`` is called ``out``.
-        ValueError:   the method cannot merge the values of a tensor. The tensors before it are already merged.
+        ValueError:   the method cannot merge the values of a tensor. Others may be merged already.
         BackendError: a pinned backend cannot run.
 
     >>> import torch

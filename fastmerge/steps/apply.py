@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import kernels
-from ..kernels import Keep, keep_all
+from ..kernels import FoundBoundary, FoundFactors, Keep, keep_all
 from ..kernels.sparse_merge import Divide, Vote
 from .arrays import as_strip
 from .blocks import Selection, delta_blocks, in_parts
@@ -35,6 +35,11 @@ class Apply(ABC):
     def carries(self) -> bool:
         """True when NaN or infinity in any input always shows in the output."""
         return False
+
+    @property
+    def left(self) -> list[FoundBoundary | FoundFactors]:
+        """The answers that it takes from the device: where one was not found, it writes nothing."""
+        return []
 
     @abstractmethod
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
@@ -154,7 +159,7 @@ class SpanSum(Apply):
 class SparseMerge(DeltaMerge):
     """``base + scale * merged deltas``; the fields are the arguments of ``kernels.sparse_merge``."""
 
-    factors: Sequence[float]
+    factors: Sequence[float] | FoundFactors
     keeps: Sequence[Keep]
     weights: Sequence[float] | None = None
     vote: Vote = "none"
@@ -167,8 +172,14 @@ class SparseMerge(DeltaMerge):
 
     @property
     def gains(self) -> Sequence[float]:
+        assert not isinstance(self.factors, FoundFactors), "methods that leave answers on the device have no blocks"
         divisors = {"none": 1.0, "weights": abs(sum(self.weights or self.factors)), "count": float(len(self.factors))}
         return [factor * self.scale / (divisors[self.divide] or 1.0) for factor in self.factors]
+
+    @property
+    def left(self) -> list[FoundBoundary | FoundFactors]:
+        factors = [self.factors] if isinstance(self.factors, FoundFactors) else []
+        return [*factors, *(boundary for keep in self.keeps for boundary in keep.found)]
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
         kernels.sparse_merge(out, _base(chunk), chunk.tensors, offset=chunk.offset, **vars(self))

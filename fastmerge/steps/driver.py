@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ..kernels import FoundBoundary, FoundFactors, all_found, answers_stay
 from .apply import Apply
 from .census import Census, Round, take_censuses
 from .method import Group, Method, Solve
@@ -93,13 +94,19 @@ class Job:
         return next(self.source.chunks())
 
 
+Left = tuple[Job, Sequence[FoundBoundary | FoundFactors]]
+"""A job that was given to a device, and the answers that it takes from there."""
+
+
 def merge_sources(jobs: Sequence[Job]) -> None:
     """Merge many tensors on the devices where they lie; every bit is as ``merge_source`` makes it.
 
-    GPUs get the work on the streams that are current here; it may still be under way on return. The host waits for
-    nothing but the answers that methods solve with, and the GPU has the next window's work meanwhile. No data leaves
-    a GPU but those answers. Several devices work side by side, each driven by a thread. Methods that take a census
-    read all tensors before the first one is merged, unless the groups know what it found.
+    GPUs get the work on the streams that are current here; it may still be under way on return. Answers of which
+    methods make rules and factors alone stay on the GPU, where kernels read them: the host waits once, in the end,
+    for a word whether each was found, and merges again where it was not. For other answers it waits, and the GPU has
+    the next window's work meanwhile. No data leaves a GPU but those answers. Several devices work side by side, each
+    driven by a thread. Methods that take a census read all tensors before the first one is merged, unless the groups
+    know what it found.
     """
     jobs = _after_censuses(jobs)
     queues: dict[torch.device, list[Job]] = {}
@@ -141,8 +148,7 @@ def merge_on_device(jobs: Sequence[Job]) -> None:
     """Merge many tensors of one device on this thread.
 
     CUDA graphs would not help: the 562 tensors of a 70B with a survey take some 8 launches each, of about 3 us from
-    C++, 13 ms in all, while the kernels of ties take 510 ms on an H200. What makes a device wait there is the answers,
-    0.11 ms per tensor, and what the host computes from them.
+    C++, 13 ms in all, while the kernels of ties take 510 ms on an H200. Waiting for answers took 0.11 ms per tensor.
     """
     if not jobs:
         return
@@ -155,13 +161,17 @@ def merge_on_device(jobs: Sequence[Job]) -> None:
 def _merge_windows(windows: Sequence[Sequence[Job]], ahead: int) -> None:
     """Merge windows in turn; ``ahead`` of them are begun before the answers of an earlier one are waited for."""
     waiting: deque[Iterator[None]] = deque()
+    left: list[Left] = []
     for window in windows:
-        waiting.append(_merge_window(window))
+        waiting.append(_merge_window(window, left))
         _advance(waiting, len(waiting) - 1)
         while len(waiting) > ahead:
             _advance(waiting, 0)
     while waiting:
         _advance(waiting, 0)
+    for (job, _), found in zip(left, all_found([answers for _, answers in left]), strict=True):
+        if not found:  # nothing was written
+            merge_source(job.method, job.group, job.source, job.out)
 
 
 def _advance(waiting: deque[Iterator[None]], i: int) -> None:
@@ -190,11 +200,13 @@ def _windows(jobs: Sequence[Job], limit: int) -> list[list[Job]]:
     return windows
 
 
-def _merge_window(jobs: Sequence[Job]) -> Iterator[None]:
+def _merge_window(jobs: Sequence[Job], left: list[Left]) -> Iterator[None]:
     """Merge tensors of one device in lockstep: equal questions of their methods are asked together.
 
-    Yields when questions were asked, before it waits for the answers.
+    Yields when questions were asked, before it waits for the answers. Adds to ``left`` the jobs whose answers stay on
+    the device.
     """
+    stay = all(job.method.leaves and answers_stay(job.source.tensors) for job in jobs)
     applies: dict[int, Apply] = {}
     asking: dict[int, tuple[Solve, Survey]] = {}
 
@@ -212,16 +224,22 @@ def _merge_window(jobs: Sequence[Job]) -> Iterator[None]:
         else:
             advance(i, step, None)
     while asking:
-        asked = []
+        asked, waits = [], False
         for kind, members in _by_type({i: survey for i, (_, survey) in asking.items()}).items():
-            wait = kind.start_all([asking[i][1] for i in members], [jobs[i].source for i in members])
-            asked.append((members, wait))
-        yield
+            surveys, sources = [asking[i][1] for i in members], [jobs[i].source for i in members]
+            if stay and (answers := kind.leave_all(surveys, sources)) is not None:
+                asked.append((members, lambda answers=answers: answers))
+            else:
+                asked.append((members, kind.start_all(surveys, sources)))
+                waits = True
+        if waits:
+            yield
         for members, wait in asked:
             for i, answer in zip(members, wait(), strict=True):
                 advance(i, asking[i][0], answer)
     for kind, members in _by_type(applies).items():
         kind.apply_all([applies[i] for i in members], [jobs[i].out for i in members], [jobs[i].chunk for i in members])
+    left.extend((jobs[i], apply.left) for i, apply in applies.items() if apply.left)
 
 
 def _by_type(things: Mapping[int, Any]) -> dict[Any, list[int]]:

@@ -157,6 +157,8 @@ class Method(ABC):
         homogeneous: True when inputs times a power of two give the result times it.
         on_strips:  True when operations, the steps and surveys of this package, and functions of ``arrays`` do all
                     work on elements: it then runs without torch, on strips. False gets tensors.
+        leaves:     True when it makes nothing but keep rules and factors of its answers, and returns a
+                    ``SparseMerge``: on a GPU they then stay there, and a merge waits for nothing.
         neutral:    True when there are values, ``Parameter.neutral``, with which one model returns itself; those that
                     decompose matrices, on other tensors.
     """
@@ -174,6 +176,7 @@ class Method(ABC):
     homogeneous: ClassVar[bool] = True
     neutral: ClassVar[bool] = True
     on_strips: ClassVar[bool] = False
+    leaves: ClassVar[bool] = False
 
     @abstractmethod
     def merge(self, group: Group) -> Solve | Apply:

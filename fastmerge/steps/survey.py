@@ -44,6 +44,14 @@ class Survey(ABC):
         answers = [survey.run(source) for survey, source in zip(surveys, sources, strict=True)]
         return lambda: answers
 
+    @classmethod
+    def leave_all(cls, surveys: Sequence[Any], sources: Sequence[Resident]) -> list[Any] | None:
+        """As ``start_all``, with answers that stay on the device: nothing is waited for. None where they are numbers.
+
+        Only for methods that ``leave`` them; see ``kernels.answers``.
+        """
+        return None
+
 
 class TableSurvey(Survey):
     """A survey whose answer follows from a table of partial sums, one row per chunk of the grid.
@@ -99,11 +107,13 @@ class Gram(TableSurvey):
 class Norms(TableSurvey):
     """Per delta, ``(total, kept)``: the sum of ``|d|**power`` over all elements, and over those that are kept.
 
-    One read. Relative error bound: ``72 * 2**-53`` (see ``kernels.norms``).
+    One read. Relative error bound: ``72 * 2**-53`` (see ``kernels.norms``). ``factors_of`` has weights and the least
+    norm: what ``kernels.matched_factors`` makes of them and the norms is all that is asked for, and may be the answer.
     """
 
     keeps: Sequence[Keep]
     power: int = 1
+    factors_of: tuple[Sequence[float], float] | None = None
 
     def partials(self, chunk: Chunk) -> Tensor:
         part = grid_table(chunk.tensors[0], 2 * len(chunk.tensors))
@@ -114,16 +124,27 @@ class Norms(TableSurvey):
         sums = kernels.total(table)
         return list(zip(sums[::2], sums[1::2], strict=True))
 
+    @classmethod
+    def leave_all(cls, surveys: Sequence[Any], sources: Sequence[Resident]) -> list[Any] | None:
+        if any(survey.factors_of is None for survey in surveys):
+            return None
+        tables = [survey.partials(*source.chunks()) for survey, source in zip(surveys, sources, strict=True)]
+        weights = [survey.factors_of[0] for survey in surveys]
+        return list(kernels.matched_factors(tables, weights, surveys[0].factors_of[1]))
+
 
 @dataclass(frozen=True)
 class Boundaries(Survey):
     """Per delta, the boundary for each of its ranks: exactly so many of the largest magnitudes lie inside it.
 
-    Exact. One read of a whole tensor; of a tensor in chunks two reads, and a third where equal
-    magnitudes lie on both sides of a boundary.
+    Exact. With ``for_rules`` they are only made keep rules of, and may be ``kernels.FoundBoundary``.
+
+    One read of a whole tensor; of a tensor in chunks two reads, and a third where equal magnitudes lie on both sides of
+    a boundary.
     """
 
     ranks: Sequence[Sequence[int]]
+    for_rules: bool = False
 
     def run(self, source: Source) -> list[list[Boundary]]:
         if source.whole:
@@ -136,9 +157,18 @@ class Boundaries(Survey):
 
     @classmethod
     def start_all(cls, surveys: Sequence[Any], sources: Sequence[Resident]) -> Callable[[], list[Any]]:
+        return kernels.start_selection(cls._jobs(surveys, sources)).result
+
+    @classmethod
+    def leave_all(cls, surveys: Sequence[Any], sources: Sequence[Resident]) -> list[Any] | None:
+        if not all(survey.for_rules for survey in surveys):
+            return None
+        return list(kernels.found_boundaries(cls._jobs(surveys, sources)))
+
+    @staticmethod
+    def _jobs(surveys: Sequence[Any], sources: Sequence[Resident]) -> list[kernels.SelectJob]:
         pairs = zip(surveys, sources, strict=True)
-        jobs = [kernels.SelectJob(source.tensors, source.base, survey.ranks) for survey, source in pairs]
-        return kernels.start_selection(jobs).result
+        return [kernels.SelectJob(source.tensors, source.base, survey.ranks) for survey, source in pairs]
 
 
 @dataclass(frozen=True)

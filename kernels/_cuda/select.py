@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from .. import _native
 from .._download import download
@@ -11,6 +12,9 @@ from .._jobs import SelectJob
 from .._sampling import DEVIATIONS, SPARE
 from ..keep import Boundary
 from . import extension, stream
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Bytes of work space that jobs share; those of one job may take more.
 WORKSPACE = 1 << 28
@@ -20,8 +24,8 @@ misled: Counter[str] = Counter()
 _STATUS = {1: "missed", 2: "overflowed"}
 
 
-def start(jobs: Sequence[SelectJob]) -> Callable[[], list[list[list[Boundary | None]]]]:
-    """Launch selections; the function that is returned waits for the boundaries, None where a sample misled."""
+def launch(jobs: Sequence[SelectJob]) -> Tensor:
+    """Launch selections and return where they write: a row (threshold, break index, status) for each rank, in turn."""
     import torch
 
     like = jobs[0].tensors[0]
@@ -34,7 +38,12 @@ def start(jobs: Sequence[SelectJob]) -> Callable[[], list[list[list[Boundary | N
         workspace = torch.empty(size, dtype=torch.uint8, device=like.device)
         extension().select(rows[done:].data_ptr(), workspace.data_ptr(), tuples, settings, stream(like))
         done += sum(len(wanted) for _, lists in tuples for wanted in lists)
-    wait = download(rows)
+    return rows
+
+
+def start(jobs: Sequence[SelectJob]) -> Callable[[], list[list[list[Boundary | None]]]]:
+    """Launch selections; the function that is returned waits for the boundaries, None where a sample misled."""
+    wait = download(launch(jobs))
 
     def boundaries() -> list[list[list[Boundary | None]]]:
         found = iter(wait().tolist())

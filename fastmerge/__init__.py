@@ -6,11 +6,14 @@ The names below are imported on first use, so that ``import fastmerge`` does not
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import functional
+    from . import functional, methods, plan
     from .adapters import merge_adapter_folders, merge_adapters
+    from .analysis import analyze
     from .api import check, merge, verify, verify_recipe
     from .averaging import average, greedy_soup
     from .errors import FastmergeError, InvalidInput
@@ -29,6 +32,7 @@ __all__ = [
     "Averager",
     "FastmergeError",
     "InvalidInput",
+    "analyze",
     "average",
     "check",
     "diff",
@@ -43,6 +47,8 @@ __all__ = [
     "merge_adapter_folders",
     "merge_adapters",
     "merge_state_dicts",
+    "methods",
+    "plan",
     "push_to_hub",
     "verify",
     "verify_recipe",
@@ -52,6 +58,7 @@ _HOMES = {
     "Averager": "training",
     "FastmergeError": "errors",
     "InvalidInput": "errors",
+    "analyze": "analysis",
     "average": "averaging",
     "check": "api",
     "diff": "reports.comparing",
@@ -71,9 +78,40 @@ _HOMES = {
 }
 
 
+# Rooms that bear the name of a command: called, they are the function of that command.
+_CALLED = {"methods": ("reports.listing", "list_methods"), "plan": ("api", "check")}
+
+
+class _Called(ModuleType):
+    """``fastmerge.plan(recipe)`` and ``fastmerge.methods()``; the modules hold what makes plans, and the methods."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        home, name = _CALLED[self.__name__.rpartition(".")[2]]
+        return getattr(importlib.import_module(f"{__name__}.{home}"), name)(*arguments, **options)
+
+    @property
+    def __signature__(self) -> Any:
+        import inspect
+
+        home, name = _CALLED[self.__name__.rpartition(".")[2]]
+        return inspect.signature(getattr(importlib.import_module(f"{__name__}.{home}"), name))
+
+
+class _Root(ModuleType):
+    """This module: a room is set as its attribute when it is imported, by whomever."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _CALLED and isinstance(value, ModuleType):
+            value.__class__ = _Called
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Root
+
+
 def __getattr__(name: str) -> Any:
-    if name == "functional":
-        return importlib.import_module(f"{__name__}.functional")
+    if name == "functional" or name in _CALLED:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

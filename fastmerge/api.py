@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .devices.names import DEFAULT
 from .plan import DEFAULT_SHARD_SIZE, plan_all
+from .progress import ProgressLike, shown
 from .recipe import load
 from .recipe.pipeline import load_pipeline
 from .sizes import DEFAULT_RAM, parse_size
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "merge", "verify", "verify_recipe"]
 
+_log = logging.getLogger(__name__)
+
 RecipeLike = str | os.PathLike[str] | dict[str, Any]
-Progress = Callable[[int, int], None]
 
 
 def merge(
@@ -43,7 +45,7 @@ def merge(
     overwrite: bool = False,
     allow_nonfinite: bool = False,
     report: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> Report:
     """Merge the models of ``recipe`` into the folder ``out``. An interrupted merge goes on when it is called again.
 
@@ -66,7 +68,8 @@ def merge(
         allow_nonfinite: let NaN and infinity pass; without it inputs that hold them, and results that do, are refused.
         report:     read inputs and output once more, and write what the merge did into ``out``: ``report.html``, one
                     page with pictures, ``report.csv``, and ``report.json``.
-        progress:   called several times a second with the output bytes that are written, and all of them.
+        progress:   None draws a bar in notebooks, True everywhere, False none; or what is called several times a second
+                    with the output bytes that are written, and all of them.
     Raises:
         InvalidInput:   the recipe or its models cannot be merged; all problems are in ``problems``.
         Refused:        an input or a result holds NaN or infinity, or a method cannot merge what the inputs hold.
@@ -81,11 +84,13 @@ def merge(
         backend=backend, overwrite=overwrite, allow_nonfinite=allow_nonfinite,
     )  # fmt: skip
     prepare(options.device, options.ram)
-    merged = merge_all(
-        load_pipeline(recipe, semantics=semantics, seed=seed), out, options, progress, intermediates=intermediates,
-        shard_size=parse_size(shard_size), allow_mixed_types=allow_mixed_types, truncate_embeddings=truncate_embeddings,
-        copy_tokenizer=copy_tokenizer, model_card=model_card, strict=strict, report=report,
-    )  # fmt: skip
+    with shown(progress, "merging") as call:
+        merged = merge_all(
+            load_pipeline(recipe, semantics=semantics, seed=seed), out, options, call, intermediates=intermediates,
+            shard_size=parse_size(shard_size), allow_mixed_types=allow_mixed_types,
+            truncate_embeddings=truncate_embeddings, copy_tokenizer=copy_tokenizer, model_card=model_card,
+            strict=strict, report=report,
+        )  # fmt: skip
     found = merged[-1].report
     assert found is not None, "only intermediate results are taken over"
     return found
@@ -127,6 +132,8 @@ def check(
         strict=strict,
     )
     with planned as plans:
+        for note in dict.fromkeys(note for plan in plans for note in plan.notes):
+            _log.info("note: %s", note)
         return plans[-1]
 
 
@@ -138,21 +145,22 @@ def verify(
     seed: int = 0,
     ram: int | str = DEFAULT_RAM,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> VerifyReport:
     """Recompute tensors of the output folder ``out`` from its inputs and compare bits; the rest by checksum.
 
     Args:
         sample: number of tensors to recompute, chosen at random by ``seed``; None recomputes all.
+        progress: as in ``merge``.
     Raises:
         CheckpointError: there is no manifest, or an input is missing or no longer the one of the merge.
     """
     from .pipelines import verify_all
 
-    return verify_all(
-        out, sample=sample, backend=backend, seed=seed, ram=parse_size(ram), threads=threads,
-        progress=progress,
-    )  # fmt: skip
+    with shown(progress, "verifying") as call:
+        return verify_all(
+            out, sample=sample, backend=backend, seed=seed, ram=parse_size(ram), threads=threads, progress=call
+        )
 
 
 def verify_recipe(
@@ -164,19 +172,20 @@ def verify_recipe(
     seed: int | None = None,
     ram: int | str = DEFAULT_RAM,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> RecipeReport:
     """Judge the folder ``out``, whichever tool wrote it, by what ``recipe`` gives: equal, within rounding, different.
 
     Args:
-        recipe, semantics, seed: as in ``merge``.
+        recipe, semantics, seed, progress: as in ``merge``.
     Raises:
         InvalidInput:    the recipe or its models cannot be merged.
         CheckpointError: the output cannot be read.
     """
     from .engine import verify_recipe as verify_output
 
-    return verify_output(
-        load(recipe, semantics=semantics, seed=seed), os.fspath(out), backend=backend, ram=parse_size(ram),
-        threads=threads, progress=progress,
-    )  # fmt: skip
+    with shown(progress, "verifying") as call:
+        return verify_output(
+            load(recipe, semantics=semantics, seed=seed), os.fspath(out), backend=backend, ram=parse_size(ram),
+            threads=threads, progress=call,
+        )  # fmt: skip

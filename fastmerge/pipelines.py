@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from .recipe.types import Recipe
 __all__ = ["Merged", "merge_all", "verify_all"]
 
 Progress = Callable[[int, int], None]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def merge_all(
             plans = made
     if len(plans) == 1 and out is not None:
         told = _shifted(progress, 0, _tensor_bytes(plans[0]) + _report_bytes(plans[0], report))
-        done = run(plans[0], os.fspath(out), options, told, ranks)
+        done = _run(plans[0], os.fspath(out), options, told, ranks)
         written = _report(plans[0], out, done, options, progress, 0) if report and ranks.first else None
         return [Merged("", plans[0], done, written)]
     if ranks.count > 1:
@@ -110,7 +113,7 @@ def merge_all(
                 # What an earlier run left in a folder of ours is of no other use.
                 ours = not final and (intermediates is None or not lazy)
                 settings = replace(options, overwrite=True) if ours else options
-                found = run(plan, target, settings, _shifted(progress, finished, total))
+                found = _run(plan, target, settings, _shifted(progress, finished, total))
                 if reported:
                     page = _report(plan, target, found, options, _shifted(progress, 0, total), finished)
             merged.append(Merged(step.name, plan, found, page))
@@ -202,6 +205,18 @@ def _place(
 
 def _tensor_bytes(plan: Plan) -> int:
     return sum(output.nbytes for output in plan.outputs)
+
+
+def _run(plan: Plan, out: str, options: RunOptions, progress: Progress | None, ranks: Ranks = ALONE) -> Report:
+    """Merge, and say so to the log."""
+    _log.info("%s into %s", plan, out)
+    for note in plan.notes:
+        _log.info("note: %s", note)
+    found = run(plan, out, options, progress, ranks)
+    for note in found.notes:
+        _log.info("note: %s", note)
+    _log.info("%s: %s", out, found)
+    return found
 
 
 def _report_bytes(plan: Plan, wanted: bool) -> int:

@@ -21,7 +21,8 @@ from ..engine.reading import Values
 from ..errors import BudgetError, InvalidInput, Problem, Refused, explained, nearest
 from ..extraction.factors_file import FactorsFile
 from ..extraction.run import matrix_bytes
-from ..sizes import DEFAULT_RAM, parse_size
+from ..results import Result
+from ..sizes import DEFAULT_RAM, parse_size, show_size
 from .combining import COMBINATIONS, Combination, Factors
 from .opened import Opened, modules_of, open_adapters, problems_of, ranks_of
 from .result_config import merged_config
@@ -34,8 +35,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 _PREFIX = "base_model.model."
 
 
-@dataclass(frozen=True)
-class AdapterReport:
+@dataclass(frozen=True, repr=False)
+class AdapterReport(Result):
     """Attributes:
     folder:      of the merged adapter.
     combination: its type; ``linear`` for a single adapter, as PEFT has it.
@@ -53,6 +54,14 @@ class AdapterReport:
     error: float | None
     nbytes: int
     seconds: float
+
+    def __str__(self) -> str:
+        return f"adapter of {self.modules} modules in {self.folder}: {self.combination}, {show_size(self.nbytes)}"
+
+    def facts(self) -> list[tuple[str, str]]:
+        low, high = self.ranks
+        found = [("rank", str(low) if low == high else f"{low} to {high}"), ("time", f"{self.seconds:.2f} s")]
+        return found + ([] if self.error is None else [("error", f"{100 * self.error:.2f} % of the norm is missed")])
 
 
 def merge_adapter_folders(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..engine.folders import appearing, free_target
 from ..engine.reading import DeltaReader, reading_bytes
 from ..errors import BudgetError, InvalidInput, Problem
+from ..progress import Progress, ProgressLike, of_bytes, shown
 from ..sizes import DEFAULT_RAM, parse_size
 from .experts import choose, mean_alignment
 from .family import Family, Matched, open_family
@@ -22,6 +24,8 @@ from .theorem import rank_collapse
 from .types import Analysis, AnalysisReport
 
 __all__ = ["analyze"]
+
+_log = logging.getLogger(__name__)
 
 # Layers in which directions are compared: each matrix costs an eigendecomposition in float64.
 SAMPLED_LAYERS = 4
@@ -39,7 +43,7 @@ def analyze(
     theorem: bool = False,
     exact: bool = False,
     ram: int | str = DEFAULT_RAM,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressLike = None,
 ) -> AnalysisReport:
     """Compare fine-tuned models with their base and with each other, and write a report into the folder ``out``.
 
@@ -55,7 +59,8 @@ def analyze(
         exact:         decompose every matrix in full; else leading singular values are searched for, and how much
                        too large a stable rank may be is known (``Ranks.missed``).
         ram:           memory budget beyond the interpreter and its packages.
-        progress:      called with the input bytes that were read, and all of them.
+        progress:      None draws a bar in notebooks, True everywhere, False none; or what is called with the input
+                       bytes that were read, and all of them.
     Raises:
         InvalidInput:   models do not match the base, or an argument does not match the models; all is named.
         FastmergeError: a file is corrupt, a delta is not finite, the budget is too small, ``out`` exists.
@@ -71,7 +76,8 @@ def analyze(
             if choose_models is not None and not 2 <= choose_models <= len(models):
                 raise InvalidInput([Problem("choose", f"is {choose_models}", f"there are {len(models)} models")])
             work = _Work(open_family(base, models), show, ho_gsvd or choose_models is not None, exact, parse_size(ram))
-            _analyze(analysis, work, stack.enter_context(journal_of(target, work.family, exact)), progress)
+            call = stack.enter_context(shown(progress, "reading"))
+            _analyze(analysis, work, stack.enter_context(journal_of(target, work.family, exact)), call)
             if choose_models is not None:
                 analysis.choice = choose(mean_alignment(analysis.directions), choose_models)
         if theorem:
@@ -80,7 +86,9 @@ def analyze(
             summary = write_report(folder, analysis)
             files = tuple(sorted(path.name for path in folder.iterdir()))
     of_models = analysis.family.notes if analysis.family else ()
-    return AnalysisReport(str(Path(out).absolute()), files, summary, of_models)
+    report = AnalysisReport(str(Path(out).absolute()), files, summary, of_models)
+    _log.info("%s", report)
+    return report
 
 
 class _Work:
@@ -102,11 +110,10 @@ class _Work:
         return read + sum(delta_nbytes(tensor) for tensor in (*self.shown, *self.sampled))
 
 
-def _analyze(analysis: Analysis, work: _Work, journal: Journal, progress: Callable[[int, int], None] | None) -> None:
+def _analyze(analysis: Analysis, work: _Work, journal: Journal, progress: Progress | None) -> None:
     family, total = work.family, work.nbytes
     analysis.family = family
-    told = None if progress is None else lambda done: progress(done, total)
-    with DeltaReader(family.files, told) as reader:
+    with DeltaReader(family.files, of_bytes(progress, total)) as reader:
         found = survey(family, reader, journal, work.exact, work.workers)
         analysis.measures = {name: known.measure for name, known in found.items()}
         analysis.ranks = {name: known.ranks for name, known in found.items() if known.ranks is not None}

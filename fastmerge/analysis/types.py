@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..results import Result, counted
 from .experts import Choice
 from .family import Family
 from .matrices import Directions, Ranks, Spectra
@@ -37,8 +38,8 @@ class Analysis:
     theorem: Collapse | None = None
 
 
-@dataclass(frozen=True)
-class AnalysisReport:
+@dataclass(frozen=True, repr=False)
+class AnalysisReport(Result):
     """Attributes:
     folder:  of the report.
     files:   in it.
@@ -50,3 +51,19 @@ class AnalysisReport:
     files: tuple[str, ...]
     summary: dict[str, Any]
     notes: tuple[str, ...]
+
+    @property
+    def page(self) -> str:
+        """Path of the page."""
+        return f"{self.folder}/report.html"
+
+    def __str__(self) -> str:
+        models = self.summary.get("models", ())
+        return f"analysis of {counted(len(models), 'model')}: {self.page}, {counted(len(self.files), 'file')}"
+
+    def facts(self) -> list[tuple[str, str]]:
+        return [
+            (model["label"], f"{100 * model['relative_norm']:.3g} % of the base's norm away from it, "
+             f"{100 * model['density']:.3g} % of the elements changed")
+            for model in self.summary.get("models", ())
+        ]  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..engine.workplace import SCORES
 from ..recipe.references import parse_reference
+from ..results import Result
 from .scoring import Score, checked
 
 
@@ -24,8 +25,8 @@ class Trial:
     kept: bool
 
 
-@dataclass(frozen=True)
-class GreedySoup:
+@dataclass(frozen=True, repr=False)
+class GreedySoup(Result):
     """What a search found.
 
     Attributes:
@@ -39,6 +40,13 @@ class GreedySoup:
     score: float
     trials: tuple[Trial, ...]
     report: Any = None
+
+    def __str__(self) -> str:
+        alone = sum(len(trial.models) == 1 for trial in self.trials)
+        return f"soup of {len(self.models)} of {alone} checkpoints, score {self.score:g}"
+
+    def facts(self) -> list[tuple[str, str]]:
+        return [("part", model) for model in self.models]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ..plan import make_plan
 from ..plan.models import MERGED, is_head
 from ..plan.types import OutputTensor, Plan
 from ..recipe import Recipe
+from ..results import Result
 from ..sizes import DEFAULT_RAM, parse_size
 from ..steps.inputs import Inputs
 from .batches import units
@@ -51,8 +52,8 @@ class Judged:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class RecipeReport:
+@dataclass(frozen=True, repr=False)
+class RecipeReport(Result):
     """What a verification against a recipe found.
 
     Attributes:
@@ -70,6 +71,14 @@ class RecipeReport:
         """The worst verdict: different, undecided, within rounding, equal."""
         found = {item.verdict for item in self.tensors}
         return next((v for v in (DIFFERENT, UNDECIDED, ROUNDING) if v in found), EQUAL)
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in self.counts.items())
+        return f"{self.verdict}: {counts or 'no tensors'}"
+
+    def facts(self) -> list[tuple[str, str]]:
+        found = [("time", f"{self.seconds:.2f} s")]
+        return found + [(item.name, f"{item.verdict}: {item.detail}") for item in self.tensors if item.verdict != EQUAL]
 
     @property
     def counts(self) -> dict[str, int]:

@@ -9,6 +9,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..results import Result
+from ..sizes import show_size
+
 STAGES = ("read", "compute", "write")
 
 
@@ -31,8 +34,8 @@ class Stage:
     active: float
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Result):
     """What a run did.
 
     Attributes:
@@ -68,6 +71,31 @@ class Report:
     stages: dict[str, Stage] = field(default_factory=dict)
     io_active: float = 0.0
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return (
+            f"merged {self.tensors} tensors: {show_size(self.bytes_written)} written in {self.seconds:.2f} s, "
+            f"{show_size(self.rate)}/s"
+        )
+
+    def facts(self) -> list[tuple[str, str]]:
+        found = [
+            ("read", show_size(self.bytes_read)),
+            ("written", show_size(self.bytes_written)),
+            ("time", f"{self.seconds:.2f} s ({show_size(self.rate)}/s), {self.cpu_seconds:.2f} CPU-s"),
+            ("device", f"{', '.join(self.devices)} ({self.device_reason})"),
+            ("peak memory", f"{show_size(self.peak_rss)}, with the interpreter and its packages"),
+        ]
+        if self.peak_vram:
+            found.append(("peak on a GPU", show_size(self.peak_vram)))
+        if self.resumed:
+            found.append(("resumed", f"{self.resumed} tensors were taken over from an interrupted run"))
+        return found
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second, read and written."""
+        return (self.bytes_read + self.bytes_written) / self.seconds if self.seconds else 0.0
 
     @property
     def bound_seconds(self) -> float:

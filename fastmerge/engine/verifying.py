@@ -19,7 +19,8 @@ from ..kernels import limited_threads, use_backend
 from ..plan import make_plan
 from ..plan.types import OutputTensor, Plan
 from ..recipe import ModelRef, Recipe
-from ..sizes import DEFAULT_RAM, parse_size
+from ..results import Result, counted
+from ..sizes import DEFAULT_RAM, parse_size, show_size
 from .batches import units
 from .censuses import knowing, take_all
 from .context import RunContext
@@ -36,8 +37,8 @@ from .targets import Host
 from .working import default_threads, work
 
 
-@dataclass(frozen=True)
-class VerifyReport:
+@dataclass(frozen=True, repr=False)
+class VerifyReport(Result):
     """What a verification found.
 
     Attributes:
@@ -61,6 +62,14 @@ class VerifyReport:
     @property
     def ok(self) -> bool:
         return not self.mismatches
+
+    def __str__(self) -> str:
+        verdict = "every bit is as it should be" if self.ok else f"{counted(len(self.mismatches), 'mismatch')}"
+        return f"{verdict}: {self.tensors} tensors, {self.recomputed} computed again, {self.checked} by checksum"
+
+    def facts(self) -> list[tuple[str, str]]:
+        found = [("read", show_size(self.bytes_read)), ("time", f"{self.seconds:.2f} s")]
+        return found + [(problem.where, problem.what) for problem in self.mismatches]
 
 
 def verify(

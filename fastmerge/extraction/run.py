@@ -8,11 +8,12 @@ the delta exceeds the least one by less than 1e-6 of it), before the factors are
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,9 @@ from ..engine.reading import DeltaReader, reading_bytes
 from ..errors import BudgetError, FastmergeError, InvalidInput, Problem
 from ..kernels.spectral import top_singular
 from ..plan.types import InputTensor
-from ..sizes import DEFAULT_RAM, parse_size
+from ..progress import ProgressLike, of_bytes, shown
+from ..results import Result
+from ..sizes import DEFAULT_RAM, parse_size, show_size
 from .adapter_config import write_config
 from .factors_file import FactorsFile
 from .selection import Other, Pair, Selection, Wanted, is_embedding, module_path, open_pair, savable, select
@@ -34,6 +37,8 @@ __all__ = ["DTYPES", "Extracted", "ExtractionReport", "extract"]
 
 DTYPES = {kind.name: kind for kind in (float32, bfloat16, float16)}
 """Dtypes of the factors, by name."""
+
+_log = logging.getLogger(__name__)
 
 MATRICES = ("attn_mlp", "all")
 
@@ -66,8 +71,8 @@ class Extracted:
     method: str
 
 
-@dataclass(frozen=True)
-class ExtractionReport:
+@dataclass(frozen=True, repr=False)
+class ExtractionReport(Result):
     """Attributes:
     folder:    of the adapter.
     matrices:  what it approximates.
@@ -85,6 +90,22 @@ class ExtractionReport:
     nbytes: int
     seconds: float
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return (
+            f"adapter of {len(self.matrices)} matrices in {self.folder}: {100 * self.energy:.1f} % of the difference, "
+            f"{show_size(self.nbytes)}"
+        )
+
+    def facts(self) -> list[tuple[str, str]]:
+        ranks = sorted(matrix.rank for matrix in self.matrices)
+        return [
+            ("matrices", f"{len(self.matrices)}, of rank {ranks[0]} to {ranks[-1]}"),
+            ("energy", f"{100 * self.energy:.2f} % of the squared norm is kept"),
+            ("error", f"{100 * self.error:.2f} % of the norm is missed"),
+            ("others", f"{len(self.others)} tensors differ and are not approximated, {self.unchanged} are equal"),
+            ("time", f"{self.seconds:.2f} s"),
+        ]
 
     @property
     def energy(self) -> float:
@@ -111,7 +132,7 @@ def extract(
     dtype: str = "float32",
     save_others: bool = False,
     ram: int | str = DEFAULT_RAM,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressLike = None,
 ) -> ExtractionReport:
     """Write a PEFT LoRA adapter into the folder ``out`` that turns ``base`` into ``tuned``, as well as a rank allows.
 
@@ -128,7 +149,8 @@ def extract(
         dtype:       of the factors: float32, bfloat16 or float16.
         save_others: store tensors that differ and are no such matrix whole, as PEFT's ``modules_to_save``.
         ram:         memory budget beyond the interpreter and its packages.
-        progress:    called with the input bytes that were read, and all of them.
+        progress:    None draws a bar in notebooks, True everywhere, False none; or what is called with the input bytes
+                     that were read, and all of them.
     Raises:
         InvalidInput:   the models cannot be opened, or do not differ in any matrix.
         FastmergeError: a file is corrupt, a delta is not finite, the budget is too small, ``out`` exists.
@@ -154,8 +176,11 @@ def extract(
     _check_budget(selection, rank, parse_size(ram))
     files = {file.path: file for model in models for file in model.files}.values()
     total = sum(t.nbytes for pair in selection.pairs for t in pair)
-    told = None if progress is None else lambda done: progress(min(done, total), total)
-    with appearing(out) as folder, DeltaReader(files, told) as reader:
+    with (
+        appearing(out) as folder,
+        shown(progress, "extracting") as call,
+        DeltaReader(files, of_bytes(call, total)) as reader,
+    ):
         differing = [(pair, reason) for pair, reason in selection.others if not _equal(reader, pair)]
         others = [Other(pair[0].name, reason) for pair, reason in differing]
         saved: list[InputTensor] = []
@@ -182,7 +207,7 @@ def extract(
             [module_path(tensor.name) for tensor in saved],
         )  # fmt: skip
         nbytes = path.stat().st_size
-    return ExtractionReport(
+    report = ExtractionReport(
         folder=os.path.abspath(out),
         matrices=tuple(found),
         others=(*others, *selection.unpaired),
@@ -191,6 +216,8 @@ def extract(
         seconds=time.perf_counter() - started,
         notes=notes,
     )
+    _log.info("%s", report)
+    return report
 
 
 def _check_budget(selection: Selection, rank: int, ram: int) -> None:

@@ -17,7 +17,7 @@ from ..dtypes import bfloat16, float16, float32, float64
 from ..engine.arena import Arena
 from ..engine.files import InputFiles
 from ..engine.reading import Values
-from .html import table
+from ..results import Result, table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,7 @@ class TensorDifference:
 
 
 @dataclass(frozen=True, repr=False)
-class Difference:
+class Difference(Result):
     """How two checkpoints differ, tensor by tensor and in all.
 
     Attributes:
@@ -120,9 +120,6 @@ class Difference:
             )
             for item in tensors
         ]
-
-    def __repr__(self) -> str:
-        return f"<Difference: {self}>"
 
     def __str__(self) -> str:
         return (

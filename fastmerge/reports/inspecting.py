@@ -13,14 +13,14 @@ from ..checkpoint import Checkpoint, TensorEntry, locate, open_checkpoint
 from ..checkpoint.layers import find_stacks, split_layer
 from ..checkpoint.quantized import decoded
 from ..errors import CheckpointError
+from ..results import Result
 from ..sizes import show_size
-from .html import facts_table
 
 MANIFEST = "fastmerge.json"
 
 
 @dataclass(frozen=True, repr=False)
-class Inspection:
+class Inspection(Result):
     """A checkpoint, as its headers have it.
 
     Attributes:
@@ -75,15 +75,8 @@ class Inspection:
             ]
         return facts + ([("not merged", self.unread)] if self.unread else [])
 
-    def __repr__(self) -> str:
-        return f"<Inspection of {self.folder}: {show_count(self.parameters)} parameters, {len(self.tensors)} tensors>"
-
     def __str__(self) -> str:
-        width = max(len(name) for name, _ in self.facts())
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.facts())
-
-    def _repr_html_(self) -> str:
-        return facts_table(self.facts())
+        return f"{self.folder}: {show_count(self.parameters)} parameters in {len(self.tensors)} tensors"
 
 
 def inspect(model: str | os.PathLike[str]) -> Inspection:

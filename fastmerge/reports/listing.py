@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..methods import Method, all_methods
-from .html import table
+from ..results import Result, table
 
 
-class Methods(dict[str, Method]):
+class Methods(Result, dict[str, Method]):
     """Every merge method by name; shown as a list with a line for each."""
 
     def __repr__(self) -> str:

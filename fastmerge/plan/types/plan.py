@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
+from ...results import Result, counted
 from ...sizes import show_size
 from .inputs import Dropped, InputModel, InputTensor, ReadFile
 from .outputs import CopiedFile, OutputTensor, Shard, TextFile
 
 
 @dataclass(frozen=True, repr=False)
-class Plan:
+class Plan(Result):
     """The whole merge. ``outputs`` are ordered by (shard, offset).
 
     Attributes:
@@ -55,19 +55,21 @@ class Plan:
     given_semantics: str | None = None
     read: tuple[ReadFile, ...] = ()
 
-    def __repr__(self) -> str:
-        return f"<Plan: {self}>"
-
     def __str__(self) -> str:
         return (
             f"{self.method} of {len(self.models)} models: {len(self.outputs)} tensors, "
             f"reads {show_size(self.bytes_read)}, writes {show_size(self.bytes_written)}"
         )
 
-    def _repr_html_(self) -> str:
-        items = "".join(f"<li>{escape(model.reference)}</li>" for model in self.models)
-        notes = "".join(f"<p>note: {escape(note)}</p>" for note in self.notes)
-        return f"<p>{escape(str(self))}</p><ul>{items}</ul>{notes}"
+    def facts(self) -> list[tuple[str, str]]:
+        copied = sum(output.group is None for output in self.outputs)
+        return [
+            ("method", f"{self.method} (semantics: {self.semantics}, seed: {self.seed})"),
+            *(("model", model.reference) for model in self.models),
+            ("tensors", f"{len(self.outputs) - copied} merged, {copied} copied, {len(self.dropped)} left out"),
+            ("reads", show_size(self.bytes_read)),
+            ("writes", f"{show_size(self.bytes_written)} in {counted(len(self.shards), 'file')}"),
+        ]
 
     @property
     def gathered(self) -> dict[str, InputTensor]:

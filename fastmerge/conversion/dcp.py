@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DcpReport", "to_dcp"]
 
-# Bytes of a tensor that are held at once: larger ones are cut into chunks of rows.
-AT_ONCE = 1 << 28
+# Bytes of a chunk: larger tensors are cut into chunks of rows. Two are held, one of them while the other is read.
+AT_ONCE = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def to_dcp(
 ) -> DcpReport:
     """Write a model as a checkpoint of torch.distributed.checkpoint. It appears when it is complete and was read back.
 
-    Memory: 256 MiB, or the largest row of a tensor where that is more; of quantized models see ``docs/formats.md``.
+    Memory: 128 MiB, or two rows of a tensor where that is more; of quantized models see ``docs/formats.md``.
 
     Args:
         model: a folder or hub id, as recipes name models.

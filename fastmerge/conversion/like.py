@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -123,7 +123,7 @@ class Like:
         for name, item in self.objects.items():
             writer.stored_object(name, item.path, self._range(item.filename, item.offset, item.length))
 
-    def _range(self, filename: str, offset: int, length: int):
+    def _range(self, filename: str, offset: int, length: int) -> Callable[[BinaryIO], None]:
         def write(target: BinaryIO) -> None:
             with open(os.path.join(self.folder, filename), "rb") as source:
                 source.seek(offset)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..checkpoint.trained import is_trained
 from ..recipe.types import ModelRef, Recipe
 from .agreement import check_agreement
 from .card import model_card
@@ -47,9 +48,10 @@ def small_files(
     donor = models[recipe.models[0]]
     files: dict[str, TextFile | CopiedFile] = {}
     if donor.checkpoint.config is None:
+        instead = ", or name a folder that has them with config_source" if is_trained(donor.checkpoint) else ""
         findings.note(
             f"{donor} has no config.json, so the output has none and transformers cannot load it (put the config.json "
-            f"and the tokenizer of the model into {donor.checkpoint.folder})"
+            f"and the tokenizer of the model into {donor.checkpoint.folder}{instead})"
         )
     else:
         config = output_config(donor.checkpoint.config, found, outputs, wanted.truncated or vocabulary is not None)

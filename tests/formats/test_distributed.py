@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import shutil
+import sys
+import types
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from launching import free_port, in_threads
 from make_distributed import DATA, EXPERTS, Q_PROJ, state
 from safetensors.torch import load_file
 from tiny_merges import same_files
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 
 import fastmerge
 from fastmerge.averaging import average_of
@@ -232,6 +237,29 @@ def test_pickles_are_not_run(broken, monkeypatch):
     with pytest.raises(CheckpointError, match=r".metadata: it holds _?io.open, which is not loaded"):
         open_checkpoint(str(broken))
     assert not (broken / "ran").exists()
+
+
+def test_megatrons_own_metadata(save, monkeypatch):
+    """Versions up to 0.15 pickle a class of their own, and plans of the ranks with it."""
+    kind = "megatron.core.dist_checkpointing.strategies.torch"
+    own = types.ModuleType(kind)
+    own.MCoreMetadata = dataclasses.make_dataclass("MCoreMetadata", [("mcore_data", dict, None)], bases=(Metadata,))
+    own.MCoreSavePlan = dataclasses.make_dataclass(
+        "MCoreSavePlan", [("mcore_data", dict, None)], bases=(SavePlan,), frozen=True
+    )
+    for given in (own.MCoreMetadata, own.MCoreSavePlan):
+        given.__module__ = kind
+    for name in ["megatron", "megatron.core", "megatron.core.dist_checkpointing"]:
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, kind, own)
+    model = {f"decoder.{name}": tensor for name, tensor in state(1).items()}
+    folder = save({**model, "chained_0.optimizer.state.exp_avg.decoder.w": torch.ones(2), "rng_state/shard_0_1": b"x"})
+    written = pickle.loads((folder / ".metadata").read_bytes())
+    item = WriteItem(MetadataIndex("w"), WriteItemType.BYTE_IO)
+    found = own.MCoreMetadata(**vars(written), mcore_data={"decoder.w": {"nd_reformulated_orig_global_shape": (2, 3)}})
+    found.all_local_plans = [own.MCoreSavePlan([item], mcore_data={})]
+    (folder / ".metadata").write_bytes(pickle.dumps(found))
+    same(values(folder), model)
 
 
 def test_several_ranks_share_an_average(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from ._progress import progress
 
 if TYPE_CHECKING:
     from ..engine import Report
+    from ..engine.machine import Limit
     from ..engine.ranks import Ranks
     from ..pipelines import Merged
 
@@ -29,6 +30,8 @@ PUSHING = together(
 )
 # Seconds of a run above which it is said what bounded it: below, starting up is most of it.
 LONG = 5.0
+# How often a run takes that bound, above which it is said what else it did.
+FAR = 1.5
 _DOING = {"read": "reading the inputs", "compute": "computing", "write": "writing the output"}
 
 REPORT = click.option(
@@ -206,7 +209,7 @@ def run_plans(found: Planned, out: str | None, **how: Any) -> None:
         note(text, silent)
     if options["as_json"]:
         values = [
-            {"name": item.name, **(_report_values(item.report) if item.report else {}), **_page_of(item)}
+            {"name": item.name, **(_report_values(item.report, out) if item.report else {}), **_page_of(item)}
             for item in merged
         ]
         print_json(values if len(values) > 1 else {k: v for k, v in values[0].items() if k != "name"})
@@ -232,12 +235,14 @@ def _show_reports(out: str | None, merged: list[Merged]) -> None:
             _show_report(where, item)
 
 
-def _report_values(report: Report) -> dict[str, Any]:
+def _report_values(report: Report, out: str | None) -> dict[str, Any]:
+    limit = _limit(report, out or ".")
     return {
         **dataclasses.asdict(report),
         "bound_seconds": report.bound_seconds,
         "distance": report.distance,
         "bounded_by": report.bounded_by,
+        "machine_bound": limit and {**dataclasses.asdict(limit), "seconds": limit.seconds},
     }
 
 
@@ -260,7 +265,7 @@ def _show_report(out: str, item: Merged) -> None:
             ("read", show_size(report.bytes_read)),
             ("written", f"{show_size(report.bytes_written)} in {counted(len(plan.shards), 'file')} of weights"),
             ("time", f"{report.seconds:.2f} s ({rate}), {report.cpu_seconds:.2f} CPU-s"),
-            *([("bound", _bound(report))] if report.seconds > LONG else []),
+            *([("bound", _bound(report, limit))] if (limit := _limit(report, out)) else []),
             ("device", f"{', '.join(report.devices)} ({report.device_reason})"),
             ("peak memory", f"{show_size(report.peak_rss)}, with the interpreter and its packages"),
             *([("peak on a GPU", show_size(report.peak_vram))] if report.peak_vram else []),
@@ -269,7 +274,17 @@ def _show_report(out: str, item: Merged) -> None:
     )
 
 
-def _bound(report: Report) -> str:
-    """Return in words how near a run came to what its slowest part alone would take."""
-    part = _DOING.get(report.bounded_by, report.bounded_by)
-    return f"{part} alone takes {report.bound_seconds:.1f} s; the merge took {report.distance:.2f} times that"
+def _limit(report: Report, out: str) -> Limit | None:
+    """Return what bounded a run that took long, of what this machine can do."""
+    if report.seconds <= LONG:
+        return None
+    from ..engine.machine import Machine, limit_of
+
+    return limit_of(Machine.of_user().limits_of(report, os.path.dirname(os.path.abspath(out))))
+
+
+def _bound(report: Report, limit: Limit) -> str:
+    """Return in words how near a run came to it, and what kept it away."""
+    times = report.seconds / limit.seconds
+    away = f", most of it {_DOING[report.bounded_by]}" if times > FAR else ""
+    return f"{limit}; the merge took {times:.2f} times that{away}"

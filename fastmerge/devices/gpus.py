@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from ..errors import BudgetError, FastmergeError
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 # cudaHostRegisterPortable: pinned for every GPU.
 _PORTABLE = 1
+
+# Bytes that are copied to measure the bus.
+UPLOADED = 64 << 20
 
 # ROCm's devices, on Linux itself and in WSL.
 _OF_AMD = ("/dev/kfd", "/dev/dxg")
@@ -53,6 +57,23 @@ def visible() -> list[torch.device]:
     import torch
 
     return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+
+
+def upload_rate(device: torch.device) -> float:
+    """Return the bytes per second of copies from pinned memory to a GPU: the fastest of a few."""
+    import torch
+
+    with torch.cuda.device(device):
+        host = torch.empty(UPLOADED, dtype=torch.uint8, pin_memory=True)
+        there = torch.empty(UPLOADED, dtype=torch.uint8, device=device)
+        best = 0.0
+        for _ in range(4):
+            torch.cuda.synchronize(device)
+            begin = time.perf_counter()
+            there.copy_(host, non_blocking=True)
+            torch.cuda.synchronize(device)
+            best = max(best, UPLOADED / (time.perf_counter() - begin))
+    return best
 
 
 class Cuda:

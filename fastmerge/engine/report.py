@@ -54,6 +54,7 @@ class Report(Result):
         io_active:     time during which at least one read or write was under way: what the disk and the
                        page cache took for these bytes in this run, while its other threads, and other programs,
                        used them and the processor too. A quiet machine may do better.
+        cold:          input files that were not in the page cache when the run began.
         notes:         what the methods found and the user should know, one sentence each.
     """
 
@@ -70,6 +71,7 @@ class Report(Result):
     peak_vram: int = 0
     stages: dict[str, Stage] = field(default_factory=dict)
     io_active: float = 0.0
+    cold: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:

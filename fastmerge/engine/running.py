@@ -107,6 +107,7 @@ def run(
         target, sizes = feasible(plan, options)
         staging.check_target()
         inputs.open()
+        cold = tuple(path for path in inputs.paths if not inputs.cached(path))
         with (
             _if_first(ranks, staging.made),
             _if_first(ranks, lambda: accounted(staging, plan)),
@@ -126,7 +127,7 @@ def run(
     report = meter.report(
         len(plan.outputs), len(finished), sizes.workers, target.names, target.why, target.peak_bytes()
     )
-    return replace(report, notes=(*report.notes, *others, *_of_ranks(ranks)))
+    return replace(report, cold=cold, notes=(*report.notes, *others, *_of_ranks(ranks)))
 
 
 def _of_ranks(ranks: Ranks) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ import fastmerge
 from fastmerge import pipelines
 from fastmerge.cli import _mergekit, _progress
 from fastmerge.devices.names import DEFAULT
+from fastmerge.engine import machine
+from fastmerge.engine.files import InputFiles
 from fastmerge.errors import OutputError
 
 
@@ -57,6 +60,25 @@ def test_report_as_json(ties, tmp_path):
     assert report["tensors"] == 21 and report["resumed"] == 0
     assert report["distance"] == pytest.approx(report["seconds"] / report["bound_seconds"])
     assert report["bounded_by"] in ("read", "compute", "write")
+
+
+def test_a_long_merge_says_what_of_the_machine_bounds_it(ties, tmp_path, monkeypatch):
+    assert "\nbound" not in call("merge", ties, tmp_path / "short").stdout
+    assert call_json("merge", ties, tmp_path / "json")["machine_bound"] is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys.modules["fastmerge.cli.merge"], "LONG", 0.0)
+    rates = {"_copy_rate": 2e6, "_read_rate": 1e5, "_write_rate": 1e9}
+    for name, rate in rates.items():
+        monkeypatch.setattr(machine, name, lambda *_, rate=rate: rate)
+    for cold, what, rate in ((True, "reading the inputs from the disk", 1e5), (False, "copying input and output", 2e6)):
+        monkeypatch.setattr(InputFiles, "cached", lambda self, path, cold=cold: not cold)
+        found = call("merge", ties, tmp_path / "out", "--overwrite").stdout
+        assert re.search(
+            rf"\nbound +{what}.* takes [\d.]+ s at the .*/s of this machine; the merge took [\d.]+ times", found
+        )
+        bound = call_json("merge", ties, tmp_path / "out", "--overwrite")["machine_bound"]
+        assert bound["rate"] == rate and bound["seconds"] == pytest.approx(bound["nbytes"] / rate)
+    assert (tmp_path / "cache/fastmerge/machine.json").exists()
 
 
 def test_dry_run_and_plan_agree_and_write_nothing(ties, tmp_path):
@@ -204,10 +226,11 @@ def test_a_backend_that_cannot_run_is_one_message(ties, tmp_path):
 
 @pytest.mark.parametrize(("seconds", "said"), [(4.9, False), (10.0, True)])
 def test_the_bound_is_told_of_long_runs_only(seconds, said, ties, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     run = pipelines.run
     monkeypatch.setattr(pipelines, "run", lambda *given: dataclasses.replace(run(*given), seconds=seconds))
     text = call("merge", ties, tmp_path / "out").stdout
-    assert ("\nbound " in text and " alone takes " in text and " times that" in text) == said
+    assert ("\nbound " in text and " of this machine; the merge took " in text and " times that" in text) == said
 
 
 def test_phases_are_told_on_a_terminal_only(ties, tmp_path, monkeypatch, capsys):

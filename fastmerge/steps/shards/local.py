@@ -13,20 +13,28 @@ from ..inputs import Inputs
 from ..source import Chunk
 from .layout import Runs
 
+# Runs that are merged side by side, on a GPU in one launch where the step can. Of more, CPUs are slower.
+RUNS = 64
+
 
 def apply_to_part(step: Apply, runs: Runs, out: Tensor, inputs: Inputs[Tensor]) -> None:
     """Apply a step to the part of a tensor that has these runs.
 
-    At once where the step does not ask for the place of an element, else run by run.
+    At once where the step does not ask for the place of an element, else by its runs, some side by side.
     """
     local = localized(step, runs)
     if local is not None:
         local(out, Chunk.of(inputs))
         return
-    out, inputs = out.view(-1), inputs.map(lambda tensor: tensor.view(-1))
-    for start, stop, place in runs:
-        part = slice(place, place + stop - start)
-        step(out[part], Chunk.of(inputs.map(lambda tensor, part=part: tensor[part]), start))  # type: ignore[misc]
+    flat, every = out.view(-1), inputs.map(lambda tensor: tensor.view(-1))
+    ends = list(runs)
+    for some in (ends[i : i + RUNS] for i in range(0, len(ends), RUNS)):
+        outs, chunks = [], []
+        for start, stop, place in some:
+            part = slice(place, place + stop - start)
+            outs.append(flat[part])
+            chunks.append(Chunk.of(every.map(lambda tensor, part=part: tensor[part]), start))  # type: ignore[misc]
+        step.apply_all([step] * len(some), outs, chunks)
 
 
 def localized(step: Apply, runs: Runs) -> Apply | None:

@@ -109,6 +109,10 @@ class SpectralMethod(Method):
     def scratch_bytes(self, group: Group) -> int | None:
         return scratch_bytes(group, group.models if self.stacked else 1) if self.is_changed(group) else None
 
+    def apart(self, group: Group) -> range:
+        """Stacked experts."""
+        return range(len(group.shape) - 2)
+
     def cost(self, group: Group) -> float:
         return decomposed(group, group.models if self.stacked else 1) if self.is_changed(group) else super().cost(group)
 

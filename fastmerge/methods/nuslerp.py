@@ -61,6 +61,10 @@ class NuSlerp(Method):
         rows = _rows(group)
         return None if rows is None else rows.scratch_bytes(group.models)
 
+    def apart(self, group: Group) -> range:
+        rows = _rows(group)
+        return range(0) if rows is None or rows.inner > 1 else range(len(group.shape) - 1)
+
 
 def _rows(group: Group) -> Rows | None:
     """Return the vectors that have an angle of their own; None where the whole tensor is one."""

@@ -190,6 +190,13 @@ class Method(ABC):
         """
         return None
 
+    def apart(self, group: Group) -> range:
+        """Return the first dimensions of a tensor that has to come whole along which it may be cut all the same.
+
+        Its slices are merged each for itself, with the same bits, however many there are.
+        """
+        return range(0)
+
     def together(self, group: Group) -> bool:
         """Return True when ranks that hold rows or columns of this matrix can merge it together: a ``PartedMerge``."""
         return False

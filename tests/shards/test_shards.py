@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import shard_calls
 import shard_failures
 import shard_worker as worker
 import torch
 import torch.multiprocessing
+
+from fastmerge.methods import all_methods
 
 MORE = (*shard_calls.CASES, *shard_failures.CASES)
 
@@ -33,6 +38,12 @@ def test_merges_as_one_process_does(two, name):
 def test_on_two_ranks(two, case):
     for failures in two:
         assert failures[case.__name__] is None
+
+
+def test_the_page_names_every_method():
+    page = (Path(__file__).parents[2] / "docs" / "shards.md").read_text()
+    table = page.split("## Methods")[1].split("\n\n")[2]
+    assert set(all_methods()) == set(re.findall(r"\w+", table)) & set(all_methods())
 
 
 @pytest.mark.slow

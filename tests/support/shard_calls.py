@@ -113,7 +113,7 @@ def how_matrices_are_merged_is_logged(mesh, rank, states):
     base, *tuned = by_rows(mesh, states)
     with logged() as lines:
         fastmerge.merge_(base, tuned, method="tsvm")
-    words = r"dealt out to 2 ranks, each merged whole by one: model\S+ .. model\S+ \(4 tensors\); model\S+ takes .* kB"
+    words = r"dealt out to 2 ranks, each merged whole by one: model\S+ .. model\S+ \(3 tensors\); model\S+ takes .* kB"
     assert bool(lines) == (rank == 0) and all(re.fullmatch(words, line) for line in lines), lines
 
 

@@ -30,9 +30,9 @@ def merge_shards(jobs: Sequence[ShardJob], ranks: Ranks, agreement: Agreement) -
     """
     merge_sources([job.local for job in jobs if job.alone])
     jobs = _after_censuses([job for job in jobs if not job.alone], ranks, agreement)
-    at_once = [job for job in jobs if job.at_once and not job.layout.whole]
+    merge_sources([job.local for job in jobs if job.at_once and (job.layout.whole or job.apart)])
+    at_once = [job for job in jobs if job.at_once and not (job.layout.whole or job.apart)]
     together = [job for job in at_once if job.together]
-    merge_sources([job.local for job in jobs if job.at_once and job.layout.whole])
     uncertified = merge_together(together, ranks, agreement)
     dealt = [job for job in at_once if not job.together] + uncertified
     if ranks.position == 0:

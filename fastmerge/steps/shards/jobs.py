@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -48,6 +48,11 @@ class ShardJob:
         return self.method.scratch_bytes(self.group) is not None
 
     @property
+    def apart(self) -> bool:
+        """True when a tensor that has to come whole is cut between slices that are merged each for itself."""
+        return self.layout.cut <= set(self.method.apart(self.group)) and not self.method.censuses(self.group)
+
+    @property
     def together(self) -> bool:
         """True for a matrix that all ranks merge together, since one would need more than ``RANK_BYTES`` for it.
 
@@ -64,7 +69,8 @@ class ShardJob:
     @property
     def local(self) -> Job:
         """The job of the local part, as if it were a tensor of its own."""
-        return Job(self.method, self.group, Resident.of(self.inputs), self.out)
+        group = replace(self.group, shape=tuple(self.out.shape)) if self.at_once else self.group
+        return Job(self.method, group, Resident.of(self.inputs), self.out)
 
     @property
     def whole_bytes(self) -> int:

@@ -103,15 +103,19 @@ class Layout:
     @property
     def whole(self) -> bool:
         """True when every rank holds the whole tensor."""
-        return all(split is None or size == 1 for split, size in zip(self.splits, self.mesh, strict=True))
+        return not self.cut
+
+    @property
+    def cut(self) -> set[int]:
+        """The dimensions of the tensor that are cut."""
+        return {split[0] for split, size in zip(self.splits, self.mesh, strict=True) if split is not None and size > 1}
 
     @property
     def long_side(self) -> int | None:
         """The dimension, -2 or -1, of a matrix that is cut along its longer side alone; None for all others."""
-        cut = {split[0] for split, size in zip(self.splits, self.mesh, strict=True) if split is not None and size > 1}
-        if len(self.shape) != 2 or len(cut) != 1:
+        if len(self.shape) != 2 or len(self.cut) != 1:
             return None
-        (dim,) = cut
+        (dim,) = self.cut
         return dim - 2 if self.shape[dim] >= self.shape[1 - dim] else None
 
     def is_first(self, position: int) -> bool:

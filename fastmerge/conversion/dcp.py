@@ -15,27 +15,23 @@ import xxhash
 
 from ..checkpoint import Checkpoint, TensorEntry, locate, open_checkpoint
 from ..checkpoint.distributed import SEPARATOR
-from ..checkpoint.distributed.naming import unwrapped
-from ..checkpoint.distributed.tables import NameTable
 from ..checkpoint.quantized import decoded
 from ..engine.files import InputFiles
 from ..engine.folders import appearing, sync
 from ..engine.reading import Values
-from ..errors import CheckpointError, OutputError, explained
+from ..errors import OutputError, explained
 from ..plan.config import plain_config
 from ..plan.copies import MODEL_FILES, TOKENIZER_FILES, matching
 from ..recipe.writing import Table, read_names
 from ..sizes import parse_size
 from .distcp import Chunk, Writer
 from .like import Like
+from .state import HEAD, Item, is_tied, items_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["DcpReport", "to_dcp"]
-
-# Bytes of a chunk: larger tensors are cut into chunks of rows. Two are held, one of them while the other is read.
-AT_ONCE = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -57,28 +53,6 @@ class DcpReport:
     notes: tuple[str, ...]
     nbytes: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class _Item:
-    """A tensor of the output: the model's name of it, its name in the state, the keys that lead to it, its values."""
-
-    own: str
-    name: str
-    path: tuple[str, ...]
-    entry: TensorEntry
-
-    @property
-    def chunks(self) -> list[Chunk]:
-        """Its parts, along the first dimension."""
-        shape = self.entry.shape
-        if not shape or not math.prod(shape):
-            return [Chunk((0,) * len(shape), shape)]
-        row = math.prod(shape[1:]) * self.entry.dtype.itemsize
-        rows = max(1, AT_ONCE // row)
-        starts = range(0, shape[0], rows)
-        rest = (0,) * (len(shape) - 1)
-        return [Chunk((at, *rest), (min(rows, shape[0] - at), *shape[1:])) for at in starts]
 
 
 def to_dcp(
@@ -114,9 +88,11 @@ def to_dcp(
     checkpoint = decoded(open_checkpoint(locate(os.fspath(model))))
     template = None if like is None else Like.of(locate(os.fspath(like)))
     table = read_names(names)
-    prefix, items = _items(checkpoint, table, key, template)
+    prefix, items = items_of(checkpoint, table, key, template)
     total = 2 * sum(_nbytes(item.entry) for item in items)
     notes = list(template.notes if template else ())
+    if template is None and is_tied(checkpoint):
+        notes.append(f"the head is the embedding and is not stored twice: leave {HEAD} out of the state that is loaded")
     with appearing(out) as folder, explained(str(out), "writing", keeps=False):
         sums = _write(folder, checkpoint, items, template, parse_size(shard_size), _counting(progress, 0, total))
         _copy_files(folder, checkpoint, template)
@@ -133,31 +109,8 @@ def to_dcp(
     )
 
 
-def _items(
-    checkpoint: Checkpoint, table: NameTable | None, key: str | None, template: Like | None
-) -> tuple[str, list[_Item]]:
-    """Return the key of the model, and its tensors as the output names them."""
-    given = checkpoint.tensors
-    renamed = dict(zip(given, given, strict=True)) if table is None else table.to_trainer(given, checkpoint.place)
-    own = {renamed[name]: entry for name, entry in given.items()}
-    if template is not None:
-        if key not in (None, template.key):
-            raise CheckpointError(
-                f"{template.place}: holds its model under {template.key!r}, not {key!r} (leave --key out)"
-            )
-        template.check({name: entry.shape for name, entry in own.items()}, checkpoint.place)
-        return template.key, [_Item(name, *template.names[name], entry) for name, entry in own.items()]
-    prefix = "model" if key is None else key
-    keys = tuple(prefix.split(".")) if prefix else ()
-    if not all(keys):
-        raise CheckpointError(f"{prefix!r} is no key (name one such as model or app.model)")
-    return prefix, [
-        _Item(unwrapped(name), ".".join((*keys, name)), (*keys, name), entry) for name, entry in own.items()
-    ]
-
-
 def _write(
-    folder: Path, checkpoint: Checkpoint, items: list[_Item], template: Like | None, shard_size: int,
+    folder: Path, checkpoint: Checkpoint, items: list[Item], template: Like | None, shard_size: int,
     tell: Callable[[int], None],
 ) -> dict[str, list[str]]:  # fmt: skip
     """Write all items; return a checksum of every chunk by the name of its tensor."""
@@ -210,7 +163,7 @@ def _copy_files(folder: Path, checkpoint: Checkpoint, template: Like | None) -> 
 
 
 def _check(
-    folder: Path, key: str, items: list[_Item], sums: Mapping[str, list[str]], tell: Callable[[int], None]
+    folder: Path, key: str, items: list[Item], sums: Mapping[str, list[str]], tell: Callable[[int], None]
 ) -> None:
     """Read everything back: it must be the tensors of the model, byte by byte."""
     back = open_checkpoint(f"{folder}{SEPARATOR}{key}" if key else str(folder))

@@ -15,6 +15,7 @@ from tiny_models import make_tensors, save_model
 import fastmerge
 from fastmerge.checkpoint import open_checkpoint
 from fastmerge.conversion import dcp as writing
+from fastmerge.conversion import state as state_items
 from fastmerge.conversion import to_dcp, to_hub
 from fastmerge.errors import CheckpointError, InvalidInput, OutputError
 
@@ -55,7 +56,7 @@ def same(found, expected):
 
 @pytest.mark.parametrize("key", [None, "", "app.model"])
 def test_torch_reads_it(model, tmp_path, key, monkeypatch):
-    monkeypatch.setattr(writing, "AT_ONCE", 500)  # several chunks of most tensors
+    monkeypatch.setattr(state_items, "AT_ONCE", 500)  # several chunks of most tensors
     folder, tensors = model
     seen = []
     report = to_dcp(folder, tmp_path / "out", key=key, shard_size=4096, progress=lambda *at: seen.append(at))
@@ -126,6 +127,8 @@ def test_names_left_over_or_given_twice(model, tmp_path):
             r"a.\{i\}: b.\{j\} has \{i\}, \{j\} on one side.*names a placeholder twice",
         ),
         ({"a": 3}, "'a': 3 is no entry"),
+        ({"{a}{b*}": "{a}.{b*}"}, r"has no text between \{a\} and \{b\}"),
+        ({".".join(f"{{a{i}}}" for i in range(7)): "b"}, "more than 6 placeholders"),
     ],
 )
 def test_tables_that_are_none(table, match):
@@ -209,6 +212,17 @@ def test_an_average_goes_back_into_a_checkpoint_of_its_run(tmp_path, megatron):
         dcp.load(whole, checkpoint_id=str(tmp_path / "out"), no_dist=True)
         assert whole["app"]["step"] == 2 and torch.equal(whole["rng"], torch.full((3,), 2))
         same({name.removeprefix("_orig_mod."): tensor for name, tensor in blank.items()}, mean)
+
+
+def test_a_head_that_is_the_embedding(tmp_path):
+    """It is stored once for the hub; a checkpoint of a trainer may have both."""
+    tensors = make_tensors(1, **SIZE, tied=True)
+    save_model(tmp_path / "model", tensors, tie_word_embeddings=True)
+    assert "leave lm_head.weight out" in to_dcp(tmp_path / "model", tmp_path / "out").notes[0]
+    both = tensors | {"lm_head.weight": torch.zeros_like(tensors["model.embed_tokens.weight"])}
+    dcp.save({"model": both}, checkpoint_id=str(tmp_path / "run"), no_dist=True)
+    assert to_dcp(tmp_path / "model", tmp_path / "like", like=tmp_path / "run").notes == ()
+    same(loaded(tmp_path / "like", both), both | {"lm_head.weight": tensors["model.embed_tokens.weight"]})
 
 
 def test_a_pattern_of_another_model(model, tmp_path):

@@ -16,6 +16,7 @@ __all__ = ["NameTable", "NamesError", "read_table", "table_of"]
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)(\*?)\}")
 _MOST_SHOWN = 5
+_MOST_PLACEHOLDERS = 6  # each may try every end of what it stands for
 _FORM = "expected the trainer's name: the hub's name, such as layers.{i}.wq.weight: model.layers.{i}.q_proj.weight"
 
 
@@ -33,14 +34,19 @@ class _Side:
 
     @classmethod
     def of(cls, text: str) -> _Side:
-        pattern, names, at = "", [], 0
+        pattern, at = "", 0
+        names: list[str] = []
         for found in _PLACEHOLDER.finditer(text):
             name, dots = found.groups()
+            if names and found.start() == at:
+                raise ValueError(f"{text!r} has no text between {{{names[-1]}}} and {{{name}}}")
             pattern += re.escape(text[at : found.start()]) + f"(?P<{name}>{'.+' if dots else '[^.]+'})"
             names.append(name)
             at = found.end()
         if len(set(names)) < len(names):
             raise ValueError(f"{text!r} names a placeholder twice")
+        if len(names) > _MOST_PLACEHOLDERS:
+            raise ValueError(f"{text!r} has more than {_MOST_PLACEHOLDERS} placeholders")
         return cls(text, re.compile(pattern + re.escape(text[at:])), frozenset(names))
 
     def fill(self, values: Mapping[str, str]) -> str:

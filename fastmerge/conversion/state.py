@@ -1,0 +1,94 @@
+"""The tensors of a model as the state of a trainer has them: names, keys that lead to them, chunks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..checkpoint import Checkpoint, TensorEntry
+from ..checkpoint.distributed.naming import unwrapped
+from ..checkpoint.distributed.tables import NamesError, NameTable
+from ..checkpoint.layers import TEXT_CONFIGS
+from ..errors import CheckpointError
+from ..plan.models import is_head, is_vocabulary
+from .distcp import Chunk
+from .like import Like
+
+__all__ = ["HEAD", "Item", "is_tied", "items_of"]
+
+# Bytes of a chunk: larger tensors are cut into chunks of rows. Two are held, one of them while the other is read.
+AT_ONCE = 1 << 26
+
+HEAD = "lm_head.weight"
+"""The hub's name of the head."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A tensor of the output: the model's name of it, its name in the state, the keys that lead to it, its values."""
+
+    own: str
+    name: str
+    path: tuple[str, ...]
+    entry: TensorEntry
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """Its parts, along the first dimension."""
+        shape = self.entry.shape
+        if not shape or not math.prod(shape):
+            return [Chunk((0,) * len(shape), shape)]
+        row = math.prod(shape[1:]) * self.entry.dtype.itemsize
+        rows = max(1, AT_ONCE // row)
+        starts = range(0, shape[0], rows)
+        rest = (0,) * (len(shape) - 1)
+        return [Chunk((at, *rest), (min(rows, shape[0] - at), *shape[1:])) for at in starts]
+
+
+def items_of(
+    checkpoint: Checkpoint, table: NameTable | None, key: str | None, template: Like | None
+) -> tuple[str, list[Item]]:
+    """Return the key of the model, and its tensors as the output names them.
+
+    Raises:
+        CheckpointError: ``key`` is none, the table does not fit, or the model is not that of ``template``.
+    """
+    given = _with_tied_head(checkpoint, table, template)
+    renamed = dict(zip(given, given, strict=True)) if table is None else table.to_trainer(given, checkpoint.place)
+    own = {renamed[name]: entry for name, entry in given.items()}
+    if template is not None:
+        if key not in (None, template.key):
+            raise CheckpointError(
+                f"{template.place}: holds its model under {template.key!r}, not {key!r} (leave --key out)"
+            )
+        template.check({name: entry.shape for name, entry in own.items()}, checkpoint.place)
+        return template.key, [Item(name, *template.names[name], entry) for name, entry in own.items()]
+    prefix = "model" if key is None else key
+    keys = tuple(prefix.split(".")) if prefix else ()
+    if not all(keys):
+        raise CheckpointError(f"{prefix!r} is no key (name one such as model or app.model)")
+    return prefix, [Item(unwrapped(name), ".".join((*keys, name)), (*keys, name), entry) for name, entry in own.items()]
+
+
+def _with_tied_head(
+    checkpoint: Checkpoint, table: NameTable | None, template: Like | None
+) -> Mapping[str, TensorEntry]:
+    """Return the tensors, with the embedding as head where it is that, and the pattern stores both."""
+    if not (template and is_tied(checkpoint)):
+        return checkpoint.tensors
+    try:
+        own = HEAD if table is None else table.to_trainer([HEAD], "")[HEAD]
+    except NamesError:
+        return checkpoint.tensors
+    embedding = next((t for name, t in checkpoint.tensors.items() if is_vocabulary(name)), None)
+    wanted = embedding is not None and own in template.shapes
+    return {**checkpoint.tensors, HEAD: embedding} if wanted and embedding else checkpoint.tensors
+
+
+def is_tied(checkpoint: Checkpoint) -> bool:
+    """True where a head that is the embedding is not stored by itself."""
+    config = checkpoint.config or {}
+    levels = [level for level in (config, *map(config.get, TEXT_CONFIGS)) if isinstance(level, dict)]
+    tied = any(level.get("tie_word_embeddings") is True for level in levels)
+    return tied and not any(map(is_head, checkpoint.tensors))

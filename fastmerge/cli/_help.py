@@ -12,7 +12,7 @@ INPUT, RUNNING, MERGEKIT, OTHER = "Input and output", "Running", "mergekit's nam
 _GROUPS = {
     **dict.fromkeys(
         ("overwrite", "allow_nonfinite", "shard_size", "plugins", "seed", "semantics", "out_path", "intermediate_dir",
-         "lazy", "explain", "files", "push_to_hub", "private"), INPUT),
+         "lazy", "explain", "files", "push_to_hub", "private", "report"), INPUT),
     **dict.fromkeys(
         ("threads", "backend", "ram", "device", "vram", "distributed", "rank_timeout", "dry_run", "strict", "as_json",
          "quiet"), RUNNING),

@@ -19,11 +19,6 @@ def note(text: str, quiet: bool = False) -> None:
         click.echo(f"note: {text}", err=True)
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def print_json(value: Any) -> None:
     """Print ``value`` as JSON; dataclasses become objects."""
     click.echo(json.dumps(value, indent=2, default=_plain))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InvalidInput, Problem
+from ..results import counted
 from ..sizes import show_size
 from ._mergekit import mergekit_flags, translate
 from ._options import (
@@ -168,7 +169,7 @@ def _show(plan: Plan, options: dict[str, Any]) -> None:
             ("dropped", f"{len(plan.dropped)} input tensors"),
             *((f"  {plan.models[item.model].reference}", f"{item.name}: {item.reason}") for item in plan.dropped[:20]),
             ("reads", show_size(plan.bytes_read)),
-            ("writes", f"{show_size(plan.bytes_written)} in {len(plan.shards)} files"),
+            ("writes", f"{show_size(plan.bytes_written)} in {counted(len(plan.shards), 'file')}"),
             (
                 "memory",
                 f"at most {show_size(expected.memory)} beyond the interpreter and its packages, of the"

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..results import counted
 from ..sizes import show_size
 from ._errors import Command
 from ._explaining import show_explanations
 from ._mergekit import device_of
 from ._options import DISTRIBUTED, RANK_TIMEOUT, RECIPE, together
-from ._output import counted, note, print_facts, print_json
+from ._output import note, print_facts, print_json
 from ._planning import CHECKING, PLANNING, RUNNING, Planned, planned, show_files, show_plans
 from ._progress import progress
 

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..results import counted
 from ..sizes import show_size
 from ._errors import Command
 from ._options import BACKEND, JSON, PLUGIN, QUIET, RAM, THREADS, together
-from ._output import counted, note, print_facts, print_json
+from ._output import note, print_facts, print_json
 from ._progress import progress
 
 if TYPE_CHECKING:

@@ -48,17 +48,17 @@ def test_formula(shape, alpha, generator):
 
 
 @pytest.mark.parametrize("name", ["ties", "tsvm", "consensus"])
-def test_any_merged_delta_is_calibrated(name, generator):
-    base, tensors = fine_tunes(generator)
+def test_any_merged_delta_is_calibrated(name):
+    # Float32 tells singular vectors apart, which gamma is taken of, up to its rounding over the gap of their values.
+    # By this seed no two values of the three merged deltas are nearly equal.
+    base, tensors = fine_tunes(torch.Generator().manual_seed(41))
     deltas = [tensor - base for tensor in tensors]
     values = {"ties": {"density": 0.5}, "consensus": {"threshold": 1}}.get(name, {}) | {"weight": 0.5, "lambda_": 0.8}
     merged = merge(base * 0, deltas, name, **values)
-    error = relative_error(merge(base * 0, deltas, name, svc={}, **values), oracle(merged, deltas))
-    # Float32 tells singular vectors apart, which gamma is taken of, up to its rounding over the gap of their values.
     spectrum = torch.linalg.svdvals(merged.double())
-    spectrum = spectrum[spectrum > 1e-4 * spectrum[0]]
-    gap = float((spectrum[:-1] - spectrum[1:]).min() / spectrum[0])
-    assert error < max(10 * ERROR, 2**-24 / gap)
+    spectrum = spectrum[spectrum > 1e-4 * spectrum[0]]  # tsvm makes two null
+    assert (spectrum[:-1] - spectrum[1:]).min() > 1e-4 * spectrum[0]
+    assert relative_error(merge(base * 0, deltas, name, svc={}, **values), oracle(merged, deltas)) < ERROR
 
 
 def test_by_hand():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..steps.apply import DeltaMerge, MatrixPart
 from ..steps.method import Group, Parameter
+from ..steps.stacks import Stack
 from ._heads import SPLITTINGS, Part, parts_of
 from ._spectral import MATRICES, NULL_SPACE, Change, SpectralMerge, is_spectral, scratch_bytes
 
@@ -70,10 +71,12 @@ class Boost:
 
         if not isinstance(step, SpectralMerge):
             together = self._boost_together if self.together(group) else None
+            stack = BoostStack(self.beta, self.null_space) if self.splitting == "none" else None
             return SpectralMerge(
-                group, [step], lambda matrices, noise: boosted(matrices[0], noise), self.scale, together=together
-            )
-        return replace(step, change=_after(step.change, boosted), scale=step.scale * self.scale)
+                group, [step], lambda matrices, noise: boosted(matrices[0], noise), self.scale, together=together,
+                stack=stack,
+            )  # fmt: skip
+        return replace(step, change=_after(step.change, boosted), scale=step.scale * self.scale, stack=None)
 
     def together(self, group: Group) -> bool:
         """True where ranks that each have rows or columns of the delta can boost it: one matrix, in one piece."""
@@ -103,6 +106,19 @@ class Boost:
         result, infos = subspace_boost(pieces, self.beta, null=self.null_space, noise=noise)
         pieces.copy_(result)
         return infos
+
+
+@dataclass(frozen=True)
+class BoostStack(Stack):
+    """Boosts whole matrices."""
+
+    beta: float
+    null_space: str
+
+    def __call__(self, matrices: Tensor, noise: Sequence[float]) -> tuple[Tensor, list[Info]]:
+        from ..kernels.spectral import subspace_boost
+
+        return subspace_boost(matrices, self.beta, null=self.null_space, noise=noise)
 
 
 def _after(change: Change, boosted: Callable[[Tensor, float], tuple[Tensor, list[Info]]]) -> Change:

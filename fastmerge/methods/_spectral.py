@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from .. import kernels
-from ..kernels import GRID, keep_all
+from ..kernels import keep_all
 from ..steps.apply import Apply, DeltaMerge, MatrixPart, PartedMerge, SparseMerge
 from ..steps.method import Group, Method, Parameter
 from ..steps.source import Chunk
+from ..steps.stacks import Stack, alike, batches_on, change_together, matrices_at_once
+from ._deltas import BLOCK, merged_delta, noise_of, noise_sums, rounding_noise
 from ._sparse import LAMBDA
 
 if TYPE_CHECKING:
@@ -45,13 +47,6 @@ PROJECTIONS = {
     "dense", "dense_h_to_4h", "dense_4h_to_h", "query", "key", "value", "q", "k", "v", "o", "wi", "wi_0", "wi_1",
     "qkv", "proj", "in_proj_weight",
 }  # fmt: skip
-
-# Elements of a delta that are formed at once: what that takes beside the delta does not grow with the tensor.
-BLOCK = 16 * GRID
-
-# A value x of a dtype with machine epsilon e is off by up to e/2 * 2^floor(log2 |x|). The standard deviation of that is
-# 0.212 e of the root mean square of normal values of any scale, and 0.19 to 0.23 of uniform ones.
-ROUNDING = 0.212
 
 # Makes one float32 matrix [m, n] of those of the steps, and says what was done. The number is the standard deviation
 # of the rounding noise in the elements of their sum.
@@ -95,11 +90,15 @@ class SpectralMethod(Method):
             steps = [SparseMerge([weight], [keep_all()]) for weight in weights]
         else:
             steps = [SparseMerge(weights, keeps)]
-        return SpectralMerge(group, steps, self.change(group), group["lambda"])
+        return SpectralMerge(group, steps, self.change(group), group["lambda"], stack=self.stack(group))
 
     @abstractmethod
     def change(self, group: Group) -> Change:
         """Return what is made of the matrices of a tensor."""
+
+    def stack(self, group: Group) -> Stack | None:
+        """Return what makes the change of many matrices at once, or None."""
+        return None
 
     def is_changed(self, group: Group) -> bool:
         """True where the tensor is a matrix, or several, with at least one direction for every model."""
@@ -162,6 +161,7 @@ class SpectralMerge(PartedMerge):
         scale:  multiplies its result.
         singles: True where the change also sees, last, the delta of every model by itself.
         together: makes the change by parts of the matrix; None where it takes it whole.
+        stack:  makes the change of many matrices at once; None where it takes them one by one.
         infos:  what was done with each matrix, once it was applied.
     """
 
@@ -171,6 +171,7 @@ class SpectralMerge(PartedMerge):
     scale: float = 1.0
     singles: bool = False
     together: Together | None = None
+    stack: Stack | None = None
     infos: list[Info] = field(default_factory=list, compare=False)
 
     @property
@@ -193,6 +194,30 @@ class SpectralMerge(PartedMerge):
         return ("most of the singular values that were raised are rounding noise of the inputs",)
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
+        self.apply_all([self], [out], [chunk])
+
+    @classmethod
+    def apply_all(cls, steps: Sequence[SpectralMerge], outs: Sequence[Tensor], chunks: Sequence[Chunk]) -> None:
+        """Merge tensors; matrices of one shape, which change in one way, as a batch where that pays."""
+        keys = [
+            (step.stack, out.device, step.group.shape[-2:]) if step.stack and batches_on(out.device) else None
+            for step, out in zip(steps, outs, strict=True)
+        ]
+        counts = [math.prod(step.group.shape[:-2]) for step in steps]
+        for batch in alike(keys, counts, [matrices_at_once(step.group.shape) for step in steps]):
+            deltas = [steps[i]._deltas(outs[i], chunks[i]) for i in batch]
+            first = steps[batch[0]]
+            if first.stack is not None and keys[batch[0]] is not None:
+                parts = [(stacks[0], noise, steps[i].infos) for i, (stacks, noise) in zip(batch, deltas, strict=True)]
+                change_together(first.stack, parts)
+            else:
+                first._change_each(*deltas[0])
+            for i, (stacks, _) in zip(batch, deltas, strict=True):
+                base = chunks[i].every[0]
+                kernels.weighted_sum(outs[i].view(-1), [base.view(-1), stacks[0].view(-1)], [1.0, steps[i].scale])
+
+    def _deltas(self, out: Tensor, chunk: Chunk) -> tuple[list[Tensor], float]:
+        """Return the deltas, each as its matrices [b, m, n], and the rounding noise of the first."""
         assert chunk.base is not None, "a method that applies a spectral merge requires a base"
         if out.numel() != self.group.numel:
             raise ValueError(f"{self.group.name}: a spectral merge needs all {self.group.numel} elements at once")
@@ -204,13 +229,14 @@ class SpectralMerge(PartedMerge):
         if not all(bool(delta.isfinite().all()) for delta in deltas):
             raise ValueError(self._not_finite)
         noise = rounding_noise(chunk.tensors, self.gains, deltas[0])
-        stacks = [delta.view(-1, *self.group.shape[-2:]) for delta in deltas]
+        return [delta.view(-1, *self.group.shape[-2:]) for delta in deltas], noise
+
+    def _change_each(self, stacks: list[Tensor], noise: float) -> None:
         for matrices in zip(*stacks, strict=True):
             result, infos = self.change(list(matrices), noise)
             # The first delta's memory takes the result.
             matrices[0].copy_(result)
             self.infos.extend(infos)
-        kernels.weighted_sum(out.view(-1), [chunk.base.view(-1), deltas[0]], [1.0, self.scale])
 
     def merge_part(self, out: Tensor, chunk: Chunk, merged: Tensor, part: MatrixPart) -> bool:
         assert chunk.base is not None and self.together is not None, "asked of what ranks can merge together"
@@ -222,7 +248,7 @@ class SpectralMerge(PartedMerge):
         broken, *sums_of_all = part.total(found).tolist()
         if broken:
             raise ValueError(self._not_finite)
-        done = self.together(merged, _noise(sums_of_all, self.group.numel), part)
+        done = self.together(merged, noise_of(sums_of_all, self.group.numel), part)
         if done is None:
             return False
         result, info = done
@@ -233,49 +259,3 @@ class SpectralMerge(PartedMerge):
     @property
     def _not_finite(self) -> str:
         return f"{self.group.name}: a delta holds NaN or infinity, and has no singular values. Repair the model"
-
-
-def merged_delta(step: Apply, base: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """Return what ``step`` adds to ``base``, exactly, float32 and flat.
-
-    ``step`` runs over deltas and a base of zeros, in blocks: keep rules and roundings are those of the sparse merge.
-    """
-    import torch
-
-    merged = torch.zeros(base.numel(), dtype=torch.float32, device=base.device)
-    start, flat = base.view(-1), [tensor.view(-1) for tensor in tensors]
-    for offset in range(0, len(merged), BLOCK):
-        block = slice(offset, offset + BLOCK)
-        deltas = [torch.empty_like(merged[block]) for _ in flat]
-        for delta, tensor in zip(deltas, flat, strict=True):
-            kernels.weighted_sum(delta, [tensor[block], start[block]], [1.0, -1.0])
-        step(merged[block], Chunk(merged[block], tuple(deltas), offset))
-    return merged
-
-
-def rounding_noise(tensors: Sequence[Tensor], gains: Sequence[float], merged: Tensor) -> float:
-    """Return about the standard deviation of the noise in ``merged`` that comes from rounding the models.
-
-    Rounding errors of models are independent; where a merged delta was trimmed to zero there are none.
-    """
-    return _noise(noise_sums(tensors, gains, merged, merged.numel()), merged.numel())
-
-
-def noise_sums(tensors: Sequence[Tensor], gains: Sequence[float], merged: Tensor, numel: int) -> tuple[float, float]:
-    """Return what ``rounding_noise`` is made of, for a part of ``numel`` elements; parts add up.
-
-    That are the variance of the rounding errors of all models, and how many elements of ``merged`` are not 0.
-    """
-    import torch
-
-    variance = 0.0
-    for tensor, gain in zip(tensors, gains, strict=True):
-        blocks = tensor.view(-1).split(BLOCK)
-        squares = sum(float(torch.linalg.vector_norm(block, dtype=torch.float32)) ** 2 for block in blocks)
-        variance += (gain * ROUNDING * torch.finfo(tensor.dtype).eps) ** 2 * squares / numel
-    return variance, float(torch.count_nonzero(merged))
-
-
-def _noise(sums: Sequence[float], numel: int) -> float:
-    variance, kept = sums
-    return math.sqrt(variance * kept / numel)

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from ..steps.method import Group, method
+from ..steps.stacks import Stack
 from ._spectral import Change, SpectralMethod
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..kernels.spectral import Info
 
 
 @method
@@ -33,3 +43,18 @@ class IsoC(SpectralMethod):
 
         null = group["null_space"]
         return lambda matrices, noise: flatten_spectrum(matrices[0], null=null, noise=noise)
+
+    def stack(self, group: Group) -> Stack:
+        return FlatStack(group["null_space"])
+
+
+@dataclass(frozen=True)
+class FlatStack(Stack):
+    """Makes the singular values of each matrix equal."""
+
+    null_space: str
+
+    def __call__(self, matrices: Tensor, noise: Sequence[float]) -> tuple[Tensor, list[Info]]:
+        from ..kernels.spectral import flatten_spectrum
+
+        return flatten_spectrum(matrices, null=self.null_space, noise=noise)

@@ -14,6 +14,7 @@ from .apply import Apply
 from .census import Census, Round, take_censuses
 from .method import Group, Method, Solve
 from .source import Chunk, Resident, Source
+from .stacks import batches_on
 from .survey import Survey
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 # Bytes of inputs of small tensors that are merged side by side: on the processor they stay in its cache.
 WINDOW_BYTES = 1 << 20
 DEVICE_WINDOW_BYTES = 64 << 20
+# Of tensors that must be merged whole: enough for a batch of their matrices.
+WHOLE_WINDOW_BYTES = 4 << 30
 # Windows that a device is given before the answers of an earlier one are waited for.
 AHEAD = 1
 
@@ -152,10 +155,9 @@ def merge_on_device(jobs: Sequence[Job]) -> None:
     """
     if not jobs:
         return
-    if jobs[0].out.device.type == "cpu":
-        _merge_windows(_windows(jobs, WINDOW_BYTES), ahead=0)
-    else:
-        _merge_windows(_windows(jobs, DEVICE_WINDOW_BYTES), AHEAD)
+    device = jobs[0].out.device
+    limit, ahead = (WINDOW_BYTES, 0) if device.type == "cpu" else (DEVICE_WINDOW_BYTES, AHEAD)
+    _merge_windows(_windows(jobs, limit, WHOLE_WINDOW_BYTES if batches_on(device) else 0), ahead)
 
 
 def _merge_windows(windows: Sequence[Sequence[Job]], ahead: int) -> None:
@@ -182,13 +184,26 @@ def _advance(waiting: deque[Iterator[None]], i: int) -> None:
         waiting.append(window)
 
 
-def _windows(jobs: Sequence[Job], limit: int) -> list[list[Job]]:
-    """Deal jobs into what is merged side by side: a large tensor alone, small ones together, whatever lies between."""
+def _windows(jobs: Sequence[Job], limit: int, whole: int = 0) -> list[list[Job]]:
+    """Deal jobs into what is merged side by side: a large tensor alone, small ones together, whatever lies between.
+
+    What must be merged whole lies beside others of its shape, up to ``whole`` bytes of inputs: they may be a batch.
+    """
     windows: list[list[Job]] = []
     small: list[Job] = []
     filled = limit
+    shapes: dict[tuple[int, ...], tuple[list[Job], int]] = {}
     for job in jobs:
         nbytes = sum(tensor.nbytes for tensor in job.chunk.every)
+        if whole and job.method.scratch_bytes(job.group) is not None:
+            shape = job.group.shape[-2:]
+            window, held = shapes.get(shape, ([], whole))
+            if held + nbytes > whole:
+                window, held = [], 0
+                windows.append(window)
+            window.append(job)
+            shapes[shape] = window, held + nbytes
+            continue
         if nbytes >= limit:
             windows.append([job])
             continue

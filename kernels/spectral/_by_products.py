@@ -18,7 +18,7 @@ from ._info import Info
 from ._matrices import frobenius
 from ._polar import Polar, Total, polar_factor
 from ._products import Operand, Products
-from ._rules import Cut, Rule, found
+from ._rules import Cut, Rule, Rules, found, rules_for
 
 METHOD = "accurate"
 # Largest accepted ||P'P - I||_F / sqrt(n) and ||skew(P'X)||_F / ||X||_F.
@@ -53,7 +53,7 @@ class Factored:
 
 
 def by_products(
-    x: Tensor, rule: Rule, keep: bool = True, products: Products | None = None,
+    x: Tensor, rule: Rule | Rules, keep: bool = True, products: Products | None = None,
     total: Total = lambda part: part, rows: int | None = None,
 ) -> Outcome:  # fmt: skip
     """Map the singular values of ``x`` [batch, m, n], m >= n, none of them all zeros, by ``rule``.
@@ -96,10 +96,11 @@ def factored(
     return Factored(whole, p, gram, norm * squares.sqrt(), norms, infos, accepted, products, total)
 
 
-def raised(given: Factored, rule: Rule) -> Outcome:
+def raised(given: Factored, rule: Rule | Rules) -> Outcome:
     """Set the singular values as ``rule`` says, in the place of the polar factors."""
     products, infos, result = given.products, list(given.infos), given.p.whole
     wanted = [i for i, ok in enumerate(given.accepted) if ok]
+    rules = rules_for(rule, len(infos))
     if not wanted:
         return result, infos, given.accepted
 
@@ -116,13 +117,13 @@ def raised(given: Factored, rule: Rule) -> Outcome:
         return values, torch.linalg.vector_norm(image - v * values.unsqueeze(-2), dim=-2), v.to(result)
 
     search = Search(given.gram, given.size, products, ritz)
-    cuts, triplets = _search_cuts(given, wanted, rule, search)
+    cuts, triplets = _search_cuts(given, wanted, rules, search)
     _raise_leading(result, cuts, triplets)
     for i in [i for i in wanted if i not in cuts]:
         h = given.total(products.multiply(given.p.of([i]).mT, given.x.of([i])))[0]
         values, v = torch.linalg.eigh(_symmetric(h.double()))
         known = values.flip(-1)[: len(h) - (infos[i].nullity or 0)].cpu()
-        cuts[i] = found(rule.cut(known, _nuclear(infos[i]), len(h), complete=True))
+        cuts[i] = found(rules[i].cut(known, _nuclear(infos[i]), len(h), complete=True))
         whole = Triplets(known[None], torch.zeros_like(known[None]), v.flip(-1)[None].to(result))
         _raise_leading(result[i : i + 1], {0: cuts[i]}, whole)
     for i, cut in cuts.items():
@@ -145,19 +146,19 @@ def _certificates(
     return frobenius(off) / math.sqrt(n * PROBES), frobenius(skew) / (2 * math.sqrt(PROBES)) / norm
 
 
-def _search_cuts(given: Factored, wanted: list[int], rule: Rule, search: Search) -> tuple[dict[int, Cut], Triplets]:
+def _search_cuts(given: Factored, wanted: list[int], rules: Rules, search: Search) -> tuple[dict[int, Cut], Triplets]:
     """Return the cut of each wanted matrix whose triplets converge while a search pays, and all triplets."""
     batch, size = given.gram.shape[:2]
     nuclear = {i: _nuclear(given.infos[i]) for i in wanted}
     none = torch.empty(batch, 0, dtype=torch.float64)
     triplets = Triplets(none, none, given.gram[..., :0])
-    if rule.flat:
-        return {i: found(rule.cut(none[i], total, size)) for i, total in nuclear.items()}, triplets
+    if rules[0].flat:
+        return {i: found(rules[i].cut(none[i], total, size)) for i, total in nuclear.items()}, triplets
     done: dict[int, Cut] = {}
     while search.columns:
         for attempt in range(PATIENCE):
             triplets = search.step()
-            candidates = {i: rule.cut(triplets.values[i], total, size) for i, total in nuclear.items()}
+            candidates = {i: rules[i].cut(triplets.values[i], total, size) for i, total in nuclear.items()}
             cuts = {i: cut for i, cut in candidates.items() if cut is not None and cut.k + 1 < search.columns}
             done = {i: cut for i, cut in cuts.items() if _converged(triplets, i, cut, given)}
             if len(done) == len(nuclear):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._info import Info
-from ._rules import Rule, found
+from ._rules import Rule, Rules, found, rules_for
 
 NULL = 2.0**-22
 
@@ -29,7 +29,7 @@ def float32_floor(n: int) -> float:
     return max(4 * NULL, 2.0**-24 * math.sqrt(n))
 
 
-def by_svd(x: Tensor, rule: Rule, dtype: torch.dtype, keep: bool, fill: bool = False) -> Outcome:
+def by_svd(x: Tensor, rule: Rule | Rules, dtype: torch.dtype, keep: bool, fill: bool = False) -> Outcome:
     """Map through ``torch.linalg.svd``. ``fill``: take null directions as the library returns them."""
     driver = "gesvd" if x.is_cuda else None
     try:
@@ -49,7 +49,7 @@ def by_svd(x: Tensor, rule: Rule, dtype: torch.dtype, keep: bool, fill: bool = F
 
 
 def by_gram(
-    x: Tensor, rule: Rule, tol: float, keep: bool, total: Callable[[Tensor], Tensor] = lambda part: part
+    x: Tensor, rule: Rule | Rules, tol: float, keep: bool, total: Callable[[Tensor], Tensor] = lambda part: part
 ) -> Outcome:
     """Map through the eigenvectors of ``X^T X`` in float64: ``X V diag(f(s) / s) V^T``.
 
@@ -72,14 +72,14 @@ def by_gram(
     return (wide @ v.mT).to(x.dtype), infos, accepted
 
 
-def _mapped(values: Tensor, rule: Rule, method: str, fill: bool) -> tuple[Tensor, list[Info], list[int]]:
+def _mapped(values: Tensor, rule: Rule | Rules, method: str, fill: bool) -> tuple[Tensor, list[Info], list[int]]:
     """Return f(s) for full spectra ``values`` [batch, n], float64 on the host, falling."""
     mapped, infos, nullities = torch.empty_like(values), [], []
-    for row, s in enumerate(values):
+    for row, (s, own) in enumerate(zip(values, rules_for(rule, len(values)), strict=True)):
         nullity = int((s <= NULL * s[0]).sum())
         kept = s if fill else s[: len(s) - nullity]
         nuclear = float(kept.sum())
-        cut = found(rule.cut(kept, nuclear, len(s), complete=True))
+        cut = found(own.cut(kept, nuclear, len(s), complete=True))
         mapped[row] = cut.value
         mapped[row, : cut.k] = s[: cut.k]
         mapped[row, len(kept) :] = 0

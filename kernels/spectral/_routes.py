@@ -17,13 +17,13 @@ from ._by_products import by_products
 from ._exact import Outcome, by_gram, by_svd
 from ._info import Info
 from ._matrices import check_choice, check_matrices, full_float32
-from ._rules import Rule
+from ._rules import Rule, Rules, rules_for
 
 METHODS = ("auto", "accurate", "exact", "svd")
 NULLS = ("keep", "reference")
 
 
-def spectral_map(x: Tensor, rule: Rule, *, tol: float, null: str, method: str) -> tuple[Tensor, list[Info]]:
+def spectral_map(x: Tensor, rule: Rule | Rules, *, tol: float, null: str, method: str) -> tuple[Tensor, list[Info]]:
     """Apply ``rule`` to the singular values of each matrix of ``x`` [..., m, n]; arguments as in ``subspace_boost``."""
     check_matrices("x", x)
     if method == "fast":
@@ -40,11 +40,13 @@ def spectral_map(x: Tensor, rule: Rule, *, tol: float, null: str, method: str) -
     out = torch.zeros_like(tall)
     infos = [Info("zero")] * len(flat)
     pending = (flat != 0).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    rules = rules_for(rule, len(flat))
     with full_float32():
-        for route in _routes(x.device, rule, tol, null, method):
+        for route in _routes(x.device, tol, null, method):
             if not pending:
                 break
-            result, details, accepted = route(tall if len(pending) == len(tall) else tall[pending])
+            some = tall if len(pending) == len(tall) else tall[pending]
+            result, details, accepted = route(some, [rules[index] for index in pending])
             for position, index in enumerate(pending):
                 if accepted[position]:
                     out[index], infos[index] = result[position], details[position]
@@ -53,19 +55,17 @@ def spectral_map(x: Tensor, rule: Rule, *, tol: float, null: str, method: str) -
     return (out if m >= n else out.mT.contiguous()).reshape(x.shape), infos
 
 
-def _routes(
-    device: torch.device, rule: Rule, tol: float, null: str, method: str
-) -> Sequence[Callable[[Tensor], Outcome]]:
+def _routes(device: torch.device, tol: float, null: str, method: str) -> Sequence[Callable[[Tensor, Rules], Outcome]]:
     keep = null == "keep"
 
-    def exact(x: Tensor) -> Outcome:
-        return by_gram(x, rule, tol, keep)
+    def exact(x: Tensor, rules: Rules) -> Outcome:
+        return by_gram(x, rules, tol, keep)
 
-    def svd(x: Tensor) -> Outcome:
-        return by_svd(x, rule, torch.float32, keep, fill=not keep)
+    def svd(x: Tensor, rules: Rules) -> Outcome:
+        return by_svd(x, rules, torch.float32, keep, fill=not keep)
 
-    def svd64(x: Tensor) -> Outcome:
-        return by_svd(x, rule, torch.float64, keep)
+    def svd64(x: Tensor, rules: Rules) -> Outcome:
+        return by_svd(x, rules, torch.float64, keep)
 
     last = [exact, svd64] if keep else [exact, svd64, svd]
     if method == "auto":
@@ -79,4 +79,4 @@ def _routes(
         return last
     if method == "svd":
         return [svd, *last]
-    return [lambda x: by_products(x, rule, keep), *last]
+    return [lambda x, rules: by_products(x, rules, keep), *last]

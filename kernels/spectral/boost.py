@@ -9,11 +9,13 @@ factor P, whose product with X is the sum of singular values, it needs matrix pr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ._info import Info
 from ._routes import spectral_map
-from ._rules import Boost, noise_floor
+from ._rules import Boost, noise_floors
 
 __all__ = ["subspace_boost"]
 
@@ -25,7 +27,7 @@ def subspace_boost(
     tol: float = 1e-5,
     null: str = "keep",
     method: str = "auto",
-    noise: float = 0.0,
+    noise: float | Sequence[float] = 0.0,
 ) -> tuple[Tensor, list[Info]]:
     """Return the boosted delta of each matrix, and what was done.
 
@@ -40,9 +42,10 @@ def subspace_boost(
         method: ``accurate`` (polynomial iteration at float32 accuracy), ``exact`` (Gram matrix and eigenvectors in
                 float64), ``svd`` (float32), or ``auto``: ``exact`` on a CPU, then ``svd``; by ``tol`` on a GPU. Where
                 the certificate of a route fails, the next one takes over; ``Info.method`` says which it was.
-        noise:  standard deviation of the rounding in the elements of ``delta``, for ``Info.noise``; 0: not known.
+        noise:  standard deviation of the rounding in the elements of ``delta``, for ``Info.noise``; 0: not known. One
+                for all matrices, or one for each, in row-major order.
     Raises:
         ValueError: an argument is out of range; the message names it and its value.
     """
-    rule = Boost(beta, noise_floor(noise, delta.shape))
-    return spectral_map(delta, rule, tol=tol, null=null, method=method)
+    rules = [Boost(beta, floor) for floor in noise_floors(noise, delta.shape)]
+    return spectral_map(delta, rules or Boost(beta), tol=tol, null=null, method=method)

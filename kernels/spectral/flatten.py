@@ -5,17 +5,19 @@ Iso-C (Marczak et al. 2025, arXiv 2502.04959). Needs only the polar factor P: ``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ._info import Info
 from ._routes import spectral_map
-from ._rules import Mean, noise_floor
+from ._rules import Mean, noise_floors
 
 __all__ = ["flatten_spectrum"]
 
 
 def flatten_spectrum(
-    delta: Tensor, *, tol: float = 1e-5, null: str = "keep", method: str = "auto", noise: float = 0.0
+    delta: Tensor, *, tol: float = 1e-5, null: str = "keep", method: str = "auto", noise: float | Sequence[float] = 0.0
 ) -> tuple[Tensor, list[Info]]:
     """Return each matrix with all singular values set to their mean, and what was done.
 
@@ -25,9 +27,10 @@ def flatten_spectrum(
         null:   ``keep`` leaves null directions at zero (they count in the mean); ``reference`` gives them the mean as
                 well, along the arbitrary vectors of a float32 SVD.
         method: ``auto``, ``accurate``, ``exact`` or ``svd``; see ``subspace_boost``.
-        noise:  standard deviation of the rounding in the elements of ``delta``, for ``Info.noise``; 0: not known.
+        noise:  standard deviation of the rounding in the elements of ``delta``, for ``Info.noise``; 0: not known. One
+                for all matrices, or one for each, in row-major order.
     Raises:
         ValueError: an argument is out of range; the message names it and its value.
     """
-    rule = Mean(noise_floor(noise, delta.shape))
-    return spectral_map(delta, rule, tol=tol, null=null, method=method)
+    rules = [Mean(floor) for floor in noise_floors(noise, delta.shape)]
+    return spectral_map(delta, rules, tol=tol, null=null, method=method)

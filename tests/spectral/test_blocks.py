@@ -11,8 +11,8 @@ from parameter_values import example, values_of
 from fastmerge import InvalidInput, functional, merge_state_dicts
 from fastmerge.kernels.spectral import flatten_spectrum, subspace_boost
 from fastmerge.methods import REQUIRED, Group, Layout, all_methods, get_method, why_not
+from fastmerge.methods._deltas import rounding_noise
 from fastmerge.methods._heads import Part, parts_of
-from fastmerge.methods._spectral import rounding_noise
 from fastmerge.steps.apply import DeltaMerge
 from fastmerge.steps.driver import solve, solve_without_data
 from fastmerge.steps.source import Resident

@@ -10,7 +10,8 @@ from sources import Chunked
 from fastmerge import functional, merge_state_dicts
 from fastmerge.kernels import use_backend
 from fastmerge.methods import Group, get_method
-from fastmerge.methods._spectral import is_spectral, merged_delta
+from fastmerge.methods._deltas import merged_delta
+from fastmerge.methods._spectral import is_spectral
 from fastmerge.steps.driver import merge_source
 from fastmerge.steps.source import Resident
 
@@ -226,7 +227,7 @@ def test_merged_delta_is_exact_in_any_block(generator, monkeypatch):
     delta = merged_delta(step, base, tensors)
     d = [t.float() - base.float() for t in tensors]
     assert torch.equal(delta.view(5, 7), (d[0] * 0.3 + d[1] * 0.7) / (torch.tensor(0.3) + torch.tensor(0.7)) * 0.1)
-    monkeypatch.setattr("fastmerge.methods._spectral.BLOCK", 3)
+    monkeypatch.setattr("fastmerge.methods._deltas.BLOCK", 3)
     assert torch.equal(merged_delta(step, base, tensors), delta)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from deltas import make_delta, relative_error
 
-from fastmerge import kernels, merge_state_dicts
+from fastmerge import merge_state_dicts
+from fastmerge.kernels import spectral
 from fastmerge.steps import driver, stacks
 from fastmerge.steps.stacks import alike, batch_bytes, matrices_at_once
 
@@ -45,13 +46,13 @@ def batched(monkeypatch):
 
 def seen(monkeypatch, function):
     """The shapes of what an operation is given from now on."""
-    shapes, operation = [], getattr(kernels.spectral, function)
+    shapes, operation = [], getattr(spectral, function)
 
     def spy(matrices, *arguments, **options):
         shapes.append(tuple(matrices.shape))
         return operation(matrices, *arguments, **options)
 
-    monkeypatch.setattr(kernels.spectral, function, spy)
+    monkeypatch.setattr(spectral, function, spy)
     return shapes
 
 

@@ -92,11 +92,15 @@ def _gathered(turn: Turn, ranks: Ranks, agreement: Agreement) -> list[Inputs[Ten
     """Return the whole inputs of what this rank merges at a turn."""
     here, mine = ranks.position, turn[ranks.position]
     sends = {
-        owner: _packed([tensor for job in jobs if _gives(job, here) for tensor in job.inputs.every])
+        owner: _packed([tensor for job in jobs if _gives(job, here, owner) for tensor in job.inputs.every])
         for owner, jobs in enumerate(turn) if owner != here
     }  # fmt: skip
     parts = {
-        peer: [(job.layout.part_shape(peer), t.dtype) for job in mine if _gives(job, peer) for t in job.inputs.every]
+        peer: [
+            (job.layout.part_shape(peer), tensor.dtype)
+            for job in mine if _gives(job, peer, here)
+            for tensor in job.inputs.every
+        ]
         for peer in range(len(ranks)) if peer != here
     }  # fmt: skip
     whole = [job.inputs if job.layout.whole else _empty_inputs(job) for job in mine]
@@ -104,7 +108,7 @@ def _gathered(turn: Turn, ranks: Ranks, agreement: Agreement) -> list[Inputs[Ten
     for peer in range(len(ranks)):
         arrived = None if peer == here else _unpacked(received.pop(peer, None), parts[peer])
         for job, inputs in zip(mine, whole, strict=True):
-            blocks = job.layout.blocks(peer) if _gives(job, peer) else []
+            blocks = job.layout.blocks(peer) if _gives(job, peer, here) else []
             for own, tensor in zip(job.inputs.every, inputs.every, strict=True) if blocks else ():
                 part = own if arrived is None else next(arrived)
                 for block in blocks:
@@ -130,9 +134,10 @@ def _scatter(turn: Turn, merged: Sequence[Tensor], ranks: Ranks, agreement: Agre
             job.out.copy_(part)
 
 
-def _gives(job: ShardJob, peer: int) -> bool:
-    """Return True where a rank sends its part: the first of its replicas does, and nobody where all hold the whole."""
-    return not job.layout.whole and job.layout.is_first(peer) and math.prod(job.layout.part_shape(peer)) > 0
+def _gives(job: ShardJob, peer: int, owner: int) -> bool:
+    """Return True where a rank sends its part: those of the owner's copy do, and nobody where all hold the whole."""
+    layout = job.layout
+    return not layout.whole and layout.of_one_copy(peer, owner) and math.prod(layout.part_shape(peer)) > 0
 
 
 def _empty_inputs(job: ShardJob) -> Inputs[Tensor]:

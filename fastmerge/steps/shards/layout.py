@@ -122,6 +122,11 @@ class Layout:
         """Return True for a rank that is the first one of those that hold the same elements by replication."""
         return not any(split is None and place for split, place in zip(self.splits, self._at(position), strict=True))
 
+    def of_one_copy(self, position: int, other: int) -> bool:
+        """Return True for ranks that hold parts of one copy of the tensor: they are alike where it is replicated."""
+        places = zip(self.splits, self._at(position), self._at(other), strict=True)
+        return all(split is not None or mine == theirs for split, mine, theirs in places)
+
     def part_shape(self, position: int) -> tuple[int, ...]:
         """Return the shape of a rank's part."""
         return tuple(len(indices) for indices in self._held(position))

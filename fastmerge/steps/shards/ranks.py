@@ -106,6 +106,8 @@ class Ranks:
     def _talk(self, talk: Callable[[], T]) -> T:
         try:
             return talk()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise ShardError(
                 f"rank {self[self.position]}: {self.doing}: other ranks of the mesh do not answer; each of them must "

@@ -246,7 +246,12 @@ def lock_shares(method: str, *arguments: str) -> tuple[float, float]:
         record = ["py-spy", "record", "--gil", "--rate", "500", "--format", "raw", "--output", str(stacks)]
         command = [*record, "--", sys.executable, "-m", f"{__package__}.bus", method, *arguments]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        counts = [line.rpartition(" ") for line in stacks.read_text().splitlines()]
+        return shares_of(stacks)
+
+
+def shares_of(stacks: Path) -> tuple[float, float]:
+    """Return what ``lock_shares`` does from the stacks that py-spy wrote."""
+    counts = [line.rpartition(" ") for line in stacks.read_text().splitlines()]
     summing = sum(int(count) for stack, _, count in counts if "digests_of" in stack.rpartition(";")[2])
     working = sum(int(count) for stack, _, count in counts if "Scheduler._work" in stack)
     return summing / sum(int(count) for _, _, count in counts), summing / working

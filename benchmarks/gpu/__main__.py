@@ -4,6 +4,7 @@ A phase takes four minutes at most, and each can be run alone, in any order:
 
 tests     the tests for GPUs, compute-sanitizer, and the reports on compiled kernels, side by side
 kernels   copies, methods and operations on tensors in the GPU's memory
+bus       what the host does for a GPU, and streamed merges by more and fewer threads
 pipeline  a 70B model in memory, its tensors streamed from the host, and merges of files
 spectral  Subspace Boosting of large matrices, and its pieces
 
@@ -34,7 +35,7 @@ from pathlib import Path
 from .._record import ROOT
 from .goals import report
 
-PHASES = ("tests", "kernels", "pipeline", "spectral")
+PHASES = ("tests", "kernels", "bus", "pipeline", "spectral")
 # Around blocks and chunks of the grid of reductions, small enough for compute-sanitizer.
 SANITIZED_ELEMENTS = ("1", "1023", "20001", "49157")
 CHECK_SECONDS = 300
@@ -95,6 +96,7 @@ def phases(csv: Path, mergekit_python: str | None, commit: str | None, path: str
         "kernels": [
             Stage(40, build), timing(10, "transfers"), timing(60, "methods", *peer), timing(125, "operations"),
         ],
+        "bus": [Stage(40, build), timing(60, "host"), timing(100, "threads")],
         "pipeline": [Stage(40, build), timing(45, "model"), timing(90, "streamed"), timing(60, "files")],
         "spectral": [Stage(40, build), timing(130, "spectral"), timing(65, "spectral_pieces")],
     }  # fmt: skip

@@ -15,6 +15,10 @@ LARGE = 64 << 20
 # How many times as long mergekit's function must take.
 MERGEKIT = {"ties": 50, "dare_ties": 50, "della": 50, "linear": 5, "slerp": 5}
 STREAMED = ("ties", "linear", "dare_ties")
+# What a merge may take over the transfers alone, from memory that has to be copied and from memory that has not; and
+# from file to file over the copy of as many bytes.
+FROM_HOST, FROM_PINNED, FROM_FILES = 1.3, 1.15, 1.3
+ALL_MS, ALL = 12_500, 70e9
 # Our ways to boost that are as exact as a float32 SVD, the library's products or our own; and how many times as long
 # ``torch.linalg.svd`` must take.
 EXACT = ("fastmerge", "fastmerge, library", "fastmerge, triton")
@@ -58,11 +62,20 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
             row for row in fastest if row["op"] == "ties, 70B, kernels"
         ]),
         *(
-            _at_most(f"{method} streamed from {memory}: time of the transfers alone", "times_bound", 1.15, "x", [
+            _at_most(f"{method} streamed from {memory}: time of the transfers alone", "times_bound", limit, "x", [
                 row for row in fastest if row["op"] == f"{method}, streamed{suffix}"
             ])
             for method in STREAMED
-            for memory, suffix in (("host memory", ""), ("pinned memory", ", pinned"))
+            for memory, suffix, limit in (("host memory", "", FROM_HOST), ("pinned memory", ", pinned", FROM_PINNED))
+        ),
+        _at_most("ties of a 70B (base + 3) from host memory, ms", "ms", ALL_MS, " ms", [
+            row for row in fastest if row["op"] == "ties, streamed" and float(row["shape"]) > ALL
+        ]),
+        *(
+            _at_most(f"{method} of files on the GPU: time of their copy", "times_bound", FROM_FILES, "x", [
+                row for row in rows if row["op"] == f"{method}, files, without start" and row["backend"] == "cuda"
+            ])
+            for method in ("ties", "linear")
         ),
         *(_mergekit(rows, fastest, method, factor) for method, factor in MERGEKIT.items()),
     ]  # fmt: skip

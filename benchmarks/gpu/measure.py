@@ -12,8 +12,20 @@ import sys
 from pathlib import Path
 
 from .._bench import Bench
+from .goals import report
 
-STEPS = ("transfers", "methods", "model", "operations", "streamed", "files", "spectral", "spectral_pieces")
+STEPS = (
+    "transfers",
+    "methods",
+    "model",
+    "operations",
+    "host",
+    "threads",
+    "streamed",
+    "files",
+    "spectral",
+    "spectral_pieces",
+)
 
 
 def main() -> int:
@@ -30,7 +42,8 @@ def main() -> int:
         parser.error("no backend runs on this GPU; the reasons are above")
     for step in STEPS if "all" in options.steps else options.steps:
         importlib.import_module(f"{__package__}.{step}").run(bench)
-    print(f"{bench.failures} failures", flush=True)
+    measured = [line for line in report(options.csv).splitlines() if not line.startswith("not measured")]
+    print("\n".join([*measured, f"{bench.failures} failures"]), flush=True)
     return 1 if bench.failures else 0
 
 

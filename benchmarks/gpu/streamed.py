@@ -97,11 +97,16 @@ def outputs(case: Case, model: Llama) -> list[OutputTensor]:
     return found
 
 
-def run(bench: Bench) -> None:
-    """Time every method on a part of the model, then TIES on all of it."""
+def host_models(bench: Bench) -> tuple[list[Tensor], HostModels]:
+    """Return the blocks that models repeat, and the models."""
     elements = 2**20 if bench.check else BLOCK_ELEMENTS
     blocks = [block.cpu() for block in make_inputs(True, elements, EXPERTS, torch.bfloat16, bench.device, 0)]
-    models = HostModels(blocks, torch.empty_like(blocks[0]))
+    return blocks, HostModels(blocks, torch.empty_like(blocks[0]))
+
+
+def run(bench: Bench) -> None:
+    """Time every method on a part of the model, then TIES on all of it."""
+    blocks, models = host_models(bench)
     cases = {case.method: case for case in CASES}
     for method in METHODS:
         with bench.attempt(method):
@@ -117,7 +122,7 @@ def _verify(bench: Bench, case: Case, blocks: Sequence[Tensor], models: HostMode
     """Raise AssertionError unless a small model comes out with the bits that the processor gives it in memory."""
     tensors = outputs(case, TINY if bench.check else SMALL)
     models.out.fill_(torch.nan)
-    _merge(bench, tensors, models, pinned=False)()
+    merge(bench, tensors, models, pinned=False)()
     for tensor in tensors:
         first, last = tensor.offset // 2, (tensor.offset + tensor.nbytes) // 2
         expected = torch.empty(tensor.shape, dtype=tensor.dtype.torch)
@@ -126,10 +131,13 @@ def _verify(bench: Bench, case: Case, blocks: Sequence[Tensor], models: HostMode
         assert torch.equal(models.out[first:last].view(tensor.shape), expected), f"{case.method}: {tensor.name} differs"
 
 
-def _merge(bench: Bench, tensors: Sequence[OutputTensor], models: HostModels, pinned: bool) -> Run:
+def merge(
+    bench: Bench, tensors: Sequence[OutputTensor], models: HostModels, pinned: bool, threads: int | None = None
+) -> Run:  # fmt: skip
+    """Return the merge of ``tensors`` by so many threads; ``pinned`` as ``HostModels.start`` takes it."""
     bench.release()
     where = choose(bench.device.type, None)
-    sizes = divide(tensors, where.budget(RAM), default_threads())
+    sizes = divide(tensors, where.budget(RAM), threads or default_threads())
 
     def make_units(shop: RunContext) -> Iterator[Unit]:
         return units(shop, tensors)
@@ -146,13 +154,13 @@ def _stream(bench: Bench, case: Case, shapes: Llama, models: HostModels, pinned:
     elements = sum(tensor.nbytes for tensor in tensors) // 2
     bench.measure(
         f"{case.method}, streamed{', pinned' if pinned else ''}",
-        [Contender("fastmerge", _merge(bench, tensors, models, pinned), "auto")],
+        [Contender("fastmerge", merge(bench, tensors, models, pinned), "auto")],
         shape=elements, dtype=torch.bfloat16, models=case.inputs, once=case.bytes_once(elements, 2),
-        clock=bench.on_wall, bound=_transfers(bench, 2 * elements, case.inputs), budget=BUDGET, warm=True,
+        clock=bench.on_wall, bound=transfers(bench, 2 * elements, case.inputs), budget=BUDGET, warm=True,
     )  # fmt: skip
 
 
-def _transfers(bench: Bench, nbytes: int, inputs: int) -> Bound:
+def transfers(bench: Bench, nbytes: int, inputs: int) -> Bound:
     """Return the bound: ``inputs`` times ``nbytes`` to the device and ``nbytes`` back, at once, in pinned memory."""
     piece = 2**10 if bench.check else PIECE_BYTES
     host = [torch.zeros(piece, dtype=torch.uint8, pin_memory=not bench.check) for _ in range(inputs + 1)]

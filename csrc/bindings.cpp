@@ -9,6 +9,7 @@
 
 #include "arguments.h"
 #include "cpu/ahead.h"
+#include "cpu/mapped.h"
 #include "cpu/operations.h"
 #include "cpu/threads.h"
 #include "exact_sum.h"
@@ -198,6 +199,15 @@ PYBIND11_MODULE(_C, m) {
            })
       .def("stop", &ReadAhead::stop, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("served", &ReadAhead::served);
+
+  py::class_<MappedFile>(m, "MappedFile", py::buffer_protocol(), "See csrc/cpu/mapped.h.")
+      .def(py::init<int, std::size_t>(), py::arg("fd"), py::arg("nbytes"))
+      .def_buffer([](const MappedFile& self) {
+        return py::buffer_info(const_cast<char*>(self.data()), 1, "B", 1, {self.size()}, {1}, true);
+      })
+      .def_property_readonly("address", [](const MappedFile& self) { return reinterpret_cast<Address>(self.data()); })
+      .def_property_readonly("broken", &MappedFile::broken)
+      .def("forget", &MappedFile::forget, py::call_guard<py::gil_scoped_release>());
 
   m.def("low_rank", [](const ArrayTuple& out, const ArrayTuple& weight, Address up, Address down, std::size_t rows,
                        std::size_t columns, std::size_t rank, float scale) {

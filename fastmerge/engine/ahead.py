@@ -8,14 +8,12 @@ through the page cache, and keeps the disk busy whatever the workers do.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import sys
 from collections.abc import Collection, Iterator, Sequence
 
 from ..kernels import cpu_extension, why_no_cpu_extension
 from ..plan.types import OutputTensor
-from .files import InputFiles, libc
+from .files import InputFiles
 from .large import reads_once
 from .sizing import Sizes
 
@@ -26,12 +24,6 @@ DEPTH = 8
 LEAST_BUFFERS = 4
 # Bytes that are read of one input before the next one's turn.
 STEP = 2 << 20
-
-# Of statfs(2): file systems of other machines, whose clients read ahead better than we do.
-_REMOTE = {
-    0x6969, 0xFF534D42, 0xFE534D42, 0x517B, 0x65735546, 0x0BD00BD0, 0x00C36400, 0x01021997, 0x47504653, 0x19830326,
-    0x5346414F, 0x7461636F,
-}  # fmt: skip
 
 
 def direct_outputs(outputs: Sequence[OutputTensor], regions: int) -> list[OutputTensor]:
@@ -60,7 +52,7 @@ def read_ahead(
         numbers: dict[str, int] = {}
         files: list[tuple[int, int, int]] = []
         for path in paths:
-            if (opened := _opened(path)) is None:
+            if not inputs.local(path) or (opened := _opened(path)) is None:
                 continue
             stack.callback(os.close, opened)
             numbers[path] = len(files)
@@ -84,14 +76,8 @@ def read_ahead(
 
 
 def _opened(path: str) -> int | None:
-    """Return a descriptor for direct reads of a file of this machine, or None."""
+    """Return a descriptor for direct reads, or None where the file system has none."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
-    except OSError:  # the file system has no direct I/O
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError:
         return None
-    status = ctypes.create_string_buffer(256)
-    kind = int.from_bytes(status.raw[:4], sys.byteorder) if libc.fstatfs(fd, status) == 0 else None
-    if kind is None or kind in _REMOTE:
-        os.close(fd)
-        return None
-    return fd

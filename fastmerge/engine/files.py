@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import mmap
 import os
 import random
 import resource
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 
-import numpy as np
-
 from ..checkpoint import InputFile
 from ..errors import CheckpointError, InputChanged, OutputError, explained
 from ..plan.types import Shard
 from .arena import PAGE
+from .caching import is_local, libc, resident
 from .joining import read_joined
 
 # Bytes of a file that are looked for in the page cache.
@@ -35,6 +33,7 @@ class InputFiles:
         self._files = {file.path: file for file in files}
         self._joined = {file.path: file for file in self._files.values() if file.joined}
         self._open: dict[str, int] = {}
+        self._cached: dict[str, bool] = {}
         self._ahead: Callable[[str, int, memoryview], bool] | None = None
         _allow_open_files(2 * len(self._files))
 
@@ -83,15 +82,25 @@ class InputFiles:
             self._ahead = None
 
     def cached(self, path: str) -> bool:
+        """True when most of an open file was in the page cache when this was asked first, or that cannot be known."""
+        if path not in self._cached:
+            self._cached[path] = self.probe(path)
+        return self._cached[path]
+
+    def probe(self, path: str) -> bool:
         """True when most of an open file is in the page cache, as far as a few pages tell, or that cannot be known."""
         nbytes = self._files[path].nbytes
         step = max(1, nbytes // PROBES)
         places = range(random.randrange(step), nbytes, step)  # others each time: see ``resident``
         try:
             missing = len(places) - resident(self._open[path], path, nbytes, places)
-        except (OSError, ValueError):  # the file system cannot tell, or the file is no longer that long
+        except (OSError, ValueError):  # the system cannot tell, or the file is no longer that long
             return True
         return 2 * missing <= len(places)
+
+    def local(self, path: str) -> bool:
+        """True when an open file is known to lie on this machine."""
+        return is_local(self._open[path])
 
     def advise(self, path: str, offset: int, nbytes: int) -> None:
         """Let the system read a range into the page cache, if it will; do not wait for it."""
@@ -125,31 +134,6 @@ class InputFiles:
     def __exit__(self, *_: object) -> None:
         while self._open:
             os.close(self._open.popitem()[1])
-
-
-def resident(fd: int, path: str, nbytes: int, places: Sequence[int]) -> int:
-    """Return how many of the bytes at some places of an open file are in the page cache.
-
-    Raises:
-        OSError: the system cannot tell.
-    """
-    if os.access(path, os.W_OK) or os.fstat(fd).st_uid == os.geteuid():
-        with mmap.mmap(fd, nbytes, prot=mmap.PROT_READ) as view:
-            first, state = np.frombuffer(view, np.uint8).ctypes.data, ctypes.c_ubyte()
-            count = 0
-            for place in places:
-                page = ctypes.c_void_p(first + place // mmap.PAGESIZE * mmap.PAGESIZE)
-                if libc.mincore(page, ctypes.c_size_t(1), ctypes.byref(state)):
-                    code = ctypes.get_errno()
-                    raise OSError(code, os.strerror(code))
-                count += state.value & 1
-        return count
-    # Of files of others mincore(2) tells nothing. What this finds missing, the system may begin to read.
-    count = 0
-    for place in places:
-        with contextlib.suppress(BlockingIOError):
-            count += os.preadv(fd, [bytearray(1)], place, os.RWF_NOWAIT)
-    return count
 
 
 class OutputFiles:
@@ -243,9 +227,6 @@ def pwrite(fd: int, data: memoryview, offset: int) -> None:
     while data:
         done = os.pwrite(fd, data, offset)
         data, offset = data[done:], offset + done
-
-
-libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _reserve(fd: int, nbytes: int) -> None:

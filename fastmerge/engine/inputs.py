@@ -15,6 +15,7 @@ from .arena import LINE, PAGE, Arena, Memory, Slot, round_up
 from .files import InputFiles
 from .folding import made_shapes
 from .folding.terms import Term, add_terms, make_term
+from .mapping import InPlace, Mapped
 from .report import Meter
 from .watching import Watch
 
@@ -25,12 +26,20 @@ if TYPE_CHECKING:
 class Reader:
     """Reads ranges of input tensors into the arena."""
 
-    def __init__(self, arena: Arena, inputs: InputFiles, meter: Meter, watch: Watch | None = None):
+    def __init__(
+        self,
+        arena: Arena,
+        inputs: InputFiles,
+        meter: Meter,
+        watch: Watch | None = None,
+        places: InPlace | None = None,
+    ):
         self.arena, self._inputs, self._meter, self._watch = arena, inputs, meter, watch
+        self.places = places or InPlace(inputs, wanted=False)
 
     def watched(self, watch: Watch) -> Reader:
         """Return a reader that shows ``watch`` what it reads, but for ``raw``."""
-        return Reader(self.arena, self._inputs, self._meter, watch)
+        return Reader(self.arena, self._inputs, self._meter, watch, self.places)
 
     def raw(self, path: str, offset: int, nbytes: int, at: int) -> None:
         """Read ``nbytes`` bytes of a file to the place ``at`` of the arena."""
@@ -43,6 +52,15 @@ class Reader:
         self.raw(entry.path, entry.offset + start * dtype.itemsize, nbytes, at)
         if self._watch is not None:
             self._watch.look(entry, dtype, start, self.arena.bytes[at : at + nbytes], row)
+
+    def look(self, tensor: InputTensor, start: int, stop: int, mapped: Mapped) -> None:
+        """Read elements of a tensor where they lie, as ``part`` does for those that it copies."""
+        size = tensor.dtype.itemsize
+        with self._meter.stage("read", (stop - start) * size):
+            if self._watch is not None:
+                data = mapped.bytes[tensor.offset + start * size : tensor.offset + stop * size]
+                self._watch.look(tensor, tensor.dtype, start, data)
+        self.places.check(tensor, mapped)
 
     def elements(self, tensor: InputTensor, start: int, stop: int, beside: Beside | None, slot: Slot) -> Tensor:
         """Return the elements ``start .. stop - 1``, flat, where ``slot`` computes."""

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from .checksums import Checksum
 from .context import RunContext, apply_after_survey, apply_without_survey
 from .finite import Suspect, all_finite
 from .inputs import Beside, Reader, beside_bytes
+from .mapping import Mapped
 from .needs import input_bytes, resident_bytes, scratch_bytes, whole_bytes
 from .scheduler import Task
 from .watching import Watch
@@ -35,12 +36,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Placed:
-    """One input, what it needs beside its rows, and the values where it is held whole, from ``at`` of the memory on."""
+    """One input, what it needs beside its rows, and the values where it is held whole.
+
+    They are at ``at`` of the memory, or in a file that is ``mapped``: then their part of the region stays untouched.
+    """
 
     tensor: InputTensor
     beside: Beside | None
     at: int = 0
     values: Tensor | None = None
+    mapped: Mapped | None = None
 
     @property
     def held(self) -> Tensor:
@@ -84,6 +89,9 @@ class Large:
         return True
 
     def finish(self) -> None:
+        for placed in self._placed.every:
+            if placed.mapped is not None:
+                placed.mapped.forget(placed.tensor.offset, placed.tensor.nbytes)
         self._placed = Inputs(None, ())
         if self._region is not None:
             self._memory.give_back(self._region, self._need)
@@ -105,6 +113,7 @@ class Large:
                 yield [partial(self._merge_at_once, spans)]
             else:
                 yield [partial(self._merge, *span) for span in spans]
+        self._check_mapped()
         checksum = self._checksum.hex()
         # What is copied has the checksum of the copy.
         self._context.sink.finish(output, checksum, [checksum] if output.group is None else self._watch.checksums())
@@ -130,13 +139,25 @@ class Large:
             resident += beside_bytes(tensor)
             placed = _Placed(tensor, beside, at)
             if self._whole:
-                placed = _Placed(tensor, beside, at, self._memory.tensor(at, tensor.value_dtype, tensor.shape))
+                placed = self._held(tensor, beside, at)
                 at += input_bytes(tensor)
             return placed
 
         placed = self._output.inputs.map(place)
         self._out = at + (self._output.offset - at) % PAGE
         return placed
+
+    def _held(self, tensor: InputTensor, beside: Beside | None, at: int) -> _Placed:
+        if (mapped := self._reader.places.of(tensor)) is not None:
+            values: Any = Strip(mapped, tensor.offset, tensor.dtype, tensor.shape)
+            return _Placed(tensor, beside, at, values, mapped)
+        return _Placed(tensor, beside, at, self._memory.tensor(at, tensor.value_dtype, tensor.shape))
+
+    def _check_mapped(self) -> None:
+        """Raise CheckpointError if something of what is seen in place could not be read."""
+        for placed in self._placed.every:
+            if placed.mapped is not None:
+                self._reader.places.check(placed.tensor, placed.mapped)
 
     def _load_beside(self, slot: Slot) -> None:
         for placed in self._placed.every:
@@ -148,7 +169,7 @@ class Large:
         if placed.beside is None:
             step = self._context.sizes.step(tensor.dtype.itemsize)
             for start in range(0, tensor.numel, step):
-                yield partial(self._read, tensor, start, min(start + step, tensor.numel), placed.at)
+                yield partial(self._read, placed, start, min(start + step, tensor.numel))
         else:
             rows, columns = matrix_shape(tensor.shape)
             step = max(1, chunk // max(columns, 1))
@@ -157,8 +178,12 @@ class Large:
                 last = min(first + step, rows)
                 yield partial(self._make_rows, tensor, first, last, placed.beside, held[first:last])
 
-    def _read(self, tensor: InputTensor, start: int, stop: int, at: int, slot: Slot) -> None:
+    def _read(self, placed: _Placed, start: int, stop: int, slot: Slot) -> None:
         slot.reset()
+        tensor, at = placed.tensor, placed.at
+        if placed.mapped is not None:
+            self._reader.look(tensor, start, stop, placed.mapped)
+            return
         begin, nbytes = start * tensor.dtype.itemsize, (stop - start) * tensor.dtype.itemsize
         read = partial(self._reader.part, tensor, tensor.dtype, start, stop, 0)
         slot.fill(at + begin, nbytes, tensor.offset + begin, read)
@@ -312,5 +337,6 @@ class Counted(Large):
         try:
             with self._surveying():
                 self._taken.ask(get_method(self._output.method), self._output.group, self._source(slot))
+            self._check_mapped()
         except ValueError as error:
             raise Suspect([self._output], str(error)) from error

@@ -11,6 +11,7 @@ from .context import RunContext, Sink
 from .files import InputFiles
 from .finite import Suspect
 from .inputs import Reader
+from .mapping import InPlace
 from .report import Meter
 from .scheduler import Scheduler, Unit
 from .sizing import Sizes
@@ -45,7 +46,8 @@ def work(
         target.arena(sizes.arena, strips) as arena,
         target.slots(arena, sizes, meter) as slots,
     ):
-        context = RunContext(arena, sizes, Reader(arena, inputs, meter), sink, meter, finite)
+        reader = Reader(arena, inputs, meter, places=InPlace(inputs, strips and not sizes.apart))
+        context = RunContext(arena, sizes, reader, sink, meter, finite)
         try:
             Scheduler(make_units(context), slots, sizes.workers).run(tick)
         except Suspect as suspect:

@@ -10,7 +10,7 @@ import threading
 import pytest
 from tiny_merges import assert_same_tensors, expected, make_merge, outputs_of
 
-from fastmerge.engine import RunOptions, files, prefetching, run
+from fastmerge.engine import RunOptions, caching, files, prefetching, run
 from fastmerge.engine.gathering import PlannedFiles
 from fastmerge.engine.prefetching import prefetched, ranges_of
 from fastmerge.engine.sizing import Sizes
@@ -73,15 +73,15 @@ def test_a_probe_tells_what_is_cached_and_brings_nothing_in(plan):
     path = plan.models[0].files[0].path
     with PlannedFiles(plan) as inputs:
         inputs.open()
-        assert inputs.cached(path)  # just written
+        assert inputs.probe(path)  # just written
         fd = inputs.descriptor(path)
         os.fsync(fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         places = range(0, inputs.nbytes(path), 4096)
-        if files.resident(fd, path, inputs.nbytes(path), places):
+        if caching.resident(fd, path, inputs.nbytes(path), places):
             pytest.skip("this file system keeps its files in memory")
-        assert not inputs.cached(path)
-        assert files.resident(fd, path, inputs.nbytes(path), places) == 0
+        assert not inputs.probe(path)
+        assert caching.resident(fd, path, inputs.nbytes(path), places) == 0
 
 
 def test_files_of_others_are_asked_page_by_page(plan, monkeypatch):
@@ -94,17 +94,17 @@ def test_files_of_others_are_asked_page_by_page(plan, monkeypatch):
             raise answer
         return 1
 
-    monkeypatch.setattr(files.os, "access", lambda *_: False)
-    monkeypatch.setattr(files.os, "geteuid", lambda: -1)
+    monkeypatch.setattr(caching.os, "access", lambda *_: False)
+    monkeypatch.setattr(caching.os, "geteuid", lambda: -1)
     with PlannedFiles(plan) as inputs:
         inputs.open()
-        monkeypatch.setattr(files.os, "preadv", preadv)
+        monkeypatch.setattr(caching.os, "preadv", preadv)
         there, missing = None, BlockingIOError(errno.EAGAIN, "")
         for found, cached in (([there] * 40, True), ([missing] * 40, False), ([missing, there] * 20, True)):
             answers[:] = found
-            assert inputs.cached(path) == cached
+            assert inputs.probe(path) == cached
         answers[:] = [OSError(errno.EOPNOTSUPP, "")]
-        assert inputs.cached(path)
+        assert inputs.probe(path)
 
 
 def test_a_merge_of_cold_files_is_the_same(plan, tmp_path, monkeypatch):

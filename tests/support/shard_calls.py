@@ -45,21 +45,22 @@ def buffers_are_copied_and_ties_kept(mesh, rank, states):
 
 
 def modules_are_fully_sharded(mesh, rank, states):
-    """FSDP2's parameters are merged where they lie."""
-    networks = []
-    for seed in range(3):
-        torch.manual_seed(seed)
-        networks.append(torch.nn.Sequential(torch.nn.Linear(300, 151), torch.nn.Linear(151, 1)).requires_grad_(False))
-    expected = fastmerge.merge_state_dicts(networks[0], networks[1:], **TIES)
-    for network in networks:
-        fully_shard(network, mesh=mesh)
-    fastmerge.merge_(networks[0], networks[1:], **TIES)
-    merged = networks[0].state_dict()
-    assert all(torch.equal(merged[name].full_tensor(), tensor) for name, tensor in expected.items())
+    """FSDP2's parameters, which may ask for gradients, are merged where they lie, or dealt out."""
+    for arguments in (TIES, {"method": "tsvm", "matrices": "all"}):
+        networks = []
+        for seed in range(3):
+            torch.manual_seed(seed)
+            networks.append(torch.nn.Sequential(torch.nn.Linear(90, 31), torch.nn.Linear(31, 1)))
+        expected = fastmerge.merge_state_dicts(networks[0], networks[1:], **arguments)
+        for network in networks:
+            fully_shard(network, mesh=mesh)
+        fastmerge.merge_(networks[0], networks[1:], **arguments)
+        merged = networks[0].state_dict()
+        assert all(torch.equal(merged[name].full_tensor(), tensor) for name, tensor in expected.items())
+        assert all(parameter.requires_grad for parameter in networks[0].parameters())
 
 
-def matrices_of_modules_are_dealt(mesh, rank, states):
-    """One that is large for the others, one function of a single matrix."""
+def functions_deal_out_a_matrix(mesh, rank, states):
     name = "model.layers.0.self_attn.q_proj.weight"
     base, *tuned = by_rows(mesh, states)
     merged = functional.tsvm(base[name], [state[name] for state in tuned], name=name)
@@ -139,5 +140,5 @@ CASES = (
     functions_take_shards,
     buffers_are_copied_and_ties_kept,
     modules_are_fully_sharded,
-    matrices_of_modules_are_dealt,
+    functions_deal_out_a_matrix,
 )

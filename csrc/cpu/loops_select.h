@@ -6,15 +6,38 @@
 namespace fastmerge::cpu {
 namespace {
 
-// Counts of a chunk: lanes hold negated counts, since a mask is -1.
+// Calls each(delta) for vectors of deltas, and one(bits) for the magnitudes of those that are left.
+template <class T, bool kBase, class Each, class One>
+FASTMERGE_INLINE void each_delta(const T* tensor, const T* base, std::size_t n, Each each, One one) {
+  std::size_t i = 0;
+  for (; i + kPair <= n; i += kPair) {
+    prefetch(tensor + i);
+    if (kBase) prefetch(base + i);
+    const Pair x = load_pair(tensor + i);
+    const Pair b = kBase ? load_pair(base + i) : Pair{};
+    each(kBase ? x.first - b.first : x.first);
+    each(kBase ? x.second - b.second : x.second);
+  }
+  if (i == n) return;
+  float tail[2 * kWidth];
+  widen(tail, tensor + i, n - i);
+  if (kBase) subtract(tail, base + i, n - i);
+  for (std::size_t j = 0; j < n - i; ++j) one(magnitude_bits(tail[j]));
+}
+
+// Lanes hold negated counts, since a mask is -1.
+FASTMERGE_INLINE std::uint32_t counted(S lanes) { return static_cast<std::uint32_t>(-sum_of_lanes(lanes)); }
+
+// The counts of a chunk.
 template <class T, bool kBase, bool kAtoms>
 BracketCounts collect_uniform(std::uint32_t* out, const T* tensor, const T* base, const Bracket& bracket,
                               std::size_t n) {
   S above{}, first{}, second{};
   std::uint32_t* next = out;
+  BracketCounts counts{};
   const S high = S{} + bracket.high, low = S{} + (bracket.low - 1);
   const S first_atom = S{} + bracket.atoms[0], second_atom = S{} + bracket.atoms[1];
-  const auto take = [&](F delta) {
+  const auto each = [&](F delta) {
     const S bits = magnitude_bits(delta);
     const S over = bits > high;
     above += over;
@@ -27,36 +50,20 @@ BracketCounts collect_uniform(std::uint32_t* out, const T* tensor, const T* base
     }
     next += store_selected(next, (U)bits, mask_bits(inside));
   };
-  std::size_t i = 0;
-  for (; i + kPair <= n; i += kPair) {
-    prefetch(tensor + i);
-    if (kBase) prefetch(base + i);
-    const Pair x = load_pair(tensor + i);
-    const Pair b = kBase ? load_pair(base + i) : Pair{};
-    take(kBase ? x.first - b.first : x.first);
-    take(kBase ? x.second - b.second : x.second);
-  }
-  BracketCounts counts{
-      static_cast<std::uint32_t>(-sum_of_lanes(above)),
-      {static_cast<std::uint32_t>(-sum_of_lanes(first)), static_cast<std::uint32_t>(-sum_of_lanes(second))},
-      0};
-  if (i < n) {
-    float tail[2 * kWidth];
-    widen(tail, tensor + i, n - i);
-    if (kBase) subtract(tail, base + i, n - i);
-    for (std::size_t j = 0; j < n - i; ++j) {
-      const std::int32_t bits = magnitude_bits(tail[j]);
-      if (bits > bracket.high) {
-        ++counts.above;
-      } else if (bits == bracket.atoms[0]) {
-        ++counts.atoms[0];
-      } else if (bits == bracket.atoms[1]) {
-        ++counts.atoms[1];
-      } else if (bits >= bracket.low) {
-        *next++ = static_cast<std::uint32_t>(bits);
-      }
+  each_delta<T, kBase>(tensor, base, n, each, [&](std::int32_t bits) {
+    if (bits > bracket.high) {
+      ++counts.above;
+    } else if (bits == bracket.atoms[0]) {
+      ++counts.atoms[0];
+    } else if (bits == bracket.atoms[1]) {
+      ++counts.atoms[1];
+    } else if (bits >= bracket.low) {
+      *next++ = static_cast<std::uint32_t>(bits);
     }
-  }
+  });
+  counts.above += counted(above);
+  counts.atoms[0] += counted(first);
+  counts.atoms[1] += counted(second);
   counts.collected = static_cast<std::uint32_t>(next - out);
   return counts;
 }
@@ -65,32 +72,18 @@ BracketCounts collect_uniform(std::uint32_t* out, const T* tensor, const T* base
 template <class T, bool kBase>
 BracketCounts count_atom(const T* tensor, const T* base, std::int32_t atom, std::size_t n) {
   S above{}, equal{};
-  const auto take = [&](F delta) {
+  BracketCounts counts{};
+  const auto each = [&](F delta) {
     const S bits = magnitude_bits(delta);
     above += bits > atom;
     equal += bits == atom;
   };
-  std::size_t i = 0;
-  for (; i + kPair <= n; i += kPair) {
-    prefetch(tensor + i);
-    if (kBase) prefetch(base + i);
-    const Pair x = load_pair(tensor + i);
-    const Pair b = kBase ? load_pair(base + i) : Pair{};
-    take(kBase ? x.first - b.first : x.first);
-    take(kBase ? x.second - b.second : x.second);
-  }
-  BracketCounts counts{
-      static_cast<std::uint32_t>(-sum_of_lanes(above)), {static_cast<std::uint32_t>(-sum_of_lanes(equal)), 0}, 0};
-  if (i < n) {
-    float tail[2 * kWidth];
-    widen(tail, tensor + i, n - i);
-    if (kBase) subtract(tail, base + i, n - i);
-    for (std::size_t j = 0; j < n - i; ++j) {
-      const std::int32_t bits = magnitude_bits(tail[j]);
-      counts.above += bits > atom;
-      counts.atoms[0] += bits == atom;
-    }
-  }
+  each_delta<T, kBase>(tensor, base, n, each, [&](std::int32_t bits) {
+    counts.above += bits > atom;
+    counts.atoms[0] += bits == atom;
+  });
+  counts.above += counted(above);
+  counts.atoms[0] += counted(equal);
   return counts;
 }
 
@@ -146,7 +139,7 @@ std::size_t count_equal(Array tensor, Array base, std::int32_t magnitude, std::s
     S equal{};
     std::size_t j = 0;
     for (; j + kWidth <= n; j += kWidth) equal += canonical_bits(magnitude_bits(load(block + j))) == magnitude;
-    count += static_cast<std::size_t>(-sum_of_lanes(equal));
+    count += counted(equal);
     for (; j < n; ++j) count += canonical_bits(magnitude_bits(block[j])) == magnitude;
   }
   return count;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "loops_masks.h"
+#include "loops_ranks.h"
 
 namespace fastmerge::cpu {
 namespace {
@@ -34,8 +35,8 @@ class Buckets {
         values_(n_ + kRowSlack) {
     const auto buckets = [&] { return static_cast<std::size_t>(octaves_) << bits_; };
     while (bits_ < kSameBits ? buckets() < n_ : bits_ < kMostBits && buckets() * 8 <= n_) ++bits_;
+    while (buckets() >> shift_ > kClasses) ++shift_;
     most_ = buckets() + 2 + kWidth;
-    edges_.resize(most_);
     starts_.resize(most_);
     counts_.resize(kParts * most_);
     odd_counts_.resize(most_);
@@ -52,9 +53,17 @@ class Buckets {
 
   // Of every element.
   const std::uint16_t* ids() const { return ids_.data(); }
-  // Per bucket, bounds of the high halves of its largest drop threshold, in the high half, and of its least.
-  const std::uint32_t* edges() const { return edges_.data(); }
-  std::uint32_t last_edge() const { return edges_[buckets_ - 1]; }
+  // Classes of so many buckets, as many as a shuffle looks up. Per class, bounds of the high halves of its largest drop
+  // threshold, in the high half, and of its least.
+  static constexpr std::size_t kClasses = 2 * kWidth;
+  int class_shift() const { return shift_; }
+  const std::uint32_t* edges() const { return edges_; }
+
+  // The least and the largest rank of an element's bucket.
+  std::pair<std::uint32_t, std::uint32_t> ranks(std::uint32_t position) const {
+    const std::size_t bucket = ids_[position];
+    return {starts_[bucket], starts_[bucket + 1] - 1};
+  }
 
   bool is_odd(std::uint32_t position) const {
     return ids_[position] == clipped_ || static_cast<std::uint32_t>(keys_[position]) << (9 + bits_) != 0;
@@ -105,7 +114,7 @@ class Buckets {
     const std::size_t bucket = ids_[*begin], odds = list(static_cast<std::uint32_t>(bucket));
     const std::uint32_t evens = counted_in_parts(kParts, bucket) - static_cast<std::uint32_t>(odds);
     const bool few = static_cast<std::size_t>(end - begin) <= kFew;
-    if (!few) sort_members(odds);
+    if (!few) sort_ranks(order_, values_.data(), odds);
     for (; begin < end; ++begin) {
       const auto at =
           static_cast<std::size_t>(std::lower_bound(members_.data(), members_.data() + odds, *begin) - members_.data());
@@ -130,7 +139,7 @@ class Buckets {
   // its elements are odd. Lists the odd elements.
   void sort_into_buckets(const RowKeys& row) {
     const int shift = 23 - bits_;
-    const std::int32_t bottom = std::max(0, (row.top >> shift) - (octaves_ << bits_) + 1);
+    const std::int32_t bottom = std::max(0, (row.top >> shift) - (octaves_ << bits_) + 3);
     buckets_ = static_cast<std::size_t>((row.top >> shift) - bottom) + 2;
     clipped_ = bottom > 0 ? 1 : -1;
     const std::int32_t clipped = clipped_;
@@ -173,26 +182,26 @@ class Buckets {
     }
   }
 
-  // Per bucket, bounds of the high halves of its largest and least drop thresholds, from float32 with room for
-  // rounding.
+  // The rank that every bucket starts at, and what follows for classes: in float32, with room for rounding.
   void bound() {
-    const F first = splat<F>(first_);
-    const F slope = splat<F>(slope_);
     const std::uint32_t* const counts = counts_.data();
     std::uint32_t* const starts = starts_.data();
-    std::uint32_t* const edges = edges_.data();
-    const std::size_t buckets = buckets_, most_buckets = most_;
     std::int32_t rank = 0;
-    for (std::size_t b = 0; b < buckets; b += kWidth) {
+    for (std::size_t b = 0; b <= buckets_; b += kWidth) {
       S found{};
-      for (std::size_t c = 0; c < kParts; ++c) found += load_as<S>(counts + c * most_buckets + b);
-      const S upto = running_sums(found) + rank, start = upto - found;
+      for (std::size_t c = 0; c < kParts; ++c) found += load_as<S>(counts + c * most_ + b);
+      store_as(starts + b, running_sums(found) + rank - found);
       rank += sum_of_lanes(found);
-      store_as(starts + b, start);
-      const F most = first - __builtin_convertvector(start, F) * slope + splat<F>(0.0625f);
-      const F least = first - __builtin_convertvector(upto, F) * slope - splat<F>(0.0625f);
-      const S high = __builtin_convertvector(most, S), low = __builtin_convertvector(least, S);
-      store_as(edges + b, (high < 0xFFFF ? high : S{} + 0xFFFF) << 16 | (low > 0 ? low : S{}));
+    }
+    std::uint32_t ranks[kClasses + kWidth];
+    for (std::size_t c = 0; c <= kClasses; ++c) ranks[c] = starts[std::min(c << shift_, buckets_)];
+    const auto threshold = [&](const std::uint32_t* at) {
+      return splat<F>(first_) - __builtin_convertvector(load_as<S>(at), F) * splat<F>(slope_);
+    };
+    for (std::size_t c = 0; c < kClasses; c += kWidth) {
+      const S high = __builtin_convertvector(threshold(ranks + c) + splat<F>(0.0625f), S);
+      const S low = __builtin_convertvector(threshold(ranks + c + 1) - splat<F>(0.0625f), S);
+      store_as(edges_ + c, (high < 0xFFFF ? high : S{} + 0xFFFF) << 16 | (low > 0 ? low : S{}));
     }
   }
 
@@ -215,9 +224,9 @@ class Buckets {
     const H wanted = H{} + static_cast<std::uint16_t>(bucket);
     std::uint32_t found = counted_in_parts(part, bucket);
     std::size_t i = part * part_;
-    for (; i + 2 * kWidth <= position; i += 2 * kWidth) found += count_halves(load_as<H>(ids + i) == wanted);
-    for (; i < position; ++i) found += ids[i] == bucket;
-    return found;
+    constexpr std::size_t kStep = 2 * kWidth;
+    for (; i + kStep < position; i += kStep) found += count_halves(load_as<H>(ids + i) == wanted, kStep);
+    return found + count_halves(load_as<H>(ids + i) == wanted, position - i);
   }
 
   std::uint32_t odd_before(std::uint32_t position, std::uint32_t bucket) const {
@@ -250,48 +259,10 @@ class Buckets {
     return found;
   }
 
-  // How many of n values are less than the one at `position`, or equal to it and before it.
-  static std::uint32_t rank_among(const std::int32_t* values, std::size_t n, std::size_t position) {
-    const std::int32_t value = values[position];
-    S found{};
-    std::size_t i = 0;
-    for (; i + kWidth <= position; i += kWidth) found += load_as<S>(values + i) <= value;
-    std::uint32_t rank = 0;
-    for (; i < std::min(n, position + kWidth); ++i) rank += values[i] < value || (values[i] == value && i < position);
-    for (; i + kWidth <= n; i += kWidth) found += load_as<S>(values + i) < value;
-    for (; i < n; ++i) rank += values[i] < value;
-    return rank + static_cast<std::uint32_t>(-sum_of_lanes(found));
-  }
-
-  // Writes the ranks of values_ to order_: a stable radix sort that skips digits which all share.
-  void sort_members(std::size_t size) {
-    const std::int32_t* const values = values_.data();
-    std::uint32_t differing = 0;
-    for (std::size_t i = 1; i < size; ++i) differing |= static_cast<std::uint32_t>(values[i] ^ values[0]);
-    order_.resize(3 * size);
-    std::uint32_t* order = order_.data() + size;
-    std::uint32_t* other = order + size;
-    for (std::size_t i = 0; i < size; ++i) order[i] = static_cast<std::uint32_t>(i);
-    for (int shift = 0; shift < 32; shift += 8) {
-      if ((differing >> shift & 0xFFu) == 0) continue;
-      const auto digit = [=](std::size_t i) { return static_cast<std::uint32_t>(values[i]) >> shift & 0xFFu; };
-      std::uint32_t places[256] = {};
-      for (std::size_t i = 0; i < size; ++i) ++places[digit(i)];
-      std::uint32_t before = 0;
-      for (std::uint32_t& place : places) {
-        before += place;
-        place = before - place;
-      }
-      for (std::size_t i = 0; i < size; ++i) other[places[digit(order[i])]++] = order[i];
-      std::swap(order, other);
-    }
-    for (std::size_t i = 0; i < size; ++i) order_[order[i]] = static_cast<std::uint32_t>(i);
-  }
-
   const float first_, slope_;
   const std::int32_t* keys_ = nullptr;
   std::size_t n_, part_;
-  int octaves_, bits_ = 2;
+  int octaves_, bits_ = 2, shift_ = 0;
   std::size_t most_ = 0, buckets_ = 0, odds_ = 0;
   std::int32_t clipped_ = -1;
   // Whether odd_counts_ has no counts, before_ and sorted_ hold what they may.
@@ -299,7 +270,8 @@ class Buckets {
   std::vector<std::uint16_t> ids_;
   std::vector<std::uint32_t> before_, odd_ids_, odd_positions_, sorted_, members_;
   std::vector<std::int32_t> values_;
-  std::vector<std::uint32_t> starts_, edges_, counts_, odd_counts_, ends_, order_;
+  std::uint32_t edges_[kClasses];
+  std::vector<std::uint32_t> starts_, counts_, odd_counts_, ends_, order_;
 };
 
 }  // namespace

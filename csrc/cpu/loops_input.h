@@ -2,7 +2,7 @@
 #pragma once
 
 #include "isa.h"
-#include "simd.h"
+#include "simd_lanes.h"
 
 namespace fastmerge::cpu {
 namespace {

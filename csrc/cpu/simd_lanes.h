@@ -1,0 +1,163 @@
+// Masks, and what moves or counts lanes. See simd.h.
+#pragma once
+
+#include "simd.h"
+
+namespace fastmerge {
+namespace cpu {
+namespace {
+
+// ---- masks: 0 or -1 in every lane ----
+
+// One bit per lane.
+FASTMERGE_INLINE unsigned mask_bits(S mask) {
+#if FASTMERGE_VECTOR_BYTES == 64
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif FASTMERGE_VECTOR_BYTES == 32
+  return static_cast<unsigned>(_mm256_movemask_ps((__m256)mask));
+#elif defined(__SSE2__)
+  return static_cast<unsigned>(_mm_movemask_ps((__m128)mask));
+#else
+  unsigned bits = 0;
+  for (int i = 0; i < kWidth; ++i) bits |= mask[i] ? 1u << i : 0u;
+  return bits;
+#endif
+}
+
+// How many of the first `lanes` lanes of 16 bits are set.
+FASTMERGE_INLINE std::uint32_t count_halves(H mask, std::size_t lanes) {
+#if FASTMERGE_VECTOR_BYTES == 64
+  const std::uint64_t bits = _mm512_movepi16_mask((__m512i)mask) & ((std::uint64_t{1} << lanes) - 1);
+  return static_cast<std::uint32_t>(__builtin_popcountll(bits));
+#elif FASTMERGE_VECTOR_BYTES == 32
+  const std::uint64_t bits = static_cast<std::uint32_t>(_mm256_movemask_epi8((__m256i)mask));
+  return static_cast<std::uint32_t>(__builtin_popcountll(bits & ((std::uint64_t{1} << 2 * lanes) - 1))) / 2;
+#elif defined(__SSE2__)
+  const std::uint64_t bits = static_cast<std::uint32_t>(_mm_movemask_epi8((__m128i)mask));
+  return static_cast<std::uint32_t>(__builtin_popcountll(bits & ((std::uint64_t{1} << 2 * lanes) - 1))) / 2;
+#else
+  std::uint32_t count = 0;
+  for (std::size_t i = 0; i < lanes; ++i) count += mask[i] & 1u;
+  return count;
+#endif
+}
+
+// Stores 32 masks of 16 bits, one per bit of the word, the lowest first.
+FASTMERGE_INLINE void store_bits(std::uint16_t* p, std::uint32_t word) {
+#if FASTMERGE_VECTOR_BYTES == 64
+  store_as(p, _mm512_movm_epi16(word));
+#else
+  constexpr int kHalves = 2 * kWidth;
+  H bit;
+  for (int i = 0; i < kHalves; ++i) bit[i] = static_cast<std::uint16_t>(1u << i);
+  for (int i = 0; i < 32; i += kHalves) {
+    store_as(p + i, ((H{} + static_cast<std::uint16_t>(word >> i)) & bit) == bit);
+  }
+#endif
+}
+
+#if FASTMERGE_VECTOR_BYTES == 32
+// Per set of eight lanes, the order that puts the lanes of the set first.
+struct FirstLanes {
+  constexpr FirstLanes() : order{} {
+    for (int set = 0; set < 256; ++set) {
+      int next = 0;
+      for (int lane = 0; lane < 8; ++lane) {
+        if (set >> lane & 1) order[set][next++] = static_cast<std::uint8_t>(lane);
+      }
+    }
+  }
+  std::uint8_t order[256][8];
+};
+constexpr FirstLanes kFirstLanes;
+#endif
+
+// Stores the lanes of x whose bit is set, in order, and returns how many; may write a whole vector. Without a branch on
+// the bits where the instruction set allows: they are as good as random.
+FASTMERGE_INLINE int store_selected(std::uint32_t* p, U x, unsigned bits) {
+#if FASTMERGE_VECTOR_BYTES == 64
+  store_as(p, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), (__m512i)x));
+  return __builtin_popcount(bits);
+#elif FASTMERGE_VECTOR_BYTES == 32
+  const __m256i order = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)kFirstLanes.order[bits]));
+  store_as(p, _mm256_permutevar8x32_epi32((__m256i)x, order));
+  return __builtin_popcount(bits);
+#else
+  int count = 0;
+  for (int lane = 0; lane < kWidth; ++lane, bits >>= 1) {
+    p[count] = x[lane];
+    count += bits & 1u;
+  }
+  return count;
+#endif
+}
+
+// Per lane, the entry of a table of two vectors.
+FASTMERGE_INLINE U looked_up(const std::uint32_t* table, U index) {
+#if FASTMERGE_VECTOR_BYTES >= 32
+  return __builtin_shuffle(load_as<U>(table), load_as<U>(table + kWidth), index);
+#else
+  std::uint32_t lanes[kWidth];
+  store_as(lanes, index);
+  for (std::uint32_t& lane : lanes) lane = table[lane];
+  return load_as<U>(lanes);
+#endif
+}
+
+FASTMERGE_INLINE std::int32_t sum_of_lanes(S x) {
+  // Through memory of its own: a subscript would keep x in memory for all its life.
+  std::int32_t lanes[kWidth];
+  store_as(lanes, x);
+  std::int32_t sum = 0;
+  for (const std::int32_t lane : lanes) sum += lane;
+  return sum;
+}
+
+#if FASTMERGE_VECTOR_BYTES == 64
+constexpr U kLaneNumbers{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif FASTMERGE_VECTOR_BYTES == 32
+constexpr U kLaneNumbers{0, 1, 2, 3, 4, 5, 6, 7};
+#else
+constexpr U kLaneNumbers{0, 1, 2, 3};
+#endif
+
+// x moved up by kStep lanes, with zeros in the first ones.
+template <int kStep>
+FASTMERGE_INLINE S moved_up(S x) {
+  const S from = (S)kLaneNumbers - kStep;
+  return __builtin_shuffle(x, S{}, from < 0 ? S{} + kWidth : from);
+}
+
+// Per lane, the sum of the lanes up to it.
+FASTMERGE_INLINE S running_sums(S x) {
+  x += moved_up<1>(x);
+  x += moved_up<2>(x);
+  if constexpr (kWidth > 4) x += moved_up<4>(x);
+  if constexpr (kWidth > 8) x += moved_up<8>(x);
+  return x;
+}
+
+// In every 16 bytes, the first (or second) 8 of a, then those of b.
+FASTMERGE_INLINE U64 first_words(U64 a, U64 b) {
+#if FASTMERGE_VECTOR_BYTES == 64
+  return (U64)_mm512_unpacklo_epi64((__m512i)a, (__m512i)b);
+#elif FASTMERGE_VECTOR_BYTES == 32
+  return (U64)_mm256_unpacklo_epi64((__m256i)a, (__m256i)b);
+#else
+  return U64{a[0], b[0]};
+#endif
+}
+
+FASTMERGE_INLINE U64 second_words(U64 a, U64 b) {
+#if FASTMERGE_VECTOR_BYTES == 64
+  return (U64)_mm512_unpackhi_epi64((__m512i)a, (__m512i)b);
+#elif FASTMERGE_VECTOR_BYTES == 32
+  return (U64)_mm256_unpackhi_epi64((__m256i)a, (__m256i)b);
+#else
+  return U64{a[1], b[1]};
+#endif
+}
+
+}  // namespace
+}  // namespace cpu
+}  // namespace fastmerge

@@ -10,7 +10,7 @@ import click
 
 from ._errors import Command
 from ._garbage import collect_from_here
-from ._options import JSON
+from ._options import JSON, NAMES
 from ._output import note, print_json, print_table
 from ._text import wrapped
 
@@ -33,14 +33,17 @@ DIFFERENT = 1
 )
 @click.option("--top", type=click.IntRange(min=0), help="List so many tensors, the first of them.")
 @click.option("--exit-code", is_flag=True, help="End with status 1 where anything differs.")
+@NAMES
 @JSON
-def diff(a: str, b: str, changed: bool, sort: str, top: int | None, exit_code: bool, as_json: bool) -> None:
+def diff(
+    a: str, b: str, changed: bool, sort: str, top: int | None, exit_code: bool, names: str | None, as_json: bool
+) -> None:
     """Compare the checkpoints A and B: share of changed elements, L2 norm of B - A, cosine; by tensor and in all."""
     from ..reports.comparing import COLUMNS
     from ..reports.comparing import diff as difference
 
     collect_from_here()
-    found = difference(a, b)
+    found = difference(a, b, names=names)
     for text in found.notes:
         note(text, as_json)
     listed = [item for item in found.sorted(sort) if not changed or item.changed != 0]

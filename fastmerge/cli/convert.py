@@ -17,7 +17,7 @@ from ._progress import progress
 from .merge import run_plans
 
 _OF_FORMAT = {
-    "gguf": ("type", "tokenizer", "pre_tokenizer"),
+    "gguf": ("type", "tokenizer", "pre_tokenizer", "names", "config_source"),
     "dcp": ("key", "like", "names", "shard_size"),
     "hf": ("names", "config_source", "dtype", "shard_size", "ram", "threads", "overwrite"),
 }

@@ -14,9 +14,11 @@ from ..checkpoint.gguf import open_gguf
 from ..checkpoint.gguf.header import read_gguf
 from ..checkpoint.gguf.settings import FREQUENCIES
 from ..checkpoint.quantized import decoded
+from ..checkpoint.trained import as_hub_model
 from ..engine.files import InputFiles, pwrite
 from ..engine.folders import partial_folder, sync
 from ..errors import CheckpointError, FastmergeError, OutputError, explained
+from ..recipe.writing import Table, read_names
 from .header import write_header
 from .layout import KINDS, Written, architecture_of, lay_out, main_kind
 from .metadata import Settings, settings_of
@@ -58,6 +60,8 @@ def convert(
     type: str = "auto",
     tokenizer: bool = True,
     pre_tokenizer: str | None = None,
+    names: Table | None = None,
+    config_source: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ConversionReport:
     """Write a checkpoint as one GGUF file. It appears under its name when it is complete and was read back.
@@ -70,6 +74,7 @@ def convert(
         type:      of matrices: f32, f16, bf16 or q8_0; ``auto`` keeps that of the model. Vectors and routers are f32.
         tokenizer: write the tokenizer, too.
         pre_tokenizer: llama.cpp's name of how its tokenizer splits texts, where that is not recognized.
+        names, config_source: of a checkpoint of training, as in ``to_hub``.
         progress:  called with the bytes that were written, and all of them.
     Raises:
         CheckpointError: the model cannot be opened, converted or said in GGUF, or holds NaN or infinity.
@@ -81,7 +86,8 @@ def convert(
     started = time.perf_counter()
     final = _target(out)
     _require_gguf()
-    checkpoint = decoded(open_checkpoint(locate(os.fspath(model))))
+    stored = open_checkpoint(locate(os.fspath(model)))
+    checkpoint = decoded(as_hub_model(stored, read_names(names), config_source))
     name = architecture_of(checkpoint)
     settings = _settings(checkpoint, name)
     kind = main_kind(checkpoint) if type == "auto" else type

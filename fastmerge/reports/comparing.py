@@ -13,10 +13,13 @@ import numpy as np
 from .. import kernels
 from ..checkpoint import Checkpoint, TensorEntry, locate, open_checkpoint
 from ..checkpoint.quantized import decoded
+from ..checkpoint.trained import as_hub_model, is_trained
 from ..dtypes import bfloat16, float16, float32, float64
 from ..engine.arena import Arena
 from ..engine.files import InputFiles
 from ..engine.reading import Values
+from ..errors import InvalidInput, Problem
+from ..recipe.writing import Table, read_names
 from ..results import Result, table
 
 if TYPE_CHECKING:
@@ -131,13 +134,21 @@ class Difference(Result):
         return f"<p>{self}</p>{table(COLUMNS, self.rows(self.sorted('l2')[:SHOWN]))}"
 
 
-def diff(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Difference:
+def diff(a: str | os.PathLike[str], b: str | os.PathLike[str], *, names: Table | None = None) -> Difference:
     """Compare two checkpoints, each a folder, a file of weights or a hub id; streamed.
 
+    Args:
+        names: of those that are checkpoints of training: a file with the trainer's names and the hub's, or a mapping.
     Raises:
-        CheckpointError: one of them cannot be read.
+        CheckpointError: one of them cannot be read, or the table does not fit.
+        InvalidInput:    the table is none, or no checkpoint is of training.
     """
-    left, right = (decoded(open_checkpoint(locate(os.fspath(path)))) for path in (a, b))
+    opened = [open_checkpoint(locate(os.fspath(path))) for path in (a, b)]
+    table = read_names(names)
+    if table is not None and not any(map(is_trained, opened)):
+        what = "are of checkpoints of torch.distributed.checkpoint, and neither of these is one"
+        raise InvalidInput([Problem("names", what, "leave them out")])
+    left, right = (decoded(as_hub_model(checkpoint, table, None)) for checkpoint in opened)
     return Difference(tuple(compare(left, right)), (*left.notes, *right.notes))
 
 

@@ -19,7 +19,7 @@ from gguf_files import gguf_name, permuted, read, stacked  # noqa: E402
 
 from fastmerge.checkpoint import open_checkpoint  # noqa: E402
 from fastmerge.cli import main  # noqa: E402
-from fastmerge.conversion import convert, values  # noqa: E402
+from fastmerge.conversion import convert, to_dcp, values  # noqa: E402
 from fastmerge.engine import run  # noqa: E402
 from fastmerge.engine.leftovers import leftovers_in  # noqa: E402
 from fastmerge.errors import CheckpointError, FastmergeError, OutputError  # noqa: E402
@@ -59,6 +59,20 @@ def test_value_by_value(tmp_path, kind, type, monkeypatch):
     assert fields["general.architecture"] == architecture
     assert fields[f"{architecture}.attention.head_count_kv"] == 2
     assert fields[f"{architecture}.block_count"] == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*TypedStorage is deprecated")
+def test_a_checkpoint_of_training(tmp_path):
+    """Names by a table, and the config of another folder: the file of the model itself."""
+    names = {"trained.{name*}": "{name*}"}
+    write_model(tmp_path / "model", next(iter(MODELS)))
+    to_dcp(tmp_path / "model", tmp_path / "run", names=names)
+    (tmp_path / "run" / "config.json").unlink()
+    (tmp_path / "one").mkdir()
+    convert(tmp_path / "model", tmp_path / "m.gguf", tokenizer=False)
+    given = {"names": names, "config_source": str(tmp_path / "model")}
+    convert(tmp_path / "run", tmp_path / "one" / "m.gguf", tokenizer=False, **given)
+    assert (tmp_path / "one" / "m.gguf").read_bytes() == (tmp_path / "m.gguf").read_bytes()
 
 
 @pytest.mark.parametrize("kind", MODELS)

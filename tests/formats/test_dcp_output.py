@@ -90,6 +90,9 @@ def test_names_of_a_trainer_and_back(model, tmp_path):
     (tmp_path / "names.json").write_text(json.dumps(NAMES))
     shown = call("convert", folder, tmp_path / "out", "--to", "dcp", "--names", tmp_path / "names.json").output
     assert f"{len(tensors)} under the key model" in shown
+    found = call_json("diff", folder, tmp_path / "out", "--names", tmp_path / "names.json")
+    assert found["total"]["equal"] == found["total"]["tensors"] == len(tensors)
+    assert call("diff", folder, folder, "--names", tmp_path / "names.json").exit_code == 2
     own = open_checkpoint(str(tmp_path / "out")).tensors
     assert {"tok.weight", "blocks.0.attn.q.weight", "blocks.0.mlp.up_proj.weight", "head.weight"} <= own.keys()
     (tmp_path / "out/config.json").unlink()

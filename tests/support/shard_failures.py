@@ -24,7 +24,7 @@ def what_does_not_fit_together_is_refused(mesh, rank, states):
     base, a, _ = by_rows(mesh, states)
     embedding = "model.embed_tokens.weight"
     columns = sharded(states[1], mesh, (Shard(1),))
-    other = sharded(states[1], init_device_mesh("cpu", (1, 2)), (Replicate(), Shard(0)))
+    mesh_of_two = sharded(states[1], init_device_mesh("cpu", (1, 2)), (Replicate(), Shard(0)))
     partial_sums = base | {"wide": DTensor.from_local(torch.ones(5, 4000), mesh, [Partial()])}
     few = states[1][embedding][: 1 + rank].contiguous()
     cut = DTensor.from_local(few, mesh, [Shard(0)], shape=torch.Size((151, 130)), stride=(130, 1))
@@ -40,12 +40,15 @@ def what_does_not_fit_together_is_refused(mesh, rank, states):
         rf"models\[0\]\['{embedding}'\]: has placements \(Shard\(dim=1\),\), base",
         merge(columns),
     )
-    refused(InvalidInput, r"models\[0\]\['wide'\]: is sharded over", merge(other))
+    refused(InvalidInput, r"models\[0\]\['wide'\]: is sharded over", merge(mesh_of_two))
     refused(InvalidInput, r"models\[0\]\['wide'\]: has placement P", merge(partial_sums))
     refused(InvalidInput, rf"models\[0\]\['{embedding}'\]: has a local part of shape", merge(uneven))
     refused(InvalidInput, r"rank 1: models\[0\]: lacks tensors that base has: box", merge(without(a, "box", rank)))
     refused(InvalidInput, "rank 1: is to merge .*seed 1", merge(a, seed=rank))
     refused(InvalidInput, "density", merge(a, density=1.5 if rank else 0.5))
+    other = {"method": "tsvm"} if rank else TIES
+    words = r"rank 1: is to merge by method tsvm \(mergekit\), where rank 0 has by method ties"
+    refused(InvalidInput, words, lambda: fastmerge.merge_state_dicts(base, [a], **other))
     refused(InvalidInput, r"is to merge tensor '\S+experts.up_proj'.*where rank 0 has .*'wide'", reverse(base, a, rank))
     plain = torch.ones(1, 3)
     refused(

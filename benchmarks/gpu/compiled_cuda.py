@@ -2,8 +2,10 @@
 
 Disassembles ``fastmerge._cuda`` (or the file at PATH) for each target, prints registers, shared memory and the width of
 loads of every kernel, and fails on a spill, on narrow loads where all tensors are aligned, and on a fused multiply-add
-outside of divisions, or where a kernel has more registers or instructions than ``limits.json`` allows (for targets that
-it has). Needs the disassembler that comes with Triton, or one on the PATH.
+outside of divisions, or where a kernel, or the usual path through one (``_paths``), has more registers or instructions
+than ``limits.json`` allows (for targets that it has). Of paths it prints the instructions per element, and the least
+time of 64M elements on an H200 as issuing them limits it: expected times, not measured ones. Needs the disassembler
+that comes with Triton, or one on the PATH.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from . import limits
+from . import _paths, limits
 from ._sass import Instructions, Report, show
 
 ARCHITECTURES = (80, 90, 100)
@@ -64,8 +68,29 @@ def reports(library: Path, arch: int) -> list[Report]:
     found = []
     for part in re.split(r"\n\s+Function : ", run("-sass"))[1:]:
         name, _, sass = part.partition("\n")
-        found.append(_report(arch, name.strip(), usage[name.strip()], sass))
-    return sorted(found, key=lambda report: report.kernel)
+        report = _report(arch, name.strip(), usage[name.strip()], sass)
+        found += [report, *_path_reports(report, sass)]
+    return sorted(found, key=lambda report: (report.kernel, report.case))
+
+
+def _path_reports(report: Report, sass: str) -> Iterator[Report]:
+    """Report the usual paths through a kernel: their instructions in place of all."""
+    for path in _paths.PATHS:
+        if path.kernel == report.kernel:
+            length = _paths.length(sass, path)
+            faults = () if length else ("no such path was found",)
+            yield replace(report, case=path.name, instructions=length or 0, faults=faults)
+
+
+def show_paths(found: Iterable[Report]) -> None:
+    """Print what the paths cost."""
+    print(
+        "sm  kernel                                     path                      per element  64M elements, expected"
+    )
+    for report in found:
+        if report.case and report.instructions:
+            each, time = report.instructions / _paths.VECTOR, _paths.issue_us(report.instructions)
+            print(f"{report.arch:<3} {report.kernel:42} {report.case:25} {each:11.1f}  >= {time:.0f} us to issue")
 
 
 def _report(arch: int, symbol: str, usage: tuple[int, ...], sass: str) -> Report:
@@ -106,6 +131,7 @@ def main() -> int:
     if options.record:
         limits.record(found, compiler(library))
     faulty = show(limits.checked(found, compiler(library)))
+    show_paths(found)
     print(f"CUDA: {faulty} faulty kernels in {library.stat().st_size / 1e6:.1f} MB")
     return 1 if faulty else 0
 

@@ -1,0 +1,105 @@
+"""Instructions that a thread executes on the usual path through a kernel, from its machine code alone.
+
+A path is told apart by what it must contain, so many times each: the float64 numbers of eight divisions, say, or the
+products of Philox. Among the paths that contain that, the shortest is taken: rare turns, such as the vector of a break
+index, are longer. Of a loop the path is that of one turn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+# Elements of a thread and turn; and of 64M, instructions that an H200 issues per microsecond: 132 multiprocessors, four
+# schedulers of 32 lanes each, 1.97 GHz.
+VECTOR = 8
+ELEMENTS = 64 << 20
+SLOTS_PER_US = 132 * 4 * 32 * 1.97e3
+# Share of the slots that a good kernel issues: 0.64 to 0.69 was measured, see RESULTS.md.
+ISSUED = 0.75
+
+_LINE = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)\s*([^;]*);", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Path:
+    """What to look for in a kernel: ``must`` has how often patterns occur; ``loop`` asks for one turn of a loop."""
+
+    kernel: str
+    name: str
+    must: Mapping[str, int] = field(default_factory=dict)
+    loop: bool = False
+
+
+def _merges(dtype: str) -> Iterator[Path]:
+    quotients = {r"F2F\.F64\.F32": VECTOR}
+    for n in (2, 3, 4):
+        elected, summed = f"sparse_merge_kernel<{dtype}, 1, {n}>", f"sparse_merge_kernel<{dtype}, 0, {n}>"
+        yield Path(elected, "top, divided", {r"FSETP.*\|R": n * VECTOR, **quotients})
+        yield Path(elected, "random, divided", {r"IMAD\.WIDE\.U32": n * 20, **quotients})
+        yield Path(elected, "masked, divided", {r"LDG\.E\.U8": n, **quotients})
+        yield Path(summed, "all")
+
+
+PATHS = (
+    *_merges("BFloat16"),
+    *_merges("Float16"),
+    Path("weighted_sum_kernel<BFloat16>", "a turn of 4 tensors", {r"LDG\.E.*128": 4}, loop=True),
+    Path("norms_kernel<BFloat16, 3, 3, false>", "a row", {r"IMAD\.WIDE\.U32": 3 * 20}, loop=True),
+    Path("norms_kernel<BFloat16, 3, 4, false>", "a row", {r"LDG\.E\.U8": 3}, loop=True),
+    *(Path(f"gram_kernel<BFloat16, {n}, true>", "a row", {r"LDG\.E.*128": n}, loop=True) for n in (2, 3, 4)),
+)
+
+
+def length(sass: str, path: Path) -> int | None:
+    """Return the instructions on a path, or None where there is none."""
+    code = [(int(at, 16), bool(guard), op, arguments) for at, guard, op, arguments in _LINE.findall(sass)]
+    place = {at: i for i, (at, *_) in enumerate(code)}
+    follow: list[list[int]] = []
+    back: list[tuple[int, int]] = []
+    for i, (_, guard, op, arguments) in enumerate(code):
+        target = re.search(r"0x([0-9a-f]+)\s*$", arguments) if op.startswith("BRA") else None
+        to = place.get(int(target[1], 16)) if target else None
+        branches = guard or re.match(r"\s*!?U?P", arguments)
+        ends = (op.startswith("BRA") or op == "EXIT") and not branches
+        follow.append([] if ends else [i + 1])
+        if to is not None and to > i:
+            follow[i].append(to)
+        elif to is not None and to < i:
+            back.append((to, i))
+    if path.loop:
+        ends = [turn for turn in back if turn[0] < turn[1]]
+        return min(filter(None, (_shortest(code, follow, a, b, path.must) for a, b in ends)), default=None)
+    stores = [i for i, (*_, op, _) in enumerate(code) if op.startswith("STG") and op.endswith("128")]
+    return min(filter(None, (_shortest(code, follow, 0, store, path.must) for store in stores)), default=None)
+
+
+def _shortest(
+    code: list[tuple[int, bool, str, str]], follow: list[list[int]], begin: int, end: int, must: Mapping[str, int]
+) -> int | None:
+    """Return the least instructions from one to another, forward, with what it must contain."""
+    patterns, most = [re.compile(pattern) for pattern in must], list(must.values())
+    best: list[dict[tuple[int, ...], int]] = [{} for _ in range(end + 1)]
+    best[begin][(0,) * len(most)] = 0
+    for i in range(begin, end + 1):
+        if not best[i]:
+            continue
+        text = f"{code[i][2]} {code[i][3]}"
+        step = [int(pattern.match(text) is not None) for pattern in patterns]
+        counts = int(code[i][2] != "NOP")
+        here = {}
+        for seen, cost in best[i].items():
+            now = tuple(min(a + b, limit) for a, b, limit in zip(seen, step, most, strict=True))
+            here[now] = min(cost + counts, here.get(now, cost + counts))
+        best[i] = here
+        for to in follow[i] if i < end else ():
+            if to <= end:
+                for seen, cost in here.items():
+                    best[to][seen] = min(cost, best[to].get(seen, cost))
+    return best[end].get(tuple(most))
+
+
+def issue_us(instructions: int) -> float:
+    """Return the time that 64M elements take where nothing but issuing instructions limits it, eight to a thread."""
+    return ELEMENTS * instructions / VECTOR / SLOTS_PER_US / ISSUED

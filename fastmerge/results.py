@@ -35,7 +35,8 @@ def counted(number: int, noun: str) -> str:
 
 def facts_table(facts: Iterable[tuple[str, str]]) -> str:
     """Return names and values as an HTML table."""
-    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts)
+    cell = 'style="text-align:left"'
+    rows = "".join(f"<tr><th {cell}>{escape(name)}</th><td {cell}>{escape(value)}</td></tr>" for name, value in facts)
     return f"<table>{rows}</table>"
 
 

@@ -45,6 +45,7 @@ def write_report(folder: Path, analysis: Analysis) -> dict[str, Any]:
         if analysis.directions:
             parts += of_directions(analysis, family, summary)
         advice = advise(family, summary)
+        summary["advice"] = {"sentences": list(advice.sentences), "first": advice.first}
         _write(folder / "recipe.yml", advice.recipe)
     if analysis.theorem is not None:
         parts.append(of_theorem(analysis.theorem))

@@ -61,8 +61,14 @@ class AnalysisReport(Result):
         models = self.summary.get("models", ())
         return f"analysis of {counted(len(models), 'model')}: {self.page}, {counted(len(self.files), 'file')}"
 
+    @property
+    def advice(self) -> str:
+        """What to try first, and why; empty without models."""
+        return self.summary.get("advice", {}).get("first", "")
+
     def facts(self) -> list[tuple[str, str]]:
-        return [
+        first = [("try first", self.advice.removeprefix("Try first: "))] if self.advice else []
+        return first + [
             (model["label"], f"{100 * model['relative_norm']:.3g} % of the base's norm away from it, "
              f"{100 * model['density']:.3g} % of the elements changed")
             for model in self.summary.get("models", ())

@@ -125,7 +125,7 @@ def greedy_soup(
             found = locate(alone.path, alone.revision)
             if not is_distributed_place(found):  # which what scores models could not load
                 return found
-        merge(mean(chosen), folder, **{**options, "overwrite": True, "progress": None})
+        merge(mean(chosen), folder, **{**options, "overwrite": True, "progress": False, "report": False})
         return folder
 
     plan = check(mean(models), **{name: value for name, value in options.items() if name in _PLANNING})

@@ -8,6 +8,7 @@ from ._errors import Command
 from ._options import JSON, QUIET, RAM, together
 from ._output import note, print_json, print_table
 from ._progress import progress
+from ._text import wrapped
 
 
 @click.command(cls=Command)
@@ -66,4 +67,6 @@ def analyze(
     if choice:
         names = ", ".join(choice["models"])
         click.echo(f"least in common: {names} (alignment {choice['score']:.3f}, of all pairs {choice['usual']:.3f})")
+    if report.advice:
+        click.echo(wrapped(report.advice))
     click.echo(f"report: {report.folder}/report.html, {len(report.files)} files")

@@ -171,4 +171,5 @@ def _greedy(checkpoints: tuple[str, ...], out: str, score: str, options: dict[st
         print_json(dataclasses.asdict(found))
     elif not silent:
         facts = [("output", f"{out}: {found.report.tensors} tensors"), ("score", f"{found.score:g}")]
+        facts += [("report", f"{out}/report.html")] * bool(options["report"])
         print_facts([*facts, *((f"part {k}", model) for k, model in enumerate(found.models, 1))])

@@ -98,9 +98,9 @@ class ExtractionReport(Result):
         )
 
     def facts(self) -> list[tuple[str, str]]:
-        ranks = sorted(matrix.rank for matrix in self.matrices)
+        low, *_, high = sorted(matrix.rank for matrix in (*self.matrices, *self.matrices))
         return [
-            ("matrices", f"{len(self.matrices)}, of rank {ranks[0]} to {ranks[-1]}"),
+            ("matrices", f"{len(self.matrices)}, of rank {low}" + (f" to {high}" if high > low else "")),
             ("energy", f"{100 * self.energy:.2f} % of the squared norm is kept"),
             ("error", f"{100 * self.error:.2f} % of the norm is missed"),
             ("others", f"{len(self.others)} tensors differ and are not approximated, {self.unchanged} are equal"),

@@ -14,6 +14,7 @@ def test_analyze_writes_a_report_and_says_where(models, tmp_path):
     assert result.exit_code == 0, result.output
     assert "norm of delta" in result.stdout and "least in common: " in result.stdout
     assert f"report: {tmp_path / 'report'}/report.html" in result.stdout
+    assert "Try first: " in result.stdout
     assert "<h1>What the models changed" in (tmp_path / "report" / "report.html").read_text()
 
 

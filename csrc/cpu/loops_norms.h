@@ -72,16 +72,18 @@ void keep_factors(float* factors, const float* tile, const Keep& keep, std::uint
 // while all deltas are finite. Lanes stand in the order in which a pair holds its elements.
 template <class T, int kPower, bool kBase, bool kMasked>
 void add_rows(double* all, double* kept, const T* tensor, const T* base, const std::uint16_t* mask) {
+  const auto power = [](D x) { return kPower == 1 ? x : x * x; };
   for (std::size_t lane = 0; lane < kLanes; lane += kPair) {
     D sums[4], kept_sums[4];
     for (std::size_t j = 0; j < 4; ++j) {
       sums[j] = load_as<D>(all + lane + j * kDoubles);
       if constexpr (kMasked) kept_sums[j] = load_as<D>(kept + lane + j * kDoubles);
     }
-    const auto add = [](D(&to)[4], int j, F x) {
-      const D low = low_doubles(x), high = high_doubles(x);
-      to[j] += kPower == 1 ? low : low * low;
-      to[j + 1] += kPower == 1 ? high : high * high;
+    const auto add = [&](int j, F x, S keep) {
+      const D low = power(low_doubles(x)), high = power(high_doubles(x));
+      sums[j] += low;
+      sums[j + 1] += high;
+      if constexpr (kMasked) add_kept(kept_sums + j, low, high, keep);
     };
     for (std::size_t i = lane; i < kBlock; i += kLanes) {
       __builtin_prefetch(tensor + i + kBlock);
@@ -92,12 +94,8 @@ void add_rows(double* all, double* kept, const T* tensor, const T* base, const s
         x = {x.first - b.first, x.second - b.second};
       }
       if constexpr (kPower == 1) x = {(F)magnitude_bits(x.first), (F)magnitude_bits(x.second)};
-      add(sums, 0, x.first);
-      add(sums, 2, x.second);
-      if constexpr (kMasked) {
-        add(kept_sums, 0, Lanes<F>::select(first_mask<T>(mask + i), x.first));
-        add(kept_sums, 2, Lanes<F>::select(second_mask<T>(mask + i), x.second));
-      }
+      add(0, x.first, kMasked ? first_mask<T>(mask + i) : S{});
+      add(2, x.second, kMasked ? second_mask<T>(mask + i) : S{});
     }
     for (std::size_t j = 0; j < 4; ++j) {
       store_as(all + lane + j * kDoubles, sums[j]);

@@ -121,6 +121,19 @@ constexpr U kLaneNumbers{0, 1, 2, 3, 4, 5, 6, 7};
 constexpr U kLaneNumbers{0, 1, 2, 3};
 #endif
 
+// Adds float64 of the first and the second half of the lanes to two sums, where the mask is set.
+FASTMERGE_INLINE void add_kept(D* sums, D low, D high, S mask) {
+#if FASTMERGE_VECTOR_BYTES == 64
+  const unsigned bits = mask_bits(mask);
+  sums[0] = (D)_mm512_mask_add_pd((__m512d)sums[0], static_cast<__mmask8>(bits), (__m512d)sums[0], (__m512d)low);
+  sums[1] = (D)_mm512_mask_add_pd((__m512d)sums[1], static_cast<__mmask8>(bits >> 8), (__m512d)sums[1], (__m512d)high);
+#else
+  const S half = (S)kLaneNumbers >> 1;
+  sums[0] += (D)((S)low & __builtin_shuffle(mask, half));
+  sums[1] += (D)((S)high & __builtin_shuffle(mask, half + kDoubles));
+#endif
+}
+
 // x moved up by kStep lanes, with zeros in the first ones.
 template <int kStep>
 FASTMERGE_INLINE S moved_up(S x) {

@@ -17,8 +17,9 @@ from .engine.manifest import read_manifest, recipe_of
 from .engine.publish import StagingFolder
 from .engine.ranks import ALONE, Ranks
 from .engine.running import feasible
-from .engine.workplace import fits_in_memory, intermediates_of
-from .errors import CheckpointError, FastmergeError, OutputError
+from .engine.together import appear_to
+from .engine.workplace import fits_in_memory, intermediates_of, place_on_disk
+from .errors import CheckpointError, OutputError
 from .plan import make_plan, plan_all
 from .plan.types import Plan
 from .recipe.pipeline import Pipeline, with_folders
@@ -69,7 +70,7 @@ def merge_all(
         intermediates: folder for the results of the other steps, which are kept. None removes them in the end; they are
                        in memory meanwhile if half of ``options.ram`` holds them, else on the disk, beside ``out``.
         lazy:          take over what is in ``intermediates`` already, if it was made from the same inputs.
-        ranks:         the processes that share the merge; for one document alone.
+        ranks:         the processes that share the merges; intermediate results are then on the disk, for all to see.
         report:        write a report of every result that is kept into its folder.
         planning:      of ``make_plan``.
     Raises:
@@ -86,11 +87,6 @@ def merge_all(
         done = _run(plans[0], os.fspath(out), options, told, ranks)
         written = _report(plans[0], out, done, options, progress, 0) if report and ranks.first else None
         return [Merged("", plans[0], done, written)]
-    if ranks.count > 1:
-        raise FastmergeError(
-            f"the recipe has {len(plans)} documents, and --distributed merges one; "
-            "give each a file and a command of its own"
-        )
     if out is not None:  # before any work, not when the last step begins
         last = next(plan for step, plan in zip(pipeline.steps, plans, strict=True) if step is pipeline.last)
         for plan in plans:
@@ -102,20 +98,22 @@ def merge_all(
     merged: list[Merged] = []
     folders: dict[str, str] = {}
     finished = 0
-    with _place(out, intermediates, beside, options) as (place, options):
+    with _place(out, intermediates, beside, options, ranks) as (place, options):
         for step, reported in zip(pipeline.steps, kept, strict=True):
             plan = replace(make_plan(with_folders(step, folders), **planning), steps=_manifests(step, folders))
             final = step is pipeline.last and out is not None
             target = os.fspath(out) if final and out is not None else str(place / step.name)
             found: Report | None = None
             page: str | None = None
-            if final or not lazy or not _is_made(plan, target):
+            if final or not lazy or not _first_says(ranks, lambda p=plan, t=target: _is_made(p, t)):
                 # What an earlier run left in a folder of ours is of no other use.
                 ours = not final and (intermediates is None or not lazy)
                 settings = replace(options, overwrite=True) if ours else options
-                found = _run(plan, target, settings, _shifted(progress, finished, total))
-                if reported:
+                found = _run(plan, target, settings, _shifted(progress, finished, total), ranks)
+                if reported and ranks.first:
                     page = _report(plan, target, found, options, _shifted(progress, 0, total), finished)
+            if not final:
+                appear_to(ranks, Path(target))
             merged.append(Merged(step.name, plan, found, page))
             folders[step.name] = target
             finished += _tensor_bytes(plan) + _report_bytes(plan, reported)
@@ -190,7 +188,11 @@ def _is_made(plan: Plan, folder: str) -> bool:
 
 @contextlib.contextmanager
 def _place(
-    out: str | os.PathLike[str] | None, folder: str | os.PathLike[str] | None, nbytes: int, options: RunOptions
+    out: str | os.PathLike[str] | None,
+    folder: str | os.PathLike[str] | None,
+    nbytes: int,
+    options: RunOptions,
+    ranks: Ranks,
 ) -> Iterator[tuple[Path, RunOptions]]:
     """Yield the folder of intermediate results, and the options with the memory that is left beside them."""
     if folder is not None:
@@ -198,9 +200,23 @@ def _place(
         return
     if out is None:
         raise OutputError("all documents of the recipe are named; say where their results go (--intermediate-dir)")
+    if ranks.count > 1:
+        target = real_target(out)
+        shared = contextlib.nullcontext(place_on_disk(target))
+        with intermediates_of(target, in_memory=False) if ranks.first else shared as place:
+            ranks.hear(b"")  # the first one has made the folder
+            with ranks.answering():
+                yield place, options
+                ranks.collect(b"")  # nobody needs it any more
+        return
     in_memory = 2 * nbytes <= options.ram and fits_in_memory(nbytes)
     with intermediates_of(real_target(out), in_memory) as place:
         yield place, replace(options, ram=options.ram - nbytes) if in_memory else options
+
+
+def _first_says(ranks: Ranks, asked: Callable[[], bool]) -> bool:
+    """Return, on every rank, what the first one finds."""
+    return ranks.hear(b"yes" if ranks.first and asked() else b"") == b"yes"
 
 
 def _tensor_bytes(plan: Plan) -> int:

@@ -101,9 +101,7 @@ DISTRIBUTED = click.option(
 RANK_TIMEOUT = click.option(
     "--rank-timeout",
     type=click.FloatRange(min=1),
-    default=120,
-    show_default=True,
-    help="With --distributed: seconds after which a process that is not heard of counts as dead.",
+    help="With --distributed: seconds after which a process that is not heard of counts as dead.  [default: 120]",
 )
 NAMES = click.option(
     "--names",

@@ -91,7 +91,7 @@ def average(
     dry_run: bool,
     show_recipe: bool,
     distributed: bool,
-    rank_timeout: float,
+    rank_timeout: float | None,
     **given: Any,
 ) -> None:
     """Average CHECKPOINTs (folders, hub ids, or patterns in quotes) into the folder OUT.
@@ -113,12 +113,21 @@ def average(
     how = {name: given.pop(name) for name in names}
     kind = {name: given.pop(name) for name in ("base", "dtype", "names", "config_source")}
     if greedy is not None:
-        _refuse(greedy=greedy, **how, **{"dry-run": dry_run, "show-recipe": show_recipe, "distributed": distributed})
+        _refuse(
+            greedy=greedy,
+            **how,
+            **{
+                "dry-run": dry_run,
+                "show-recipe": show_recipe,
+                "distributed": distributed,
+                "rank-timeout": rank_timeout,
+            },
+        )
         _greedy(checkpoints, out, greedy, {"minimize": minimize, **kind, **given})
         return
     if minimize:
         raise click.UsageError("--minimize is of the scores of --greedy")
-    with ranks_of(rank_timeout if distributed and not (dry_run or show_recipe) else None) as ranks:
+    with ranks_of(distributed, rank_timeout, idle=dry_run or show_recipe) as ranks:
         if not ranks.first:  # the first one does the talking
             given |= {"quiet": True, "as_json": False}
         found = average_of(checkpoints, **how, names_table=kind.pop("names"), **kind)

@@ -31,6 +31,8 @@ PUSHING = together(
 )
 # Seconds of a run above which it is said what bounded it: below, starting up is most of it.
 LONG = 5.0
+# Seconds after which a rank that is not heard of counts as dead, where none are given.
+DEAD_AFTER = 120.0
 # How often a run takes that bound, above which it is said what else it did.
 FAR = 1.5
 _DOING = {"read": "reading the inputs", "compute": "computing", "write": "writing the output"}
@@ -62,7 +64,7 @@ def merge(
     private: bool | None,
     dry_run: bool,
     distributed: bool,
-    rank_timeout: float,
+    rank_timeout: float | None,
     **given: Any,
 ) -> None:
     """Merge the models of RECIPE (a file, or - for standard input) into the folder OUT.
@@ -72,12 +74,13 @@ def merge(
     """
     if private and push_to_hub is None:
         raise click.UsageError("--private is of the repository of --push-to-hub")
+    shared = ranks_of(distributed, rank_timeout, idle=dry_run)
     if dry_run:
         show_plans(planned(recipe, given))
         return
     if not distributed:
         _prepare(given)
-    with ranks_of(rank_timeout if distributed else None) as ranks:
+    with shared as ranks:
         if not ranks.first:  # the first one does the talking
             given |= {"quiet": True, "as_json": False}
         found = planned(recipe, given)
@@ -100,14 +103,19 @@ def _prepare(given: dict[str, Any]) -> None:
         prepare(device, given["ram"])
 
 
-def ranks_of(timeout: float | None) -> contextlib.AbstractContextManager[Ranks]:
-    """Return the ranks that a launcher started, or this process alone where there is no timeout for others."""
-    if timeout is not None:
+def ranks_of(distributed: bool, timeout: float | None, idle: bool = False) -> contextlib.AbstractContextManager[Ranks]:
+    """Return the ranks that a launcher started, where they share a merge, or this process alone.
+
+    ``idle`` says that nothing is merged; UsageError where a timeout for others is given, and there are none.
+    """
+    if timeout is not None and not distributed:
+        raise click.UsageError("--rank-timeout is of the processes of --distributed; give both, or neither")
+    if distributed and not idle:
         from ..engine.launched import Place
         from ..engine.launched_ranks import LaunchedRanks
 
-        return LaunchedRanks(Place.of(os.environ), timeout)
-    if os.environ.get("RANK") and os.environ.get("WORLD_SIZE", "1") != "1":
+        return LaunchedRanks(Place.of(os.environ), timeout or DEAD_AFTER)
+    if not idle and os.environ.get("RANK") and os.environ.get("WORLD_SIZE", "1") != "1":
         note("this is one of several processes that a launcher started; --distributed shares the merge among them")
     from ..engine.ranks import ALONE
 
@@ -120,6 +128,8 @@ def ranks_of(timeout: float | None) -> contextlib.AbstractContextManager[Ranks]:
 @click.option("--out-path", type=click.Path(), help="Same as OUT.")
 @click.option("-I", "--intermediate-dir", type=click.Path(), help="Folder that keeps the results of named documents.")
 @click.option("--lazy/--no-lazy", default=True, help="Take over results that are there.  [default: lazy]")
+@DISTRIBUTED
+@RANK_TIMEOUT
 @MERGING
 def multi(
     recipe: str,
@@ -128,18 +138,24 @@ def multi(
     intermediate_dir: str | None,
     lazy: bool,
     dry_run: bool,
+    distributed: bool,
+    rank_timeout: float | None,
     **given: Any,
 ) -> None:
     """Merge the documents of RECIPE, which use each other's results by name; the one without a name goes to OUT."""
     if out is not None and out_path is not None:
         raise click.UsageError(f"OUT is {out} and --out-path {out_path}; give one")
-    if not dry_run:
-        _prepare(given)
-    found = planned(recipe, given)
+    shared = ranks_of(distributed, rank_timeout, idle=dry_run)
     if dry_run:
-        show_plans(found)
-    else:
-        run_plans(found, out or out_path, intermediates=intermediate_dir, lazy=lazy)
+        show_plans(planned(recipe, given))
+        return
+    if not distributed:
+        _prepare(given)
+    with shared as ranks:
+        if not ranks.first:
+            given |= {"quiet": True, "as_json": False}
+        found = planned(recipe, given)
+        run_plans(found, out or out_path, intermediates=intermediate_dir, lazy=lazy, ranks=ranks)
 
 
 @click.command(cls=Command)

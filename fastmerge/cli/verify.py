@@ -30,13 +30,13 @@ LISTED = 10
 @click.option(
     "--sample", type=click.IntRange(min=0), help="Recompute so many tensors, chosen at random.  [default: all]"
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Chooses the sample.")
+@click.option("--seed", type=int, help="Chooses the sample.  [default: 0]")
 @together(PLUGIN, RAM, THREADS, BACKEND, JSON, QUIET)
 def verify(
     out: str,
     recipe: str | None,
     sample: int | None,
-    seed: int,
+    seed: int | None,
     ram: int,
     threads: int | None,
     backend: str,
@@ -58,6 +58,8 @@ def verify(
     """
     if recipe is not None and sample is not None:
         raise click.UsageError("--sample needs the manifest of an output of fastmerge; leave it out with --recipe")
+    if seed is not None and sample is None:
+        raise click.UsageError("--seed chooses the tensors of --sample; give both, or neither")
     from ..api import verify as verify_output
     from ..api import verify_recipe
 
@@ -66,7 +68,7 @@ def verify(
             judged = verify_recipe(recipe, out, backend=backend, ram=ram, threads=threads, progress=update)
         else:
             report = verify_output(
-                out, sample=sample, backend=backend, seed=seed, ram=ram, threads=threads, progress=update
+                out, sample=sample, backend=backend, seed=seed or 0, ram=ram, threads=threads, progress=update
             )
     if recipe is not None:
         raise SystemExit(_show_judged(judged, as_json, quiet))

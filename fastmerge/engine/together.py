@@ -17,6 +17,7 @@ from ..steps.census import Round
 from .checksums import Sums
 from .files import OutputFiles
 from .journal import identity
+from .manifest import FILENAME
 from .publish import RANKS, StagingFolder
 from .ranks import Ranks
 from .report import Meter
@@ -74,15 +75,26 @@ def open_together(ranks: Ranks, staging: StagingFolder, outputs: OutputFiles) ->
         ranks.hear(token)
         return
     token = ranks.hear(b"")
+    _wait_to_see(ranks, staging.folder, lambda: _sees(path, token))
+    outputs.open(made=True)
+
+
+def appear_to(ranks: Ranks, folder: Path) -> None:
+    """Wait, on other ranks than the first, until the finished checkpoint that it made is to be seen.
+
+    OutputError where that does not come.
+    """
+    if not ranks.first:
+        _wait_to_see(ranks, folder, lambda: (folder / FILENAME).is_file())
+
+
+def _wait_to_see(ranks: Ranks, folder: Path, seen: Callable[[], bool]) -> None:
     deadline = time.monotonic() + min(ranks.timeout, SEEN_LATE)
-    while not _sees(path, token):
+    while not seen():
         ranks.tick(0)
         if time.monotonic() > deadline:
-            raise OutputError(
-                f"{staging.folder}: is not what rank 0 made there; all ranks need a file system in common"
-            )
+            raise OutputError(f"{folder}: is not what rank 0 made there; all ranks need a file system in common")
         time.sleep(0.05)
-    outputs.open(made=True)
 
 
 def _sees(path: Path, token: bytes) -> bool:

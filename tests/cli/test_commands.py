@@ -240,3 +240,20 @@ def test_the_report_of_doctor_names_no_folder(monkeypatch, tmp_path):
     assert "**versions**" in text and torch.__version__ in text and "fastmerge._C" in text
     for folder in (str(tmp_path), str(tmp_path.parent), sys.prefix, str(Path(fastmerge.__file__).parent)):
         assert folder not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("merge", "{recipe}", "{out}", "--rank-timeout", 5), "--rank-timeout is of the processes of --distributed"),
+        (("multi", "{recipe}", "{out}", "--rank-timeout", 5), "--rank-timeout is of the processes of --distributed"),
+        (("average", "{models}/one", "{models}/two", "{out}", "--rank-timeout", 5), "--rank-timeout is of"),
+        (("verify", "{models}", "--recipe", "{recipe}", "--seed", 5), "--seed chooses the tensors of --sample"),
+        (("verify", "{models}", "--seed", 5), "--seed chooses the tensors of --sample"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(models, ties, tmp_path, arguments, said):
+    told = [str(part).format(recipe=ties, out=tmp_path / "out", models=models) for part in arguments]
+    result = call(*told)
+    assert result.exit_code == 2 and said in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -21,6 +21,8 @@ from fastmerge.engine.launched import Place, own_devices
 from fastmerge.engine.launched_ranks import LaunchedRanks
 from fastmerge.engine.leftovers import leftovers_of
 from fastmerge.errors import FastmergeError, OutputError, Refused
+from fastmerge.pipelines import merge_all
+from fastmerge.recipe.pipeline import load_pipeline
 
 WIDE = {"hidden": 256, "inner": 640, "vocab": 768, "layers": 2}
 SMALL = RunOptions(chunk=BLOCK, threads=1, ram=8 << 20)
@@ -158,14 +160,75 @@ def test_a_rank_that_sees_another_folder_says_so(merge, monkeypatch):
     assert all("all ranks need a file system in common" in str(error) for error in errors)
 
 
-def test_several_documents_are_refused(tmp_path, merge):
-    from fastmerge.pipelines import merge_all
-    from fastmerge.recipe.pipeline import load_pipeline
+DOCUMENTS = """name: half
+{recipe}---
+merge_method: linear
+models:
+- model: half
+  parameters: {{weight: 1}}
+- model: {models}/model0
+  parameters: {{weight: 0.5}}
+"""
 
-    text = f"name: half\n{merge.recipe}---\nmerge_method: linear\nmodels:\n- model: half\n  parameters: {{weight: 1}}\n"
-    one = LaunchedRanks(Place(0, 2, 0, 2, "127.0.0.1", 1), timeout=1)
-    with pytest.raises(FastmergeError, match="2 documents, and --distributed merges one"):
-        merge_all(load_pipeline(text), merge.out, ranks=one)
+
+@pytest.fixture
+def documents(models):
+    return DOCUMENTS.format(recipe=models.recipe, models=models.out.parent)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_documents_are_shared_one_after_the_other(documents, tmp_path, count):
+    pipeline = load_pipeline(documents)
+    merge_all(pipeline, tmp_path / "alone", SMALL)
+    shared = in_threads(count, lambda one: merge_all(pipeline, tmp_path / "out", SMALL, ranks=one))
+    assert not any(isinstance(one, BaseException) for one in shared), shared
+    assert [item.name for item in shared[1]] == ["half", ""]
+    assert sums_in(tmp_path / "out") == sums_in(tmp_path / "alone")
+    for folder in ("out", "alone"):
+        (tmp_path / folder / "fastmerge.json").unlink()  # it names the folder of intermediate results
+    assert same_files(tmp_path / "out", tmp_path / "alone")
+    assert not list(tmp_path.glob(".out*"))
+
+
+def sums_in(folder):
+    return json.loads((folder / "fastmerge.json").read_text())["tensors"]
+
+
+def test_results_that_are_kept_are_taken_over_by_all_ranks(documents, tmp_path):
+    pipeline, kept = load_pipeline(documents), tmp_path / "kept"
+
+    def work(one):
+        return merge_all(pipeline, tmp_path / "out", SMALL, ranks=one, intermediates=kept)
+
+    first = in_threads(2, work)
+    shutil.rmtree(tmp_path / "out")
+    for found in in_threads(2, work):
+        assert [item.report is None for item in found] == [True, False], first
+    assert verify(str(kept / "half")).ok and verify(str(tmp_path / "out")).ok
+
+
+def test_several_documents_go_on_after_a_rank_failed(documents, tmp_path, monkeypatch):
+    pipeline, finished = load_pipeline(documents), Journal.finished
+
+    def failing(self, output, sums):
+        if "-1.jsonl" in self._path and ".steps" not in self._path:  # the second document
+            raise OutputError("the disk is full")
+        finished(self, output, sums)
+
+    def work(one):
+        return merge_all(pipeline, tmp_path / "out", SMALL, ranks=one)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "finished", failing)
+        errors = in_threads(2, work)
+    assert all("the disk is full" in str(error) for error in errors), errors
+    assert "intermediate results are kept in " in str(errors[0])
+    assert not (tmp_path / "out").exists()
+    again = in_threads(3, work)
+    assert [item.report is None for item in again[0]] == [True, False]
+    merge_all(pipeline, tmp_path / "alone", SMALL)
+    assert sums_in(tmp_path / "out") == sums_in(tmp_path / "alone")
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_dealing(models):

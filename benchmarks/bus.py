@@ -160,6 +160,9 @@ class Nothing:
     def read(self, path: str, offset: int, into: memoryview) -> None:
         pass
 
+    def memory(self, path: str, offset: int, nbytes: int) -> memoryview | None:
+        return None
+
     def write(self, output: OutputTensor, offset: int, data: memoryview, address: int) -> None:
         pass
 

@@ -66,7 +66,11 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
                 row for row in fastest if row["op"] == f"{method}, streamed{suffix}"
             ])
             for method in STREAMED
-            for memory, suffix, limit in (("host memory", "", FROM_HOST), ("pinned memory", ", pinned", FROM_PINNED))
+            for memory, suffix, limit in (
+                ("host memory", "", FROM_HOST),
+                ("host memory in place", ", in place", FROM_HOST),
+                ("pinned memory", ", pinned", FROM_PINNED),
+            )
         ),
         _at_most("ties of a 70B (base + 3) from host memory, ms", "ms", ALL_MS, " ms", [
             row for row in fastest if row["op"] == "ties, streamed" and float(row["shape"]) > ALL

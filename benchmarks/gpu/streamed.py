@@ -1,9 +1,10 @@
 """Times the engine's pipeline on a 70B model's tensors that come from host memory and go back there: no disk.
 
 Host memory -> pinned memory -> device -> merge -> pinned memory -> host memory, with the threads, streams, budgets and
-checksums of a merge of files. ``pinned`` leaves out the host's copies into and out of pinned memory. Models are larger
-than the host's memory, so that their bytes repeat after a gigabyte; every byte is moved as if it were another one.
-The bound copies as many bytes both ways between pinned memory and the device, and does nothing else.
+checksums of a merge of files. ``in place`` locks the memory that holds the inputs, piece by piece, instead of copying
+it; ``pinned`` leaves out the host's copies into and out of pinned memory. Models are larger than the host's memory, so
+that their bytes repeat after a gigabyte; every byte is moved as if it were another one. The bound copies as many bytes
+both ways between pinned memory and the device, and does nothing else.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from ..kernels.cases import CASES, EXPERTS, Case
 from .cases import SMALL, TINY, Llama
 
 METHODS = ("ties", "linear", "dare_ties")
+# How bytes come to pinned memory, as rows name it.
+COPIED, IN_PLACE, PINNED = "", ", in place", ", pinned"
 # Four of 80 layers, the embeddings and the head: 5.5 billion parameters.
 PART = Llama(layers=4)
 RAM = 4 << 30
@@ -49,23 +52,31 @@ class HostModels:
         self._blocks = {str(i): block.view(torch.uint8) for i, block in enumerate(blocks)}
         self.out = out
         self._out_bytes = out.view(torch.uint8)
-        self._pinned = False
+        self._how = COPIED
         self._left = 0
 
-    def start(self, arena_bytes: int, pinned: bool) -> None:
-        """Begin a run; with ``pinned``, bytes are copied only until the arena holds nothing but weights."""
-        self._pinned, self._left = pinned, 2 * arena_bytes
+    def start(self, arena_bytes: int, how: str) -> None:
+        """Begin a run; ``PINNED`` copies bytes only until the arena holds nothing but weights."""
+        self._how, self._left = how, 2 * arena_bytes
+
+    def memory(self, path: str, offset: int, nbytes: int) -> memoryview | None:
+        """Return bytes where they lie, as ``engine.files.InputFiles`` does; not those beyond the end of the block."""
+        block = self._blocks[path]
+        start = offset % len(block)
+        if self._how != IN_PLACE or start + nbytes > len(block):
+            return None
+        return block[start : start + nbytes].numpy().data
 
     def read(self, path: str, offset: int, into: memoryview) -> None:
         """Fill ``into`` as ``engine.files.Inputs`` does."""
-        if not self._pinned or self._left > 0:
+        if self._how != PINNED or self._left > 0:
             self._left -= len(into)
             # Unlike slices of memoryviews, torch lets other threads run while it copies.
             _copy(torch.frombuffer(into, dtype=torch.uint8), self._blocks[path], offset)
 
     def write(self, output: OutputTensor, offset: int, data: memoryview, address: int) -> None:
         """Take a result as ``engine.running.FileSink`` does."""
-        if not self._pinned:
+        if self._how != PINNED:
             part = torch.frombuffer(data, dtype=torch.uint8)
             start = offset % (len(self._out_bytes) - len(part) + 1)
             self._out_bytes[start : start + len(part)].copy_(part)
@@ -111,18 +122,18 @@ def run(bench: Bench) -> None:
     for method in METHODS:
         with bench.attempt(method):
             _verify(bench, cases[method], blocks, models)
-            for pinned in (False, True):
-                _stream(bench, cases[method], TINY if bench.check else PART, models, pinned)
+            for how in (COPIED, IN_PLACE, PINNED):
+                _stream(bench, cases[method], TINY if bench.check else PART, models, how)
     if not bench.check and bench.has(ALL_SECONDS, "all of the model"):
         with bench.attempt("all of the model"):
-            _stream(bench, cases["ties"], Llama(), models, pinned=False)
+            _stream(bench, cases["ties"], Llama(), models, COPIED)
 
 
 def _verify(bench: Bench, case: Case, blocks: Sequence[Tensor], models: HostModels) -> None:
     """Raise AssertionError unless a small model comes out with the bits that the processor gives it in memory."""
     tensors = outputs(case, TINY if bench.check else SMALL)
     models.out.fill_(torch.nan)
-    merge(bench, tensors, models, pinned=False)()
+    merge(bench, tensors, models, COPIED)()
     for tensor in tensors:
         first, last = tensor.offset // 2, (tensor.offset + tensor.nbytes) // 2
         expected = torch.empty(tensor.shape, dtype=tensor.dtype.torch)
@@ -132,9 +143,9 @@ def _verify(bench: Bench, case: Case, blocks: Sequence[Tensor], models: HostMode
 
 
 def merge(
-    bench: Bench, tensors: Sequence[OutputTensor], models: HostModels, pinned: bool, threads: int | None = None
+    bench: Bench, tensors: Sequence[OutputTensor], models: HostModels, how: str, threads: int | None = None
 ) -> Run:  # fmt: skip
-    """Return the merge of ``tensors`` by so many threads; ``pinned`` as ``HostModels.start`` takes it."""
+    """Return the merge of ``tensors`` by so many threads; ``how`` their bytes come."""
     bench.release()
     where = choose(bench.device.type, None)
     sizes = divide(tensors, where.budget(RAM), threads or default_threads())
@@ -143,18 +154,18 @@ def merge(
         return units(shop, tensors)
 
     def run() -> None:
-        models.start(sizes.arena, pinned)
+        models.start(sizes.arena, how)
         work(make_units, where, sizes, models, models, Meter(), lambda: None)
 
     return run
 
 
-def _stream(bench: Bench, case: Case, shapes: Llama, models: HostModels, pinned: bool) -> None:
+def _stream(bench: Bench, case: Case, shapes: Llama, models: HostModels, how: str) -> None:
     tensors = outputs(case, shapes)
     elements = sum(tensor.nbytes for tensor in tensors) // 2
     bench.measure(
-        f"{case.method}, streamed{', pinned' if pinned else ''}",
-        [Contender("fastmerge", merge(bench, tensors, models, pinned), "auto")],
+        f"{case.method}, streamed{how}",
+        [Contender("fastmerge", merge(bench, tensors, models, how), "auto")],
         shape=elements, dtype=torch.bfloat16, models=case.inputs, once=case.bytes_once(elements, 2),
         clock=bench.on_wall, bound=transfers(bench, 2 * elements, case.inputs), budget=BUDGET, warm=True,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from .._bench import Bench, Contender
 from ..bus import shares_of
 from ..kernels.cases import CASES
 from .cases import TINY
-from .streamed import BUDGET, PART, host_models, merge, outputs, transfers
+from .streamed import BUDGET, PART, PINNED, host_models, merge, outputs, transfers
 
 METHODS = ("linear", "ties")
 THREADS = (4, 8, 18, 32)
@@ -38,12 +38,12 @@ def run(bench: Bench) -> None:
             for threads in THREADS:
                 bench.measure(
                     f"{method}, streamed, pinned, {threads} threads",
-                    [Contender("fastmerge", merge(bench, tensors, models, True, threads), "auto")],
+                    [Contender("fastmerge", merge(bench, tensors, models, PINNED, threads), "auto")],
                     shape=elements, dtype=torch.bfloat16, models=case.inputs, once=case.bytes_once(elements, 2),
                     clock=bench.on_wall, bound=transfers(bench, 2 * elements, case.inputs), budget=BUDGET, warm=True,
                 )  # fmt: skip
             if not bench.check and shutil.which("py-spy"):
-                one = merge(bench, tensors, models, pinned=True)
+                one = merge(bench, tensors, models, PINNED)
                 with tempfile.TemporaryDirectory() as folder:
                     shares = _sampled(Path(folder) / "stacks", one)
                 print(

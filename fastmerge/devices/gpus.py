@@ -95,6 +95,8 @@ class Cuda:
         with torch.cuda.device(device):
             status = int(torch.cuda.cudart().cudaHostRegister(address, nbytes, _PORTABLE))
         if status:
+            with contextlib.suppress(RuntimeError):  # who launches next would be told of this error once more
+                torch.zeros(1, device=device)
             raise BudgetError(
                 f"{nbytes} bytes of host memory cannot be pinned for the GPU (CUDA error {status}); "
                 "lower --ram, or merge with --device cpu"

@@ -169,6 +169,18 @@ class Slot:
         """Bring bytes to ``place`` of ``memory``; ``read`` brings them to a place of the arena."""
         read(place)
 
+    def place(self, at: int) -> int:
+        """Return where in ``memory`` the views lie of what was taken at ``at``."""
+        return at
+
+    def lend(self, place: int, at: int, data: memoryview) -> bool:
+        """Bring ``data``, somebody else's memory of the host, to ``place`` of ``memory`` without a copy on the way.
+
+        It must stay as it is until the task is completed. What was taken at ``at``, as many bytes, may be overwritten.
+        False where that cannot be; nothing is done then.
+        """
+        return False
+
     def fetch(self, place: int, nbytes: int, phase: int) -> int:
         """Return where in the arena the bytes lie that were computed at ``place`` of ``memory``."""
         return place

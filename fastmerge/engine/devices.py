@@ -16,6 +16,9 @@ from ..errors import BudgetError, FastmergeError
 from .arena import PAGE, Arena, Memory, Slot
 from .report import Meter
 
+# Bytes of somebody else's memory that are worth locking: less is copied as fast.
+LENT_BYTES = 4 << 20
+
 # How errors of devices begin or name themselves, whoever reports them.
 _FAILED = re.compile(r"\b(CUDA|HIP|Triton) error|Triton Error|cudaError|hipError", re.IGNORECASE)
 
@@ -81,6 +84,7 @@ class DeviceSlot(Slot):
         self._queue = driver.queue(memory.device)
         self._copying = False
         self._due: list[Callable[[], None]] = []
+        self._lent: list[int] = []
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -107,6 +111,39 @@ class DeviceSlot(Slot):
         read(at)
         self._copy(self._there(place, nbytes), self._here(at, nbytes))
 
+    def place(self, at: int) -> int:
+        return at + self._shift
+
+    def lend(self, place: int, at: int, data: memoryview) -> bool:
+        """Lock the whole pages of ``data`` until the task is completed; the ragged ends go through the slot."""
+        if len(data) < LENT_BYTES or data.readonly:
+            return False
+        source = torch.frombuffer(data, dtype=torch.uint8)
+        head, end = -source.data_ptr() % PAGE, len(data) - (source.data_ptr() + len(data)) % PAGE
+        if source.is_pinned():
+            head, end = 0, len(data)
+        elif not self._locked(source[head:end]):
+            return False
+        self._copy(self._there(place + head, end - head), source[head:end])
+        for start, stop in ((0, head), (end, len(data))):
+            if start < stop:
+                self.arena.bytes[at + start : at + stop] = data[start:stop]
+                self._copy(self._there(place + start, stop - start), self._here(at + start, stop - start))
+        return True
+
+    def _locked(self, part: Tensor) -> bool:
+        try:
+            self._driver.pin(self.memory.device, part.data_ptr(), part.numel())
+        except BudgetError:  # it is copied then
+            return False
+        self._lent.append(part.data_ptr())
+        return True
+
+    def give_back(self) -> None:
+        """Unlock what was lent; nothing may be copying."""
+        while self._lent:
+            self._driver.unpin(self.memory.device, self._lent.pop())
+
     def fetch(self, place: int, nbytes: int, phase: int) -> int:
         at = self.take(nbytes, phase, align=PAGE)
         self._copy(self._here(at, nbytes), self._there(place, nbytes))
@@ -128,6 +165,7 @@ class DeviceSlot(Slot):
         with self._meter.stage("compute"):
             self._queue.wait()
         self._copying = False
+        self.give_back()
         due, self._due = self._due, []
         for function in due:
             function()
@@ -146,6 +184,7 @@ class DeviceSlot(Slot):
         with self._meter.stage("compute"):
             self._queue.wait()
         self._copying = False
+        self.give_back()
 
     def _here(self, at: int, nbytes: int) -> Tensor:
         return self.arena.tensor(at, uint8, (nbytes,))

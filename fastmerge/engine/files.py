@@ -102,6 +102,10 @@ class InputFiles:
         """True when an open file is known to lie on this machine."""
         return is_local(self._open[path])
 
+    def memory(self, path: str, offset: int, nbytes: int) -> memoryview | None:
+        """Return bytes where they lie in memory, for a device to take them from there; None: they have to be read."""
+        return None
+
     def advise(self, path: str, offset: int, nbytes: int) -> None:
         """Let the system read a range into the page cache, if it will; do not wait for it."""
         with contextlib.suppress(OSError):

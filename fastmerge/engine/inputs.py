@@ -62,6 +62,20 @@ class Reader:
                 self._watch.look(tensor, tensor.dtype, start, data)
         self.places.check(tensor, mapped)
 
+    def bring(self, entry: InputTensor | TensorEntry, start: int, stop: int, place: int, at: int, slot: Slot) -> bool:
+        """Bring the elements ``start .. stop - 1`` from where they lie in memory; arguments are those of ``Slot.lend``.
+
+        False where they have to be read.
+        """
+        begin, nbytes = start * entry.dtype.itemsize, (stop - start) * entry.dtype.itemsize
+        data = self._inputs.memory(entry.path, entry.offset + begin, nbytes)
+        if data is None or not slot.lend(place, at, data):
+            return False
+        self._meter.add(nbytes, 0)
+        if self._watch is not None:
+            self._watch.look(entry, entry.dtype, start, data)
+        return True
+
     def elements(self, tensor: InputTensor, start: int, stop: int, beside: Beside | None, slot: Slot) -> Tensor:
         """Return the elements ``start .. stop - 1``, flat, where ``slot`` computes."""
         if beside is None:
@@ -109,8 +123,9 @@ class Reader:
     ) -> Tensor:
         nbytes = (stop - start) * dtype.itemsize
         at = slot.take(nbytes, phase=entry.offset + start * dtype.itemsize)
-        self.part(entry, dtype, start, stop, row, at)
-        slot.upload(at, nbytes)
+        if row or not self.bring(entry, start, stop, slot.place(at), at, slot):
+            self.part(entry, dtype, start, stop, row, at)
+            slot.upload(at, nbytes)
         return slot.tensor(at, dtype, (stop - start,))
 
     @staticmethod

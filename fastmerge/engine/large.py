@@ -185,6 +185,9 @@ class Large:
             self._reader.look(tensor, start, stop, placed.mapped)
             return
         begin, nbytes = start * tensor.dtype.itemsize, (stop - start) * tensor.dtype.itemsize
+        if self._reader.bring(tensor, start, stop, at + begin, slot.take(nbytes), slot):
+            return
+        slot.reset()
         read = partial(self._reader.part, tensor, tensor.dtype, start, stop, 0)
         slot.fill(at + begin, nbytes, tensor.offset + begin, read)
 

@@ -115,9 +115,9 @@ class Accelerators(Target):
     def _slots(self, arena: Arena, sizes: Sizes, meter: Meter) -> Iterator[list[Slot]]:
         from .devices import DeviceMemory, DeviceSlot
 
+        slots: list[DeviceSlot] = []
         try:
             each = sizes.slots // len(self._devices)
-            slots: list[Slot] = []
             for device in self._devices:
                 self._driver.begin_peak(device)
                 memory = DeviceMemory(device, each * sizes.slot + sizes.regions)
@@ -125,13 +125,15 @@ class Accelerators(Target):
                     start = _part(arena, sizes.slot)
                     slots.append(DeviceSlot(arena, start, sizes.slot, memory, self._driver, meter))
             self._wait()  # the memory may have been another stream's a moment ago
-            yield slots
+            yield list(slots)
             self._wait()
             self._peak = max(self._driver.peak_bytes(device) for device in self._devices)
         except BaseException:
             # Copies may still be under way. A device that failed fails here again: the first error counts.
             with contextlib.suppress(RuntimeError, FastmergeError):
                 self._wait()
+                for slot in slots:
+                    slot.give_back()
             raise
 
     def _wait(self) -> None:

@@ -17,6 +17,7 @@ from benchmarks.kernels.cases import CASES
 from fastmerge.devices import gpus
 from fastmerge.engine import RunOptions, batches, needs, run, verify
 from fastmerge.engine import targets as places
+from fastmerge.engine.arena import PAGE
 from fastmerge.engine.batches import Batch, units
 from fastmerge.engine.checksums import BLOCK
 from fastmerge.engine.devices import DeviceMemory
@@ -104,6 +105,72 @@ def test_batches_with_large_tensors_between_are_written_where_they_belong(tmp_pa
     report = run(plan, merge.out, RunOptions(chunk=BLOCK, threads=1, vram=32 << 20))
     assert_same_tensors(outputs_of(merge.out), expected(plan))
     assert driver.downloaded == report.bytes_written and max(map(len, runs)) > 1
+
+
+class Held:
+    """Files that lie in memory: engine.files.InputFiles.memory."""
+
+    def __init__(self, monkeypatch, least: int):
+        self.files: dict[str, bytearray] = {}
+        self.given = 0
+        monkeypatch.setattr(InputFiles, "memory", lambda files, *place: self.memory(*place))
+        monkeypatch.setattr("fastmerge.engine.devices.LENT_BYTES", least)
+
+    def memory(self, path: str, offset: int, nbytes: int) -> memoryview:
+        if path not in self.files:
+            with open(path, "rb") as file:
+                self.files[path] = bytearray(file.read())
+        self.given += nbytes
+        return memoryview(self.files[path])[offset : offset + nbytes]
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+@pytest.mark.parametrize(("threads", "vram"), [(1, 32 << 20), (3, 16 << 20)])
+def test_memory_that_holds_the_inputs_is_lent(tmp_path, monkeypatch, method, threads, vram):
+    driver = compute_on_mirrors(monkeypatch, speed="overtaking")
+    held = Held(monkeypatch, least=PAGE)
+    merge = make_merge(tmp_path, method, **WIDE | {"layers": 2})
+    plan = merge.plan()
+    read, wanted = [], InputFiles.read
+    monkeypatch.setattr(InputFiles, "read", lambda self, *part: read.append(len(part[-1])) or wanted(self, *part))
+    report = run(plan, merge.out, RunOptions(chunk=BLOCK, threads=threads, vram=vram))
+    assert_same_tensors(outputs_of(merge.out), expected(plan))
+    assert held.given + sum(read) == report.bytes_read == plan.bytes_read and held.given > sum(read)
+    assert driver.uploaded == plan.bytes_read and not driver.pinned
+    assert verify(merge.out).ok  # by checksums of the inputs, too
+
+
+def test_memory_that_cannot_be_locked_is_copied(tmp_path, monkeypatch):
+    driver = compute_on_mirrors(monkeypatch)
+    held = Held(monkeypatch, least=PAGE)
+    pin = driver.pin
+
+    def refusing(device, address, nbytes):
+        if held.given:
+            raise BudgetError("cannot be pinned")
+        pin(device, address, nbytes)
+
+    monkeypatch.setattr(driver, "pin", refusing)
+    merge = make_merge(tmp_path, "ties", **WIDE)
+    plan = merge.plan()
+    run(plan, merge.out, RunOptions(chunk=BLOCK, threads=1, vram=32 << 20))
+    assert_same_tensors(outputs_of(merge.out), expected(plan))
+    assert held.given and not driver.pinned
+
+
+def test_memory_that_was_lent_is_given_back_by_a_run_that_fails(tmp_path, monkeypatch):
+    driver = compute_on_mirrors(monkeypatch, speed="overtaking")
+    Held(monkeypatch, least=PAGE)
+
+    def failing(self, *args):
+        assert len(driver.pinned) > 1, "something is lent"
+        raise OutputError("stop")
+
+    monkeypatch.setattr(OutputFiles, "write", failing)
+    merge = make_merge(tmp_path, "linear", **WIDE | {"layers": 2})
+    with pytest.raises(OutputError, match="stop"):
+        run(merge.plan(), merge.out, RunOptions(chunk=BLOCK, threads=1, vram=32 << 20))
+    assert not driver.pinned
 
 
 def test_only_what_is_in_flight_is_pinned():

@@ -32,7 +32,7 @@ class MirrorQueue:
 
     def __init__(self, driver: MirrorDriver):
         self._driver = driver
-        self._given: deque[tuple[Tensor, Tensor, Tensor | None]] = deque()
+        self.given: deque[tuple[Tensor, Tensor, Tensor | None]] = deque()
         self._marked = self._number = 0
         self._thread: int | None = None
         self.uploaded = self.downloaded = 0
@@ -46,15 +46,15 @@ class MirrorQueue:
         assert threading.get_ident() == self._thread, "a queue is used by a thread that does not work in its slot"
         up = self._driver.is_pinned(source)
         assert up != self._driver.is_pinned(to), "a copy is not between pinned memory and a device"
-        self._given.append((to, source, source.clone() if up else None))
+        self.given.append((to, source, source.clone() if up else None))
 
     def compute(self) -> None:
         """Do what comes before an operation of this queue."""
-        while self._given:
+        while self.given:
             self._copy()
 
     def mark(self) -> None:
-        self._marked, self._number = len(self._given), next(self._driver.marks)
+        self._marked, self._number = len(self.given), next(self._driver.marks)
         self._driver.open.add(self._number)
 
     def passed(self) -> bool:
@@ -70,7 +70,7 @@ class MirrorQueue:
         self._driver.open.discard(self._number)
 
     def _copy(self) -> None:
-        to, source, snapshot = self._given.popleft()
+        to, source, snapshot = self.given.popleft()
         self._marked = max(0, self._marked - 1)
         if snapshot is None:
             self.downloaded += to.numel()
@@ -78,10 +78,6 @@ class MirrorQueue:
             assert torch.equal(source, snapshot), "host memory was overwritten while it was copied"
             self.uploaded += to.numel()
         to.copy_(source)
-
-    @property
-    def idle(self) -> bool:
-        return not self._given
 
 
 class MirrorDriver:
@@ -103,7 +99,7 @@ class MirrorDriver:
         self.open: set[int] = set()
         self.passed: list[int] = []
         self.waits = 0
-        self._pinned = (0, 0)
+        self.pinned: dict[int, int] = {}
         self.queues: list[MirrorQueue] = []
 
     @property
@@ -121,20 +117,24 @@ class MirrorDriver:
         return sys.maxsize if self.speed == "fast" or number > min(self.open) else 0
 
     def is_pinned(self, tensor: Tensor) -> bool:
-        start, end = self._pinned
-        return start <= tensor.data_ptr() and tensor.data_ptr() + tensor.nbytes <= end
+        begin, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+        return any(start <= begin and end <= stop for start, stop in list(self.pinned.items()))
 
     def free_bytes(self, device: torch.device) -> int:
         return self.free
 
     def pin(self, device: torch.device, address: int, nbytes: int) -> None:
-        assert self._pinned == (0, 0)
-        self._pinned = (address, address + nbytes)
+        ranges = list(self.pinned.items())
+        assert not any(start < address + nbytes and address < stop for start, stop in ranges), "memory is pinned twice"
+        self.pinned[address] = address + nbytes
 
     def unpin(self, device: torch.device, address: int) -> None:
-        assert address == self._pinned[0]
-        assert all(queue.idle for queue in self.queues), "memory is unpinned while it is copied"
-        self._pinned = (0, 0)
+        stop = self.pinned[address]
+        moving = [tensor for queue in self.queues for copy in list(queue.given) for tensor in copy[:2]]
+        assert not any(address <= tensor.data_ptr() < stop for tensor in moving), (
+            "memory is unpinned while it is copied"
+        )
+        del self.pinned[address]
 
     def synchronize(self, device: torch.device) -> None:
         for queue in self.queues:

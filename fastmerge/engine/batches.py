@@ -11,11 +11,11 @@ from ..methods import get_method
 from ..plan.types import OutputTensor
 from ..steps.driver import Job
 from ..steps.source import Resident
+from .alike import Gathering
 from .arena import LINE, PAGE, Memory, Slot
 from .checksums import checksum_of
 from .context import RunContext, apply_without_survey, merge_outputs
 from .finite import Suspect, all_finite
-from .large import Large
 from .needs import scratch_bytes
 from .scheduler import Task, Unit
 
@@ -33,9 +33,10 @@ def units(context: RunContext, outputs: Sequence[OutputTensor]) -> Iterator[Unit
     """Cut ``outputs`` (in the order of their places) into units of work.
 
     A device takes the small ones of a shard together, whatever large ones lie between: its time goes into beginning and
-    ending, not into bytes. The processor takes neighbours, so that files are read and written in their order.
+    ending, not into bytes. So it does with tensors of one shape that methods take whole (``Gathering``). The processor
+    takes neighbours, so that files are read and written in their order.
     """
-    scattered = context.sizes.apart
+    scattered, gathering = context.sizes.apart, Gathering(context)
     batch: list[OutputTensor] = []
     filled = end = 0
     for output in outputs:
@@ -58,9 +59,10 @@ def units(context: RunContext, outputs: Sequence[OutputTensor]) -> Iterator[Unit
             filled += need
             end = output.offset + output.nbytes
         else:
-            yield Large(context, output)
+            yield from gathering.take(output)
     if batch:
         yield Batch(context, batch)
+    yield from gathering.rest()
 
 
 def _consecutive(outputs: Sequence[OutputTensor]) -> list[list[OutputTensor]]:

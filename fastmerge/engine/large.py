@@ -103,20 +103,30 @@ class Large:
         if output.group is None:
             yield [partial(self._copy, *span) for span in spans]
         else:
-            yield from self._bring()
-            if self._apply is None:
-                yield [self._solve]
-                if self._whole and self._watch.finite:  # they were read before it was known that the output may hide it
-                    held = [part for p in self._placed.every for part in p.held.view(-1).split(chunk)]
-                    yield [partial(self._check_held, part) for part in held]
+            yield from self.prepared()
             if self._at_once:
-                yield [partial(self._merge_at_once, spans)]
+                yield [self._merge_at_once]
             else:
                 yield [partial(self._merge, *span) for span in spans]
+        self.complete()
+
+    def complete(self) -> None:
+        """Report the output, which was written, as finished."""
         self._check_mapped()
+        output = self._output
         checksum = self._checksum.hex()
         # What is copied has the checksum of the copy.
         self._context.sink.finish(output, checksum, [checksum] if output.group is None else self._watch.checksums())
+
+    def prepared(self) -> Generator[Sequence[Task], None, None]:
+        """Bring what is held, and solve what the method asks for."""
+        yield from self._bring()
+        if self._apply is None:
+            yield [self._solve]
+            if self._whole and self._watch.finite:  # they were read before it was known that the output may hide it
+                chunk = self._context.sizes.chunk
+                held = [part for p in self._placed.every for part in p.held.view(-1).split(chunk)]
+                yield [partial(self._check_held, part) for part in held]
 
     def _bring(self) -> Generator[Sequence[Task], None, None]:
         """Bring what is held into the region."""
@@ -229,19 +239,30 @@ class Large:
         slot.download(at, (stop - start) * size)
         slot.later(partial(self._write, start, stop, at))
 
-    def _merge_at_once(self, spans: Sequence[tuple[int, int]], slot: Slot) -> None:
+    def whole_job(self, slot: Slot) -> tuple[Apply, Tensor, Chunk]:
+        """Return the apply step of a tensor that it takes whole, its output in the region, and its inputs."""
         assert self._apply is not None
-        through = self._output.through or self._output.dtype
-        out = self._memory.tensor(self._out, through, (self._numel,))
+        out = self._memory.tensor(self._out, self._output.through or self._output.dtype, (self._numel,))
+        return self._apply, out, self.chunk(0, self._numel, slot, self._reader)
+
+    def _merge_at_once(self, slot: Slot) -> None:
+        apply, out, chunk = self.whole_job(slot)
         with self._context.meter.stage("compute"):
             try:
-                self._apply(out, self.chunk(0, self._numel, slot, self._reader))
+                apply(out, chunk)
             except ValueError as error:
                 raise Suspect([self._output], str(error)) from error
-        self._context.meter.remark(self._output.name, self._apply.remarks)
         slot.return_free_memory()
+        self.deliver(slot)
+
+    def deliver(self, slot: Slot) -> None:
+        """Write the output that was made at once, chunk by chunk."""
+        assert self._apply is not None
+        self._context.meter.remark(self._output.name, self._apply.remarks)
+        through, step = self._output.through or self._output.dtype, self._context.sizes.chunk
         size = through.itemsize
-        for start, stop in spans:
+        for start in range(0, self._numel, step):
+            stop = min(start + step, self._numel)
             slot.reset()
             at = slot.fetch(self._out + start * size, (stop - start) * size, self._output.offset + start * size)
             if self._output.through is not None:

@@ -9,6 +9,7 @@ from .. import kernels
 from ..checkpoint.types import DECODED_AT_ONCE, DECODING_BYTES, matrix_shape
 from ..methods import get_method
 from ..plan.types import InputTensor, OutputTensor
+from ..steps.stacks import batch_bytes
 from .arena import PAGE, round_up
 from .folding import made_shapes, working_bytes
 from .inputs import beside_bytes, slot_bytes
@@ -57,6 +58,14 @@ def whole_bytes(output: OutputTensor) -> int:
 def scratch_bytes(output: OutputTensor) -> int | None:
     """Return what the apply step takes beside a region, for a tensor that it must see whole; None for others."""
     return None if output.group is None else get_method(output.method).scratch_bytes(output.group)
+
+
+def beside_region(output: OutputTensor, kind: str) -> int:
+    """Return what the apply step takes beside a region on a kind of device, where several matrices are a batch."""
+    need = scratch_bytes(output)
+    if need is None:
+        return 0
+    return need + (batch_bytes(output.shape) if kind != "cpu" and len(output.shape) > 2 else 0)
 
 
 def input_bytes(tensor: InputTensor) -> int:

@@ -23,6 +23,7 @@ from ..plan.types import OutputTensor
 from .arena import PAGE, round_up
 from .checksums import BLOCK
 from .needs import (
+    beside_region,
     chunk_bytes,
     decoding_bytes,
     gathered_bytes,
@@ -149,7 +150,7 @@ class _Demand:
         outside = outside_bytes(inputs, kind)
         merged = [output for output in kinds if output.group is not None and output.nbytes]
         # What the operations take beside a region grows with the tensors in it, so the region gets a fixed share.
-        beside = ((outside * numel_of(o) + (scratch_bytes(o) or 0)) / whole_bytes(o) for o in merged)
+        beside = ((outside * numel_of(o) + beside_region(o, kind)) / whole_bytes(o) for o in merged)
         return cls(
             kinds, inputs, max(map(numel_of, merged), default=0), outside, 1 + max(beside, default=0),
             decoding_bytes(kinds), max(map(resident_bytes, kinds), default=0),

@@ -54,6 +54,10 @@ class Block(ABC):
         """As ``Method.together``, of the block itself."""
         return False
 
+    def stacks(self, group: Group) -> bool:
+        """As ``Method.stacks``, of the block itself."""
+        return False
+
 
 def _prefixed(name: str, parameters: Sequence[Parameter]) -> tuple[Parameter, ...]:
     return tuple(replace(parameter, name=f"{name}.{parameter.name}") for parameter in parameters)
@@ -86,6 +90,9 @@ class LinesBlock(Block):
         return True
 
     def together(self, group: Group) -> bool:
+        return True
+
+    def stacks(self, group: Group) -> bool:
         return True
 
 
@@ -140,6 +147,9 @@ class BoostBlock(Block):
     def together(self, group: Group) -> bool:
         return Boost.of(group, self._prefix).together(group)
 
+    def stacks(self, group: Group) -> bool:
+        return Boost.of(group, self._prefix).stack(group) is not None
+
 
 BLOCKS: dict[str, Block] = {block.name: block for block in (LinesBlock(), SvcBlock(), BoostBlock())}
 """Every block by name, in the order in which they are applied."""
@@ -182,6 +192,9 @@ class Extended(Method):
 
     def together(self, group: Group) -> bool:
         return self.inner.scratch_bytes(group) is None and all(block.together(group) for block in self.blocks)
+
+    def stacks(self, group: Group) -> bool:
+        return self.inner.scratch_bytes(group) is None and all(block.stacks(group) for block in self.blocks)
 
     @property
     def uses_layout(self) -> bool:

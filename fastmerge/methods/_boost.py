@@ -71,10 +71,9 @@ class Boost:
 
         if not isinstance(step, SpectralMerge):
             together = self._boost_together if self.together(group) else None
-            stack = BoostStack(self.beta, self.null_space) if self.splitting == "none" else None
             return SpectralMerge(
                 group, [step], lambda matrices, noise: boosted(matrices[0], noise), self.scale, together=together,
-                stack=stack,
+                stack=self.stack(group),
             )  # fmt: skip
         return replace(step, change=_after(step.change, boosted), scale=step.scale * self.scale, stack=None)
 
@@ -82,6 +81,11 @@ class Boost:
         """True where ranks that each have rows or columns of the delta can boost it: one matrix, in one piece."""
         whole = len(group.shape) == 2 and self.splitting == "none"
         return whole and self.null_space == "keep" and self.changes(group)
+
+    def stack(self, group: Group) -> Stack | None:
+        """Return what boosts many matrices at once: whole ones."""
+        whole = self.splitting == "none" and self.changes(group)
+        return BoostStack(self.beta, self.null_space) if whole else None
 
     def scratch_bytes(self, group: Group, inner: int | None) -> int | None:
         """Return a bound of what the boosted step takes; ``inner`` is that of the step itself."""

@@ -100,6 +100,9 @@ class SpectralMethod(Method):
         """Return what makes the change of many matrices at once, or None."""
         return None
 
+    def stacks(self, group: Group) -> bool:
+        return self.is_changed(group) and self.stack(group) is not None
+
     def is_changed(self, group: Group) -> bool:
         """True where the tensor is a matrix, or several, with at least one direction for every model."""
         least = group.models if self.stacked else 1

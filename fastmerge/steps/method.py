@@ -201,6 +201,10 @@ class Method(ABC):
         """Return True when ranks that hold rows or columns of this matrix can merge it together: a ``PartedMerge``."""
         return False
 
+    def stacks(self, group: Group) -> bool:
+        """Return True when matrices of this tensor can be changed in a batch with those of others: a ``Stack``."""
+        return False
+
     def cost(self, group: Group) -> float:
         """Return about how much work the merge of a tensor is, by which tensors are dealt out to ranks."""
         return float(group.models * group.numel)

@@ -19,6 +19,11 @@ STREAMED = ("ties", "linear", "dare_ties")
 # from file to file over the copy of as many bytes.
 FROM_HOST, FROM_PINNED, FROM_FILES = 1.3, 1.15, 1.3
 ALL_MS, ALL = 12_500, 70e9
+# Milliseconds at most, of rows by op: a 70B model (base + 3) in the GPU's memory; tensors of 64M elements; and 300
+# tensors of 8192 elements, at 8 us each.
+WALL_MS = {"linear, 70B, wall": 170, "ties, 70B, wall": 360, "dare_ties, 70B, wall": 360}
+ONE_MS = {"slerp": 0.35, "della": 1.5}
+SMALL_MS = {f"{operation}_many of 300": 2.4 for operation in ("weighted_sum", "sparse_merge", "select_boundaries")}
 # Our ways to boost that are as exact as a float32 SVD, the library's products or our own; and how many times as long
 # ``torch.linalg.svd`` must take.
 EXACT = ("fastmerge", "fastmerge, library", "fastmerge, triton")
@@ -61,6 +66,16 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
         _at_most("ties of a 70B (base + 3): kernels, ms", "ms", 500, " ms", [
             row for row in fastest if row["op"] == "ties, 70B, kernels"
         ]),
+        *(
+            _at_most(f"{op}, ms", "ms", limit, " ms", [row for row in fastest if row["op"] == op])
+            for op, limit in {**WALL_MS, **SMALL_MS}.items()
+        ),
+        *(
+            _at_most(f"{op} of 64M elements, ms", "ms", limit, " ms", [
+                row for row in fastest if row["op"] == op and int(row["shape"]) == LARGE
+            ])
+            for op, limit in ONE_MS.items()
+        ),
         *(
             _at_most(f"{method} streamed from {memory}: time of the transfers alone", "times_bound", limit, "x", [
                 row for row in fastest if row["op"] == f"{method}, streamed{suffix}"

@@ -37,7 +37,7 @@ def other_partials(staging: StagingFolder) -> list[str]:
         f"another merge into this folder stopped and left {leftover.path} ({show_size(leftover.nbytes)}); "
         f"fastmerge clean {staging.target} removes it"
         for leftover in leftovers_of(staging.target)
-        if leftover.path != staging.folder and leftover.path.is_dir()
+        if leftover.path != staging.folder and leftover.path.is_dir() and not leftover.in_use
     ]
 
 

@@ -183,6 +183,7 @@ def test_several_documents_are_shared_one_after_the_other(documents, tmp_path, c
     shared = in_threads(count, lambda one: merge_all(pipeline, tmp_path / "out", SMALL, ranks=one))
     assert not any(isinstance(one, BaseException) for one in shared), shared
     assert [item.name for item in shared[1]] == ["half", ""]
+    assert not any("another merge" in note for item in shared[0] for note in item.report.notes)
     assert sums_in(tmp_path / "out") == sums_in(tmp_path / "alone")
     for folder in ("out", "alone"):
         (tmp_path / folder / "fastmerge.json").unlink()  # it names the folder of intermediate results

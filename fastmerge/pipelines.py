@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,13 +41,11 @@ class Merged:
         name:   of the step; empty for the result.
         plan:   of it.
         report: of the run; None where the result was there.
-        page:   path of the page that says what the merge did, where one was asked for.
     """
 
     name: str
     plan: Plan
     report: Report | None
-    page: str | None = None
 
 
 def merge_all(
@@ -85,8 +84,9 @@ def merge_all(
     if len(plans) == 1 and out is not None:
         told = _shifted(progress, 0, _tensor_bytes(plans[0]) + _report_bytes(plans[0], report))
         done = _run(plans[0], os.fspath(out), options, told, ranks)
-        written = _report(plans[0], out, done, options, progress, 0) if report and ranks.first else None
-        return [Merged("", plans[0], done, written)]
+        if report and ranks.first:
+            done = _report(plans[0], out, done, options, progress, 0)
+        return [Merged("", plans[0], done)]
     if out is not None:  # before any work, not when the last step begins
         last = next(plan for step, plan in zip(pipeline.steps, plans, strict=True) if step is pipeline.last)
         for plan in plans:
@@ -104,17 +104,16 @@ def merge_all(
             final = step is pipeline.last and out is not None
             target = os.fspath(out) if final and out is not None else str(place / step.name)
             found: Report | None = None
-            page: str | None = None
-            if final or not lazy or not _first_says(ranks, lambda p=plan, t=target: _is_made(p, t)):
+            if final or not lazy or not _first_says(ranks, functools.partial(_is_made, plan, target)):
                 # What an earlier run left in a folder of ours is of no other use.
                 ours = not final and (intermediates is None or not lazy)
                 settings = replace(options, overwrite=True) if ours else options
                 found = _run(plan, target, settings, _shifted(progress, finished, total), ranks)
                 if reported and ranks.first:
-                    page = _report(plan, target, found, options, _shifted(progress, 0, total), finished)
+                    found = _report(plan, target, found, options, _shifted(progress, 0, total), finished)
             if not final:
                 appear_to(ranks, Path(target))
-            merged.append(Merged(step.name, plan, found, page))
+            merged.append(Merged(step.name, plan, found))
             folders[step.name] = target
             finished += _tensor_bytes(plan) + _report_bytes(plan, reported)
     return merged
@@ -245,14 +244,14 @@ def _report_bytes(plan: Plan, wanted: bool) -> int:
 
 def _report(
     plan: Plan, folder: str | os.PathLike[str], found: Report, options: RunOptions, progress: Progress | None, done: int
-) -> str:
-    """Write the report of a merge and return its page; the progress goes on behind ``done`` and the tensors' bytes."""
+) -> Report:
+    """Write the report of a merge, and return ``found`` with its page; the progress goes on behind ``done``."""
     from .merge_report import bytes_to_read, write_report  # with torch, which merges do not need
 
     first = done + _tensor_bytes(plan)
     total = first + bytes_to_read(plan)
     told = None if progress is None else lambda read: progress(min(first + read, total), total)
-    return write_report(plan, folder, found, options.ram, told)
+    return replace(found, page=write_report(plan, folder, found, options.ram, told))
 
 
 def _shifted(progress: Progress | None, done: int, total: int) -> Progress | None:

@@ -225,10 +225,7 @@ def run_plans(found: Planned, out: str | None, **how: Any) -> None:
     for text in dict.fromkeys(text for item in merged if item.report for text in item.report.notes):
         note(text, silent)
     if options["as_json"]:
-        values = [
-            {"name": item.name, **(_report_values(item.report, out) if item.report else {}), **_page_of(item)}
-            for item in merged
-        ]
+        values = [{"name": item.name, **(_report_values(item.report, out) if item.report else {})} for item in merged]
         print_json(values if len(values) > 1 else {k: v for k, v in values[0].items() if k != "name"})
     elif not options["quiet"]:
         _show_reports(out, merged)
@@ -263,10 +260,6 @@ def _report_values(report: Report, out: str | None) -> dict[str, Any]:
     }
 
 
-def _page_of(item: Merged) -> dict[str, str]:
-    return {} if item.page is None else {"report": item.page}
-
-
 def _show_report(out: str, item: Merged) -> None:
     plan, report = item.plan, item.report
     assert report is not None
@@ -286,7 +279,7 @@ def _show_report(out: str, item: Merged) -> None:
             ("device", f"{', '.join(report.devices)} ({report.device_reason})"),
             ("peak memory", f"{show_size(report.peak_rss)}, with the interpreter and its packages"),
             *([("peak on a GPU", show_size(report.peak_vram))] if report.peak_vram else []),
-            *_page_of(item).items(),
+            *([("report", report.page)] if report.page is not None else []),
         ]
     )
 

@@ -56,6 +56,7 @@ class Report(Result):
                        used them and the processor too. A quiet machine may do better.
         cold:          input files that were not in the page cache when the run began.
         notes:         what the methods found and the user should know, one sentence each.
+        page:          path of the page on what the merge did, where one was asked for.
     """
 
     tensors: int
@@ -73,6 +74,7 @@ class Report(Result):
     io_active: float = 0.0
     cold: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    page: str | None = None
 
     def __str__(self) -> str:
         return (
@@ -92,6 +94,8 @@ class Report(Result):
             found.append(("peak on a GPU", show_size(self.peak_vram)))
         if self.resumed:
             found.append(("resumed", f"{self.resumed} tensors were taken over from an interrupted run"))
+        if self.page is not None:
+            found.append(("report", self.page))
         return found
 
     @property

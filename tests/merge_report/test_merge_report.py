@@ -128,7 +128,7 @@ def test_the_files_are_fastmerges_own(family, merged, tmp_path):
     assert call("merge", given, tmp_path / "out", "--overwrite").exit_code == 0
     assert not any((tmp_path / "out" / name).exists() for name in NAMES)
     values = call_json("merge", given, tmp_path / "out", "--overwrite", "--report")
-    assert values["report"] == str(tmp_path / "out" / "report.html")
+    assert values["page"] == str(tmp_path / "out" / "report.html")
     (tmp_path / "out" / "report.csv").write_text("mine")
     refused = call("merge", given, tmp_path / "out", "--overwrite")
     assert refused.exit_code == 2 and "report.csv (changed since fastmerge wrote it)" in refused.stderr

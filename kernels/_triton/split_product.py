@@ -45,7 +45,7 @@ def _split_kernel(
 @triton.jit(do_not_specialize=["tiles", "row_tiles", "column_tiles", "beta"])
 def _split_product_kernel(
     out_ptr, a_high, a_low, b_high, b_low, plus_ptr, factors, rows, columns, terms, a_batch, a_row, a_term, b_batch,
-    b_term, b_column, tiles, row_tiles, column_tiles, beta, PIECES: tl.constexpr, SYMMETRIC: tl.constexpr,
+    b_term, b_column, tiles, row_tiles, column_tiles, beta, SYMMETRIC: tl.constexpr,
     PLUS: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, TERMS: tl.constexpr, GROUP: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -71,9 +71,8 @@ def _split_product_kernel(
         acc = tl.zeros([TILE, TILE], tl.float32)
         for _ in range(tl.minimum(CHUNK, terms - start) // TERMS):
             a, b = tl.load(a_high + a_tile), tl.load(b_high + b_tile)
-            if PIECES == 2:
-                acc = tl.dot(a, tl.load(b_low + b_tile), acc)
-                acc = tl.dot(tl.load(a_low + a_tile), b, acc)
+            acc = tl.dot(a, tl.load(b_low + b_tile), acc)
+            acc = tl.dot(tl.load(a_low + a_tile), b, acc)
             acc = tl.dot(a, b, acc)
             a_high += TERMS * a_term
             a_low += TERMS * a_term
@@ -123,7 +122,7 @@ def product(
     """Return ``factor a b + beta plus`` [batch, *shape] in float32.
 
     Args:
-        a, b:      float16 pieces of ``split``, or their transposes, the leading one first; one or two.
+        a, b:      float16 pieces of ``split``, or their transposes, the leading one first.
         shape:     rows and columns without padding.
         factor:    [batch, 1, 1] float32.
         chunk:     terms of an inner product between promotions, a multiple of 32.
@@ -137,7 +136,7 @@ def product(
     launch(
         _split_product_kernel, (batch * row_tiles * column_tiles,), out, out, a[0], a[-1], b[0], b[-1],
         out if plus is None else plus, factor, *shape, terms, *a[0].stride(), *b[0].stride(),
-        row_tiles * column_tiles, row_tiles, column_tiles, beta, PIECES=len(a), SYMMETRIC=symmetric,
+        row_tiles * column_tiles, row_tiles, column_tiles, beta, SYMMETRIC=symmetric,
         PLUS=plus is not None, CHUNK=chunk, TILE=TILE, TERMS=step, GROUP=_GROUP,
         MASKED=any(size % TILE for size in shape), num_warps=_NUM_WARPS, num_stages=stages,
     )  # fmt: skip

@@ -52,6 +52,18 @@ def test_error_is_that_of_a_float32_svd(kind, shape, generator):
         check(delta, beta, ROUTES)
 
 
+@pytest.mark.parametrize(
+    "kind, shape",
+    [("bfloat16_difference", (512, 512)), ("power_one", (512, 512)), ("low_rank_noise", (704, 512))],
+    ids=str,
+)
+def test_error_of_the_products_of_a_gpu_at_512_columns(kind, shape, generator):
+    delta = make_delta(kind, *shape, generator)
+    if not well_posed(delta):
+        pytest.skip("a singular value of this draw lies at the limit of what counts as zero")
+    check(delta, 0.2, ["split16"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, shape, beta, routes",

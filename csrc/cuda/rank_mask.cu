@@ -1,8 +1,11 @@
-// Masks by rank: kernels/rank_mask.py. A block sorts a row by radix, stably, with eight bits at a time; then the drop
-// threshold of every element is that of its place.
+// Masks by rank: kernels/rank_mask.py.
 //
-// The row lies in shared memory twice where it fits, else in a workspace. Each warp owns a stretch of the row, so that
-// places rise with positions.
+// An element is kept where its random word reaches the drop threshold of its rank, which falls along the row. A block
+// counts the magnitudes of a row in bins, which give every element its rank within a few, and so nearly always a
+// decision; for what is undecided a warp counts the elements before it in the order.
+//
+// Rows that leave more undecided are sorted: by radix, stably, with eight bits at a time. A row lies in shared memory
+// twice where it fits, else in a workspace. Each warp owns a stretch of the row, so that places rise with positions.
 #include <algorithm>
 
 #include "vectors.h"
@@ -26,7 +29,12 @@ struct Input {
   RankJob job;
   std::int64_t rows;
   Pair* workspace;  // null where rows fit the shared memory
+  unsigned* left;   // per row, 1 where it is left to be sorted; null: all are
 };
+
+constexpr int kBinThreads = 256, kBins = 2048, kMostUndecided = 32;
+// Shorter rows are sorted: bins cost as much as 2048 elements.
+constexpr std::int64_t kLeastBinned = 512;
 
 __device__ inline float element_of(const Array& array, std::int64_t i) {
   if (array.dtype == kFloat32) return static_cast<const float*>(array.data)[i];
@@ -90,6 +98,25 @@ __device__ void sort_by_digit(const Pair* from, Pair* to, unsigned n, int shift,
   __syncthreads();
 }
 
+// Calls use(k, j, half) for the elements of a row that are in memory side by side: eight to a random draw, of which
+// `half` is the element's 16 bits; then end(block) after each eight.
+template <class Use, class End>
+__device__ __forceinline__ void for_draws(const RankJob& job, std::int64_t index, Use use, End end) {
+  const std::int64_t last = (index + job.length + 7) >> 3;
+  for (std::int64_t block = (index >> 3) + threadIdx.x; block < last; block += blockDim.x) {
+    const auto counter = static_cast<std::uint64_t>(block);
+    std::uint64_t words[4] = {counter, counter >> 32, job.model, 0};
+    philox4x32(words, job.key);
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      const std::int64_t j = block * 8 + k - index;
+      if (j < 0 || j >= job.length) continue;
+      use(k, static_cast<unsigned>(j), static_cast<unsigned>(words[k / 2] >> 16 * (k & 1)) & 0xFFFFu);
+    }
+    end(block);
+  }
+}
+
 // Sets the bits of a row, whose first element has that global index. ranks: by position.
 __device__ void set_bits(const RankJob& job, std::int64_t index, const unsigned* ranks) {
   if (job.inner > 1) {
@@ -102,23 +129,114 @@ __device__ void set_bits(const RankJob& job, std::int64_t index, const unsigned*
     }
     return;
   }
-  // A random draw serves eight elements.
-  const std::int64_t last = (index + job.length + 7) >> 3;
-  for (std::int64_t block = (index >> 3) + threadIdx.x; block < last; block += blockDim.x) {
-    const auto counter = static_cast<std::uint64_t>(block);
-    std::uint64_t words[4] = {counter, counter >> 32, job.model, 0};
-    philox4x32(words, job.key);
-    unsigned bits = 0;
-#pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      const std::int64_t at = block * 8 + k, j = at - index;
-      if (j < 0 || j >= job.length) continue;
-      const unsigned half = static_cast<unsigned>(words[k / 2] >> 16 * (k & 1)) & 0xFFFFu;
-      const unsigned drop = rank_threshold(job.first, job.step, ranks[j]);
-      bits |= unsigned{keeps_element(half, drop, job.key, job.model, at)} << k;
+  unsigned bits = 0;
+  for_draws(
+      job, index,
+      [&](int k, unsigned j, unsigned half) {
+        const unsigned drop = rank_threshold(job.first, job.step, ranks[j]);
+        bits |= unsigned{keeps_element(half, drop, job.key, job.model, index + j)} << k;
+      },
+      // Rows share the words at their ends.
+      [&](std::int64_t block) {
+        if (bits) atomicOr(job.mask + (block >> 2), bits << 8 * (block & 3));
+        bits = 0;
+      });
+}
+
+// The least and the greatest magnitude of a row.
+__device__ inline uint2 range_of(const RankJob& job, std::int64_t index, unsigned n) {
+  __shared__ uint2 ranges[kBinThreads / kWarp];
+  unsigned least = ~0u, greatest = 0;
+  for (unsigned j = threadIdx.x; j < n; j += kBinThreads) {
+    const unsigned magnitude = magnitude_of(job, index + j);
+    least = magnitude < least ? magnitude : least;
+    greatest = magnitude > greatest ? magnitude : greatest;
+  }
+  least = __reduce_min_sync(kAll, least);
+  greatest = __reduce_max_sync(kAll, greatest);
+  if (threadIdx.x % kWarp == 0) ranges[threadIdx.x / kWarp] = make_uint2(least, greatest);
+  __syncthreads();
+  for (const uint2& range : ranges) {
+    least = range.x < least ? range.x : least;
+    greatest = range.y > greatest ? range.y : greatest;
+  }
+  return make_uint2(least, greatest);
+}
+
+// Makes of counts the ranks at which bins begin.
+__device__ inline void counts_to_ranks(unsigned* bins) {
+  __shared__ unsigned sums[kBinThreads / kWarp];
+  constexpr int kEach = kBins / kBinThreads;
+  const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  unsigned mine = 0;
+  for (int i = 0; i < kEach; ++i) mine += bins[threadIdx.x * kEach + i];
+  unsigned upto = mine;
+  for (unsigned step = 1; step < kWarp; step *= 2) {
+    const unsigned other = __shfl_up_sync(kAll, upto, step);
+    if (lane >= step) upto += other;
+  }
+  if (lane == kWarp - 1) sums[warp] = upto;
+  __syncthreads();
+  unsigned rank = upto - mine;
+  for (unsigned w = 0; w < warp; ++w) rank += sums[w];
+  for (int i = 0; i < kEach; ++i) {
+    const unsigned count = bins[threadIdx.x * kEach + i];
+    bins[threadIdx.x * kEach + i] = rank;
+    rank += count;
+  }
+  if (threadIdx.x == kBinThreads - 1) bins[kBins] = rank;
+  __syncthreads();
+}
+
+// A block per row, whose elements are side by side.
+__global__ void __launch_bounds__(kBinThreads) rank_bins_kernel(const __grid_constant__ Input p) {
+  __shared__ unsigned bins[kBins + 1];
+  __shared__ unsigned undecided[kMostUndecided], count;
+  const RankJob& job = p.job;
+  const auto n = static_cast<unsigned>(job.length);
+  const std::int64_t index = std::int64_t{blockIdx.x} * job.length;
+  for (unsigned i = threadIdx.x; i <= kBins; i += kBinThreads) bins[i] = 0;
+  if (threadIdx.x == 0) count = 0;
+  const uint2 range = range_of(job, index, n);
+  const int bits = 32 - __clz(static_cast<int>(range.y - range.x)), shift = bits > 11 ? bits - 11 : 0;
+  const auto bin_of = [&](unsigned j) { return (magnitude_of(job, index + j) - range.x) >> shift; };
+  for (unsigned j = threadIdx.x; j < n; j += kBinThreads) atomicAdd(&bins[bin_of(j)], 1u);
+  __syncthreads();
+  counts_to_ranks(bins);
+  unsigned kept = 0;
+  for_draws(
+      job, index,
+      [&](int k, unsigned j, unsigned half) {
+        const unsigned bin = bin_of(j);
+        const auto drop = [&](unsigned rank) { return rank_threshold(job.first, job.step, rank) >> 16; };
+        // Half of the word decides unless it equals that of a threshold.
+        if (half > drop(bins[bin])) {
+          kept |= 1u << k;
+        } else if (half >= drop(bins[bin + 1] - 1)) {
+          const unsigned place = atomicAdd(&count, 1u);
+          if (place < kMostUndecided) undecided[place] = j;
+        }
+      },
+      [&](std::int64_t block) {
+        if (kept) atomicOr(job.mask + (block >> 2), kept << 8 * (block & 3));
+        kept = 0;
+      });
+  __syncthreads();
+  if (threadIdx.x == 0) p.left[blockIdx.x] = count > kMostUndecided;
+  if (count > kMostUndecided) return;
+  for (unsigned u = threadIdx.x / kWarp; u < count; u += kBinThreads / kWarp) {
+    const unsigned place = undecided[u], magnitude = magnitude_of(job, index + place);
+    unsigned before = 0;
+    for (unsigned j = threadIdx.x % kWarp; j < n; j += kWarp) {
+      const unsigned other = magnitude_of(job, index + j);
+      before += other < magnitude || (other == magnitude && j < place);
     }
-    // Rows share the words at their ends.
-    if (bits) atomicOr(job.mask + (block >> 2), bits << 8 * (block & 3));
+    const unsigned rank = __reduce_add_sync(kAll, before);
+    const std::uint64_t at = index + place;
+    const unsigned drop = rank_threshold(job.first, job.step, rank);
+    if (threadIdx.x % kWarp == 0 && keeps_element(half_word(job.key, job.model, 0, at), drop, job.key, job.model, at)) {
+      atomicOr(job.mask + (at >> 5), 1u << (at & 31));
+    }
   }
 }
 
@@ -130,6 +248,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp) rank_kernel(const __grid_co
   unsigned* const counts = reinterpret_cast<unsigned*>(storage + (p.workspace ? 0 : 2 * n));
   Pair* const pairs = p.workspace ? p.workspace + blockIdx.x * 2ull * n : storage;
   for (std::int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
+    if (p.left && !p.left[row]) continue;
     const std::int64_t index = row / job.inner * job.length * job.inner + row % job.inner;
     Pair *from = pairs, *to = pairs + n;
     if (threadIdx.x == 0) differing = 0;
@@ -176,10 +295,15 @@ Launch launch_of(std::int64_t rows, std::int64_t length, int device) {
   return {blocks, warps * kWarp, counts + (fits ? pairs : 0), fits ? 0 : blocks * pairs};
 }
 
+// Of what tells which rows are left, at the start of the workspace.
+std::size_t left_bytes(std::int64_t rows, std::int64_t length) {
+  return length < kLeastBinned ? 0 : (rows * sizeof(unsigned) + 7) / 8 * 8;
+}
+
 }  // namespace
 
 std::size_t rank_workspace(std::int64_t rows, std::int64_t length, int device) {
-  return launch_of(rows, length, device).workspace;
+  return launch_of(rows, length, device).workspace + left_bytes(rows, length);
 }
 
 void rank_mask(const RankJob& job, std::int64_t outer, void* workspace, const Stream& stream) {
@@ -191,7 +315,12 @@ void rank_mask(const RankJob& job, std::int64_t outer, void* workspace, const St
     const std::size_t words = (rows * job.length + 31) / 32;
     check(cudaMemsetAsync(job.mask, 0, words * sizeof *job.mask, static_cast<cudaStream_t>(stream.handle)), what);
   }
-  const Input input{job, rows, how.workspace ? static_cast<Pair*>(workspace) : nullptr};
+  char* const pairs = static_cast<char*>(workspace) + left_bytes(rows, job.length);
+  Input input{job, rows, how.workspace ? reinterpret_cast<Pair*>(pairs) : nullptr, nullptr};
+  if (job.inner == 1 && job.length >= kLeastBinned) {
+    input.left = static_cast<unsigned*>(workspace);
+    launch(what, stream, rank_bins_kernel, {static_cast<unsigned>(rows), kBinThreads}, input);
+  }
   launch(what, stream, rank_kernel, {how.blocks, how.threads, how.shared}, input);
 }
 

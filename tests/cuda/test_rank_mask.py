@@ -33,3 +33,23 @@ def test_rows(device, generator, rows, kind):
         "special": torch.where(normal > 1, torch.nan, torch.where(normal < -1, torch.inf, normal)),
     }[kind].flatten()
     assert torch.equal(_mask(tensor, rows, device, "cuda"), _mask(tensor, rows, torch.device("cpu"), "reference"))
+
+
+@pytest.mark.parametrize("kind", ["distinct", "coarse", "special"])
+@pytest.mark.parametrize(("density", "epsilon"), [(0.5, 0.15), (0.9, 0.05), (0.3, 0.0)])
+def test_rows_that_bins_decide(device, generator, kind, density, epsilon):
+    """Few elements of a bin are left to be counted, in one row of several; none where all probabilities are equal."""
+    rows = 3, 2100, 1
+    tensor = torch.randn(rows, generator=generator).flatten()
+    if kind == "coarse":
+        tensor[2100:] = (8 * tensor[2100:]).round() / 8
+    elif kind == "special":
+        tensor[::7], tensor[3::50], tensor[5::90] = 0.0, torch.nan, torch.inf
+    masks = []
+    for where, backend in (("cpu", "reference"), (device, "cuda")):
+        mask = torch.full((kernels.mask_words(tensor.numel()),), -7, dtype=torch.int32, device=where)
+        kernels.rank_mask(
+            mask, tensor.to(where), None, rows=rows, density=density, epsilon=epsilon, key=9, model=2, backend=backend
+        )  # fmt: skip
+        masks.append(mask.cpu())
+    assert torch.equal(*masks)

@@ -66,7 +66,10 @@ def by_products(
         products: to make; by default those of the device.
         total:    adds up over ranks that have ``rows`` rows together, of which ``x`` is a part.
     """
-    return raised(factored(x, keep, products or Products.on(x.device), total, rows), rule)
+    try:
+        return raised(factored(x, keep, products or Products.on(x.device), total, rows), rule)
+    except torch.linalg.LinAlgError:  # an iteration that diverged has no eigenvectors
+        return x, [Info(METHOD)] * len(x), [False] * len(x)
 
 
 def factored(

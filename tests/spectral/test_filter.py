@@ -6,7 +6,7 @@ import pytest
 import torch
 from deltas import KINDS, boost_oracle, make_delta, relative_error
 
-from fastmerge.kernels.spectral import _by_products, top_singular
+from fastmerge.kernels.spectral import _by_products, subspace_boost, top_singular
 from fastmerge.kernels.spectral._by_products import by_products
 from fastmerge.kernels.spectral._filter import by_cholesky, largest_bound, orthonormal
 from fastmerge.kernels.spectral._polar import polar_factor
@@ -139,3 +139,13 @@ def test_a_wrong_factor_fails_its_certificate(generator, monkeypatch):
 
         monkeypatch.setattr(_by_products, "polar_factor", spoilt)
         assert by_products(delta, Boost(0.2))[2] == [False]
+
+
+def test_an_iteration_that_diverges_leaves_the_matrices_to_the_next_route(generator, monkeypatch):
+    deltas = torch.stack([make_delta("gaussian", 96, 64, generator) for _ in range(2)])
+    bound = _by_products.largest_bound
+    monkeypatch.setattr(_by_products, "largest_bound", lambda *arguments: bound(*arguments) / 4)
+    assert by_products(deltas, Boost(0.2))[2] == [False, False]
+    results, infos = subspace_boost(deltas, 0.2, method="accurate")
+    assert [info.method for info in infos] == ["exact", "exact"]
+    assert relative_error(results[1], boost_oracle(deltas[1], 0.2)[0]) < 1e-6

@@ -61,7 +61,7 @@ class Bench:
         """
         shutil.rmtree(self.out, ignore_errors=True)
         if self.options.cold:
-            processes.drop_cache()
+            processes.drop_cache(self.folder)
         usage = processes.run(command, self.out, self.log)
         if inner_clock:
             usage = Usage(float(json.loads(usage.stdout)), usage.cpu_seconds, usage.peak_rss, "")
@@ -141,7 +141,7 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=int, default=5, help="most runs of each contender")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of runs after which a contender stops")
-    parser.add_argument("--cold", action="store_true", help="drop the page cache before every run (needs root)")
+    parser.add_argument("--cold", action="store_true", help="drop the inputs from the page cache before every run")
     parser.add_argument("--data", type=Path, help="folder for the checkpoints, kept; default: a temporary one, deleted")
     parser.add_argument("--out", type=Path, help="folder for the outputs, deleted; default: beside the checkpoints")
     parser.add_argument("--csv", type=Path, default=_record.DATA / "merge.csv")

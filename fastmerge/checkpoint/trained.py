@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InvalidInput, Problem
 from .distributed import is_distributed
 from .distributed.tables import NameTable
 from .folder import read_json
 from .types import Checkpoint
 
-__all__ = ["as_hub_model", "is_trained"]
+__all__ = ["as_hub_model", "as_hub_models", "is_trained"]
 
 
 def is_trained(checkpoint: Checkpoint) -> bool:
     """True for a checkpoint that was read as one of torch.distributed.checkpoint."""
     return is_distributed([os.path.basename(file.path) for file in checkpoint.files])
+
+
+def as_hub_models(
+    checkpoints: Sequence[Checkpoint], names: NameTable | None, config_source: str | None = None
+) -> list[Checkpoint]:
+    """Return checkpoints as ``as_hub_model`` does.
+
+    Raises:
+        InvalidInput:    names or a config are given, and no checkpoint is of training.
+        CheckpointError: as ``as_hub_model``.
+    """
+    given = [key for key, value in (("names", names), ("config", config_source)) if value is not None]
+    if given and not any(map(is_trained, checkpoints)):
+        places = " and ".join(checkpoint.place for checkpoint in checkpoints)
+        what = f"is for checkpoints of torch.distributed.checkpoint; of {places}, none is one"
+        raise InvalidInput([Problem(key, what, "leave it out") for key in given])
+    return [as_hub_model(checkpoint, names, config_source) for checkpoint in checkpoints]
 
 
 def as_hub_model(checkpoint: Checkpoint, names: NameTable | None, config_source: str | None) -> Checkpoint:

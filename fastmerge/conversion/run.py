@@ -14,7 +14,7 @@ from ..checkpoint.gguf import open_gguf
 from ..checkpoint.gguf.header import read_gguf
 from ..checkpoint.gguf.settings import FREQUENCIES
 from ..checkpoint.quantized import decoded
-from ..checkpoint.trained import as_hub_model
+from ..checkpoint.trained import as_hub_models
 from ..engine.files import InputFiles, pwrite
 from ..engine.folders import partial_folder, sync
 from ..errors import CheckpointError, FastmergeError, OutputError, explained
@@ -87,7 +87,8 @@ def convert(
     final = _target(out)
     _require_gguf()
     stored = open_checkpoint(locate(os.fspath(model)))
-    checkpoint = decoded(as_hub_model(stored, read_names(names), config_source))
+    (model_of_hub,) = as_hub_models([stored], read_names(names), config_source)
+    checkpoint = decoded(model_of_hub)
     name = architecture_of(checkpoint)
     settings = _settings(checkpoint, name)
     kind = main_kind(checkpoint) if type == "auto" else type

@@ -13,12 +13,11 @@ import numpy as np
 from .. import kernels
 from ..checkpoint import Checkpoint, TensorEntry, locate, open_checkpoint
 from ..checkpoint.quantized import decoded
-from ..checkpoint.trained import as_hub_model, is_trained
+from ..checkpoint.trained import as_hub_models
 from ..dtypes import bfloat16, float16, float32, float64
 from ..engine.arena import Arena
 from ..engine.files import InputFiles
 from ..engine.reading import Values
-from ..errors import InvalidInput, Problem
 from ..recipe.writing import Table, read_names
 from ..results import Result, table
 
@@ -141,14 +140,10 @@ def diff(a: str | os.PathLike[str], b: str | os.PathLike[str], *, names: Table |
         names: of those that are checkpoints of training: a file with the trainer's names and the hub's, or a mapping.
     Raises:
         CheckpointError: one of them cannot be read, or the table does not fit.
-        InvalidInput:    the table is none, or no checkpoint is of training.
+        InvalidInput:    the table is none, or is given and neither checkpoint is of training.
     """
     opened = [open_checkpoint(locate(os.fspath(path))) for path in (a, b)]
-    table = read_names(names)
-    if table is not None and not any(map(is_trained, opened)):
-        what = "are of checkpoints of torch.distributed.checkpoint, and neither of these is one"
-        raise InvalidInput([Problem("names", what, "leave them out")])
-    left, right = (decoded(as_hub_model(checkpoint, table, None)) for checkpoint in opened)
+    left, right = map(decoded, as_hub_models(opened, read_names(names)))
     return Difference(tuple(compare(left, right)), (*left.notes, *right.notes))
 
 

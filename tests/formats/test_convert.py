@@ -22,7 +22,7 @@ from fastmerge.cli import main  # noqa: E402
 from fastmerge.conversion import convert, to_dcp, values  # noqa: E402
 from fastmerge.engine import run  # noqa: E402
 from fastmerge.engine.leftovers import leftovers_in  # noqa: E402
-from fastmerge.errors import CheckpointError, FastmergeError, OutputError  # noqa: E402
+from fastmerge.errors import CheckpointError, FastmergeError, InvalidInput, OutputError  # noqa: E402
 from fastmerge.plan import make_plan  # noqa: E402
 from fastmerge.recipe import load  # noqa: E402
 
@@ -73,6 +73,8 @@ def test_a_checkpoint_of_training(tmp_path):
     given = {"names": names, "config_source": str(tmp_path / "model")}
     convert(tmp_path / "run", tmp_path / "one" / "m.gguf", tokenizer=False, **given)
     assert (tmp_path / "one" / "m.gguf").read_bytes() == (tmp_path / "m.gguf").read_bytes()
+    with pytest.raises(InvalidInput, match=r"(?s)names: is for checkpoints of torch.*config: is for checkpoints"):
+        convert(tmp_path / "model", tmp_path / "none.gguf", **given)
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -52,7 +52,7 @@ class Writer:
         self._paths: dict[str, Path_] = {}
 
     def describe(self, name: str, path: Path_, dtype: torch.dtype, shape: tuple[int, ...], chunks: list[Chunk]) -> None:
-        """Say what a tensor is; its chunks are written by ``tensor`` or ``item``."""
+        """Say what a tensor is; its chunks are written by ``tensor`` or ``stored_tensor``."""
         parts = [ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes)) for chunk in chunks]
         self._described[name] = TensorStorageMetadata(TensorProperties(dtype=dtype), torch.Size(shape), parts)
         self._paths[name] = path

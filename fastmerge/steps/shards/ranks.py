@@ -31,8 +31,7 @@ class Ranks:
                 f"rank {dist.get_rank()} holds no part of tensors on {mesh}; merge on the ranks of the mesh"
             )
         self.shape = tuple(mesh.mesh.shape)
-        self.coordinate = tuple(coordinate)
-        self.position = int(np.ravel_multi_index(self.coordinate, self.shape))
+        self.position = int(np.ravel_multi_index(tuple(coordinate), self.shape))
         self.doing = "merging shards"
         self._mesh = mesh
         self._global = mesh.mesh.flatten().tolist()

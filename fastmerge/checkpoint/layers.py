@@ -72,6 +72,14 @@ class Stacks:
         return next((pair for pair in pairs if pair[1] in self.counts), None)
 
 
+def says_tied(config: Mapping[str, Any] | None) -> bool | None:
+    """Return ``tie_word_embeddings`` of a config, or of the language model's in it; None where neither says."""
+    config = config or {}
+    levels = [level for level in (config, *map(config.get, TEXT_CONFIGS)) if isinstance(level, dict)]
+    said = [value for level in levels if isinstance(value := level.get("tie_word_embeddings"), bool)]
+    return any(said) if said else None
+
+
 def find_stacks(names: Iterable[LayerName], config: Mapping[str, Any] | None = None) -> Stacks:
     """Return the stacks among the names. What is not called layers, h or block is a stack only if nothing else is.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..checkpoint import Checkpoint, TensorEntry
 from ..checkpoint.distributed.naming import unwrapped
 from ..checkpoint.distributed.tables import NamesError, NameTable
-from ..checkpoint.layers import TEXT_CONFIGS
+from ..checkpoint.layers import says_tied
 from ..errors import CheckpointError
 from ..plan.models import is_head, is_vocabulary
 from .distcp import Chunk
@@ -82,13 +82,11 @@ def _with_tied_head(
     except NamesError:
         return checkpoint.tensors
     embedding = next((t for name, t in checkpoint.tensors.items() if is_vocabulary(name)), None)
-    wanted = embedding is not None and own in template.shapes
-    return {**checkpoint.tensors, HEAD: embedding} if wanted and embedding else checkpoint.tensors
+    if embedding is None or own not in template.shapes:
+        return checkpoint.tensors
+    return {**checkpoint.tensors, HEAD: embedding}
 
 
 def is_tied(checkpoint: Checkpoint) -> bool:
     """True where a head that is the embedding is not stored by itself."""
-    config = checkpoint.config or {}
-    levels = [level for level in (config, *map(config.get, TEXT_CONFIGS)) if isinstance(level, dict)]
-    tied = any(level.get("tie_word_embeddings") is True for level in levels)
-    return tied and not any(map(is_head, checkpoint.tensors))
+    return says_tied(checkpoint.config) is True and not any(map(is_head, checkpoint.tensors))

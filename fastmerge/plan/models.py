@@ -9,7 +9,7 @@ from functools import cached_property
 
 from ..checkpoint import Checkpoint, InputFile, locate, open_checkpoint, passed_over, read_adapter
 from ..checkpoint.distributed.tables import NamesError
-from ..checkpoint.layers import TEXT_CONFIGS, LayerName, Stacks, config_layers, find_stacks, is_named, split_layer
+from ..checkpoint.layers import LayerName, Stacks, config_layers, find_stacks, is_named, says_tied, split_layer
 from ..checkpoint.locate import is_cached_repository
 from ..checkpoint.quantized import decoded
 from ..checkpoint.trained import as_hub_model, is_trained
@@ -74,10 +74,7 @@ class OpenModel:
     @property
     def says_tied(self) -> bool | None:
         """``tie_word_embeddings`` of the config, or of the language model's in it; None where neither says."""
-        config = self.checkpoint.config or {}
-        levels = [level for level in (config, *(config.get(key) for key in TEXT_CONFIGS)) if isinstance(level, dict)]
-        said = [value for level in levels if isinstance(value := level.get("tie_word_embeddings"), bool)]
-        return any(said) if said else None
+        return says_tied(self.checkpoint.config)
 
     @cached_property
     def embedding(self) -> InputTensor | None:

@@ -77,6 +77,7 @@ def convert(
         names, config_source: of a checkpoint of training, as in ``to_hub``.
         progress:  called with the bytes that were written, and all of them.
     Raises:
+        InvalidInput:    the table of names is none, or it or a config is given for a model that is not of training.
         CheckpointError: the model cannot be opened, converted or said in GGUF, or holds NaN or infinity.
         OutputError:     ``out`` exists, or the disk refuses.
         FastmergeError:  the package ``gguf`` is missing.

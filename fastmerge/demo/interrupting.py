@@ -29,6 +29,8 @@ def interrupt_after(tensors: int) -> None:
         fail(scheduler, error)
         heard.set()
 
+    # A shell lets what it runs in the background ignore the signal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     Journal.finished = finished  # type: ignore[method-assign, assignment]
     Scheduler._fail = failed  # type: ignore[method-assign, assignment]
 

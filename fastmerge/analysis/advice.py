@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from ..checkpoint.distributed import split_key
 from .family import Family
 
 __all__ = ["Advice", "advise"]
@@ -127,6 +128,7 @@ def _recipe(family: Family, kept: Sequence[int], method: str, parameters: dict[s
     document: dict[str, Any] = {
         "merge_method": method,
         "models": [{"model": _place(family.models[k]), "parameters": {"weight": weight}} for k in kept],
+        **family.training,
     }
     if method != "linear":
         document["base_model"] = _place(family.base)
@@ -138,7 +140,9 @@ def _recipe(family: Family, kept: Sequence[int], method: str, parameters: dict[s
 
 def _place(reference: str) -> str:
     """Return a reference to a model that holds from every folder."""
-    return "+".join(os.path.abspath(part) if os.path.exists(part) else part for part in reference.split("+"))
+    return "+".join(
+        os.path.abspath(part) if os.path.exists(split_key(part)[0]) else part for part in reference.split("+")
+    )
 
 
 def _two(value: float) -> str:

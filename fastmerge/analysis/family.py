@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..checkpoint import InputFile
 from ..checkpoint.layers import find_stacks, split_layer
@@ -58,6 +59,7 @@ class Family:
         files:   everything that is read.
         layers:  of the main stack.
         notes:   what is to be known of the models, one sentence each.
+        training: keys of a recipe of them that are of checkpoints of training.
     """
 
     base: str
@@ -67,14 +69,17 @@ class Family:
     files: tuple[InputFile, ...]
     layers: int
     notes: tuple[str, ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def matrices(self) -> list[Matched]:
         return [tensor for tensor in self.tensors if tensor.is_matrix]
 
 
-def open_family(base: str, models: Sequence[str]) -> Family:
+def open_family(base: str, models: Sequence[str], training: Mapping[str, Any] | None = None) -> Family:
     """Open and check all models, as for a merge on ``base``; only headers are read.
+
+    ``training`` has the keys of a recipe of them that are of checkpoints of training.
 
     Raises:
         InvalidInput: models do not match the base or cannot be opened; all problems are named.
@@ -92,6 +97,7 @@ def open_family(base: str, models: Sequence[str]) -> Family:
             "base_model": base,
             "models": [{"model": model} for model in models],
             "parameters": {"weight": 1.0},
+            **(training or {}),
         }
     )
     # Nobody wrote the recipe: there are no lines to name.
@@ -100,7 +106,7 @@ def open_family(base: str, models: Sequence[str]) -> Family:
     places, layers = places_of(output.name for output in outputs)
     tensors = [_matched(output, *places[output.name]) for output in outputs]
     files = tuple({file.path: file for model in plan.models for file in model.files}.values())
-    return Family(base, tuple(models), labels_of(models), tuple(tensors), files, layers, plan.notes)
+    return Family(base, tuple(models), labels_of(models), tuple(tensors), files, layers, plan.notes, training or {})
 
 
 def _matched(output: OutputTensor, layer: int | None, module: str) -> Matched:

@@ -44,6 +44,7 @@ class Journal:
     def __init__(self, path: Path, family: Family, exact: bool):
         self.path = path
         first = {**ANALYSIS, "version": __version__, "exact": exact, "base": family.base, "models": family.models}
+        first["training"] = family.training
         first["inputs"] = [[file.path, file.nbytes, file.mtime_ns, file.header_digest] for file in family.files]
         first = json.loads(json.dumps(first))
         lines = _read(path)

@@ -12,6 +12,7 @@ from ..engine.folders import appearing, free_target
 from ..engine.reading import DeltaReader, reading_bytes
 from ..errors import BudgetError, InvalidInput, Problem
 from ..progress import Progress, ProgressLike, of_bytes, shown
+from ..recipe.writing import Table, of_training
 from ..sizes import DEFAULT_RAM, parse_size
 from .experts import choose, mean_alignment
 from .family import Family, Matched, open_family
@@ -42,6 +43,8 @@ def analyze(
     choose_models: int | None = None,
     theorem: bool = False,
     exact: bool = False,
+    names: Table | None = None,
+    config_source: str | None = None,
     ram: int | str = DEFAULT_RAM,
     progress: ProgressLike = None,
 ) -> AnalysisReport:
@@ -58,6 +61,7 @@ def analyze(
         theorem:       demonstrate rank collapse on synthetic task vectors; then there may be no models.
         exact:         decompose every matrix in full; else leading singular values are searched for, and how much
                        too large a stable rank may be is known (``Ranks.missed``).
+        names, config_source: of checkpoints of training, as in ``average``.
         ram:           memory budget beyond the interpreter and its packages.
         progress:      None draws a bar in notebooks, True everywhere, False none; or what is called with the input
                        bytes that were read, and all of them.
@@ -75,7 +79,8 @@ def analyze(
                 raise InvalidInput([Problem("base", "is missing", "name the model that the others were tuned from")])
             if choose_models is not None and not 2 <= choose_models <= len(models):
                 raise InvalidInput([Problem("choose", f"is {choose_models}", f"there are {len(models)} models")])
-            work = _Work(open_family(base, models), show, ho_gsvd or choose_models is not None, exact, parse_size(ram))
+            family = open_family(base, models, of_training(names, config_source))
+            work = _Work(family, show, ho_gsvd or choose_models is not None, exact, parse_size(ram))
             call = stack.enter_context(shown(progress, "reading"))
             _analyze(analysis, work, stack.enter_context(journal_of(target, work.family, exact)), call)
             if choose_models is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ._errors import Command
-from ._options import JSON, QUIET, RAM, together
+from ._options import CONFIG_SOURCE, JSON, NAMES, QUIET, RAM, together
 from ._output import note, print_json, print_table
 from ._progress import progress
 from ._text import wrapped
@@ -36,7 +36,7 @@ from ._text import wrapped
 )
 @click.option("--theorem", is_flag=True, help="Demonstrate rank collapse on synthetic deltas; needs no MODELS.")
 @click.option("--exact", is_flag=True, help="Decompose every matrix in full: slow, and free of the bound on its error.")
-@together(RAM, JSON, QUIET)
+@together(NAMES, CONFIG_SOURCE, RAM, JSON, QUIET)
 def analyze(
     models: tuple[str, ...], base: str | None, out: str, ram: int, as_json: bool, quiet: bool, **options
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ._errors import Command
-from ._options import JSON
+from ._options import CONFIG_SOURCE, JSON, NAMES, together
 from ._output import note, print_facts, print_json, print_table
 
 if TYPE_CHECKING:
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 @click.command(cls=Command)
 @click.argument("model")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
-@JSON
-def inspect(model: str, tensors: bool, as_json: bool) -> None:
+@together(NAMES, CONFIG_SOURCE, JSON)
+def inspect(model: str, tensors: bool, names: str | None, config_source: str | None, as_json: bool) -> None:
     """Show what MODEL (a folder, a file or a hub id) holds, and how it was merged if fastmerge did it."""
     from ..reports.inspecting import inspect as look_into
     from ..reports.inspecting import stored_dtype
 
-    found = look_into(model)
+    found = look_into(model, names=names, config_source=config_source)
     for text in found.notes:
         note(text, as_json)
     if as_json:

@@ -12,7 +12,9 @@ from typing import Any
 from ..checkpoint import Checkpoint, TensorEntry, locate, open_checkpoint
 from ..checkpoint.layers import find_stacks, split_layer
 from ..checkpoint.quantized import decoded
+from ..checkpoint.trained import as_hub_models
 from ..errors import CheckpointError
+from ..recipe.writing import Table, read_names
 from ..results import Result
 from ..sizes import show_size
 
@@ -79,20 +81,27 @@ class Inspection(Result):
         return f"{self.folder}: {show_count(self.parameters)} parameters in {len(self.tensors)} tensors"
 
 
-def inspect(model: str | os.PathLike[str]) -> Inspection:
+def inspect(
+    model: str | os.PathLike[str], *, names: Table | None = None, config_source: str | None = None
+) -> Inspection:
     """Read the headers of ``model``: a folder, a file of weights, or a hub id.
 
+    Args:
+        names, config_source: of a checkpoint of training, as in ``average``.
     Raises:
-        CheckpointError: there is none, or its files are corrupt.
+        CheckpointError: there is none, or its files are corrupt, or the table does not fit.
+        InvalidInput:    the table is none, or it or a config is given for a model that is not of training.
     """
-    checkpoint, unread = _decoded(open_checkpoint(locate(os.fspath(model))))
+    opened = open_checkpoint(locate(os.fspath(model)))
+    (named,) = as_hub_models([opened], read_names(names), config_source)
+    checkpoint, unread = _decoded(named)
     config = checkpoint.config or {}
     dtypes = Counter[str]()
     for entry in checkpoint.tensors.values():
         dtypes[stored_dtype(entry)] += stored_bytes(entry)
     stacks = find_stacks([parts for name in checkpoint.tensors if (parts := split_layer(name))], checkpoint.config)
     return Inspection(
-        folder=checkpoint.folder,
+        folder=opened.folder,
         config=config,
         files={file.path: file.nbytes for file in checkpoint.files},
         tensors=dict(checkpoint.tensors),
@@ -102,7 +111,7 @@ def inspect(model: str | os.PathLike[str]) -> Inspection:
         vocabulary=_vocabulary(config, checkpoint),
         notes=tuple(checkpoint.notes),
         unread=unread,
-        manifest=_manifest(checkpoint.folder),
+        manifest=_manifest(opened.folder),
     )
 
 

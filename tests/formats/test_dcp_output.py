@@ -105,6 +105,27 @@ def test_names_of_a_trainer_and_back(model, tmp_path):
     assert fastmerge.verify(tmp_path / "back").ok
 
 
+def test_looks_under_the_names_of_the_hub(tmp_path):
+    """The report of an analysis drafts a recipe that has the table, too."""
+    (tmp_path / "names.json").write_text(json.dumps(NAMES))
+    for seed, name in enumerate(("base", "one")):
+        save_model(tmp_path / name, make_tensors(seed, **SIZE))
+        to_dcp(tmp_path / name, tmp_path / f"run-{name}", names=NAMES)
+        (tmp_path / f"run-{name}" / "config.json").unlink()
+    given = ("--names", tmp_path / "names.json", "--config", tmp_path / "base")
+    found, stored = (call_json("inspect", tmp_path / place, *given[:n]) for place, n in (("run-one", 4), ("one", 0)))
+    assert found["folder"] == str(tmp_path / "run-one") and found["config"] == stored["config"]
+    assert found["layers"] == stored["layers"] == {"model.layers": 1}
+    assert found["tensors"].keys() == stored["tensors"].keys()
+    assert call("inspect", tmp_path / "one", *given).exit_code == 2
+    runs = (f"{tmp_path}/run-one::model", "--base", tmp_path / "run-base", *given)
+    assert call("analyze", *runs, "--out", tmp_path / "of-runs").exit_code == 0
+    assert call("analyze", tmp_path / "one", "--base", tmp_path / "base", "--out", tmp_path / "of-hub").exit_code == 0
+    tables = [(tmp_path / place / "tensors.csv").read_text() for place in ("of-runs", "of-hub")]
+    assert tables[0].replace("run-one::model", "one") == tables[1]
+    assert call("check", tmp_path / "of-runs/recipe.yml").exit_code == 0
+
+
 def test_names_left_over_or_given_twice(model, tmp_path):
     folder, _ = model
     wrong = NAMES | {

@@ -13,6 +13,8 @@ import torch
 # The tensors of tests are small: torch's threads would wait for one another most of the time, at full speed.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 torch.set_num_threads(1)
+# Commands fit their output to it, and to nothing in a pipe.
+os.environ.pop("COLUMNS", None)
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

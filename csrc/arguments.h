@@ -65,8 +65,16 @@ inline SumJob job(const SumTuple& t) {
 
 inline MergeJob job(const MergeTuple& t) {
   const auto& [out, inputs, factors, weights, keeps, how, scalars, offset, found] = t;
-  MergeJob job{output(out), tensors(inputs),           factors,        weights,       keep_rules(keeps),
-               how.first,   how.second != kDivideNone, scalars.second, scalars.first, offset,
+  MergeJob job{output(out),
+               tensors(inputs),
+               factors,
+               weights,
+               keep_rules(keeps),
+               how.first,
+               how.second != kDivideNone,
+               scalars.second,
+               scalars.first,
+               offset,
                reinterpret_cast<const float*>(found)};
   expect(factors.size(), job.inputs, "factors");
   expect(weights.size(), job.inputs, "weights");

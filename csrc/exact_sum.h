@@ -59,8 +59,8 @@ FASTMERGE_HD int bit_length(std::uint64_t value) {
 #endif
 }
 
-// Returns the sum rounded to nearest, ties to even; infinity beyond the largest number. A zero sum is +0. Overwrites the
-// digits.
+// Returns the sum rounded to nearest, ties to even; infinity beyond the largest number. A zero sum is +0. Overwrites
+// the digits.
 template <class Digits>
 FASTMERGE_HD double round_digits(Digits digits) {
   const bool negative = carry_digits(digits) < 0;

@@ -31,8 +31,8 @@ struct Tensors {
   int count() const { return static_cast<int>(tensors.size()); }
 };
 
-// The five integers of kernels/keep.py. On a GPU a boundary may be a row of three integers in its memory, instead of (a, b)
-// or (c, d): threshold, break index, and 0 where it was found.
+// The five integers of kernels/keep.py. On a GPU a boundary may be a row of three integers in its memory, instead of
+// (a, b) or (c, d): threshold, break index, and 0 where it was found.
 struct Keep {
   std::int64_t rule, a, b, c, d;
   const std::int64_t *inside, *outside;

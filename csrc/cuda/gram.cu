@@ -125,9 +125,8 @@ void gram(double* partials, const Tensors& inputs, const Stream& stream) {
   with_dtype(inputs, [&](auto* dtype) {
     using T = std::remove_pointer_t<decltype(dtype)>;
     if (count > kWhole) return launch(what, stream, gram_kernel<T, kTile, false>, grid, p);
-    with_constant<kWhole>(count - 1, [&](auto less) {
-      launch(what, stream, gram_kernel<T, decltype(less)::value + 1, true>, grid, p);
-    });
+    with_constant<kWhole>(
+        count - 1, [&](auto less) { launch(what, stream, gram_kernel<T, decltype(less)::value + 1, true>, grid, p); });
   });
 }
 

@@ -12,8 +12,8 @@ static_assert(kLanes == kWarp * kVector, "a warp holds all lanes of a chunk");
 
 inline std::size_t chunks_of(std::size_t size) { return (size + kGrid - 1) / kGrid; }
 
-// The vectors of a thread in a chunk: one of each row of kLanes elements. What lies beyond the tensor would add +0, which
-// changes no lane.
+// The vectors of a thread in a chunk: one of each row of kLanes elements. What lies beyond the tensor would add +0,
+// which changes no lane.
 struct Rows {
   std::int64_t element;  // of the first one
   int count;

@@ -111,7 +111,8 @@ struct Compared {
 
 // A block per chunk of the grid and tensor. T: of all tensors; void for any.
 template <class T>
-__global__ void __launch_bounds__(kThreads) equal_counts_kernel(const __grid_constant__ Compared p, std::int64_t* counts) {
+__global__ void __launch_bounds__(kThreads)
+    equal_counts_kernel(const __grid_constant__ Compared p, std::int64_t* counts) {
   __shared__ unsigned found;
   const std::int64_t chunk = blockIdx.x / p.count;
   const unsigned k = blockIdx.x % p.count;

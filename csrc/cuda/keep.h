@@ -56,8 +56,8 @@ __host__ __device__ inline Cut cut_at(std::int64_t threshold, std::int64_t break
 
 constexpr std::int64_t kInfinityBits = 0x7F800000;
 
-// The band of a rule, whose boundaries may lie in memory; false where one was not found. A boundary among the NaNs counts
-// as not found: kKeepTop compares numbers.
+// The band of a rule, whose boundaries may lie in memory; false where one was not found. A boundary among the NaNs
+// counts as not found: kKeepTop compares numbers.
 __device__ inline bool band_of(const KeepRule& rule, Band& band) {
   if (rule.kind != kKeepTop && rule.kind != kKeepBand) return true;
   band = rule.band.cuts;
@@ -217,8 +217,8 @@ __device__ inline void keep_masked(const KeepRule& rule, std::int64_t index, Ran
   for (int j = 0; j < kVector; ++j) use(j, (bits >> j & 1u) != 0);
 }
 
-// Calls use(j, kept) for each element of a vector of deltas; `band` is that of band_of. kAligned promises that the vector
-// begins in the tensor, at a global index that is a multiple of 8 where in_blocks(rule).
+// Calls use(j, kept) for each element of a vector of deltas; `band` is that of band_of. kAligned promises that the
+// vector begins in the tensor, at a global index that is a multiple of 8 where in_blocks(rule).
 template <bool kAligned, class Use>
 __device__ inline void keep_vector(const KeepRule& rule, const Band& band, const float (&delta)[kVector],
                                    std::uint32_t vector, Range range, Use use) {

@@ -1,5 +1,5 @@
-// Norms of deltas, whole and over what a keep rule keeps, in float64 over the reduction grid. A warp owns a chunk of all
-// deltas, or of as many as its registers hold, so that the base is read and widened once.
+// Norms of deltas, whole and over what a keep rule keeps, in float64 over the reduction grid. A warp owns a chunk of
+// all deltas, or of as many as its registers hold, so that the base is read and widened once.
 #include <algorithm>
 #include <limits>
 
@@ -86,7 +86,7 @@ __device__ inline void sum_chunk(const Input<kModels>& p, std::int64_t chunk, do
 
 // Blocks that a multiprocessor should hold: the compiler fits registers to it.
 template <class T, int kModels, int kKind>
-constexpr int kBlocks = kModels == 1                                                               ? 8
+constexpr int kBlocks = kModels == 1                                                             ? 8
                         : kModels == kMost && (kKind == kKeepRandom || std::is_same_v<T, float>) ? 4
                                                                                                  : 6;
 

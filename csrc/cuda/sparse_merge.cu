@@ -1,5 +1,5 @@
-// The fused sparse merge. Large tensors of one dtype and of up to four models are merged in registers by kernels compiled
-// for both; everything else shares the kernels of sparse_merge_table.cu.
+// The fused sparse merge. Large tensors of one dtype and of up to four models are merged in registers by kernels
+// compiled for both; everything else shares the kernels of sparse_merge_table.cu.
 #include "sparse_merge.h"
 
 namespace fastmerge::cuda {
@@ -11,8 +11,8 @@ constexpr int kMost = 4;
 // Blocks that a multiprocessor holds, by the number of models: the compiler fits registers to it.
 constexpr int kBlocks[] = {4, 3, 3, 2};
 
-// One model's part in an element, for sparse_merge_element: the delta times 0 or its factor. A dropped element's zero may
-// differ in sign, and is only ever added to a sum that began with +0.
+// One model's part in an element, for sparse_merge_element: the delta times 0 or its factor. A dropped element's zero
+// may differ in sign, and is only ever added to a sum that began with +0.
 struct Prepared {
   float value;
 
@@ -53,8 +53,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks[kCount - 1])
   if (kVote != kVoteNone && threadIdx.x < 1 << kCount) quotients[threadIdx.x] = p.quotients[threadIdx.x];
   __syncthreads();
   if (vector >= p.vectors || answers.missing) return;
-  const MergeScalars scalars{answers.factors, nullptr,   p.scale,
-                             0.0f,            p.divides, kVote == kVoteNone ? p.quotients : quotients};
+  const MergeScalars scalars{
+      answers.factors, nullptr, p.scale, 0.0f, p.divides, kVote == kVoteNone ? p.quotients : quotients};
   float base[kVector], values[kCount][kVector];
   widen(raw_base, base);
 #pragma unroll
@@ -64,9 +64,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks[kCount - 1])
 #pragma unroll
     for (int j = 0; j < kVector; ++j) delta[j] = delta[j] - base[j];
     const float factor = answers.factors[k];
-    keep_vector<true>(p.rules[k], answers.bands[k], delta, vector, {0, kVector}, [&](int j, bool kept) {
-      values[k][j] = Part<float, bool>::times({delta[j], kept}, factor);
-    });
+    keep_vector<true>(p.rules[k], answers.bands[k], delta, vector, {0, kVector},
+                      [&](int j, bool kept) { values[k][j] = Part<float, bool>::times({delta[j], kept}, factor); });
   }
 #pragma unroll
   for (int j = 0; j < kVector; ++j) {

@@ -8,7 +8,8 @@
 
 namespace fastmerge::cuda {
 
-// What the models of a merge are kept by and multiplied with, in shared memory: some of it is known on the device alone.
+// What the models of a merge are kept by and multiplied with, in shared memory: some of it is known on the device
+// alone.
 template <int kCount>
 struct Answers {
   Band bands[kCount];
@@ -40,8 +41,8 @@ class MergeTables {
  public:
   explicit MergeTables(const Stream& stream);
   ~MergeTables();
-  // The elements begin .. end - 1 of a job, cut `head` elements after the first of them. `uniform`: all tensors have the
-  // dtype of the output, and vectors of all of them are aligned from the first element on.
+  // The elements begin .. end - 1 of a job, cut `head` elements after the first of them. `uniform`: all tensors have
+  // the dtype of the output, and vectors of all of them are aligned from the first element on.
   void add(const MergeJob& job, std::size_t begin, std::size_t end, int head, bool uniform);
   void flush();
 

@@ -1,7 +1,7 @@
 // Sparse merges of a table of tensors: small ones, those of many models, and of any dtypes and alignment.
 //
-// The first pass over the models of a vector adds up their votes, and keeps what was loaded and which elements take part
-// in shared memory; the second pass makes the deltas again. Without an election there is one pass.
+// The first pass over the models of a vector adds up their votes, and keeps what was loaded and which elements take
+// part in shared memory; the second pass makes the deltas again. Without an election there is one pass.
 #include "sparse_merge.h"
 
 namespace fastmerge::cuda {
@@ -48,8 +48,7 @@ class Stash {
  public:
   __device__ explicit Stash(int count)
       : words_(dynamic_shared<uint4>() + threadIdx.x),
-        bits_(reinterpret_cast<unsigned*>(dynamic_shared<uint4>() + kWords<T> * count * blockDim.x) +
-              threadIdx.x) {}
+        bits_(reinterpret_cast<unsigned*>(dynamic_shared<uint4>() + kWords<T> * count * blockDim.x) + threadIdx.x) {}
 
   __device__ void put(int k, const typename Loaded<T>::Type& raw, unsigned bits) {
     words_[kWords<T> * k * blockDim.x] = raw.words;
@@ -218,8 +217,8 @@ void MergeTables::flush() {
     constexpr int kVote = decltype(vote)::value;
     const int threads = threads_of(pending_->most, kBytes<T>);
     const std::size_t shared = kVote == kVoteNone ? 0 : kBytes<T> * pending_->most * threads;
-    launch(what, stream_, sparse_merge_table_kernel<T, kVote>,
-           {table.tiles, static_cast<unsigned>(threads), shared}, table);
+    launch(what, stream_, sparse_merge_table_kernel<T, kVote>, {table.tiles, static_cast<unsigned>(threads), shared},
+           table);
   };
   const auto of_vote = [&](auto* dtype) { with_constant<4>(pending_->vote, [&](auto vote) { run(dtype, vote); }); };
   if (pending_->dtype == kBFloat16) {

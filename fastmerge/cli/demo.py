@@ -18,7 +18,7 @@ from ._output import print_json, print_table
     "--out", type=click.Path(path_type=Path), default="fastmerge-demo", show_default=True, help="Where to work."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of data, training and random methods.")
-@click.option("--tour", is_flag=True, help="Then show resuming, the memory budget, verify, boosting and analyze.")
+@click.option("--tour", is_flag=True, help="Then show resuming, verify, boosting and analyze, in its folder tour.")
 @JSON
 def demo(out: Path, seed: int, tour: bool, as_json: bool) -> None:
     """Train a base and three fine-tunes on the spot, merge them, and measure. Needs no download.

@@ -10,7 +10,6 @@ from pathlib import Path
 import yaml
 
 from ..api import merge, verify
-from ..checkpoint.foreign import holds_weights
 from ..errors import OutputError
 from ..pages.svg import Scale, cells, standalone
 from .model import Size, load, save
@@ -59,14 +58,14 @@ def claim(folder: Path) -> None:
     """Make ``folder`` the demo's, or find that it is.
 
     Raises:
-        OutputError: something else is there, or a recipe that is no longer as the demo wrote it; or models in the
-            current directory have the names of the demo's, and its recipes would mean them.
+        OutputError: something else is there, or a recipe that is no longer as the demo wrote it; or what is in the
+            current directory has the name of a model of the demo, and its recipes would mean it.
     """
     if folder.exists() and not (folder / MARK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} is not empty; choose another folder with --out")
     for name in ("base", *LANGUAGES):
-        if holds_weights(name) and os.path.realpath(name) != os.path.realpath(folder / name):
-            raise OutputError(f"{os.path.abspath(name)} is a model with a name of the demo's; start it elsewhere")
+        if os.path.exists(name) and os.path.realpath(name) != os.path.realpath(folder / name):
+            raise OutputError(f"{os.path.abspath(name)} has the name of a model of the demo; start the demo elsewhere")
     for method in RECIPES:
         path = folder / f"{method}.yml"
         if path.exists() and path.read_text() != _recipe(method):

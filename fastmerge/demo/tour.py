@@ -17,7 +17,7 @@ TOUR = "tour"
 """The folder in that of the demo where the tour works; it starts anew each time."""
 
 BOOSTED = """\
-# Models are named from this folder: run it as `fastmerge merge boosted.yml OUT`.
+# Models are named from the folder above; run it there.
 merge_method: task_arithmetic
 base_model: base
 models:
@@ -39,7 +39,7 @@ def run_tour(folder: Path, seed: int, say: Callable[[str], None]) -> None:
     """
     shutil.rmtree(folder / TOUR, ignore_errors=True)
     (folder / TOUR).mkdir()
-    (folder / "boosted.yml").write_text(BOOSTED)
+    (folder / TOUR / "boosted.yml").write_text(BOOSTED)
     step = _Steps(folder, say)
 
     # With so little memory, the tensors of these small models are not all merged in one go.
@@ -59,7 +59,7 @@ def run_tour(folder: Path, seed: int, say: Callable[[str], None]) -> None:
     damaged.write_bytes(content)
     step("Now one bit of it is turned over.", f"verify {TOUR}/ties", 1)
 
-    step("Task arithmetic with subspace boosting.", f"merge boosted.yml {TOUR}/boosted --seed {seed}")
+    step("Task arithmetic with subspace boosting.", f"merge {TOUR}/boosted.yml {TOUR}/boosted --seed {seed}")
     plain, boosted = (
         measured(folder, name, Dictionaries(seed)).average for name in ("task_arithmetic", f"{TOUR}/boosted")
     )

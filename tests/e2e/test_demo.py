@@ -72,12 +72,11 @@ def test_the_demo_runs_again_in_its_folder(tmp_path, monkeypatch):
     assert "ties.yml was changed since the demo wrote it; rename it" in result.stderr
 
 
-def test_the_demo_refuses_to_start_among_models_that_its_recipes_would_mean(tmp_path, monkeypatch):
+def test_the_demo_refuses_to_start_where_its_recipes_would_mean_something_else(tmp_path, monkeypatch):
     (tmp_path / "red").mkdir()
-    (tmp_path / "red" / "model.safetensors").touch()
     monkeypatch.chdir(tmp_path)
     result = call("demo", "--out", "demo")
-    assert result.exit_code == 2 and "is a model with a name of the demo's; start it elsewhere" in result.stderr
+    assert result.exit_code == 2 and "has the name of a model of the demo; start the demo elsewhere" in result.stderr
     assert not (tmp_path / "demo").exists()
 
 

@@ -1,4 +1,5 @@
-# fastmerge as an image. The kernels are compiled in stages of their own: the images have no compiler.
+# fastmerge as an image. The kernels are compiled in stages of their own. The CPU's image has no compiler; the other one has
+# what Triton builds its launchers with.
 #
 #   docker build -t fastmerge .                           for CPUs
 #   docker build -t fastmerge:cuda --target cuda .        with the CUDA kernels too, for every GPU that they support
@@ -13,7 +14,8 @@ RUN python3 -m venv /build && \
     FASTMERGE_CPU=1 FASTMERGE_CUDA=1 FASTMERGE_CUDA_ARCHITECTURES=all /build/bin/pip wheel --no-deps -w /wheels /src
 
 FROM ubuntu:24.04 AS cuda
-RUN apt-get update && apt-get install -y --no-install-recommends python3 python3-venv && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev python3-dev python3-venv && \
+    rm -rf /var/lib/apt/lists/*
 COPY constraints.txt /tmp/
 COPY --from=cuda-wheel /wheels /tmp/wheels
 RUN python3 -m venv /opt/fastmerge && \

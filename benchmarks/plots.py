@@ -1,4 +1,4 @@
-"""Draw the charts of the README from the CSV files: ``python -m benchmarks.plots``. Needs matplotlib."""
+"""Draw the charts of README and docs/speed.md from the CSV files: ``python -m benchmarks.plots``. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ def draw_gpu(rows: list[Row]) -> Figure:
 
 
 def draw_merges(rows: list[Row]) -> Figure:
-    """Draw the time of whole merges per shape and method, beside the bare cost of moving their bytes."""
+    """Draw the time of whole merges of cached inputs per shape and method, beside the bare cost of their bytes."""
+    rows = [row for row in rows if row["cache"] == "warm"]
     shapes = [shape for shape in SHAPES if any(row["shape"] == shape for row in rows)]
     figure, panels = plt.subplots(
         1, len(shapes), figsize=(5 * len(shapes) + 1, 4.4), layout="constrained", squeeze=False, sharex=True
@@ -117,7 +118,7 @@ def draw_merges(rows: list[Row]) -> Figure:
     low = min(float(row[key]) for row in rows for key in ("ms", "bare_ms") if row["tool"] in COLORS and row["bare_ms"])
     high = max(float(row["ms"]) for row in rows)
     panels[0][0].set_xlim(low / 2e3, high / 2e2)
-    figure.suptitle("Merging a base and three fine-tunes, disk to disk (slerp: two models)", x=0.01, ha="left")
+    figure.suptitle("Merging a base and three fine-tunes, cached inputs to disk", x=0.01, ha="left")
     _legend(figure, panels[0][0], rows, line="bare read and write")
     return figure
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._exact import Outcome
-from ._filter import PATIENCE, Search, Triplets, largest_bound
+from ._filter import PATIENCE, Ritz, Search, Triplets, largest_bound
 from ._info import Info
 from ._matrices import frobenius
 from ._polar import Polar, Total, polar_factor
@@ -119,8 +119,7 @@ def raised(given: Factored, rule: Rule | Rules) -> Outcome:
         v, image = v.double() @ turn, image @ turn
         return values, torch.linalg.vector_norm(image - v * values.unsqueeze(-2), dim=-2), v.to(result)
 
-    search = Search(given.gram, given.size, products, ritz)
-    cuts, triplets = _search_cuts(given, wanted, rules, search)
+    cuts, triplets, passes = _search_cuts(given, wanted, rules, ritz)
     _raise_leading(result, cuts, triplets)
     for i in [i for i in wanted if i not in cuts]:
         h = given.total(products.multiply(given.p.of([i]).mT, given.x.of([i])))[0]
@@ -130,7 +129,7 @@ def raised(given: Factored, rule: Rule | Rules) -> Outcome:
         whole = Triplets(known[None], torch.zeros_like(known[None]), v.flip(-1)[None].to(result))
         _raise_leading(result[i : i + 1], {0: cuts[i]}, whole)
     for i, cut in cuts.items():
-        infos[i] = replace(infos[i], k=cut.k, cut=cut.value, margin=cut.margin, noise=cut.noise, passes=search.passes)
+        infos[i] = replace(infos[i], k=cut.k, cut=cut.value, margin=cut.margin, noise=cut.noise, passes=passes)
     return result, infos, given.accepted
 
 
@@ -149,14 +148,20 @@ def _certificates(
     return frobenius(off) / math.sqrt(n * PROBES), frobenius(skew) / (2 * math.sqrt(PROBES)) / norm
 
 
-def _search_cuts(given: Factored, wanted: list[int], rules: Rules, search: Search) -> tuple[dict[int, Cut], Triplets]:
-    """Return the cut of each wanted matrix whose triplets converge while a search pays, and all triplets."""
+def _search_cuts(
+    given: Factored, wanted: list[int], rules: Rules, ritz: Ritz
+) -> tuple[dict[int, Cut], Triplets, int | None]:
+    """Return the cut of each wanted matrix whose triplets converge while a search pays, all triplets, and its passes.
+
+    Flat rules need no search.
+    """
     batch, size = given.gram.shape[:2]
     nuclear = {i: _nuclear(given.infos[i]) for i in wanted}
     none = torch.empty(batch, 0, dtype=torch.float64)
     triplets = Triplets(none, none, given.gram[..., :0])
     if rules[0].flat:
-        return {i: found(rules[i].cut(none[i], total, size)) for i, total in nuclear.items()}, triplets
+        return {i: found(rules[i].cut(none[i], total, size)) for i, total in nuclear.items()}, triplets, None
+    search = Search(given.gram, given.size, given.products, ritz)
     done: dict[int, Cut] = {}
     while search.columns:
         for attempt in range(PATIENCE):
@@ -165,12 +170,12 @@ def _search_cuts(given: Factored, wanted: list[int], rules: Rules, search: Searc
             cuts = {i: cut for i, cut in candidates.items() if cut is not None and cut.k + 1 < search.columns}
             done = {i: cut for i, cut in cuts.items() if _converged(triplets, i, cut, given)}
             if len(done) == len(nuclear):
-                return done, triplets
+                return done, triplets, search.passes
             if attempt and len(cuts) < len(nuclear):
                 break
         if not search.widen():
             break
-    return done, triplets
+    return done, triplets, search.passes
 
 
 def _raise_leading(p: Tensor, cuts: dict[int, Cut], triplets: Triplets) -> None:

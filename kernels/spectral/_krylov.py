@@ -25,12 +25,10 @@ class Triplets:
     Attributes:
         values:    [batch, p] float64 on the host.
         residuals: [batch, p] float64 on the host: ||X^T u - s v||, which bounds the error of the value.
-        passes:    products with X or its transpose so far.
     """
 
     values: Tensor
     residuals: Tensor
-    passes: int
 
 
 class BlockKrylov:
@@ -74,7 +72,7 @@ class BlockKrylov:
 
     def triplets(self) -> Triplets:
         """Return values and residuals of the present search space."""
-        return Triplets(self._values, self._residuals, self.passes)
+        return Triplets(self._values, self._residuals)
 
     def vectors(self, count: int) -> tuple[Tensor, Tensor]:
         """Return the left [batch, m, count] and right [batch, n, count] vectors of the leading triplets."""

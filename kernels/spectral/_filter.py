@@ -8,6 +8,7 @@ The host waits once per Rayleigh-Ritz step. (Zhou, Saad, Tiago and Chelikowsky 2
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -147,8 +148,15 @@ def start_block(like: Tensor, columns: int) -> Tensor:
     The result depends on the input and the backend alone.
     """
     batch, n = len(like), like.shape[-1]
+    return _start(n, columns, like.dtype).to(like.device).expand(batch, n, columns)
+
+
+# Of 8192 x 256, which a matrix needs twice, the QR takes the host as long as all products take a GPU.
+@functools.lru_cache(maxsize=4)
+def _start(n: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Return the start block on the host; nobody writes into it."""
     start = torch.randn(n, columns, generator=torch.Generator().manual_seed(columns), dtype=torch.float64)
-    return torch.linalg.qr(start).Q.to(like.dtype).to(like.device).expand(batch, n, columns)
+    return torch.linalg.qr(start).Q.to(dtype)
 
 
 def orthonormal(x: Tensor) -> Tensor:

@@ -130,6 +130,7 @@ def open_models(recipe: Recipe, findings: Findings) -> dict[ModelRef, OpenModel]
         findings.stop()
     opened: dict[ModelRef, Checkpoint] = {}
     split: dict[str, LayerName | None] = {}
+    misnamed: set[str] = set()
     models = {}
     for index, reference in enumerate(recipe.models):
         folder = ModelRef(reference.path, reference.revision)
@@ -140,11 +141,11 @@ def open_models(recipe: Recipe, findings: Findings) -> dict[ModelRef, OpenModel]
                 opened[folder] = decoded(stored)
                 findings.problems.extend(_same_folder(recipe, folder, opened))
             model = _open(index, reference, opened[folder], split, findings, _folder_of(recipe))
-        except NamesError as error:
-            # Checkpoints of one run have one fault.
-            if not any(str(error).partition(": names: ")[2] in problem.what for problem in findings.problems):
-                findings.problem(_place(recipe, reference), str(error).removeprefix(f"{reference.path}: "))
         except CheckpointError as error:
+            if isinstance(error, NamesError):
+                if error.fault in misnamed:  # checkpoints of one run have one fault
+                    continue
+                misnamed.add(error.fault)
             # The place names the model already.
             findings.problem(_place(recipe, reference), str(error).removeprefix(f"{reference.path}: "))
         else:

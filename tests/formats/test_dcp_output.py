@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tiny_models import make_tensors, save_model
 
 import fastmerge
 from fastmerge.checkpoint import open_checkpoint
+from fastmerge.checkpoint.distributed.tables import NamesError
 from fastmerge.conversion import dcp as writing
 from fastmerge.conversion import state as state_items
 from fastmerge.conversion import to_dcp, to_hub
@@ -137,8 +139,10 @@ def test_names_left_over_or_given_twice(model, tmp_path):
     with pytest.raises(CheckpointError, match=r"names: no entry fits lm_head.weight \(the entry lm_head.weigth fits"):
         to_dcp(folder, tmp_path / "out", names=wrong)
     twice = {"one": "model.count", "on{x}": "model.scal{x}", "{a*}": "{a*}"}
-    with pytest.raises(CheckpointError, match=r"model.count and model.scale both become one \(give each a name"):
+    with pytest.raises(NamesError, match=r"model.count and model.scale both become one \(give each a name") as error:
         to_dcp(folder, tmp_path / "out", names=twice)
+    sent = pickle.loads(pickle.dumps(error.value))
+    assert str(sent) == str(error.value) == f"{folder}: names: {sent.fault}"
     assert not (tmp_path / "out").exists()
 
 

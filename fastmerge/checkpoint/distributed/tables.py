@@ -21,7 +21,15 @@ _FORM = "expected the trainer's name: the hub's name, such as layers.{i}.wq.weig
 
 
 class NamesError(CheckpointError):
-    """A table does not fit the names of a checkpoint."""
+    """A table does not fit the names of a checkpoint.
+
+    Attributes:
+        fault: the message without the place.
+    """
+
+    def __init__(self, message: str, fault: str = ""):  # one argument suffices, as pickle makes it of the message
+        super().__init__(message)
+        self.fault = fault
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,8 @@ def _renamed(
     twice = {own: several for own, several in owners.items() if len(several) > 1}
     if missed or twice:
         idle = [source.text for i, (source, _) in enumerate(sides) if i not in used]
-        raise NamesError(f"{where}: names: {'; '.join(_faults(missed, twice, idle, leaves))}")
+        fault = "; ".join(_faults(missed, twice, idle, leaves))
+        raise NamesError(f"{where}: names: {fault}", fault)
     return found
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoint import Checkpoint, TensorEntry, open_checkpoint
+from ..checkpoint.layers import says_tied
 from ..dtypes import ALL, DType
 from ..kernels import GRID, limited_threads, use_backend
 from ..methods import get_method
@@ -143,7 +144,7 @@ def _pair(plan: Plan, checkpoint: Checkpoint) -> tuple[list[OutputTensor], list[
     for output in plan.outputs:
         name, entry = output.name, place_of(output, checkpoint)
         if entry is None:
-            tied = is_head(name) and bool((checkpoint.config or {}).get("tie_word_embeddings"))
+            tied = is_head(name) and says_tied(checkpoint.config) is True
             detail = "is missing; the config ties it to the embedding" if tied else "is missing"
             judged.append(Judged(name, UNDECIDED if tied else DIFFERENT, detail))
         elif entry.shape != output.shape:

@@ -99,10 +99,12 @@ def test_wider_and_nan_values(edited):
     assert edited(**{NAME: tensors[NAME]})[NAME].verdict == "different"
 
 
-def test_a_head_that_is_tied_may_be_missing(edited, tmp_path):
+@pytest.mark.parametrize("says", [{"tie_word_embeddings": True}, {"text_config": {"tie_word_embeddings": True}}])
+def test_a_head_that_is_tied_may_be_missing(edited, tmp_path, says):
     assert edited(**{"lm_head.weight": None})["lm_head.weight"].verdict == "different"
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    (tmp_path / "out" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    config.pop("tie_word_embeddings")
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config | says))
     report = fastmerge.verify_recipe("linear.yml", tmp_path / "out")
     assert report.verdict == "undecided"
 

@@ -51,7 +51,7 @@ class Like:
         """Read what a checkpoint holds.
 
         Raises:
-            CheckpointError: it is none, or its model is not known.
+            CheckpointError: it is none, its model is not known, or no file holds an item that would be taken over.
         """
         folder, key = split_key(place)
         if not os.path.exists(os.path.join(folder, METADATA)):
@@ -64,6 +64,9 @@ class Like:
         others = {name: t for name, t in stored.tensors.items() if name not in ours}
         kept = {name: t for name, t in others.items() if not is_of_optimizer(name, t.path)}
         objects = {name: o for name, o in stored.objects.items() if not is_of_optimizer(name, o.path)}
+        if lost := {name for name, path in stored.lost.items() if not is_of_optimizer(name, path)}:
+            what = f"no file holds {_listed(lost, set())}"
+            raise CheckpointError(f"{folder}/{METADATA}: {what} (save or copy the checkpoint again)")
         left = len(others) + len(stored.objects) - len(kept) - len(objects)
         notes = (f"{left} items of optimizers in {folder} are of other weights, and are left out",) if left else ()
         return cls(

@@ -269,6 +269,23 @@ def test_a_pattern_of_another_model(model, tmp_path):
         to_dcp(folder, tmp_path / "out", like=folder)
 
 
+def test_a_pattern_that_lost_an_item(model, tmp_path):
+    """It is still a model to read; as a pattern it would lose the item in silence."""
+    folder, tensors = model
+    tree = {"model": tensors, "step": 3, "optimizer": {"step": 3}}
+    dcp.save(tree, checkpoint_id=str(tmp_path / "run"), no_dist=True)
+    path = tmp_path / "run/.metadata"
+    whole = pickle.loads(path.read_bytes())
+    for name in ("optimizer.step", "step"):
+        whole.storage_data = {at: place for at, place in whole.storage_data.items() if at.fqn != name}
+        path.write_bytes(pickle.dumps(whole))
+        if name == "optimizer.step":
+            assert to_dcp(folder, tmp_path / "out", like=tmp_path / "run").others == 1
+    with pytest.raises(CheckpointError, match=r"run/\.metadata: no file holds step \(save or copy"):
+        to_dcp(folder, tmp_path / "other", like=tmp_path / "run")
+    assert open_checkpoint(str(tmp_path / "run")).tensors.keys() == tensors.keys()
+
+
 def test_nothing_partial(model, tmp_path, monkeypatch):
     folder, _ = model
     before = {path.name for path in tmp_path.iterdir()}

@@ -121,11 +121,13 @@ class Stored:
         data:    its bytes.
         tensors: by name.
         objects: what else was saved, by name.
+        lost:    the keys that lead to what else is listed, but has no place in a file, by name.
     """
 
     data: bytes
     tensors: dict[str, StoredTensor]
     objects: dict[str, StoredObject]
+    lost: dict[str, tuple[str, ...]]
 
 
 def read_metadata(path: str) -> Stored:
@@ -162,14 +164,16 @@ def _stored(data: bytes, found: Any) -> Stored:
         places[index.get("fqn"), None if offset is None else _numbers(offset)] = place
     planned = found.get("planner_data")
     paths = planned if isinstance(planned, dict) else {}
-    tensors, objects = {}, {}
+    tensors, objects, lost = {}, {}, {}
     for name, item in described.items():
         path = _path(_text(name), paths)
         if isinstance(item, _Tensor):
             tensors[name] = _tensor(name, item, places, path)
         elif (place := places.get((name, None))) is not None:
             objects[name] = StoredObject(path, *_range(name, place))
-    return Stored(data, tensors, objects)
+        else:
+            lost[name] = path
+    return Stored(data, tensors, objects, lost)
 
 
 def _path(name: str, paths: Mapping[str, Any]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -153,9 +154,7 @@ def _copy_files(folder: Path, checkpoint: Checkpoint, template: Like | None) -> 
     for name, path in paths.items():
         place = folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "rb") as source, open(place, "wb") as target:
-            while piece := source.read(1 << 20):
-                target.write(piece)
+        shutil.copyfile(path, place)
         sync(place)
     if checkpoint.config is not None:
         text = json.dumps(plain_config(checkpoint.config), indent=2, ensure_ascii=False) + "\n"

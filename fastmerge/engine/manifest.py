@@ -50,6 +50,7 @@ def write_manifest(plan: Plan, checksums: Mapping[str, Sums], small_files: Seque
             {
                 "reference": model.reference,
                 "folder": model.folder,
+                **({"config_source": model.config_source} if model.config_source else {}),
                 "files": [
                     {
                         "name": str(Path(file.path).name),

@@ -202,6 +202,9 @@ class _Comparison:
 def _replan(manifest: dict[str, Any], checkpoint: Checkpoint) -> tuple[Plan, list[str]]:
     """Plan the merge of a manifest again, from the very folders that it names, and compare the inputs."""
     recipe = recipe_of(manifest)
+    # The recipe may say it from another directory.
+    source = next((item["config_source"] for item in manifest["inputs"] if "config_source" in item), None)
+    recipe = replace(recipe, config_source=source or recipe.config_source)
     folders = {item["reference"]: item["folder"] for item in manifest["inputs"]}
     for folder in folders.values():
         if not os.path.exists(split_key(folder)[0]):

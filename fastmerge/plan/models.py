@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..checkpoint import Checkpoint, InputFile, locate, open_checkpoint, passed_over, read_adapter
+from ..checkpoint.distributed import split_key
 from ..checkpoint.distributed.tables import NamesError
 from ..checkpoint.layers import LayerName, Stacks, config_layers, find_stacks, is_named, says_tied, split_layer
 from ..checkpoint.locate import is_cached_repository
@@ -94,7 +95,9 @@ class OpenModel:
     @property
     def record(self) -> InputModel:
         """The model as the plan lists it."""
-        return InputModel(str(self.reference), self.checkpoint.place, self.files)
+        own = self.checkpoint
+        elsewhere = is_trained(own) and own.folder != split_key(own.place)[0]
+        return InputModel(str(self.reference), own.place, self.files, own.folder if elsewhere else None)
 
 
 def is_head(name: str) -> bool:
@@ -131,13 +134,14 @@ def open_models(recipe: Recipe, findings: Findings) -> dict[ModelRef, OpenModel]
     opened: dict[ModelRef, Checkpoint] = {}
     split: dict[str, LayerName | None] = {}
     misnamed: set[str] = set()
+    config_source = _config_source(recipe)
     models = {}
     for index, reference in enumerate(recipe.models):
         folder = ModelRef(reference.path, reference.revision)
         try:
             if folder not in opened:
                 place = locate(reference.folder or reference.path, reference.revision, _folder_of(recipe))
-                stored = as_hub_model(open_checkpoint(place), recipe.names, recipe.config_source)
+                stored = as_hub_model(open_checkpoint(place), recipe.names, config_source)
                 opened[folder] = decoded(stored)
                 findings.problems.extend(_same_folder(recipe, folder, opened))
             model = _open(index, reference, opened[folder], split, findings, _folder_of(recipe))
@@ -208,6 +212,14 @@ def _quantized(model: OpenModel) -> Iterator[str]:
 
 def _folder_of(recipe: Recipe) -> str | None:
     return os.path.dirname(os.path.abspath(recipe.path)) if os.path.isfile(recipe.path) else None
+
+
+def _config_source(recipe: Recipe) -> str | None:
+    """Return the folder for checkpoints without a config: as models, beside the recipe where it is not found here."""
+    if recipe.config_source is None or os.path.isdir(own := os.path.expanduser(recipe.config_source)):
+        return recipe.config_source
+    near = os.path.join(_folder_of(recipe) or "", own)
+    return near if os.path.isdir(near) else recipe.config_source
 
 
 def _open(

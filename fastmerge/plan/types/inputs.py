@@ -159,11 +159,15 @@ class InputTensor:
 
 @dataclass(frozen=True)
 class InputModel:
-    """One model of the recipe: the reference as written, its resolved folder, and the files that are read."""
+    """One model of the recipe: the reference as written, its resolved folder, and the files that are read.
+
+    ``config_source`` is the other folder that its config and tokenizer are from; None where it has its own.
+    """
 
     reference: str
     folder: str
     files: tuple[InputFile, ...]
+    config_source: str | None = None
 
 
 @dataclass(frozen=True)

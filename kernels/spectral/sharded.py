@@ -1,7 +1,7 @@
 r"""Subspace Boosting of matrices that are split over the ranks of a process group, by rows or by columns.
 
-Two ways. For m x n float32, m >= n, on R ranks, with T Gram matrices per polar factor (10 of a square matrix, 5 of one
-that is 1.3 times as long as wide; 3 and 2 more where the schedule is extended):
+Two ways. For m x n float32, m >= n, on R ranks, with T Gram matrices per polar factor (8 of a square matrix, 4 of one
+that is 1.3 times as long as wide; 3 and 2 more per extension of the schedule, 1 where the last step is made twice):
 
 ``boost_shards``     every matrix goes to one rank, is boosted there whole, and its parts go back. Per matrix all ranks
                      together send 8 m n (R - 1) / R bytes, and compute what one GPU alone would. Matrices are dealt
@@ -9,8 +9,8 @@ that is 1.3 times as long as wide; 3 and 2 more where the schedule is extended):
 ``boost_together``   all ranks work on one matrix: X'X is the sum over ranks of that of their rows. Per matrix all ranks
                      together send 8 n^2 (R - 1) T bytes, and what is made of X'X is computed R times.
 
-For 8192 x 8192 on 8 ranks that is 0.5 GB beside 38 GB. So matrices are dealt out, whenever there are as many as ranks,
-as in a language model, and one fits a GPU with its work space (seven times its size). ``boost_together`` is for one
+For 8192 x 8192 on 8 ranks that is 0.5 GB beside 30 GB. So matrices are dealt out, whenever there are as many as ranks,
+as in a language model, and one fits a GPU with its work space (6 m n + 9 n^2 numbers). ``boost_together`` is for one
 matrix that does not, or that is alone and much longer than wide.
 
 The parts of a DTensor are its ``to_local()``; a replicated one needs neither function.

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from ..errors import InvalidInput, Problem
+from ..sharded import like_shard, local
 from . import memory, saving
 from .kept import Average
 from .rules import Schedule, rules_of
-from .shards import like_shard, local, reshard
+from .shards import reshard
 from .tracked import Buffers, Named, Source, Tracked
 
 __all__ = ["Averager"]

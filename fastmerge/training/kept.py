@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidInput, Problem
+from ..sharded import like_shard, local
 from . import memory
 from .rules import Rule
-from .shards import like_shard, local
 from .tracked import Named
 
 __all__ = ["Average"]

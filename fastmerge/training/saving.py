@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError, Problem, explained
-from .shards import is_sharded, local
+from ..sharded import is_sharded, local
 
 __all__ = ["is_first_rank", "save_pretrained", "state_problems"]
 

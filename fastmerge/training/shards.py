@@ -1,4 +1,4 @@
-"""Models under wrappers, and tensors of which each rank has a part."""
+"""Models under wrappers: of torch.compile, of data parallel, and of ``fully_shard``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from ..errors import InvalidInput, Problem
-from ..sharded import is_sharded, like_shard, local
 
-__all__ = ["is_sharded", "like_shard", "local", "reshard", "unwrapped"]
+__all__ = ["reshard", "unwrapped"]
 
 
 def unwrapped(model: Any) -> Any:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..errors import InvalidInput, Problem
 from ..kernels import FLOATS, why_not_plain
-from .shards import local, reshard, unwrapped
+from ..sharded import local
+from .shards import reshard, unwrapped
 
 __all__ = ["Buffers", "Named", "Source", "Tracked"]
 

@@ -74,9 +74,7 @@ def merge_state_dicts(
     if isinstance(models, (Mapping, torch.nn.Module)):
         raise InvalidInput([Problem("models", "is one model; expected a list of state dicts", "write [model]")])
     given = ({} if base is None else {"base": base}) | {f"models[{i}]": model for i, model in enumerate(models)}
-    prepare = partial(
-        _prepared, method=method, semantics=semantics, seed=seed, dtype=dtype, parameters=parameters
-    )  # fmt: skip
+    prepare = partial(_prepared, method=method, semantics=semantics, seed=seed, dtype=dtype, parameters=parameters)
     states = {label: _tensors_of(model) for label, model in given.items()}
     mesh = mesh_of([*states.values(), out])
     with use_backend(backend):

@@ -85,9 +85,7 @@ def windows(jobs: Sequence[ShardJob], ranks: int) -> Iterator[list[ShardJob]]:
     for job in jobs:
         nbytes = sum(tensor.element_size() for tensor in job.inputs.every) * job.group.numel // ranks
         device = window[0].out.device if window else job.out.device
-        if window and (
-            filled + nbytes > WINDOW_BYTES or len(window) == WINDOW_TENSORS or job.out.device != device
-        ):  # fmt: skip
+        if window and (filled + nbytes > WINDOW_BYTES or len(window) == WINDOW_TENSORS or job.out.device != device):
             yield window
             window, filled = [], 0
         window.append(job)

@@ -35,9 +35,9 @@ def architectures(path: str) -> tuple[list[int], list[int]]:
 def _parts(data: mmap.mmap) -> Iterator[tuple[int, int]]:
     """Yield kind and architecture of every part."""
     at = data.find(_MAGIC)
-    while at >= 0:
+    while 0 <= at <= len(data) - _HEAD.size:
         _, _, head, nbytes = _HEAD.unpack_from(data, at)
-        at += head
+        at += max(head, _HEAD.size)  # these may be other bytes than a header
         end = min(at + nbytes, len(data))
         while at + _PART.size <= end:
             kind, _, head, size, *_, arch = _PART.unpack_from(data, at)

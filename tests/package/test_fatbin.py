@@ -27,7 +27,9 @@ def test_machine_code_and_intermediate_code_by_architecture(tmp_path):
     own = container((2, 90, 8), (2, 80, 16), (1, 90, 24))
     file.write_bytes(b"ELF" + own + bytes(5) + container((2, 75, 8)) + own * 2 + bytes(64))
     assert architectures(str(file)) == ([80, 90], [90])
-    for broken in (own[:20], struct.pack("<IHHQ", 0xBA55ED50, 1, 16, 2**40) + bytes(100), b"no kernels"):
+    magic = own[:4]
+    huge = struct.pack("<IHHQ", 0xBA55ED50, 1, 16, 2**40) + bytes(100)
+    for broken in (own[:20], huge, b"no kernels", magic, magic + bytes(60)):
         file.write_bytes(broken)
         assert architectures(str(file)) == ([], [])
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..pages import MOST_PANELS, Section, clustered, model_maps, model_panels, pair_maps, percent
+from ..pages import MOST_PANELS, Section, clustered, known, mean, model_maps, model_panels, pair_maps, percent
 from ..pages.svg import Scale, cells, lines
 from .family import Family
 from .measures import Measure, cosines
@@ -77,13 +76,10 @@ def _by_layer(analysis: Analysis, family: Family, summary: dict[str, Any]) -> Se
     text = "The cosine of the deltas in each layer, all its tensors together. Layers where it is high were tuned alike."
     drawn = []
     if len(pairs) > MOST_PANELS:
-        of_layer = {
-            layer: [table[i][j] for i, j in pairs if math.isfinite(table[i][j])] or [math.nan]
-            for layer, table in found.items()
-        }
+        of_layer = {layer: known(table[i][j] for i, j in pairs) for layer, table in found.items()}
         curves = {
             "nearest pair": [(layer, max(values)) for layer, values in of_layer.items()],
-            "mean of the pairs": [(layer, math.fsum(values) / len(values)) for layer, values in of_layer.items()],
+            "mean of the pairs": [(layer, mean(values)) for layer, values in of_layer.items()],
             "farthest pair": [(layer, min(values)) for layer, values in of_layer.items()],
         }
         text += " The map has the mean cosine of each model with all others."
@@ -96,8 +92,7 @@ def _by_layer(analysis: Analysis, family: Family, summary: dict[str, Any]) -> Se
 
 
 def _mean_of_others(table: Sequence[Sequence[float]], model: int) -> float:
-    values = [value for other, value in enumerate(table[model]) if other != model and math.isfinite(value)]
-    return math.fsum(values) / len(values) if values else math.nan
+    return mean(known(value for other, value in enumerate(table[model]) if other != model))
 
 
 def _conflicts(family: Family, summary: dict[str, Any], found: dict) -> Section:

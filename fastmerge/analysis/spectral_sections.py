@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..pages import MOST_PANELS, Section, model_maps, pair_maps, percent
+from ..pages import MOST_PANELS, Section, mean, model_maps, pair_maps, percent
 from ..pages.svg import lines
 from .family import Family
 from .matrices import Ranks
@@ -30,13 +29,13 @@ def of_spectra(analysis: Analysis, family: Family, summary: dict[str, Any]) -> I
 def _ranks(analysis: Analysis, family: Family, summary: dict[str, Any]) -> Section:
     count, of_models = len(family.models), summary["stable_ranks_of_models"]
     panels: dict[str, Callable[[list[Ranks]], float]] = {
-        label: lambda found, k=k: _mean([item.models[k] for item in found])  # type: ignore[misc]
+        label: lambda found, k=k: mean([item.models[k] for item in found])  # type: ignore[misc]
         for k, label in enumerate(family.labels)
     }
     if count > MOST_PANELS:
-        panels = {"a model, on average": lambda found: _mean([_mean(item.models) for item in found])}
+        panels = {"a model, on average": lambda found: mean([mean(item.models) for item in found])}
     if count > 1:
-        panels[f"mean of {count} models"] = lambda found: _mean([item.means[-1] for item in found])
+        panels[f"mean of {count} models"] = lambda found: mean([item.means[-1] for item in found])
     by_cell: dict[tuple[str, int], list[Ranks]] = {}
     for tensor in family.matrices:
         assert tensor.layer is not None
@@ -62,7 +61,7 @@ def _collapse(analysis: Analysis, family: Family, summary: dict[str, Any]) -> Se
     for tensor in family.matrices:
         by_module.setdefault(tensor.module, []).append(analysis.ranks[tensor.name].means)
     curves = {
-        module: [(k, _mean(column)) for k, column in enumerate(zip(*rows, strict=True), 1)]
+        module: [(k, mean(column)) for k, column in enumerate(zip(*rows, strict=True), 1)]
         for module, rows in sorted(by_module.items())
     }
     change = "falls" if means[-1] < means[0] else "does not fall"
@@ -159,7 +158,3 @@ def of_theorem(found: Collapse) -> Section:
         lines(ranks, "", across, "stable rank", log_x=True, zero=True),
     )
     return Section("Rank collapse of synthetic task vectors", text, drawn)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

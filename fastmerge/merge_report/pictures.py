@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..pages import MOST_PANELS, Section, Table, model_maps, model_panels, percent
+from ..pages import MOST_PANELS, Section, Table, known, mean, model_maps, model_panels, percent
 from ..pages.svg import Scale, lines
 from .effects import Effect, add_effects, add_moves
 from .measuring import Account, Measured
@@ -70,8 +70,10 @@ def _curves(account: Account) -> tuple[str, ...]:
             for layer, value in curve:
                 layers.setdefault(layer, []).append(value)
         picks: Mapping[str, Callable[[list[float]], float]]
-        picks = {"nearest model": max, "mean": _mean, "farthest model": min}
-        curves = {name: [(layer, pick(layers[layer])) for layer in sorted(layers)] for name, pick in picks.items()}
+        picks = {"nearest model": max, "mean": mean, "farthest model": min}
+        curves = {
+            name: [(layer, pick(known(layers[layer]))) for layer in sorted(layers)] for name, pick in picks.items()
+        }
     title = "cosine of the merge with each model, by layer"
     return (lines(curves, title, "layer", "cosine", mark=0.0),)
 
@@ -146,10 +148,6 @@ def _relative(items: Sequence[Measured], model: int) -> float:
 
 def _moved(items: Sequence[Measured]) -> float:
     return add_moves(item.moved for item in items if item.moved is not None).relative_norm
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _number(value: float | None, digits: int = 2) -> str:

@@ -3,10 +3,10 @@
 What a page says comes as ``Section``; ``analysis`` and ``merge_report`` write theirs with it.
 """
 
-from .maps import MOST_PANELS, clustered, grid_of, model_maps, model_panels, pair_maps
+from .maps import MOST_PANELS, clustered, known, mean, model_maps, model_panels, pair_maps
 from .page import Page, Section, Table, percent
 
 __all__ = [
-    "MOST_PANELS", "Page", "Section", "Table", "clustered", "grid_of", "model_maps", "model_panels", "pair_maps",
+    "MOST_PANELS", "Page", "Section", "Table", "clustered", "known", "mean", "model_maps", "model_panels", "pair_maps",
     "percent",
 ]  # fmt: skip

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from .svg import Grid, Scale, cells
 from .trees import Branch, tree
 
-__all__ = ["MOST_PANELS", "clustered", "grid_of", "model_maps", "model_panels", "pair_maps"]
+__all__ = ["MOST_PANELS", "clustered", "known", "mean", "model_maps", "model_panels", "pair_maps"]
 
 # Beyond this many models their maps are not drawn side by side, nor their pairs as lines; the tables hold them.
 MOST_PANELS = 6
@@ -20,7 +20,7 @@ Cell = tuple[str, int]
 Found = TypeVar("Found")
 
 
-def grid_of(values: Mapping[Cell, float], modules: Sequence[str], layers: int) -> Grid:
+def _grid_of(values: Mapping[Cell, float], modules: Sequence[str], layers: int) -> Grid:
     """Return rows of modules and columns of layers; NaN where there is no such cell."""
     return [[values.get((module, layer), math.nan) for layer in range(layers)] for module in modules]
 
@@ -41,7 +41,7 @@ def model_maps(
     """
     modules = sorted({module for module, _ in found})
     grids = {
-        title: grid_of({cell: value(item) for cell, item in found.items()}, modules, layers)
+        title: _grid_of({cell: value(item) for cell, item in found.items()}, modules, layers)
         for title, value in panels.items()
     }
     shared = scale([value for grid in grids.values() for row in grid for value in row])
@@ -53,16 +53,27 @@ def model_panels(labels: Sequence[str]) -> dict[str, Callable[[Sequence[float]],
     """Return what the maps of values by model show: each model; of many their mean, the least and the most."""
     if len(labels) > MOST_PANELS:
         return {
-            f"mean of {len(labels)} models": lambda values: math.fsum(values) / len(values),
-            "least of them": min,
-            "most of them": max,
+            f"mean of {len(labels)} models": lambda values: mean(known(values)),
+            "least of them": lambda values: min(known(values)),
+            "most of them": lambda values: max(known(values)),
         }
     return {label: lambda values, k=k: values[k] for k, label in enumerate(labels)}  # type: ignore[misc]
 
 
+def known(values: Iterable[float]) -> list[float]:
+    """Return the values without NaN; one NaN where nothing else is there."""
+    return [value for value in values if not math.isnan(value)] or [math.nan]
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean of one value or more."""
+    return math.fsum(values) / len(values)
+
+
 def pair_maps(panels: Mapping[str, tuple[Any, float | None]], labels: Sequence[str], cosine: Any) -> tuple[str, ...]:
     """Draw maps of pairs of models, in clustered order and without diagonals, each about its middle."""
-    order = clustered(cosine).leaves
+    root = clustered(cosine)
+    order = root.leaves
     names = [labels[k] for k in order]
     drawn = []
     for title, (table, middle) in panels.items():
@@ -71,7 +82,7 @@ def pair_maps(panels: Mapping[str, tuple[Any, float | None]], labels: Sequence[s
         scale = Scale.rising(values) if middle is None else Scale.about(middle, values)
         drawn.append(cells(grid, names, names, scale, title, "", written=len(names) <= MOST_WRITTEN))
     if len(labels) > 2:
-        drawn.insert(1, tree(clustered(cosine), labels, "which models stand near each other", "mean cosine of a group"))
+        drawn.insert(1, tree(root, labels, "which models stand near each other", "mean cosine of a group"))
     return tuple(drawn)
 
 
@@ -81,7 +92,7 @@ def clustered(table: Sequence[Sequence[float | None]]) -> Branch:
 
     def nearness(one: Branch, other: Branch) -> float:
         values = [table[i][j] or 0.0 for i in one.leaves for j in other.leaves]
-        return math.fsum(values) / len(values)
+        return mean(values)
 
     while len(groups) > 1:
         pairs = ((i, j) for j in range(len(groups)) for i in range(j))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +16,7 @@ from commands import call
 from tiny_models import make_tensors, save_model
 
 from fastmerge.analysis import analyze
-from fastmerge.pages import clustered
+from fastmerge.pages import clustered, model_panels
 from fastmerge.pages.svg import Scale, cells, lines
 
 FILES = {
@@ -115,6 +116,13 @@ def test_advice_follows_from_the_deltas(shares, method, left_out, tmp_path, gene
     page = (tmp_path / "r" / "report.html").read_text()
     assert f"Try first: {method} of " in page
     assert ("can be left out" in page) == (0.0 in shares) and ("Redundant beside" in page) == (0.01 in shares)
+
+
+def test_maps_of_many_models_leave_out_what_is_not_known():
+    panels = model_panels([str(k) for k in range(9)])
+    for values in ([math.nan, 1.0, 3.0], [1.0, 3.0, math.nan]):
+        assert [value(values) for value in panels.values()] == [2.0, 1.0, 3.0]
+    assert all(math.isnan(value([math.nan] * 9)) for value in panels.values())
 
 
 def test_many_models_are_ordered_by_nearness_and_fit_the_page(tmp_path, generator):

@@ -81,18 +81,16 @@ def _without_folders(text: str) -> str:
 
 
 def _cuda_extension() -> str:
-    if importlib.util.find_spec("fastmerge._cuda") is None:
-        return "not built: install fastmerge where nvcc is found, or with FASTMERGE_CUDA=1 to see why it is not"
-    why = kernels.why_no_cuda_extension()
-    return f"built{_compiled_for()}; " + (f"it cannot run: {why}" if why else "it runs here")
-
-
-def _compiled_for() -> str:
-    """Return for which GPUs the CUDA kernels are compiled, as a part of a sentence."""
     found = importlib.util.find_spec("fastmerge._cuda")
     if found is None or found.origin is None:
-        return ""
-    machine, intermediate = architectures(found.origin)
+        return "not built: install fastmerge where nvcc is found, or with FASTMERGE_CUDA=1 to see why it is not"
+    why = kernels.why_no_cuda_extension()
+    return f"built{_compiled_for(found.origin)}; " + (f"it cannot run: {why}" if why else "it runs here")
+
+
+def _compiled_for(path: str) -> str:
+    """Return for which GPUs the CUDA kernels in a file are compiled, as a part of a sentence."""
+    machine, intermediate = architectures(path)
     names = ", ".join(f"{arch // 10}.{arch % 10}" for arch in machine)
     newer = "; newer GPUs compile them on first use" if intermediate else ""
     return f" for compute capability {names or 'none'}{newer}"

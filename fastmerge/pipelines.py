@@ -23,12 +23,11 @@ from .engine.workplace import fits_in_memory, intermediates_of, place_on_disk
 from .errors import CheckpointError, OutputError
 from .plan import make_plan, plan_all
 from .plan.types import Plan
+from .progress import Progress, of_bytes
 from .recipe.pipeline import Pipeline, with_folders
 from .recipe.types import Recipe
 
 __all__ = ["Merged", "merge_all", "verify_all"]
-
-Progress = Callable[[int, int], None]
 
 _log = logging.getLogger(__name__)
 
@@ -249,8 +248,8 @@ def _report(
     from .merge_report import bytes_to_read, write_report  # with torch, which merges do not need
 
     first = done + _tensor_bytes(plan)
-    total = first + bytes_to_read(plan)
-    told = None if progress is None else lambda read: progress(min(first + read, total), total)
+    reads = bytes_to_read(plan)
+    told = of_bytes(_shifted(progress, first, first + reads), reads)
     return replace(found, page=write_report(plan, folder, found, options.ram, told))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from ..kernels import GRID, keep_all, mask_words
 from ..methods.emr import scale_of, unify
 from ..plan import make_plan
 from ..plan.types import OutputTensor
+from ..progress import Progress, of_bytes
 from ..recipe import load as load_recipe
 from .experts import FACTS, FORMAT, MASKS, UNIFIED, Experts, load, mask_name
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from ..checkpoint import InputFile
 
 DTYPES = {kind.name: kind for kind in (float32, bfloat16, float16)}
-
-Progress = Callable[[int, int], None]
 
 
 def save(
@@ -59,7 +58,7 @@ def save(
     named = models if isinstance(models, Mapping) else {str(i): model for i, model in enumerate(models)}
     outputs, files = _paired(os.fspath(base), {task: os.fspath(model) for task, model in named.items()})
     total = sum(tensor.nbytes for output in outputs for tensor in output.inputs.every)
-    told = None if progress is None else lambda done: progress(min(done, total), total)
+    told = of_bytes(progress, total)
     shapes = {output.name: tuple(output.shape) for output in outputs}
     words = {
         mask_name(task, name): ((mask_words(math.prod(shape)),), int32)

@@ -69,4 +69,4 @@ def analyze(
         click.echo(f"least in common: {names} (alignment {choice['score']:.3f}, of all pairs {choice['usual']:.3f})")
     if report.advice:
         click.echo(wrapped(report.advice))
-    click.echo(f"report: {report.folder}/report.html, {len(report.files)} files")
+    click.echo(f"report: {report.page}, {len(report.files)} files")

@@ -180,5 +180,5 @@ def _greedy(checkpoints: tuple[str, ...], out: str, score: str, options: dict[st
         print_json(dataclasses.asdict(found))
     elif not silent:
         facts = [("output", f"{out}: {found.report.tensors} tensors"), ("score", f"{found.score:g}")]
-        facts += [("report", f"{out}/report.html")] * bool(options["report"])
+        facts += [("report", found.report.page)] if found.report.page is not None else []
         print_facts([*facts, *((f"part {k}", model) for k, model in enumerate(found.models, 1))])

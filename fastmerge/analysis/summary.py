@@ -14,7 +14,7 @@ from .family import Family
 from .measures import Measure, add_up, cosines, opposed_shares, weighted_opposed_shares
 from .types import Analysis
 
-__all__ = ["by_cell", "by_layer", "summarize", "users_histogram"]
+__all__ = ["by_cell", "by_layer", "plain", "summarize", "users_histogram"]
 
 BINS = 24
 Key = TypeVar("Key", bound=Hashable)
@@ -55,7 +55,7 @@ def summarize(analysis: Analysis) -> dict[str, Any]:
     summary: dict[str, Any] = {} if analysis.family is None else _family(analysis, analysis.family)
     if analysis.theorem is not None:
         summary["theorem"] = dataclasses.asdict(analysis.theorem)
-    return _plain(summary)
+    return plain(summary)
 
 
 def _family(analysis: Analysis, family: Family) -> dict[str, Any]:
@@ -100,10 +100,10 @@ def _columns_mean(rows: Sequence[list[float]]) -> list[float]:
     return [math.fsum(column) / len(column) for column in zip(*rows, strict=True)]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return ``value`` with None in the place of what JSON lacks."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

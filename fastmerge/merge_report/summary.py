@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..analysis.summary import plain
 from ..engine import Report
-from ..engine.manifest import read_manifest
 from ..plan.types import OutputTensor
 from .effects import Effect, add_effects, add_moves
 from .measuring import Account, Measured
@@ -19,23 +19,24 @@ SCHEMA = 1
 MERGED = "the merge"
 
 
-def summarize(account: Account, folder: Any, report: Report | None) -> dict[str, Any]:
+def summarize(account: Account, output: str, versions: Mapping[str, str], report: Report | None) -> dict[str, Any]:
     """Return the numbers; what does not exist is None.
 
     Args:
-        folder: of the output, with its manifest.
-        report: of the run; None where it is not known.
+        output:   name of its folder.
+        versions: that made it, as its manifest has them.
+        report:   of the run; None where it is not known.
     """
-    plan, manifest = account.plan, read_manifest(folder)
+    plan = account.plan
     summary: dict[str, Any] = {
         "schema": SCHEMA,
-        "output": folder.name,
+        "output": output,
         "method": plan.method,
         "semantics": plan.semantics,
         "seed": plan.seed,
         "recipe": plan.recipe,
         "plan": plan.digest,
-        "versions": manifest["versions"],
+        "versions": dict(versions),
         "models": [
             {"label": label, "model": own.reference, "folder": own.folder, "bytes": sum(f.nbytes for f in own.files)}
             for label, own in zip(account.labels, plan.models, strict=True)
@@ -54,7 +55,7 @@ def summarize(account: Account, folder: Any, report: Report | None) -> dict[str,
         "run": None if report is None else _run(report),
         "notes": [*plan.notes, *(report.notes if report is not None else ())],
     }  # fmt: skip
-    return _plain(summary)
+    return plain(summary)
 
 
 def by_cell(account: Account, based: bool) -> dict[tuple[str, int], list[Measured]]:
@@ -139,12 +140,3 @@ def _run(report: Report) -> dict[str, Any]:
         "device_reason": report.device_reason,
         "resumed": report.resumed,
     }
-
-
-def _plain(value: Any) -> Any:
-    """Return ``value`` with None in the place of what JSON lacks."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

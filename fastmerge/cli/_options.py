@@ -98,10 +98,13 @@ DISTRIBUTED = click.option(
     is_flag=True,
     help="Share the merge among the processes that torchrun starts; --ram, --threads and --vram are of each of them.",
 )
+# Seconds of --rank-timeout where none are given; no default of the option, which is refused without --distributed.
+DEAD_AFTER = 120.0
 RANK_TIMEOUT = click.option(
     "--rank-timeout",
     type=click.FloatRange(min=1),
-    help="With --distributed: seconds after which a process that is not heard of counts as dead.  [default: 120]",
+    help="With --distributed: seconds after which a process that is not heard of counts as dead."
+    f"  [default: {DEAD_AFTER:g}]",
 )
 NAMES = click.option(
     "--names",

@@ -14,7 +14,7 @@ from ..sizes import show_size
 from ._errors import Command
 from ._explaining import show_explanations
 from ._mergekit import device_of
-from ._options import DISTRIBUTED, RANK_TIMEOUT, RECIPE, together
+from ._options import DEAD_AFTER, DISTRIBUTED, RANK_TIMEOUT, RECIPE, together
 from ._output import note, print_facts, print_json
 from ._planning import CHECKING, PLANNING, RUNNING, Planned, planned, show_files, show_plans
 from ._progress import progress
@@ -31,11 +31,8 @@ PUSHING = together(
 )
 # Seconds of a run above which it is said what bounded it: below, starting up is most of it.
 LONG = 5.0
-# Seconds after which a rank that is not heard of counts as dead, where none are given.
-DEAD_AFTER = 120.0
 # How often a run takes that bound, above which it is said what else it did.
 FAR = 1.5
-_DOING = {"read": "reading the inputs", "compute": "computing", "write": "writing the output"}
 
 REPORT = click.option(
     "--report", is_flag=True, help="Write report.html into OUT: what the merge did, by a second read of the inputs."
@@ -295,6 +292,8 @@ def _limit(report: Report, out: str) -> Limit | None:
 
 def _bound(report: Report, limit: Limit) -> str:
     """Return in words how near a run came to it, and what kept it away."""
+    from ..engine.report import DOING
+
     times = report.seconds / limit.seconds
-    away = f", most of it {_DOING[report.bounded_by]}" if times > FAR else ""
+    away = f", most of it {DOING[report.bounded_by]}" if times > FAR else ""
     return f"{limit}; the merge took {times:.2f} times that{away}"

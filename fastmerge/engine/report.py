@@ -13,6 +13,8 @@ from ..results import Result
 from ..sizes import show_size
 
 STAGES = ("read", "compute", "write")
+DOING = {"read": "reading the inputs", "compute": "computing", "write": "writing the output"}
+"""What bounds a run (``Report.bounded_by``), in words."""
 
 
 def peak_rss() -> int:

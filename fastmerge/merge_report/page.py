@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ..engine.report import DOING
 from ..pages import Page, Section, Table
 from ..plan.trust import listing
 from ..sizes import show_size
 from .measuring import Account
 from .pictures import of_effects
 from .tensors import MOST_ROWS, cut, of_tensors
-from .words import DOING, sentences
+from .words import sentences
 
 __all__ = ["page_of"]
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ..engine.report import DOING
 from ..pages import percent
 from ..sizes import show_size
 
-__all__ = ["DOING", "sentences"]
-
-DOING = {"read": "reading the inputs", "compute": "computing", "write": "writing the output"}
-
+__all__ = ["sentences"]
 
 MOST_NAMED = 8
 # Share of a model's changes that go the other way in the merge from which on it is said.

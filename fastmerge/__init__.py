@@ -86,15 +86,18 @@ class _Called(ModuleType):
     """``fastmerge.plan(recipe)`` and ``fastmerge.methods()``; the modules hold what makes plans, and the methods."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        home, name = _CALLED[self.__name__.rpartition(".")[2]]
-        return getattr(importlib.import_module(f"{__name__}.{home}"), name)(*arguments, **options)
+        return self._function(*arguments, **options)
 
     @property
     def __signature__(self) -> Any:
         import inspect
 
+        return inspect.signature(self._function)
+
+    @property
+    def _function(self) -> Any:
         home, name = _CALLED[self.__name__.rpartition(".")[2]]
-        return inspect.signature(getattr(importlib.import_module(f"{__name__}.{home}"), name))
+        return getattr(importlib.import_module(f"{__name__}.{home}"), name)
 
 
 class _Root(ModuleType):

@@ -53,21 +53,22 @@ def _give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def workers_within(needs: Sequence[tuple[int, str]], ram: int) -> int:
+def workers_within(needs: Sequence[tuple[int, str]], ram: int, held: int = 0) -> int:
     """Return how many threads the budget allows, one per core at most.
 
     Args:
         needs: the bytes that each item takes at most, and what takes them.
+        held:  bytes that are held beside them meanwhile.
     Raises:
         BudgetError: not even the item that needs most fits alone.
     """
     needs = sorted(needs, key=lambda need: -need[0])
-    if needs and needs[0][0] > ram:
+    if needs and held + needs[0][0] > ram:
         raise BudgetError(
-            f"the memory budget of {ram} bytes is too small: {needs[0][1]} takes up to {needs[0][0]} (--ram)"
+            f"the memory budget of {ram} bytes is too small: {needs[0][1]} takes up to {held + needs[0][0]} (--ram)"
         )
     workers = 1
-    while workers < min(len(os.sched_getaffinity(0)), len(needs)) and _sum(needs[: workers + 1]) <= ram:
+    while workers < min(len(os.sched_getaffinity(0)), len(needs)) and held + _sum(needs[: workers + 1]) <= ram:
         workers += 1
     return workers
 

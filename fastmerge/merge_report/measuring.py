@@ -76,9 +76,8 @@ def measure_all(
         BudgetError: the memory is too small.
     """
     found: dict[str, Measured] = {}
-    beside = gathered_bytes(plan.outputs)
     todo = [pair for pair in pairs if pair.merged is not None]
-    workers = workers_within([_needed(pair) for pair in todo], max(ram - beside, 1))
+    workers = workers_within([_needed(pair) for pair in todo], ram, held=gathered_bytes(plan.outputs))
     with PlannedFiles(plan, files) as inputs, DeltaReader(inputs, told) as reader:
 
         def look(pair: Paired) -> None:

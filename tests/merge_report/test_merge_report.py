@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tiny_models import save_family, save_model
 
 import fastmerge
+from fastmerge.analysis.spreading import workers_within
 from fastmerge.merge_report import NAMES
 
 MODELS = ("one", "two", "three")
@@ -162,3 +163,10 @@ def test_what_cannot_be_measured_is_said(family, tmp_path):
     with pytest.raises(fastmerge.FastmergeError, match=r"measuring .* for the report takes up to \d+ \(--ram\)"):
         fastmerge.merge(recipe(family, "linear"), tmp_path / "small", report=True, ram="2MB")
     assert fastmerge.verify(tmp_path / "small").ok  # the merge is there
+
+
+def test_a_budget_that_is_too_small_is_named_as_it_was_given():
+    """Adapters, which are held meanwhile, count to what is needed."""
+    assert workers_within([(5, "a"), (7, "b")], 10, held=3) == 1
+    with pytest.raises(fastmerge.FastmergeError, match=r"budget of 10 bytes is too small: b takes up to 11 \(--ram\)"):
+        workers_within([(5, "a"), (7, "b")], 10, held=4)

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 
 from ..checkpoint import InputFile
+from ..checkpoint.joining import read_joined
 from ..errors import CheckpointError, InputChanged, OutputError, explained
 from ..plan.types import Shard
 from .arena import PAGE
 from .caching import is_local, libc, resident
-from .joining import read_joined
 
 # Bytes of a file that are looked for in the page cache.
 PROBES = 32

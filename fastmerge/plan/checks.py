@@ -88,7 +88,7 @@ def _check_integers(row: Row, integers: str, findings: Findings) -> bool:
     dtypes = {tensor.dtype for tensor in row.inputs.every}
     if integers != "equal" and len(dtypes) == 1 and all(tensor.plain for tensor in row.inputs.every):
         return True
-    if equal_values(row.inputs.every):
+    if equal_values(row.inputs.every, row.members.models.every):
         return True
     tensor, model = next((t, m) for t, m in row.pairs if t.dtype not in MERGED)
     what = f"a tensor of {', '.join(sorted(map(str, dtypes)))} differs between the models"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from ..checkpoint.joining import read_joined
+from ..errors import CheckpointError
 from .models import OpenModel
 from .types import InputTensor
 
@@ -16,34 +18,54 @@ _PROBE = 1 << 12
 def is_copy_of_embedding(model: OpenModel, tensor: InputTensor) -> bool:
     """True for another tensor of a model that holds the bytes of its embedding. Reads both, unless a sample differs."""
     embedding = model.embedding
-    return embedding is not None and tensor is not embedding and equal_values((tensor, embedding))
+    return embedding is not None and tensor is not embedding and equal_values((tensor, embedding), (model, model))
 
 
-def equal_values(tensors: Sequence[InputTensor]) -> bool:
-    """True for tensors of one shape, dtype and value; decoded, summed and gathered ones only if they are one."""
+def equal_values(tensors: Sequence[InputTensor], models: Sequence[OpenModel]) -> bool:
+    """True for tensors of one shape, dtype and value; decoded, summed and gathered ones only if they are one.
+
+    ``models`` are those that the tensors are of, each with its own.
+    """
     first, *others = tensors
     if any(tensor.gathered for tensor in tensors):
         return all(other == first for other in others)
     if any((other.shape, other.dtype) != (first.shape, first.dtype) for other in others):
         return False
-    places = {(tensor.path, tensor.offset, tensor.nbytes) for tensor in tensors}
     if not all(tensor.plain for tensor in tensors):
-        made_of = [(tensor.coded, tensor.adapters) for tensor in tensors]
-        return len(places) == 1 and all(parts == made_of[0] for parts in made_of)
-    return all(_equal_ranges(min(places), place) for place in places if place != min(places))
+        made_of = [(t.path, t.offset, t.nbytes, t.coded, t.adapters) for t in tensors]
+        return all(parts == made_of[0] for parts in made_of)
+    ranges = [_Range(tensor, model) for tensor, model in zip(tensors, models, strict=True)]
+    return all(_equal_ranges(ranges[0], other) for other in ranges[1:])
 
 
-def _equal_ranges(one: tuple[str, int, int], other: tuple[str, int, int]) -> bool:
-    """Compare two ranges of files, a sample of small blocks first, because most ranges that differ do so everywhere."""
-    (path, start, nbytes), (path2, start2, nbytes2) = one, other
-    if nbytes != nbytes2:
-        return False
+class _Range:
+    """The bytes of a tensor, which may lie in pieces."""
+
+    def __init__(self, tensor: InputTensor, model: OpenModel):
+        self.nbytes = tensor.nbytes
+        file = next((f for f in model.files if f.path == tensor.path and tensor.offset >= f.nbytes), None)
+        self.place = tensor.path, tensor.offset, file.joined if file else ()
+
+    def read(self, at: int, count: int) -> bytearray:
+        (path, start, layout), data = self.place, bytearray(min(count, self.nbytes - at))
+        if layout:
+            read_joined(layout, start + at, memoryview(data), _read)
+        else:
+            _read(path, start + at, memoryview(data))
+        return data
+
+
+def _read(path: str, offset: int, into: memoryview) -> None:
+    with open(path, "rb", buffering=0) as file:
+        if os.preadv(file.fileno(), [into], offset) != len(into):
+            raise CheckpointError(f"{path}: ends before byte {offset + len(into)} (copy it again)")
+
+
+def _equal_ranges(one: _Range, other: _Range) -> bool:
+    """Compare two ranges of bytes, a sample of small blocks first, because most that differ do so everywhere."""
+    if one.place == other.place or one.nbytes != other.nbytes:
+        return one.nbytes == other.nbytes
+    nbytes = one.nbytes
     sample = ((i * nbytes // _PROBES, _PROBE) for i in range(_PROBES)) if nbytes > _PROBES * _PROBE else ()
     whole = ((at, _BLOCK) for at in range(0, nbytes, _BLOCK))
-    with open(path, "rb") as left, open(path2, "rb") as right:
-        return all(
-            os.pread(left.fileno(), min(count, nbytes - at), start + at)
-            == os.pread(right.fileno(), min(count, nbytes - at), start2 + at)
-            for blocks in (sample, whole)
-            for at, count in blocks
-        )
+    return all(one.read(at, count) == other.read(at, count) for blocks in (sample, whole) for at, count in blocks)

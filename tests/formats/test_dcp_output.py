@@ -253,6 +253,26 @@ def test_a_head_that_is_the_embedding(tmp_path):
     same(loaded(tmp_path / "like", both), both | {"lm_head.weight": tensors["model.embed_tokens.weight"]})
 
 
+@pytest.mark.parametrize("at_once", [300, state_items.AT_ONCE])
+def test_tensors_in_pieces_are_compared_by_their_bytes(tmp_path, monkeypatch, at_once):
+    """A head that is no copy of the embedding is kept; integers that differ are refused."""
+    monkeypatch.setattr(state_items, "AT_ONCE", at_once)
+    own = make_tensors(1, **SIZE)
+    own |= {"lm_head.weight": own["model.embed_tokens.weight"].clone(), "model.count": torch.arange(500)}
+    changed = {name: own[name].clone() for name in ("lm_head.weight", "model.count")}
+    for tensor in changed.values():
+        tensor.view(-1)[-1] += 1
+    for name, tensors in (("copy", own), ("differs", own | changed)):
+        save_model(tmp_path / f"{name}-hub", tensors, tie_word_embeddings=True)
+        to_dcp(tmp_path / f"{name}-hub", tmp_path / name)
+        recipe = {"merge_method": "passthrough", "models": [{"model": str(tmp_path / name)}]}
+        kept = {output.name for output in fastmerge.check(recipe).outputs}
+        assert own.keys() - kept == ({"lm_head.weight"} if name == "copy" else set())
+    both = [{"model": str(tmp_path / name), "parameters": {"weight": 1}} for name in ("copy", "differs")]
+    with pytest.raises(InvalidInput, match=r"model\.count: a tensor of int64 differs between the models"):
+        fastmerge.check({"merge_method": "linear", "models": both})
+
+
 def test_a_pattern_of_another_model(model, tmp_path):
     folder, tensors = model
     dcp.save({"model": tensors}, checkpoint_id=str(tmp_path / "run"), no_dist=True)

@@ -102,10 +102,10 @@ def test_narrow_and_wide_columns(tmp_path, monkeypatch):
             assert file.readinto(into) == len(into)
 
     for direct, buffer in ((1 << 16, 1 << 18), (1 << 16, 8), (4, 8), (1, 8)):
-        monkeypatch.setattr("fastmerge.engine.joining._DIRECT", direct)
-        monkeypatch.setattr("fastmerge.engine.joining._BUFFER", buffer)
+        monkeypatch.setattr("fastmerge.checkpoint.joining._DIRECT", direct)
+        monkeypatch.setattr("fastmerge.checkpoint.joining._BUFFER", buffer)
         found = bytearray(120)
-        fastmerge.engine.joining.read_joined(layout, 4096, memoryview(found), read)
+        fastmerge.checkpoint.joining.read_joined(layout, 4096, memoryview(found), read)
         assert found == matrix.numpy().tobytes()
 
 

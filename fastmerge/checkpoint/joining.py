@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from ..checkpoint.joined import Joined, Piece
+from .joined import Joined, Piece
 
 # Narrower pieces are read many rows at a time, into a buffer of so many bytes, and put in their places from there.
 _DIRECT = 1 << 16

@@ -24,9 +24,6 @@ from .strip import empty, on_host
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Models of a merge whose answers stay: kMaxTensors of csrc/cuda/operations.h.
-MOST = 64
-
 __all__ = ["FoundBoundary", "FoundFactors", "all_found", "answers_stay", "matched_factors"]
 
 # The kernels compare numbers; a boundary among the NaNs is left to the host.
@@ -38,7 +35,7 @@ Answer = FoundBoundary | FoundFactors
 
 def answers_stay(tensors: Sequence[Tensor]) -> bool:
     """Return whether kernels can leave the answers about deltas of ``tensors`` on their device."""
-    return len(tensors) <= MOST and serves("cuda", tensors[0], _cuda.why_unavailable)
+    return serves("cuda", tensors[0], _cuda.why_unavailable) and len(tensors) <= _cuda.extension().max_tensors
 
 
 def matched_factors(tables: Sequence[Tensor], weights: Sequence[Sequence[float]], tiny: float) -> list[FoundFactors]:

@@ -38,26 +38,26 @@ def answers_stay(tensors: Sequence[Tensor]) -> bool:
     return serves("cuda", tensors[0], _cuda.why_unavailable) and len(tensors) <= _cuda.extension().max_tensors
 
 
-def matched_factors(tables: Sequence[Tensor], weights: Sequence[Sequence[float]], tiny: float) -> list[FoundFactors]:
+def matched_factors(tables: Sequence[Tensor], rules: Sequence[tuple[Sequence[float], float]]) -> list[FoundFactors]:
     """Begin to compute factors that give deltas back their norms, and return where they will be.
 
-    A factor is ``weight * (total / kept)`` in float64, rounded to float32; the weight where a norm is below ``tiny``.
-    They are not found where a total, or a factor in float32, is not finite.
+    A factor is ``weight * (total / kept)`` in float64, rounded to float32; the weight where a norm is below the
+    least. They are not found where a total, or a factor in float32, is not finite.
 
     Args:
-        tables:  per tensor, what ``norm_partials`` wrote of its N deltas, on one GPU.
-        weights: per tensor, one per delta.
+        tables: per tensor, what ``norm_partials`` wrote of its N deltas, on one GPU.
+        rules:  per tensor, its weights, one per delta, and the least norm.
     """
     sums = device_sums(tables)
     assert sums is not None, "answers stay on this device"
-    values = empty(sums, float32, sum(len(each) + 1 for each in weights))
+    values = empty(sums, float32, sum(len(weights) + 1 for weights, _ in rules))
     found, columns, start = [], 0, 0
-    for each in weights:
+    for weights, least in rules:
         _cuda.extension().matched_factors(
-            values.data_ptr() + 4 * start, sums.data_ptr() + 8 * columns, list(each), tiny, _cuda.stream(values)
+            values.data_ptr() + 4 * start, sums.data_ptr() + 8 * columns, list(weights), least, _cuda.stream(values)
         )
-        found.append(FoundFactors(values, start, each))
-        columns, start = columns + 2 * len(each), start + len(each) + 1
+        found.append(FoundFactors(values, start, weights))
+        columns, start = columns + 2 * len(weights), start + len(weights) + 1
     return found
 
 

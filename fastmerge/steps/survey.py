@@ -126,11 +126,11 @@ class Norms(TableSurvey):
 
     @classmethod
     def leave_all(cls, surveys: Sequence[Any], sources: Sequence[Resident]) -> list[Any] | None:
-        if any(survey.factors_of is None for survey in surveys):
+        rules = [survey.factors_of for survey in surveys]
+        if None in rules:
             return None
         tables = [survey.partials(*source.chunks()) for survey, source in zip(surveys, sources, strict=True)]
-        weights = [survey.factors_of[0] for survey in surveys]
-        return list(kernels.matched_factors(tables, weights, surveys[0].factors_of[1]))
+        return kernels.matched_factors(tables, rules)
 
 
 @dataclass(frozen=True)

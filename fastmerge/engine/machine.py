@@ -94,7 +94,9 @@ class Machine:
             out:     folder of the output.
             bus:     bytes per second that go to a GPU, while as many come back; None merges on the processor.
         """
-        found = [Limit("copying input and output once through memory", read + written, self.copying)]
+        found = []
+        if rate := self.copying:
+            found.append(Limit("copying input and output once through memory", read + written, rate))
         if bus:
             found.append(Limit("bringing the inputs to the GPU", read, bus))
         if cold and (rate := self.reading(path)):
@@ -105,7 +107,7 @@ class Machine:
 
     @property
     def copying(self) -> float:
-        """Of memory, by all cores: each byte is read and written."""
+        """Of memory, by all cores: each byte is read and written; 0 where there is no memory or thread for it."""
         return self._rate("memory", _copy_rate)
 
     def reading(self, path: str) -> float:
@@ -120,7 +122,7 @@ class Machine:
         if name not in self._rates:
             try:
                 self._rates[name] = measure()
-            except (OSError, RuntimeError):  # a GPU that is full, too
+            except (MemoryError, OSError, RuntimeError):  # no memory, no threads, or a GPU that is full
                 self._rates[name] = 0.0
             self._keep()
         return self._rates[name]

@@ -79,3 +79,13 @@ def test_where_there_is_no_direct_access_the_disk_is_no_bound(tmp_path, monkeypa
     (tmp_path / "input").write_bytes(bytes(8192))
     found = Machine().limits(8192, 8192, 10, str(tmp_path / "input"), str(tmp_path))
     assert [limit.what.split()[0] for limit in found] == ["copying"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+def test_what_cannot_be_measured_is_no_bound(tmp_path, monkeypatch, error):
+    def failing(*_):
+        raise error
+
+    for measure in ("_copy_rate", "_read_rate", "_write_rate"):
+        monkeypatch.setattr(machine, measure, failing)
+    assert limit_of(Machine().limits(8192, 8192, 10, str(tmp_path), str(tmp_path))) is None

@@ -119,7 +119,7 @@ def _chosen(recipe: Recipe, models: Sequence[OpenModel], findings: Findings) -> 
 
 def _fault(text: str) -> str | None:
     """Return what is wrong with Jinja text, or None."""
-    import jinja2  # torch requires it
+    import jinja2
 
     try:
         jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", text))

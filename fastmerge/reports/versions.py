@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
-REQUIRED = ("torch", "numpy", "safetensors", "pydantic", "PyYAML", "click", "rich", "xxhash")
+REQUIRED = ("torch", "numpy", "safetensors", "pydantic", "PyYAML", "click", "rich", "jinja2", "xxhash")
 
 
 def version_of(distribution: str) -> str | None:

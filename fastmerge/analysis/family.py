@@ -105,7 +105,9 @@ def open_family(base: str, models: Sequence[str], training: Mapping[str, Any] | 
     outputs = [output for output in plan.outputs if output.inputs.base is not None and output.nbytes]
     places, layers = places_of(output.name for output in outputs)
     tensors = [_matched(output, *places[output.name]) for output in outputs]
-    files = tuple({file.path: file for model in plan.models for file in model.files}.values())
+    # Models under several keys of a checkpoint of training have a file in common, each with its own tensors there.
+    each = {(file.path, tuple(t.start for t in file.joined)): file for model in plan.models for file in model.files}
+    files = tuple(each.values())
     return Family(base, tuple(models), labels_of(models), tuple(tensors), files, layers, plan.notes, training or {})
 
 

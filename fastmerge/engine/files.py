@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 
 from ..checkpoint import InputFile
+from ..checkpoint.joined import Joined
 from ..checkpoint.joining import read_joined
 from ..errors import CheckpointError, InputChanged, OutputError, explained
 from ..plan.types import Shard
@@ -30,8 +31,14 @@ class InputFiles:
     """The files that a run reads. They must be, from the first byte to the last, what the plan saw."""
 
     def __init__(self, files: Iterable[InputFile]):
-        self._files = {file.path: file for file in files}
-        self._joined = {file.path: file for file in self._files.values() if file.joined}
+        every = list(files)
+        self._files = {file.path: file for file in every}
+        # Models under several keys of one folder have a file in common, each with a layout of its own tensors.
+        layouts: dict[str, dict[int, Joined]] = {}
+        for file in every:
+            if file.joined:
+                layouts.setdefault(file.path, {}).update((tensor.start, tensor) for tensor in file.joined)
+        self._joined = {path: [found[start] for start in sorted(found)] for path, found in layouts.items()}
         self._open: dict[str, int] = {}
         self._cached: dict[str, bool] = {}
         self._ahead: Callable[[str, int, memoryview], bool] | None = None
@@ -113,8 +120,8 @@ class InputFiles:
 
     def read(self, path: str, offset: int, into: memoryview) -> None:
         """Fill ``into`` with the bytes from ``offset`` on, or with those of a tensor in pieces, which begins there."""
-        if self._joined and path in self._joined and offset >= self._joined[path].nbytes:
-            read_joined(self._joined[path].joined, offset, into, self._read)
+        if self._joined and path in self._joined and offset >= self._files[path].nbytes:
+            read_joined(self._joined[path], offset, into, self._read)
         elif self._ahead is None or not self._ahead(path, offset, into):
             self._read(path, offset, into)
 

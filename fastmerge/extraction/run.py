@@ -174,7 +174,7 @@ def extract(
     models = first, second
     selection = select(*models, Wanted(matrices, tuple(include), tuple(exclude), embeddings))
     _check_budget(selection, rank, parse_size(ram))
-    files = {file.path: file for model in models for file in model.files}.values()
+    files = [file for model in models for file in model.files]
     total = sum(t.nbytes for pair in selection.pairs for t in pair)
     with (
         appearing(out) as folder,

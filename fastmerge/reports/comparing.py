@@ -149,8 +149,7 @@ def diff(a: str | os.PathLike[str], b: str | os.PathLike[str], *, names: Table |
 
 def compare(a: Checkpoint, b: Checkpoint) -> Iterator[TensorDifference]:
     """Yield the difference of every tensor, in the order of ``a``, then those that only ``b`` has."""
-    files = {file.path: file for checkpoint in (a, b) for file in checkpoint.files}
-    with InputFiles(files.values()) as inputs:
+    with InputFiles((*a.files, *b.files)) as inputs:
         inputs.open()
         memory = Arena(2 * CHUNK * WIDEST, strips=True)
         for name, entry in a.tensors.items():

@@ -19,6 +19,7 @@ from fastmerge.checkpoint.distributed.tables import NamesError
 from fastmerge.conversion import dcp as writing
 from fastmerge.conversion import state as state_items
 from fastmerge.conversion import to_dcp, to_hub
+from fastmerge.conversion.distcp import Chunk, Writer
 from fastmerge.errors import CheckpointError, InvalidInput, OutputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore:.*TypedStorage is deprecated")
@@ -271,6 +272,31 @@ def test_tensors_in_pieces_are_compared_by_their_bytes(tmp_path, monkeypatch, at
     both = [{"model": str(tmp_path / name), "parameters": {"weight": 1}} for name in ("copy", "differs")]
     with pytest.raises(InvalidInput, match=r"model\.count: a tensor of int64 differs between the models"):
         fastmerge.check({"merge_method": "linear", "models": both})
+
+
+def test_two_keys_of_one_folder_in_pieces(tmp_path):
+    """Both models have addresses behind one ``.metadata``: none may be taken for the other's."""
+    (tmp_path / "run").mkdir()
+    generator = torch.Generator().manual_seed(0)
+    models = {
+        key: {name: torch.randn(8, 4, generator=generator) for name in ("a.weight", "b.weight")}
+        for key in ("ema", "model")
+    }
+    with Writer(tmp_path / "run", 1 << 20) as writer:
+        for key, tensors in models.items():
+            for name, tensor in tensors.items():
+                chunks = [Chunk((0, 0), (5, 4)), Chunk((5, 0), (3, 4))]
+                writer.describe(f"{key}.{name}", (key, name), tensor.dtype, (8, 4), chunks)
+                for chunk, values in zip(chunks, tensor.split([5, 3]), strict=True):
+                    writer.tensor(f"{key}.{name}", chunk, values)
+        writer.finish()
+    one, other = (f"{tmp_path}/run::{key}" for key in models)
+    both = [{"model": place, "parameters": {"weight": 1}} for place in (one, other)]
+    fastmerge.merge({"merge_method": "linear", "parameters": {"normalize": False}, "models": both}, tmp_path / "out")
+    ema, model = models.values()
+    same(load_file(tmp_path / "out/model.safetensors"), {name: ema[name] + model[name] for name in ema})
+    found = fastmerge.diff(one, other)
+    assert found.equal == 0 and abs(found.cosine) < 1
 
 
 def test_a_pattern_of_another_model(model, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...dtypes import DType
@@ -34,6 +34,7 @@ def open_dcp(folder: str, key: str | None, config: dict[str, Any] | None) -> Che
     chosen = choose(folder, stored.tensors, key)
     status = os.stat(path)
     items, files = _items(folder, chosen)
+    starts = _starts(stored.tensors.values(), status.st_size)
     layout: list[Joined] = []
     tensors: dict[str, TensorEntry] = {}
     for name, tensor in chosen.items():
@@ -41,12 +42,21 @@ def open_dcp(folder: str, key: str | None, config: dict[str, Any] | None) -> Che
         if not isinstance(dtype, DType):
             raise CheckpointError(f"{path}: {name} is {dtype}, which no model has (leave it out of the checkpoint)")
         chunks = [_chunk(folder, name, tensor, dtype, chunk, items[_place(chunk)]) for chunk in tensor.chunks]
-        tensors[name] = entry_of(path, name, tensor.shape, dtype, chunks, status.st_size, layout)
+        tensors[name] = entry_of(path, name, tensor.shape, dtype, chunks, starts[id(tensor)], layout)
     own = InputFile(
         path, status.st_size, status.st_mtime_ns, hashlib.sha256(stored.data).hexdigest(), joined=tuple(layout)
     )
     source = f"{folder}{SEPARATOR}{key}" if key else ""
     return Checkpoint(folder, (own, *files), in_order(tensors), config, source=source)
+
+
+def _starts(tensors: Iterable[StoredTensor], size: int) -> dict[int, int]:
+    """Return an address behind ``size`` for each tensor, by its ``id``: the same one whichever key is opened."""
+    starts = {}
+    for tensor in tensors:
+        starts[id(tensor)] = size = -(-size // PAGE) * PAGE
+        size += math.prod(tensor.shape) * (tensor.dtype.itemsize if isinstance(tensor.dtype, DType) else 0)
+    return starts
 
 
 def entry_of(

@@ -38,11 +38,9 @@ def open_shards(folder: str, key: str | None, config: dict[str, Any] | None, nam
                 raise CheckpointError(f"{path}: {name} is {entry.dtype}, but {dtypes[name]} in another ({_AGAIN})")
             chunks.setdefault(name, []).append(Chunk(at, entry.shape, path, entry.offset))
     layout: list[Joined] = []
-    found = {
-        name: _entry(files[0], name, dtypes[name], own, layout)
-        for name, own in chunks.items()
-        if key is None or name.startswith(f"{key}.")
-    }
+    # Addresses are the same ones whichever key is opened.
+    every = {name: _entry(files[0], name, dtypes[name], own, layout) for name, own in chunks.items()}
+    found = {name: entry for name, entry in every.items() if key is None or name.startswith(f"{key}.")}
     if not found:
         raise CheckpointError(f"{folder}: holds no tensors{f' under the key {key}' if key else ''}")
     files[0] = replace(files[0], joined=tuple(layout))

@@ -75,15 +75,16 @@ MappedFile::MappedFile(int fd, std::size_t nbytes) : size_(nbytes), watch_(0) {
   }
   data_ = static_cast<char*>(mapping);
   watch.broken = false;
-  watch.end = reinterpret_cast<std::uintptr_t>(data_) + (nbytes + kPage - 1) / kPage * kPage;
-  watch.begin = reinterpret_cast<std::uintptr_t>(data_);
+  watch.begin = reinterpret_cast<std::uintptr_t>(data_);  // before the end: never wider than the mapping
+  watch.end = watch.begin + (nbytes + kPage - 1) / kPage * kPage;
   install();
 }
 
 MappedFile::~MappedFile() {
   Watch& watch = watches[watch_];
+  watch.end = 0;  // before its addresses can become those of something else
+  watch.begin = 0;
   ::munmap(data_, size_);
-  watch.begin = watch.end = 0;
   watch.used = false;
 }
 

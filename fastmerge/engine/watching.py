@@ -21,24 +21,24 @@ class Watch:
 
     def __init__(self, output: OutputTensor, finite: bool):
         self._output, self.finite = output, finite
-        self._sums: dict[tuple[str, int], Checksum] = {}
+        # By identity: two inputs may be the same stored tensor, one of them read by rows and the other by cells.
+        self._sums: dict[int, Checksum] = {}
 
     def look(self, entry: InputTensor | TensorEntry, dtype: DType, start: int, data: memoryview, row: int = 0) -> None:
         """Take ``data``, the elements from ``start`` on of a stored tensor: whole rows, or whole cells where row is 0.
 
-        Suspect where a number is not finite that has to be.
+        ``entry`` is one of ``InputTensor.summed`` itself. Suspect where a number is not finite that has to be.
         """
         if self.finite and not all_finite(data, dtype):
             raise Suspect([self._output])
         if row == 0 or row * dtype.itemsize >= LEAST_ROW_BYTES:
-            key = entry.path, entry.offset
-            if key not in self._sums:
+            if id(entry) not in self._sums:
                 numel = entry.nbytes // dtype.itemsize
-                self._sums.setdefault(key, Checksum(numel, dtype.itemsize, row or BLOCK))
-            self._sums[key].add(start * dtype.itemsize, data)
+                self._sums.setdefault(id(entry), Checksum(numel, dtype.itemsize, row or BLOCK))
+            self._sums[id(entry)].add(start * dtype.itemsize, data)
 
     def checksums(self) -> list[str]:
         """Return a checksum for each stored tensor, in the order of ``InputTensor.summed``; "" where there is none."""
         parts = [part for tensor in self._output.inputs.every for part in tensor.summed]
-        sums = [self._sums.get((part.path, part.offset)) for part in parts]
+        sums = (self._sums.get(id(part)) for part in parts)
         return [found.hex() if found is not None else "" for found in sums]

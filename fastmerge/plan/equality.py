@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
-from ..checkpoint.joining import read_joined
-from ..errors import CheckpointError
 from .models import OpenModel
+from .stored import Stored
 from .types import InputTensor
 
 _BLOCK = 1 << 22
@@ -34,34 +32,11 @@ def equal_values(tensors: Sequence[InputTensor], models: Sequence[OpenModel]) ->
     if not all(tensor.plain for tensor in tensors):
         made_of = [(t.path, t.offset, t.nbytes, t.coded, t.adapters) for t in tensors]
         return all(parts == made_of[0] for parts in made_of)
-    ranges = [_Range(tensor, model) for tensor, model in zip(tensors, models, strict=True)]
+    ranges = [Stored(tensor, model) for tensor, model in zip(tensors, models, strict=True)]
     return all(_equal_ranges(ranges[0], other) for other in ranges[1:])
 
 
-class _Range:
-    """The bytes of a tensor, which may lie in pieces."""
-
-    def __init__(self, tensor: InputTensor, model: OpenModel):
-        self.nbytes = tensor.nbytes
-        file = next((f for f in model.files if f.path == tensor.path and tensor.offset >= f.nbytes), None)
-        self.place = tensor.path, tensor.offset, file.joined if file else ()
-
-    def read(self, at: int, count: int) -> bytearray:
-        (path, start, layout), data = self.place, bytearray(min(count, self.nbytes - at))
-        if layout:
-            read_joined(layout, start + at, memoryview(data), _read)
-        else:
-            _read(path, start + at, memoryview(data))
-        return data
-
-
-def _read(path: str, offset: int, into: memoryview) -> None:
-    with open(path, "rb", buffering=0) as file:
-        if os.preadv(file.fileno(), [into], offset) != len(into):
-            raise CheckpointError(f"{path}: ends before byte {offset + len(into)} (copy it again)")
-
-
-def _equal_ranges(one: _Range, other: _Range) -> bool:
+def _equal_ranges(one: Stored, other: Stored) -> bool:
     """Compare two ranges of bytes, a sample of small blocks first, because most that differ do so everywhere."""
     if one.place == other.place or one.nbytes != other.nbytes:
         return one.nbytes == other.nbytes

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 import fastmerge
 from fastmerge.cli import main
+from fastmerge.conversion import state as state_items
+from fastmerge.conversion import to_dcp
 
 PROMPTS = [["the cat runs code", "hello king"], ["math adds numbers"]]
 NEGATIVE = ["red blue"]
@@ -150,6 +152,27 @@ def test_embeddings_are_read_from_other_files_too(dense, tmp_path):
     found = build(recipe(dense, "mixtral", gate_mode="cheap_embed", base_model=str(stored)), tmp_path / "out")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+@pytest.fixture
+def of_training(dense, tmp_path, monkeypatch) -> str:
+    """The base as a checkpoint of training, whose files hold its tensors in pieces."""
+    monkeypatch.setattr(state_items, "AT_ONCE", 300)
+    to_dcp(dense / "mistral" / "base", tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+def test_embeddings_of_checkpoints_of_training(dense, tmp_path, of_training):
+    expected = build(recipe(dense, "mixtral", gate_mode="cheap_embed"), tmp_path / "expected")
+    found = build(recipe(dense, "mixtral", gate_mode="cheap_embed", base_model=of_training), tmp_path / "out")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_hidden_states_need_a_model_that_transformers_loads(dense, tmp_path, of_training):
+    with pytest.raises(fastmerge.FastmergeError, match=r"cannot run the base .* no folder that transformers loads"):
+        fastmerge.merge(recipe(dense, "mixtral", gate_mode="hidden", base_model=of_training), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("mode", ["cheap_embed", "hidden"])

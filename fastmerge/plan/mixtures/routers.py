@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from ...checkpoint.trained import is_trained
 from ...dtypes import ALL, float32
 from ...errors import FastmergeError
 from ...recipe.mixtures import Expert, Mixture
 from ...recipe.types import Recipe
 from ..findings import Findings
 from ..models import OpenModel
+from ..stored import Stored
 from ..types import InputTensor, Made
 from .families import Family
 
@@ -148,8 +148,8 @@ class _Prompts:
         if tensor is None or not tensor.plain:
             what = "needs an embedding that is neither quantized nor adapted"
             raise FastmergeError(f"{self._where}: gate_mode cheap_embed {what}: {self._base}")
-        stored = np.fromfile(tensor.path, np.uint8, tensor.nbytes, offset=tensor.offset)
-        return torch.from_numpy(stored).view(tensor.dtype.torch).view(tensor.shape).float()
+        stored = Stored(tensor, self._base).read(0, tensor.nbytes)
+        return torch.frombuffer(stored, dtype=tensor.dtype.torch).view(tensor.shape).float()
 
     def states(self, prompt: str) -> list[Tensor]:
         """Return the last token's hidden state before every layer: [columns] float32 each."""
@@ -170,8 +170,12 @@ class _Prompts:
 
     @cached_property
     def _model(self) -> Any:
+        checkpoint, who = self._base.checkpoint, f"{self._where}: gate_mode hidden cannot run the base {self._base}"
         if self._base.reference.lora is not None:
-            what = f"the base {self._base} has an adapter, with which gate_mode hidden cannot run it"
-            raise FastmergeError(f"{self._where}: {what}; merge it into its base first")
-        folder = self._base.checkpoint.folder
-        return self._transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+            raise FastmergeError(f"{who}, which has an adapter; merge it into its base first")
+        if checkpoint.source or is_trained(checkpoint):  # what else is in the folder are other weights
+            raise FastmergeError(f"{who}, which is no folder that transformers loads; convert it, or name the folder")
+        try:
+            return self._transformers.AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype="auto").eval()
+        except (OSError, ValueError, KeyError) as error:
+            raise FastmergeError(f"{who}: {error}") from error

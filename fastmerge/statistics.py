@@ -23,10 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import FastmergeError
+from .progress import Progress
 
 __all__ = ["fisher", "grams"]
-
-Progress = Callable[[int, int], None]
 
 
 def fisher(

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from ..engine.reading import Values
 from ..errors import BudgetError, InvalidInput, Problem, Refused, explained, nearest
 from ..extraction.factors_file import FactorsFile
 from ..extraction.run import matrix_bytes
+from ..progress import Progress, ProgressLike, shown
 from ..results import Result
 from ..sizes import DEFAULT_RAM, parse_size, show_size
 from .combining import COMBINATIONS, Combination, Factors
@@ -77,7 +78,7 @@ def merge_adapter_folders(
     seed: int = 0,
     dtype: str = "float32",
     ram: int | str = DEFAULT_RAM,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressLike = None,
 ) -> AdapterReport:
     """Write an adapter that merges others into the folder ``out``, as PEFT's ``add_weighted_adapter`` does.
 
@@ -93,7 +94,7 @@ def merge_adapter_folders(
         seed:        of the types with dare, which draw by (seed, module, adapter, element).
         dtype:       of the written factors: float32, bfloat16 or float16.
         ram:         memory budget beyond the interpreter and its packages.
-        progress:    called with the bytes of factors that were merged, and of all.
+        progress:    as in ``fastmerge.merge``; of the bytes of factors that were merged.
     Raises:
         InvalidInput:   arguments or adapters do not fit; all problems are named.
         FastmergeError: a file is corrupt, values are not finite, the budget is too small, ``out`` exists.
@@ -114,11 +115,15 @@ def merge_adapter_folders(
         raise InvalidInput(problems)
     modules, ranks = modules_of(opened), ranks_of(opened, used)
     _check_budget(modules, used, parse_size(ram))
-    with InputFiles(own.adapter.file for own in opened) as files, appearing(out) as folder:
+    with (
+        shown(progress, "merging adapters") as call,
+        InputFiles(own.adapter.file for own in opened) as files,
+        appearing(out) as folder,
+    ):
         files.open()
         saved = _whole(opened, files)
         path = folder / "adapter_model.safetensors"
-        norms = _write(path, _Work(modules, ranks, used, ALL[dtype], files, progress), saved)
+        norms = _write(path, _Work(modules, ranks, used, ALL[dtype], files, call), saved)
         files.check()
         config = merged_config(opened, ranks, {n.rpartition(".")[0] for n in saved if not n.endswith("bias")})
         with explained(str(folder), "writing adapter_config.json"):
@@ -145,7 +150,7 @@ class _Work:
     combination: Combination
     dtype: DType
     files: InputFiles
-    progress: Callable[[int, int], None] | None
+    progress: Progress | None
 
 
 def _write(path: Path, work: _Work, saved: Mapping[str, TensorEntry]) -> list[tuple[float, float]]:

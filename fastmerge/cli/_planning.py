@@ -13,7 +13,7 @@ import click
 from ..errors import InvalidInput, Problem
 from ..results import counted
 from ..sizes import show_size
-from ._mergekit import mergekit_flags, translate
+from ._mergekit import device_of, mergekit_flags, translate
 from ._options import (
     BACKEND,
     DEVICE,
@@ -68,6 +68,14 @@ class Planned:
     @property
     def silent(self) -> bool:
         return self.options["quiet"] or self.options["as_json"]
+
+
+def prepare_gpus(given: dict[str, Any]) -> None:
+    """Begin what GPUs need before a merge, while recipes and headers are read."""
+    if (device := device_of(given)) != "cpu":
+        from ..engine.targets import prepare
+
+        prepare(device, given["ram"])
 
 
 def planned(recipe: str, given: dict[str, Any], said: Sequence[str] = (), **more: Any) -> Planned:

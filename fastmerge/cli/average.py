@@ -28,7 +28,7 @@ from ._options import (
     together,
 )
 from ._output import note, print_facts, print_json, print_table
-from ._planning import planned_source, show_plans
+from ._planning import planned_source, prepare_gpus, show_plans
 from .merge import REPORT, ranks_of, run_plans
 
 if TYPE_CHECKING:
@@ -127,7 +127,10 @@ def average(
         return
     if minimize:
         raise click.UsageError("--minimize is of the scores of --greedy")
-    with ranks_of(distributed, rank_timeout, idle=dry_run or show_recipe) as ranks:
+    shared = ranks_of(distributed, rank_timeout, idle=dry_run or show_recipe)
+    if not (distributed or dry_run or show_recipe):
+        prepare_gpus(given)
+    with shared as ranks:
         if not ranks.first:  # the first one does the talking
             given |= {"quiet": True, "as_json": False}
         found = average_of(checkpoints, **how, names_table=kind.pop("names"), **kind)

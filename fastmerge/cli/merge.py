@@ -13,10 +13,9 @@ from ..results import counted
 from ..sizes import show_size
 from ._errors import Command
 from ._explaining import show_explanations
-from ._mergekit import device_of
 from ._options import DEAD_AFTER, DISTRIBUTED, RANK_TIMEOUT, RECIPE, together
 from ._output import note, print_facts, print_json
-from ._planning import CHECKING, PLANNING, RUNNING, Planned, planned, show_files, show_plans
+from ._planning import CHECKING, PLANNING, RUNNING, Planned, planned, prepare_gpus, show_files, show_plans
 from ._progress import progress
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def merge(
         show_plans(planned(recipe, given))
         return
     if not distributed:
-        _prepare(given)
+        prepare_gpus(given)
     with shared as ranks:
         if not ranks.first:  # the first one does the talking
             given |= {"quiet": True, "as_json": False}
@@ -90,14 +89,6 @@ def merge(
         run_plans(found, out, ranks=ranks)
         if destination is not None:
             note(f"pushed: {destination.push(out)}", found.silent)
-
-
-def _prepare(given: dict[str, Any]) -> None:
-    """Begin what GPUs need before a merge, while recipes and headers are read."""
-    if (device := device_of(given)) != "cpu":
-        from ..engine.targets import prepare
-
-        prepare(device, given["ram"])
 
 
 def ranks_of(distributed: bool, timeout: float | None, idle: bool = False) -> contextlib.AbstractContextManager[Ranks]:
@@ -147,7 +138,7 @@ def multi(
         show_plans(planned(recipe, given))
         return
     if not distributed:
-        _prepare(given)
+        prepare_gpus(given)
     with shared as ranks:
         if not ranks.first:
             given |= {"quiet": True, "as_json": False}

@@ -11,7 +11,7 @@ from ._errors import Command
 from ._garbage import collect_from_here
 from ._mergekit import option_name
 from ._options import RECIPE, together
-from ._planning import planned, show_plans
+from ._planning import planned, prepare_gpus, show_plans
 from .merge import MERGING, run_plans
 
 _HIDDEN_STATES = "hidden states are computed in the dtype of the base model"
@@ -38,6 +38,8 @@ def moe(recipe: str, out: str, dry_run: bool, **given: Any) -> None:
     """
     said = [f"{flag} means nothing here: {why}" for flag, why in _OF_MERGEKIT.items() if given.pop(option_name(flag))]
     collect_from_here()  # hidden states of prompts are computed as it is planned
+    if not dry_run:
+        prepare_gpus(given)
     found = planned(recipe, given, said)
     if all(step.mixture is None for step in found.pipeline.steps):
         remedy = "merge it with fastmerge merge, or write base_model:, gate_mode: and experts:"

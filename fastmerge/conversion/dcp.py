@@ -23,6 +23,7 @@ from ..engine.reading import Values
 from ..errors import OutputError, explained
 from ..plan.config import plain_config
 from ..plan.copies import MODEL_FILES, TOKENIZER_FILES, matching
+from ..progress import Progress, ProgressLike, shown
 from ..recipe.writing import Table, read_names
 from ..sizes import parse_size
 from .distcp import Chunk, Writer
@@ -64,7 +65,7 @@ def to_dcp(
     names: Table | None = None,
     like: str | os.PathLike[str] | None = None,
     shard_size: int | str = "5GB",
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressLike = None,
 ) -> DcpReport:
     """Write a model as a checkpoint of torch.distributed.checkpoint. It appears when it is complete and was read back.
 
@@ -80,7 +81,7 @@ def to_dcp(
                holds beside the model and the states of optimizers is taken over as it is: counters, data loaders,
                ``common.pt``.
         shard_size: bytes of a file, about.
-        progress: called with the bytes that were written or read back, and all of them.
+        progress: as in ``fastmerge.merge``; of the bytes that are written and read back.
     Raises:
         CheckpointError: the model cannot be opened, or is not that of ``like``; names that the table leaves over.
         OutputError:     ``out`` exists, the disk refuses, or what was written reads as something else.
@@ -94,10 +95,14 @@ def to_dcp(
     notes = list(template.notes if template else ())
     if template is None and is_tied(checkpoint):
         notes.append(f"the head is the embedding and is not stored twice: leave {HEAD} out of the state that is loaded")
-    with appearing(out) as folder, explained(str(out), "writing", keeps=False):
-        sums = _write(folder, checkpoint, items, template, parse_size(shard_size), _counting(progress, 0, total))
+    with (
+        shown(progress, "converting") as call,
+        appearing(out) as folder,
+        explained(str(out), "writing", keeps=False),
+    ):
+        sums = _write(folder, checkpoint, items, template, parse_size(shard_size), _counting(call, 0, total))
         _copy_files(folder, checkpoint, template)
-        _check(folder, prefix, items, sums, _counting(progress, total // 2, total))
+        _check(folder, prefix, items, sums, _counting(call, total // 2, total))
     final = Path(out).expanduser()
     return DcpReport(
         path=str(final),
@@ -179,7 +184,7 @@ def _check(
                 tell(values.nbytes)
 
 
-def _counting(progress: Callable[[int, int], None] | None, done: int, total: int) -> Callable[[int], None]:
+def _counting(progress: Progress | None, done: int, total: int) -> Callable[[int], None]:
     def tell(nbytes: int) -> None:
         nonlocal done
         done += nbytes

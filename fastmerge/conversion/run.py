@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +12,13 @@ from ..checkpoint import Checkpoint, locate, open_checkpoint
 from ..checkpoint.gguf import open_gguf
 from ..checkpoint.gguf.header import read_gguf
 from ..checkpoint.gguf.settings import FREQUENCIES
+from ..checkpoint.layers import says_tied
 from ..checkpoint.quantized import decoded
 from ..checkpoint.trained import as_hub_models
 from ..engine.files import InputFiles, pwrite
 from ..engine.folders import partial_folder, sync
 from ..errors import CheckpointError, FastmergeError, OutputError, explained
+from ..progress import Progress, ProgressLike, shown
 from ..recipe.writing import Table, read_names
 from .header import write_header
 from .layout import KINDS, Written, architecture_of, lay_out, main_kind
@@ -62,7 +63,7 @@ def convert(
     pre_tokenizer: str | None = None,
     names: Table | None = None,
     config_source: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressLike = None,
 ) -> ConversionReport:
     """Write a checkpoint as one GGUF file. It appears under its name when it is complete and was read back.
 
@@ -75,7 +76,7 @@ def convert(
         tokenizer: write the tokenizer, too.
         pre_tokenizer: llama.cpp's name of how its tokenizer splits texts, where that is not recognized.
         names, config_source: of a checkpoint of training, as in ``to_hub``.
-        progress:  called with the bytes that were written, and all of them.
+        progress:  as in ``fastmerge.merge``; of the bytes that were written.
     Raises:
         InvalidInput:    the table of names is none, or it or a config is given for a model that is not of training.
         CheckpointError: the model cannot be opened, converted or said in GGUF, or holds NaN or infinity.
@@ -95,11 +96,11 @@ def convert(
     kind = main_kind(checkpoint) if type == "auto" else type
     tensors = lay_out(checkpoint, name, kind, settings.count)
     words = tokenizer_of(checkpoint.folder, settings.count("vocab_size"), pre_tokenizer, name) if tokenizer else None
-    with partial_folder(final) as folder:
+    with shown(progress, "converting") as call, partial_folder(final) as folder:
         path = folder / final.name
         with explained(str(final), "writing", keeps=False):
             write_header(path, final.stem, kind, settings, tensors, words)
-            _write_values(path, settings, tensors, checkpoint, progress)
+            _write_values(path, settings, tensors, checkpoint, call)
             _check(path, checkpoint)
             sync(path)
             _publish(path, final)
@@ -134,7 +135,8 @@ def _require_gguf() -> None:
 
 def _settings(checkpoint: Checkpoint, name: str) -> Settings:
     config = checkpoint.config or {}
-    tied = config.get("tie_word_embeddings", name.startswith("gemma"))
+    said = says_tied(config)
+    tied = name.startswith("gemma") if said is None else said
     where = checkpoint.source or f"{checkpoint.folder}/config.json"
     if "lm_head.weight" in checkpoint.tensors and name in ("gemma", "gemma2"):
         raise CheckpointError(f"{where}: {name} has no head of its own in llama.cpp, but the model has lm_head.weight")
@@ -154,7 +156,7 @@ def _write_values(
     settings: Settings,
     tensors: list[Written],
     checkpoint: Checkpoint,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> None:
     import numpy
 

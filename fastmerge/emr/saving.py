@@ -22,7 +22,7 @@ from ..kernels import GRID, keep_all, mask_words
 from ..methods.emr import scale_of, unify
 from ..plan import make_plan
 from ..plan.types import OutputTensor
-from ..progress import Progress, of_bytes
+from ..progress import ProgressLike, of_bytes, shown
 from ..recipe import load as load_recipe
 from .experts import FACTS, FORMAT, MASKS, UNIFIED, Experts, load, mask_name
 
@@ -38,7 +38,7 @@ def save(
     out: str | os.PathLike[str],
     *,
     dtype: str = "float32",
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
 ) -> Experts:
     """Write the artifact of fine-tunes of one base into the folder ``out``, and return it. Reads every input once.
 
@@ -47,7 +47,7 @@ def save(
         models:   fine-tunes by the names of their tasks; of a sequence, "0", "1" and so on.
         out:      folder; it appears when it is complete.
         dtype:    of the unified delta: float32, bfloat16 or float16. Scales are those of what is stored.
-        progress: called with the input bytes that were read, and all of them.
+        progress: as in ``fastmerge.merge``; of the input bytes that were read.
     Raises:
         InvalidInput:   models do not match the base or cannot be opened; all problems are named.
         FastmergeError: a file is corrupt, a delta is not finite, or ``out`` exists.
@@ -58,16 +58,15 @@ def save(
     named = models if isinstance(models, Mapping) else {str(i): model for i, model in enumerate(models)}
     outputs, files = _paired(os.fspath(base), {task: os.fspath(model) for task, model in named.items()})
     total = sum(tensor.nbytes for output in outputs for tensor in output.inputs.every)
-    told = of_bytes(progress, total)
     shapes = {output.name: tuple(output.shape) for output in outputs}
     words = {
         mask_name(task, name): ((mask_words(math.prod(shape)),), int32)
         for name, shape in shapes.items() for task in named
     }  # fmt: skip
-    with appearing(out) as folder:
+    with shown(progress, "reading") as call, appearing(out) as folder:
         kinds = {name: (shape, DTYPES[dtype]) for name, shape in shapes.items()}
         with (
-            DeltaReader(files, told) as reader,
+            DeltaReader(files, of_bytes(call, total)) as reader,
             FactorsFile(folder / UNIFIED, kinds) as unified,
             FactorsFile(folder / MASKS, words) as masks,
         ):

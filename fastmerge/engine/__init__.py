@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .against import RecipeReport, verify_recipe
     from .report import Report, Stage
-    from .running import Progress, RunOptions, run
+    from .running import RunOptions, run
     from .verifying import VerifyReport, verify
 
 __all__ = [
-    "Progress",
     "RecipeReport",
     "Report",
     "RunOptions",
@@ -27,7 +26,6 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Progress": "running",
     "RecipeReport": "against",
     "Report": "report",
     "RunOptions": "running",

@@ -17,6 +17,7 @@ from ..methods import get_method
 from ..plan import make_plan
 from ..plan.models import MERGED, is_head
 from ..plan.types import OutputTensor, Plan
+from ..progress import Progress
 from ..recipe import Recipe
 from ..results import Result
 from ..sizes import DEFAULT_RAM, parse_size
@@ -28,7 +29,6 @@ from .judging import Choices, Tolerance
 from .places import place_of, under_names_of
 from .reading import Folded
 from .report import Meter
-from .running import Progress
 from .sizing import Budget, divide
 from .targets import Host
 from .working import default_threads, work

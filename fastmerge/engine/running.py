@@ -11,6 +11,7 @@ from pathlib import Path
 from ..devices.names import DEFAULT, parse_devices
 from ..kernels import OPERATIONS, limited_threads, use_backend
 from ..plan.types import OutputTensor, Plan
+from ..progress import Progress
 from ..sizes import DEFAULT_RAM, parse_size
 from .batches import units
 from .censuses import knowing, take_all
@@ -33,9 +34,6 @@ from .targets import Host, Target, choose
 from .ties import check_ties
 from .together import agree_on_plan, combine_meters, combined_sums, open_together, promised_to, united
 from .working import default_threads, work
-
-Progress = Callable[[int, int], None]
-"""Called several times a second on the calling thread with the output bytes that are written, and all of them."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ..errors import CheckpointError, Problem
 from ..kernels import limited_threads, use_backend
 from ..plan import make_plan
 from ..plan.types import OutputTensor, Plan
+from ..progress import Progress
 from ..recipe import ModelRef, Recipe
 from ..results import Result, counted
 from ..sizes import DEFAULT_RAM, parse_size, show_size
@@ -30,7 +31,6 @@ from .manifest import read_manifest, recipe_of
 from .places import misfits
 from .rehash import Rehash
 from .report import Meter
-from .running import Progress
 from .scheduler import Unit
 from .sizing import Budget, divide
 from .targets import Host

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import collections
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 # Instructions of a correctly rounded division: inline per division, and once for the path of special values.
 FFMA_PER_DIVISION, FFMA_ONCE = 5, 9
@@ -26,6 +26,13 @@ class Report:
     narrow_loads: int
     wide_stores: int
     faults: tuple[str, ...]
+
+    @property
+    def limited(self) -> Mapping[str, int]:
+        return {"registers": self.registers, "instructions": self.instructions}
+
+    def with_faults(self, faults: Iterable[str]) -> Report:
+        return replace(self, faults=(*self.faults, *faults))
 
 
 class Instructions:

@@ -28,8 +28,8 @@ from fastmerge import kernels
 from fastmerge.kernels import _registry
 from fastmerge.kernels._triton import _launch, split_product
 
+from .. import limits
 from ..inventory import CALLS, Inputs
-from . import limits
 from ._sass import Instructions, Report, show
 
 ARCHITECTURES = (80, 90, 100)

@@ -20,7 +20,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from . import _paths, limits
+from .. import limits
+from . import _paths
 from ._sass import Instructions, Report, show
 
 ARCHITECTURES = (80, 90, 100)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from benchmarks.gpu import limits
+from benchmarks import limits
 from benchmarks.gpu._sass import Report
 
 REPORT = Report(90, "3 bfloat16", "_kernel", 49, 0, 0, 790, 4, 0, 1, ())
@@ -30,7 +30,7 @@ def test_other_faults_stay_and_other_compilers_are_named(tmp_path, capsys):
     limits.record([REPORT], TOOL, file)
     assert limits.checked([spilled], TOOL, file)[0].faults[0] == "spills: 8 bytes of stack"
     assert limits.checked([spilled], "Triton 9.9", file) == [spilled]
-    assert "no limits for Triton 9.9 and sm_90" in capsys.readouterr().out
+    assert "no limits for Triton 9.9 and 90" in capsys.readouterr().out
 
 
 def test_recording_keeps_the_limits_of_others(tmp_path):

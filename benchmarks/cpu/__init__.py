@@ -1,0 +1,1 @@
+"""What the CPU loops of the compiled extension execute: see ``compiled``."""

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastmerge.kernels import why_no_cpu_extension
+
 # The tensors of tests are small: torch's threads would wait for one another most of the time, at full speed.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 torch.set_num_threads(1)
@@ -24,8 +26,14 @@ sys.path.append(str(ROOT))
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of GPU kernels, which take the fixture ``device``, so that ``-m gpu`` runs them."""
+    """Mark the tests of GPU kernels, which take the fixture ``device``, so that ``-m gpu`` runs them.
+
+    Tests of the compiled CPU kernels are skipped where there are none.
+    """
+    missing = why_no_cpu_extension()
     for item in items:
+        if missing is not None and item.get_closest_marker("compiled"):
+            item.add_marker(pytest.mark.skip(reason=missing))
         if item.path.parent.name in ("cuda", "triton") and "device" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.gpu)
 

@@ -7,9 +7,8 @@ import csv
 import pytest
 
 from benchmarks import bus
-from fastmerge.kernels import why_no_cpu_extension
 
-pytestmark = pytest.mark.skipif(why_no_cpu_extension() is not None, reason="no compiled extension")
+pytestmark = pytest.mark.compiled
 
 
 @pytest.mark.parametrize("sums", [True, False])

@@ -220,12 +220,14 @@ def test_without_rows_no_goal_is_met(tmp_path):
     assert goals.report(tmp_path / "missing.csv").startswith("no rows\nnot measured")
 
 
+@pytest.mark.compiled
 def test_what_the_sanitizer_runs(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["verify", "--device", "cpu", "65"])
     assert verify.main() == 0
     assert "weighted_sum of 65 elements: cpu" in capsys.readouterr().out
 
 
+@pytest.mark.compiled
 def test_a_wrong_result_is_not_timed(tmp_path, monkeypatch, capsys):
     case = operations.CASES[0]
     assert case.name == "weighted_sum"

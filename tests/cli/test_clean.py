@@ -58,6 +58,7 @@ def test_ignored_signals_stay_ignored(ties, tmp_path, monkeypatch):
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.compiled  # which merge within the small budget
 @pytest.mark.parametrize("named", ["output", "parent"])
 def test_what_is_left_is_listed_and_removed(stopped, named):
     folder = stopped if named == "output" else stopped.parent
@@ -75,6 +76,7 @@ def test_what_is_left_is_listed_and_removed(stopped, named):
     assert call("clean", folder).stdout == f"{folder}: no merge left anything\n"
 
 
+@pytest.mark.compiled
 def test_the_same_command_goes_on(stopped, ties):
     assert "taken over from an interrupted run" in call("merge", ties, stopped).stdout
     assert os.listdir(stopped.parent) == ["out"]

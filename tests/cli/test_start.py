@@ -15,7 +15,6 @@ import pytest
 from tiny_models import save_family
 
 from fastmerge.devices.gpus import why_no_driver
-from fastmerge.kernels import why_no_cpu_extension
 
 DISTRIBUTED = Path(__file__).resolve().parents[1] / "data" / "distributed" / "step-1"
 HEAVY = ("torch", "transformers", "huggingface_hub", "matplotlib", "jinja2", "pandas", "scipy")
@@ -82,7 +81,7 @@ def test_commands_that_merge_nothing(place):
     )  # fmt: skip
 
 
-@pytest.mark.skipif(why_no_cpu_extension() is not None, reason="the CPU kernels are not built")
+@pytest.mark.compiled
 def test_commands_that_compare_elements(place):
     one, two = place / "models" / "one", place / "models" / "two"
     run(place, (0, "diff", one, two), (0, "merge", "ties.yml", "out"), (0, "verify", "out"), (0, "inspect", "out"),

@@ -16,9 +16,9 @@ from fastmerge.engine import RunOptions, ahead, files, run
 from fastmerge.engine.censuses import censuses_of
 from fastmerge.engine.sizing import AHEAD_BYTES, Budget, divide
 from fastmerge.errors import InputChanged
-from fastmerge.kernels import cpu_extension, why_no_cpu_extension
+from fastmerge.kernels import cpu_extension
 
-pytestmark = pytest.mark.skipif(why_no_cpu_extension() is not None, reason=str(why_no_cpu_extension()))
+pytestmark = pytest.mark.compiled
 
 BLOCK = 8192
 

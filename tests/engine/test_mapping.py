@@ -15,9 +15,9 @@ from fastmerge.engine import RunOptions, large, run
 from fastmerge.engine.gathering import PlannedFiles
 from fastmerge.engine.mapping import InPlace, Mapped
 from fastmerge.errors import CheckpointError, InputChanged
-from fastmerge.kernels import cpu_extension, why_no_cpu_extension
+from fastmerge.kernels import cpu_extension
 
-pytestmark = pytest.mark.skipif(why_no_cpu_extension() is not None, reason=str(why_no_cpu_extension()))
+pytestmark = pytest.mark.compiled
 
 
 def test_a_file_that_becomes_shorter_reads_as_zeros_and_says_so(tmp_path):

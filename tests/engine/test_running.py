@@ -154,9 +154,8 @@ def test_checksum_does_not_depend_on_the_order_of_the_parts():
     assert other.hex() != whole.hex()
 
 
+@pytest.mark.compiled
 def test_threads_limit_operations_too(tmp_path, monkeypatch):
-    if _native.why_no_cpu_extension():
-        pytest.skip("the extension is not built")
     before = _native.cpu_extension().get_threads()
     found = []
     write = OutputFiles.write

@@ -11,7 +11,7 @@ from kernel_cases import Draw, Variant, blank, same_bits
 from fastmerge import kernels
 from fastmerge.kernels import MergeJob, SelectJob, SumJob, _native
 
-pytestmark = pytest.mark.skipif(_native.why_no_cpu_extension() is not None, reason="needs the compiled CPU backend")
+pytestmark = pytest.mark.compiled
 THREADS = (1, 2, 3)
 
 

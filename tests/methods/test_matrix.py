@@ -199,7 +199,7 @@ def strip_of(tensor: Tensor) -> Strip:
     return Strip(memory, 0, dtype_of(tensor.dtype), tuple(tensor.shape))
 
 
-@pytest.mark.skipif(kernels.why_no_cpu_extension() is not None, reason="needs the compiled CPU backend")
+@pytest.mark.compiled
 @every_method
 @examples
 @given(data=st.data())

@@ -12,12 +12,12 @@ from tiny_merges import assert_same_tensors, expected, make_merge, outputs_of
 from tiny_models import save_family
 
 from fastmerge.engine.needs import why_torch
-from fastmerge.kernels import use_backend, why_no_cpu_extension
+from fastmerge.kernels import use_backend
 from fastmerge.methods import all_methods
 from fastmerge.plan import make_plan
 from fastmerge.recipe import load
 
-pytestmark = pytest.mark.skipif(why_no_cpu_extension() is not None, reason=f"{why_no_cpu_extension()}")
+pytestmark = pytest.mark.compiled
 
 METHODS = {
     "linear": {"weight": 0.5},

@@ -13,7 +13,6 @@ from torch import nn
 
 import fastmerge
 from fastmerge.errors import InvalidInput
-from fastmerge.kernels import why_no_cpu_extension
 from fastmerge.training import Averager, ema, lawa, power, swa, window
 from fastmerge.training import memory as placement
 
@@ -41,11 +40,9 @@ def expected_of(name, values):
     return total
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=pytest.mark.compiled)])
 @pytest.mark.parametrize("device", [None, "cpu"])
 def test_every_rule_has_the_bits_of_its_formula(backend, device, monkeypatch):
-    if backend == "cpu" and (why := why_no_cpu_extension()):
-        pytest.skip(why)
     monkeypatch.setattr(placement, "STAGED_BYTES", 600)  # several batches
     model = Net()
     averager = Averager(model, RULES, device=device, backend=backend)

@@ -80,6 +80,9 @@ def merge_all(
     if plans is None:
         with plan_all(pipeline, **planning) as made:
             plans = made
+    kept = [report and (intermediates is not None or step is pipeline.last) for step in pipeline.steps]
+    for plan, reported in zip(plans, kept, strict=True):
+        _check_report(plan, reported, options)
     if len(plans) == 1 and out is not None:
         told = _shifted(progress, 0, _tensor_bytes(plans[0]) + _report_bytes(plans[0], report))
         done = _run(plans[0], os.fspath(out), options, told, ranks)
@@ -91,7 +94,6 @@ def merge_all(
         for plan in plans:
             feasible(plan, options)
         StagingFolder(Path(out), last, options.overwrite).check_target()
-    kept = [report and (intermediates is not None or step is pipeline.last) for step in pipeline.steps]
     total = sum(_tensor_bytes(plan) + _report_bytes(plan, of) for plan, of in zip(plans, kept, strict=True))
     beside = sum(plan.bytes_written for plan in (plans[:-1] if out is not None else plans))
     merged: list[Merged] = []
@@ -239,6 +241,14 @@ def _report_bytes(plan: Plan, wanted: bool) -> int:
     from .merge_report import bytes_to_read
 
     return bytes_to_read(plan)
+
+
+def _check_report(plan: Plan, wanted: bool, options: RunOptions) -> None:
+    """Raise BudgetError where the memory is too small for the report: before the merge, not after it."""
+    if wanted:
+        from .merge_report import check_budget
+
+        check_budget(plan, options.ram)
 
 
 def _report(

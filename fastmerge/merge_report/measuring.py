@@ -14,7 +14,7 @@ from ..engine.reading import DeltaReader, reading_bytes
 from ..errors import Refused
 from ..plan.types import Plan
 from .effects import Effect, Moved, effect_of, moved
-from .pairs import Paired
+from .pairs import Paired, planned_pairs
 
 __all__ = ["Account", "Measured", "measure_all"]
 
@@ -63,6 +63,11 @@ class Account:
         ]
 
 
+def check_budget(plan: Plan, ram: int) -> None:
+    """Raise BudgetError where ``measure_all`` will, before the output is made."""
+    _workers(plan, [pair for pair in planned_pairs(plan) if pair.merged is not None], ram)
+
+
 def measure_all(
     plan: Plan, pairs: Sequence[Paired], files: Sequence[InputFile], ram: int, told: Callable[[int], None] | None
 ) -> tuple[Measured, ...]:
@@ -77,7 +82,7 @@ def measure_all(
     """
     found: dict[str, Measured] = {}
     todo = [pair for pair in pairs if pair.merged is not None]
-    workers = workers_within([_needed(pair) for pair in todo], ram, held=gathered_bytes(plan.outputs))
+    workers = _workers(plan, todo, ram)
     with PlannedFiles(plan, files) as inputs, DeltaReader(inputs, told) as reader:
 
         def look(pair: Paired) -> None:
@@ -90,6 +95,10 @@ def measure_all(
 
         spread(todo, look, lambda pair: pair.output.nbytes, workers)
     return tuple(found.get(pair.output.name, Measured(pair, why=pair.why)) for pair in pairs)
+
+
+def _workers(plan: Plan, pairs: Sequence[Paired], ram: int) -> int:
+    return workers_within([_needed(pair) for pair in pairs], ram, held=gathered_bytes(plan.outputs))
 
 
 def _measured(pair: Paired, measured: Measure) -> Measured:

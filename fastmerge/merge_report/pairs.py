@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..analysis.family import places_of
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, TensorEntry
 from ..engine.places import place_of, under_names_of
 from ..plan.models import MERGED
 from ..plan.types import InputTensor, OutputTensor, Plan
 
-__all__ = ["Paired", "pair"]
+__all__ = ["Paired", "pair", "planned_pairs"]
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,25 @@ class Paired:
 def pair(plan: Plan, checkpoint: Checkpoint) -> tuple[list[Paired], int]:
     """Return every tensor of the output, in its order, and how many layers it has."""
     checkpoint = under_names_of(plan, checkpoint)
+    return _pairs(plan, lambda output: place_of(output, checkpoint))
+
+
+def planned_pairs(plan: Plan) -> list[Paired]:
+    """Return what ``pair`` will return of an output that is not there yet; it cannot be read."""
+
+    def planned(output: OutputTensor) -> TensorEntry:
+        return TensorEntry("", output.offset, output.nbytes, output.dtype, output.shape)
+
+    return _pairs(plan, planned)[0]
+
+
+def _pairs(plan: Plan, place: Callable[[OutputTensor], TensorEntry | None]) -> tuple[list[Paired], int]:
     places, layers = places_of(output.name for output in plan.outputs)
-    return [_paired(output, *places[output.name], checkpoint) for output in plan.outputs], layers
+    return [_paired(output, *places[output.name], place(output)) for output in plan.outputs], layers
 
 
-def _paired(output: OutputTensor, layer: int | None, module: str, checkpoint: Checkpoint) -> Paired:
+def _paired(output: OutputTensor, layer: int | None, module: str, entry: TensorEntry | None) -> Paired:
     base, models = output.inputs.base, output.inputs.tensors
-    entry = place_of(output, checkpoint)
     why = next(_obstacles(output), "")
     if entry is None or entry.shape != output.shape:
         why = "it does not lie in the output as planned"

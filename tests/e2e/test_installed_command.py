@@ -98,6 +98,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.compiled  # without, the tensors finish in the scheduler, which would not hear of the interruption
 @pytest.mark.slow
 def test_an_interrupted_merge_says_how_to_go_on_and_does(tmp_path):
     # Too large for the budget to be merged together.

@@ -15,7 +15,7 @@
 namespace fastmerge {
 
 // Raised whenever the arguments of a function change: kernels/_native.py refuses an extension with another number.
-constexpr int kInterface = 6;
+constexpr int kInterface = 7;
 
 using Address = std::uintptr_t;
 using Ints = std::vector<std::int64_t>;
@@ -23,7 +23,7 @@ using Ints = std::vector<std::int64_t>;
 using ArrayTuple = std::pair<Address, int>;
 // Addresses and dtypes of the tensors, address and dtype of the base, elements.
 using TensorsTuple = std::tuple<std::vector<Address>, std::vector<int>, Address, int, std::size_t>;
-using KeepTuple = std::array<std::int64_t, 7>;
+using KeepTuple = std::array<std::int64_t, 8>;
 // Output, inputs, weights.
 using SumTuple = std::tuple<ArrayTuple, TensorsTuple, std::vector<float>>;
 // Output, inputs, factors, weights, keep rules, (vote, divide), (scale, divisor), offset, address of found factors.
@@ -52,7 +52,8 @@ inline void expect(std::size_t count, const Tensors& inputs, const char* name) {
 inline std::vector<Keep> keep_rules(const std::vector<KeepTuple>& tuples) {
   std::vector<Keep> keeps;
   const auto row = [](std::int64_t address) { return reinterpret_cast<const std::int64_t*>(address); };
-  for (const KeepTuple& t : tuples) keeps.push_back({t[0], t[1], t[2], t[3], t[4], row(t[5]), row(t[6])});
+  const auto words = [](std::int64_t address) { return reinterpret_cast<std::uint32_t*>(address); };
+  for (const KeepTuple& t : tuples) keeps.push_back({t[0], t[1], t[2], t[3], t[4], row(t[5]), row(t[6]), words(t[7])});
   return keeps;
 }
 

@@ -32,10 +32,12 @@ struct Tensors {
 };
 
 // The five integers of kernels/keep.py. On a GPU a boundary may be a row of three integers in its memory, instead of
-// (a, b) or (c, d): threshold, break index, and 0 where it was found.
+// (a, b) or (c, d): threshold, break index, and 0 where it was found. On the CPU norms write the bits of what a random
+// rule keeps to `drawn`, where that is not null: those of the whole tensor, as rule kRuleMask takes them.
 struct Keep {
   std::int64_t rule, a, b, c, d;
   const std::int64_t *inside, *outside;
+  std::uint32_t* drawn;
 };
 
 // kernels/weighted_sum.py.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # That of csrc/arguments.h.
-INTERFACE = 6
+INTERFACE = 7
 
 ArrayTuple = tuple[int, int]
 TensorsTuple = tuple[list[int], list[int], int, int, int]
@@ -107,7 +107,8 @@ def sum_tuple(job: SumJob) -> tuple:
 
 def keep_tuple(keep: Keep) -> tuple[int, ...]:
     """Return a rule as the extensions take it."""
-    return *keep.integers(), *(0 if row is None else row.address for row in (keep.inside, keep.outside))
+    rows = (0 if row is None else row.address for row in (keep.inside, keep.outside))
+    return *keep.integers(), *rows, 0 if keep.drawn is None else keep.drawn.data_ptr()
 
 
 def merge_tuple(job: MergeJob) -> tuple:

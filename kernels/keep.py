@@ -65,7 +65,8 @@ class Keep(NamedTuple):
     RULE_RANDOM: Philox key (64 bit, as signed), model index, drop threshold.
     RULE_MASK:   no integer; ``mask`` [mask_words(elements of the whole tensor)] int32, on the device of the deltas.
 
-    ``inside`` and ``outside`` stand for boundaries of RULE_BAND that only the device of the deltas knows.
+    ``inside`` and ``outside`` stand for boundaries of RULE_BAND that only the device of the deltas knows. ``drawn``, of
+    RULE_RANDOM, is a mask that norms fill in: see ``noting``.
     """
 
     rule: int
@@ -76,11 +77,26 @@ class Keep(NamedTuple):
     mask: Tensor | None = None
     inside: FoundBoundary | None = None
     outside: FoundBoundary | None = None
+    drawn: Tensor | None = None
 
     @property
     def found(self) -> list[FoundBoundary]:
         """The boundaries that only the device knows."""
         return [boundary for boundary in (self.inside, self.outside) if boundary is not None]
+
+    def noting(self, drawn: Tensor) -> Keep:
+        """Return a random rule whose decisions ``norm_partials`` writes to ``drawn``, a mask of the whole tensor."""
+        return self._replace(drawn=drawn)
+
+    @property
+    def random(self) -> bool:
+        """True where it draws."""
+        return self.rule == RULE_RANDOM
+
+    @property
+    def noted(self) -> Keep:
+        """The rule for a merge after norms of all elements: it keeps the same ones and draws nothing that was noted."""
+        return self if self.drawn is None else keep_masked(self.drawn)
 
     def integers(self) -> tuple[int, int, int, int, int]:
         """Return the rule as compiled backends take it: ``a`` is the address of the mask and ``b`` counts its words."""
@@ -105,7 +121,7 @@ def keep_band(inside: Boundary | FoundBoundary, outside: Boundary | FoundBoundar
         return Keep(RULE_BAND, *inside, *outside)
     numbers = [NOTHING if isinstance(boundary, FoundBoundary) else boundary for boundary in (inside, outside)]
     found = [boundary if isinstance(boundary, FoundBoundary) else None for boundary in (inside, outside)]
-    return Keep(RULE_BAND, *numbers[0], *numbers[1], None, *found)
+    return Keep(RULE_BAND, *numbers[0], *numbers[1], inside=found[0], outside=found[1])
 
 
 def keep_random(key: int, model: int, drop: int) -> Keep:
@@ -133,16 +149,21 @@ def check_keeps(keeps: Sequence[Keep], tensors: Sequence[Tensor], offset: int) -
                 raise ValueError(
                     f"keeps[{k}] has a boundary on {boundary.rows.device}, tensors[{k}] is on {tensor.device}"
                 )
-        if keep.rule != RULE_MASK:
-            continue
-        mask, words = keep.mask, mask_words(offset + tensor.numel())
-        if mask is None or not is_dtype(mask.dtype, int32) or mask.dim() != 1 or not mask.is_contiguous():
-            found = "None" if mask is None else f"{mask.dtype} {tuple(mask.shape)}, strides {tuple(mask.stride())}"
-            raise ValueError(f"keeps[{k}].mask is {found}; expected contiguous int32 words in one dimension")
-        if mask.numel() < words:
-            raise ValueError(f"keeps[{k}].mask has {mask.numel()} words; the last element here needs {words}")
-        if mask.device != tensor.device:
-            raise ValueError(f"keeps[{k}].mask is on {mask.device}, tensors[{k}] is on {tensor.device}")
+        if keep.rule == RULE_MASK:
+            _check_mask(f"keeps[{k}].mask", keep.mask, f"tensors[{k}]", tensor, offset)
+        if keep.drawn is not None:
+            _check_mask(f"keeps[{k}].drawn", keep.drawn, f"tensors[{k}]", tensor, offset)
+
+
+def _check_mask(name: str, mask: Tensor | None, of: str, tensor: Tensor, offset: int) -> None:
+    words = mask_words(offset + tensor.numel())
+    if mask is None or not is_dtype(mask.dtype, int32) or mask.dim() != 1 or not mask.is_contiguous():
+        found = "None" if mask is None else f"{mask.dtype} {tuple(mask.shape)}, strides {tuple(mask.stride())}"
+        raise ValueError(f"{name} is {found}; expected contiguous int32 words in one dimension")
+    if mask.numel() < words:
+        raise ValueError(f"{name} has {mask.numel()} words; the last element here needs {words}")
+    if mask.device != tensor.device:
+        raise ValueError(f"{name} is on {mask.device}, {of} is on {tensor.device}")
 
 
 def magnitude_bits(delta: Tensor) -> Tensor:
@@ -168,6 +189,16 @@ def kept(delta: Tensor, keep: Keep, offset: int) -> Tensor:
     inside = (bits > keep.a) | ((bits == keep.a) & (index < keep.b))
     outside = (bits > keep.c) | ((bits == keep.c) & (index < keep.d))
     return inside & ~outside
+
+
+def packed(bits: Tensor) -> Tensor:
+    """Return a bool tensor as the int32 words of a mask; the bits beyond the last element are 0."""
+    import torch
+
+    padded = torch.zeros(32 * mask_words(bits.numel()), dtype=torch.int64, device=bits.device)
+    padded[: bits.numel()] = bits.flatten()
+    words = (padded.view(-1, 32) << torch.arange(32, device=bits.device)).sum(1)
+    return torch.where(words < 2**31, words, words - 2**32).int()
 
 
 def _unpacked(mask: Tensor, offset: int, count: int) -> Tensor:

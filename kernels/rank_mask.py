@@ -28,7 +28,7 @@ from fastmerge.dtypes import int32
 from . import _cuda, _native
 from ._checks import check_group, check_table
 from ._registry import Order, operation
-from .keep import magnitude_bits, mask_words
+from .keep import magnitude_bits, mask_words, packed
 from .philox import drop_threshold, random_words
 
 if TYPE_CHECKING:
@@ -108,10 +108,7 @@ def _rank_mask(
     positions = torch.arange(rows[1], device=order.device)[None, :, None].expand_as(order)
     ranks = torch.empty_like(order).scatter_(1, order, positions)
     thresholds = first - ((step * ranks + 2**30) >> 31)
-    bits = torch.zeros(32 * mask.numel(), dtype=torch.int64, device=mask.device)
-    bits[: tensor.numel()] = random_words(key, model, 0, tensor.numel(), mask.device) >= thresholds.flatten()
-    words = (bits.view(-1, 32) << torch.arange(32, device=mask.device)).sum(1)
-    mask.copy_(torch.where(words < 2**31, words, words - 2**32))
+    mask.copy_(packed(random_words(key, model, 0, tensor.numel(), mask.device) >= thresholds.flatten()))
 
 
 @_rank_mask.backend("cpu", probe=_native.why_no_cpu_extension)

@@ -26,8 +26,18 @@ void add_norms(double* all, double* kept, const float* tile, const float* keep) 
   }
 }
 
+// Writes the bits of n masks to the words of a tensor from an index on, a multiple of 32, with zeros up to a whole
+// word.
+void write_bits(std::uint32_t* words, const std::uint16_t* mask, std::uint64_t index, std::size_t n) {
+  words += index >> 5;
+  for (std::size_t i = 0; i < n; i += 32) {
+    const std::uint32_t bits = load_bits(mask + i);
+    words[i >> 5] = n - i < 32 ? bits & ((1u << (n - i)) - 1) : bits;
+  }
+}
+
 // Writes 1 for a kept and 0 for a dropped delta of a tile of n elements (whole vectors) that starts at a global index.
-// Of a stored mask, only the bits of the first `known` elements are there.
+// Of a stored mask, only the bits of the first `known` elements are there, and of a drawn one only these are written.
 void keep_factors(float* factors, const float* tile, const Keep& keep, std::uint64_t index, std::size_t n,
                   std::size_t known) {
   if (keep.rule == kRuleAll) {
@@ -39,6 +49,7 @@ void keep_factors(float* factors, const float* tile, const Keep& keep, std::uint
       const std::uint16_t* mask = keep.rule == kRuleRandom
                                       ? random_mask(storage, keep, index + i, std::min(kTile, n - i))
                                       : stored_mask(storage, keep, index + i, there);
+      if (keep.drawn) write_bits(keep.drawn, mask, index + i, there);
       for (std::size_t j = 0; j < std::min(kTile, n - i); j += kWidth) {
         store(factors + i + j, Lanes<F>::select(load_signed_halves(mask + j), splat<F>(1.0f)));
       }
@@ -161,6 +172,7 @@ class Norms {
       if (masked) {
         const auto fill = keeps_[k].rule == kRuleRandom ? random_mask : stored_mask;
         mask = fill(mask_.data(), keeps_[k], offset_ + begin + i, kBlock);
+        if (keeps_[k].drawn) write_bits(keeps_[k].drawn, mask, offset_ + begin + i, kBlock);
       }
       add(all, kept, tensor + i, base ? base + i : nullptr, mask);
     }

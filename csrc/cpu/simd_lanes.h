@@ -56,6 +56,27 @@ FASTMERGE_INLINE void store_bits(std::uint16_t* p, std::uint32_t word) {
 #endif
 }
 
+// The reverse.
+FASTMERGE_INLINE std::uint32_t load_bits(const std::uint16_t* p) {
+#if FASTMERGE_VECTOR_BYTES == 64
+  return _mm512_movepi16_mask(load_as<__m512i>(p));
+#elif FASTMERGE_VECTOR_BYTES == 32
+  // Packed within halves of 16 bytes, so that the middle ones change places.
+  const __m256i packed = _mm256_packs_epi16(load_as<__m256i>(p), load_as<__m256i>(p + 16));
+  return static_cast<std::uint32_t>(_mm256_movemask_epi8(_mm256_permute4x64_epi64(packed, 0xD8)));
+#elif defined(__SSE2__)
+  const auto sixteen = [](const std::uint16_t* from) {
+    return static_cast<std::uint32_t>(
+        _mm_movemask_epi8(_mm_packs_epi16(load_as<__m128i>(from), load_as<__m128i>(from + 8))));
+  };
+  return sixteen(p) | sixteen(p + 16) << 16;
+#else
+  std::uint32_t word = 0;
+  for (int i = 0; i < 32; ++i) word |= (p[i] & 1u) << i;
+  return word;
+#endif
+}
+
 #if FASTMERGE_VECTOR_BYTES == 32
 // Per set of eight lanes, the order that puts the lanes of the set first.
 struct FirstLanes {

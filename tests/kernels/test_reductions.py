@@ -83,6 +83,47 @@ def test_norms_have_the_same_bits_everywhere(generator, power, dtype, based):
     assert all(same_bits(expected, other) for other in found.values())
 
 
+@pytest.mark.parametrize("numel", [1, 31, 32, 33, GRID - 1, GRID, GRID + 1, NUMEL])
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16,) * 2, (torch.float32, torch.float16)], ids=["one", "mixed"])
+def test_norms_note_what_they_draw(generator, numel, dtypes):
+    """The bits that ``keep_mask`` has, in the words of these elements alone, where norms are finite and where not."""
+    own, other = dtypes
+    base = torch.randn(numel, generator=generator).to(own)
+    tensors = [torch.randn(numel, generator=generator).to(dtype) for dtype in (own, other, own, own)]
+    tensors[2][numel // 2] = float("nan")
+    drops, offset = [0, 2**31, 0x8000_4321, 2**32], 2 * GRID
+    rules = [keep_random(2**63 + 5, k, drop) for k, drop in enumerate(drops)]
+    expected = torch.empty(-(-numel // GRID), 8, dtype=torch.float64)
+    norm_partials(expected, tensors, base, rules, offset=offset, backend="reference")
+    first, last = offset // 32, mask_words(offset + numel)
+    for variant in EVERY:
+        noting = [rule.noting(torch.full((last + 3,), -7, dtype=torch.int32)) for rule in rules]
+        partials = torch.full_like(expected, float("nan"))
+        with variant.active():
+            norm_partials(partials, tensors, base, noting, offset=offset)
+        assert same_bits(partials, expected)
+        for k, (rule, drop) in enumerate(zip(noting, drops, strict=True)):
+            assert (rule.drawn[:first] == -7).all() and (rule.drawn[last:] == -7).all()
+            bits = ((rule.drawn[first:last, None] >> torch.arange(32)) & 1).flatten().bool()
+            assert torch.equal(bits[:numel], kernels.keep_mask(2**63 + 5, k, drop, offset, numel))
+            assert not bits[numel:].any()
+
+
+def test_what_is_noted_has_room():
+    tensor, partials = torch.ones(33), torch.empty(1, 2, dtype=torch.float64)
+    few, floats, words = torch.empty(1, dtype=torch.int32), torch.empty(2), torch.empty(2, dtype=torch.int32)
+    for rule, message in (
+        (keep_random(1, 0, 5).noting(few), r"keeps\[0\]\.drawn has 1 words; the last element here needs 2"),
+        (
+            keep_random(1, 0, 5).noting(floats),
+            r"keeps\[0\]\.drawn is torch\.float32 .*; expected contiguous int32",
+        ),
+        (keep_all().noting(words), "of rule 0 on cpu; expected None, except of random rules on the processor"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            norm_partials(partials, [tensor], None, [rule])
+
+
 @pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.label)
 def test_parts_on_the_grid_make_the_whole(variant, vectors):
     base, tensors = vectors

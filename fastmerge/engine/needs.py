@@ -164,8 +164,10 @@ def outside_bytes(inputs: int, kind: str) -> float:
     """Return a bound of the memory per element that an operation takes besides its arguments.
 
     The compiled backends work in registers, except that a selection (``kernels.select``) takes up to 0.26 bytes for
-    each boundary; methods ask for up to two boundaries per input. The reference makes float32 and int64 temporaries,
-    one per input and about ten more, and malloc keeps as much again of those that were freed.
+    each boundary; methods ask for up to two boundaries per input. Those that draw at random ask for none; what was
+    drawn of a tensor that is held whole takes an eighth of a byte per input, from its survey to the end of its merge
+    (``NormsAndRules``). The reference makes float32 and int64 temporaries, one per input and about ten more, and malloc
+    keeps as much again of those that were freed.
     """
     return 2 * inputs * 0.26 if why_not_compiled(kind) is None else 2 * (8 * inputs + 64)
 

@@ -11,7 +11,7 @@ from ..kernels import FoundFactors, Keep, drop_threshold, keep_all, keep_random,
 from ..kernels.sparse_merge import Divide, Vote
 from ..steps.census import model_boundaries
 from ..steps.method import Group, Parameter
-from ..steps.survey import Boundaries, Norms, Survey
+from ..steps.survey import Boundaries, NormsAndRules, Survey
 
 WEIGHT = Parameter("weight", float, per_model=True, doc="coefficient of the model's delta", neutral=1.0)
 SCALE = Parameter("lambda", float, 1.0, doc="scale of the merged delta")
@@ -85,17 +85,19 @@ def keep_at_random(group: Group) -> list[Keep]:
     ]
 
 
-def l1_factors(group: Group, keeps: Sequence[Keep]) -> Generator[Survey, Any, Factors]:
-    """Return ``weight_k * |d_k|_1 / |kept part of d_k|_1``: the kept part gets back the L1 norm of the whole delta.
+def matched(group: Group, keeps: Sequence[Keep]) -> Generator[Survey, Any, tuple[Factors, Sequence[Keep]]]:
+    """Return ``weight_k * |d_k|_1 / |kept part of d_k|_1``, and rules that keep the same elements, for the merge.
 
-    Without rescaling where either norm is below 1e-7, as mergekit does; no survey where everything is kept.
+    The kept part gets back the L1 norm of the whole delta. Without rescaling where either norm is below 1e-7, as
+    mergekit does; no survey where everything is kept.
     """
     if all(keep == keep_all() for keep in keeps):
-        return list(group["weight"])
+        return list(group["weight"]), keeps
     factors = []
-    norms = yield Norms(keeps, factors_of=(group["weight"], _TINY_NORM))
-    if isinstance(norms, FoundFactors):
-        return norms
+    answer = yield NormsAndRules(keeps, factors_of=(group["weight"], _TINY_NORM))
+    if isinstance(answer, FoundFactors):
+        return answer, keeps
+    norms, rules = answer
     for k, (weight, (total, kept)) in enumerate(zip(group["weight"], norms, strict=True)):
         if not math.isfinite(total):
             raise ValueError(
@@ -103,14 +105,24 @@ def l1_factors(group: Group, keeps: Sequence[Keep]) -> Generator[Survey, Any, Fa
                 "Repair the model or set rescale: false"
             )
         factors.append(weight if min(total, kept) < _TINY_NORM else weight * (total / kept))
+    return factors, rules
+
+
+def l1_factors(group: Group, keeps: Sequence[Keep]) -> Generator[Survey, Any, Factors]:
+    """Return the factors of ``matched``, of rules that draw nothing."""
+    factors, _ = yield from matched(group, keeps)
     return factors
 
 
-def dare_factors(group: Group, keeps: Sequence[Keep]) -> Generator[Survey, Any, Factors]:
-    """Return the factors of randomly dropped deltas: ``weight_k / density_k`` for peft, else by L1 norm if so asked."""
+def dropped_at_random(group: Group) -> Generator[Survey, Any, tuple[Factors, Sequence[Keep]]]:
+    """Return the factors of randomly dropped deltas, and the rules that drop.
+
+    The factors are ``weight_k / density_k`` for peft, else by L1 norm if so asked.
+    """
+    keeps = keep_at_random(group)
     if group.semantics == "peft":
-        return [w / d if d > 0 else w for w, d in zip(group["weight"], group["density"], strict=True)]
-    return (yield from rescaled(group, keeps))
+        return [w / d if d > 0 else w for w, d in zip(group["weight"], group["density"], strict=True)], keeps
+    return (yield from matched(group, keeps)) if group["rescale"] else (list(group["weight"]), keeps)
 
 
 def rescaled(group: Group, keeps: Sequence[Keep]) -> Generator[Survey, Any, Factors]:

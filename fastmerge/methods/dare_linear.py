@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..steps.apply import SparseMerge
 from ..steps.method import Group, Method, Solve, method
-from ._sparse import DARE_PARAMETERS, dare_factors, divisor, keep_at_random
+from ._sparse import DARE_PARAMETERS, divisor, dropped_at_random
 
 
 @method
@@ -32,8 +32,7 @@ class DareLinear(Method):
     random = True
 
     def merge(self, group: Group) -> Solve:
-        keeps = keep_at_random(group)
-        factors = yield from dare_factors(group, keeps)
+        factors, keeps = yield from dropped_at_random(group)
         if group.semantics == "peft":
             return SparseMerge(factors, keeps)
         return SparseMerge(factors, keeps, group["weight"], divide=divisor(group), scale=group["lambda"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..steps.apply import SparseMerge
 from ..steps.method import Group, Method, Solve, method
-from ._sparse import DARE_PARAMETERS, SIGN_METHOD, SIGN_VOTES, dare_factors, divisor, keep_at_random
+from ._sparse import DARE_PARAMETERS, SIGN_METHOD, SIGN_VOTES, divisor, dropped_at_random
 
 
 @method
@@ -34,15 +34,14 @@ class DareTies(Method):
     random = True
 
     def merge(self, group: Group) -> Solve:
-        keeps = keep_at_random(group)
         if group.semantics == "peft":
             if len(set(group["density"])) > 1:
                 raise ValueError(
                     f"{group.name}: the densities {group['density']} differ; PEFT takes one for all models"
                 )
-            factors = yield from dare_factors(group, keeps)
+            factors, keeps = yield from dropped_at_random(group)
             return SparseMerge(factors, keeps, vote=SIGN_VOTES[group["majority_sign_method"]], divide="count")
-        factors = yield from dare_factors(group, keeps)
+        factors, keeps = yield from dropped_at_random(group)
         return SparseMerge(
             factors, keeps, group["weight"], vote="weighted", divide=divisor(group), scale=group["lambda"]
         )

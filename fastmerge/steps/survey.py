@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 # The kind of device on which nothing needs to be waited for.
 HOST = "cpu"
+
+# Elements of a tensor below which finding memory for bits takes longer than drawing again.
+NOTED = 1 << 16
 
 
 class Survey(ABC):
@@ -131,6 +134,30 @@ class Norms(TableSurvey):
             return None
         tables = [survey.partials(*source.chunks()) for survey, source in zip(surveys, sources, strict=True)]
         return kernels.matched_factors(tables, rules)
+
+
+@dataclass(frozen=True)
+class NormsAndRules(Norms):
+    """``Norms``, and the rules for the merge that follows: they keep the same elements as ``keeps``.
+
+    Of a tensor that the processor has whole, what random rules draw is noted, one bit per element, so that the merge
+    does not draw it again. The answer is ``(norms, rules)``, or factors alone as of ``Norms``.
+    """
+
+    def answer(self, table: np.ndarray) -> tuple[list[tuple[float, float]], list[Keep]]:  # type: ignore[override]
+        return super().answer(table), [keep.noted for keep in self.keeps]
+
+    @classmethod
+    def start_all(cls, surveys: Sequence[Any], sources: Sequence[Resident]) -> Callable[[], list[Any]]:
+        pairs = zip(surveys, sources, strict=True)
+        return super().start_all([survey._noting(source.tensors[0]) for survey, source in pairs], sources)
+
+    def _noting(self, like: Tensor) -> NormsAndRules:
+        random, words = sum(keep.random for keep in self.keeps), kernels.mask_words(like.numel())
+        if like.device.type != HOST or like.numel() < NOTED or not random:
+            return self
+        masks = iter(empty(like, int32, random * words).split(words))
+        return replace(self, keeps=[keep.noting(next(masks)) if keep.random else keep for keep in self.keeps])
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 from tiny_merges import make_merge
 from vocabularies import tokenizer_json
 
+from fastmerge.engine.needs import outside_bytes
 from fastmerge.engine.sizing import Budget, divide
 from fastmerge.errors import BudgetError
+from fastmerge.kernels import mask_words
 
 QUANTIZERS = {
     "fp8": (float8_blocks, {"quant_method": "fp8", "weight_block_size": [128, 128]}),
@@ -97,6 +99,7 @@ def measured(merge, budget: int, backend: str = "auto") -> tuple[float, float, f
         ("ties", "auto", 24, 16384),  # the embedding, 16 MB in each of four models, does not fit
         ("ties", "auto", 160, 16384),  # it fits
         ("ties", "reference", 64, 2048),
+        ("dare_ties", "auto", 160, 16384),  # it fits, with what was drawn of it
         ("della", "auto", 160, 16384),  # whole tensors and their masks
         ("della", "reference", 128, 1024),
         ("tsvm", "auto", 64, 2048),  # seven matrices of 512 x 512, whole, with the work space of their decompositions
@@ -132,6 +135,11 @@ def test_peak_memory_of_inputs_that_are_made(tmp_path, kind, method, budget, voc
     prepare(merge, kind)
     before, peak, _ = measured(merge, budget)
     assert peak <= before + budget + 64
+
+
+def test_bits_of_random_rules_fit_beside_the_tensors_that_are_held():
+    for inputs in (2, 4, 17):
+        assert 4 * mask_words(1 << 20) * (inputs - 1) <= outside_bytes(inputs, "cpu") * (1 << 20)
 
 
 def test_adapters_of_gathered_embeddings_count(tmp_path):

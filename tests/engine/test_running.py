@@ -52,10 +52,12 @@ def least_budget(plan, **options) -> int:
     return int(str(caught.value).split("at least ")[1].split()[0])
 
 
-@pytest.mark.parametrize("backend", ["reference", None])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_budget_threads_and_backend_change_no_byte(tmp_path, backend, threads):
-    merge = make_merge(tmp_path, "ties", **WIDE)
+@pytest.mark.parametrize(
+    ("method", "backend", "threads"),
+    [("ties", "reference", 1), ("ties", "reference", 3), ("ties", None, 1), ("ties", None, 3), ("dare_ties", None, 3)],
+)
+def test_budget_threads_and_backend_change_no_byte(tmp_path, method, backend, threads):
+    merge = make_merge(tmp_path, method, **WIDE)
     plan = merge.plan()
     run(plan, tmp_path / "roomy")
     # The least budget holds no large matrix whole: surveys read it again and again.

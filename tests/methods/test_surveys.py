@@ -9,7 +9,7 @@ from sources import Chunked, run_sharded
 from fastmerge import kernels
 from fastmerge.kernels import GRID, keep_all, keep_random, keep_top
 from fastmerge.steps.source import Resident
-from fastmerge.steps.survey import Boundaries, Gram, Norms
+from fastmerge.steps.survey import NOTED, Boundaries, Gram, Norms, NormsAndRules
 
 # Three full cells of the grid and a part of a fourth.
 NUMEL = 3 * GRID + 1021
@@ -73,6 +73,23 @@ def test_norms(power, generator):
         # Both sums are in float64; the bound is that of NUMEL roundings.
         assert total == pytest.approx(powers.sum().item(), rel=NUMEL * 2**-53)
         assert kept == pytest.approx(powers[mask].sum().item(), rel=NUMEL * 2**-53)
+
+
+def test_random_rules_are_drawn_once_where_a_tensor_is_whole(generator):
+    base, tensors = tied(generator, NOTED + 1021)
+    keeps = [keep_random(9, 0, 2**31 + 77), keep_all(), keep_random(9, 2, 2**31)]
+    (norms, rules), *parted = everywhere(NormsAndRules(keeps), base, tensors)
+    assert norms == Norms(keeps).run(Resident(base, tensors))
+    assert parted == [(norms, keeps)] * len(parted)
+    assert [rule.random for rule in rules] == [False] * 3 and rules[1] == keep_all()
+    outs = [torch.full_like(base, float("nan")) for _ in range(2)]
+    # From an odd element of the tensor on, as a part of a merge may be cut.
+    parts = [tensor[1001:] for tensor in (base, *tensors)]
+    for out, some in zip(outs, (keeps, rules), strict=True):
+        kernels.sparse_merge(out[1001:], parts[0], parts[1:], factors=[0.5, 0.3, 0.2], keeps=some, offset=1001)
+    assert torch.equal(outs[0][1001:], outs[1][1001:])
+    few = [tensor[: NOTED - 1] for tensor in (base, *tensors)]
+    assert NormsAndRules(keeps).run(Resident(few[0], few[1:]))[1] == keeps
 
 
 @pytest.mark.parametrize("deltas", [True, False])

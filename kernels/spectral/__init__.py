@@ -7,7 +7,7 @@ for the same input on the same backend: random start blocks come from private ge
 from ._info import Info
 from .align import shared_basis
 from .blocks import orthogonalize_blocks
-from .boost import subspace_boost
+from .boost import boost_part, subspace_boost
 from .diagnostics import energy_rank, spectrum, stable_rank
 from .factored import boost_factored, factored_svd
 from .flatten import flatten_spectrum
@@ -15,7 +15,6 @@ from .hogsvd import HigherOrderGSVD, higher_order_gsvd
 from .isotropic import flatten_tasks
 from .leading import Leading, leading_values
 from .polar import polar
-from .sharded import boost_part, boost_shards, boost_together
 from .top import top_singular
 
 __all__ = [
@@ -24,8 +23,6 @@ __all__ = [
     "Leading",
     "boost_factored",
     "boost_part",
-    "boost_shards",
-    "boost_together",
     "energy_rank",
     "factored_svd",
     "flatten_spectrum",

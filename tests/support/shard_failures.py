@@ -13,8 +13,6 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 import fastmerge
 from fastmerge import functional
 from fastmerge.errors import InvalidInput, ShardError
-from fastmerge.kernels.spectral import boost_shards, subspace_boost
-from fastmerge.kernels.spectral import sharded as sharded_module
 from fastmerge.steps.shards import dealing, jobs, surveys, together
 
 TIES = {"method": "ties", "weight": 1.0, "density": 0.3}
@@ -143,31 +141,28 @@ def a_rank_that_is_gone_is_named_with_what_was_done(mesh, rank, states):
     refused(KeyboardInterrupt, "", lambda: fastmerge.merge_(base, [a, b], **TIES))
 
 
-def matrices_that_differ_are_not_boosted(mesh, rank, states):
-    part = torch.ones(4, 3)
-    refused(ValueError, "on rank 1, there are 2 shards; rank 0 has 1", lambda: boost_shards([part] * (1 + rank)))
-    wide = torch.ones(4, 3 + rank)
-    refused(ValueError, r"on rank 1, shards\[0\] has shape \(4, 4\), that of rank 0", lambda: boost_shards([wide]))
+def a_merge_that_fails_after_others_is_raised_everywhere(mesh, rank, states):
+    """Rank 1 fails at its second turn; what it owes the others of the first one was sent."""
+    base, *tuned = by_rows(mesh, states)
+    before, calls = {name: tensor.to_local().clone() for name, tensor in base.items()}, []
 
-
-def a_failed_boost_is_raised_everywhere(mesh, rank, states):
-    """Rank 1 fails at the second of its matrices; what it owes the others is sent all the same."""
-    calls = []
-
-    def fails(*arguments, **options):
-        calls.append(arguments)
-        if rank and len(calls) == 3:  # the first one checks the arguments
+    def fails(given):
+        calls.extend(given[:1])
+        if rank and given and len(calls) == 2:
             raise ArithmeticError("it went wrong")
-        return subspace_boost(*arguments, **options)
+        return merge_sources(given)
 
-    with replaced(sharded_module, "subspace_boost", fails):
-        words = "^it went wrong" if rank else "on rank 1, it went wrong"
-        refused(ArithmeticError if rank else RuntimeError, words, lambda: boost_shards([torch.eye(4)[:, :3]] * 4))
+    with replaced(dealing, "merge_sources", fails) as merge_sources, replaced(dealing, "WINDOW_BYTES", 0):
+        words = "^it went wrong" if rank else "on rank 1: merging model.*: it went wrong"
+        refused(
+            ArithmeticError if rank else ShardError, words,
+            lambda: fastmerge.merge_(base, tuned, method="tsvm", matrices="all"),
+        )  # fmt: skip
+    assert any(not torch.equal(base[name].to_local(), tensor) for name, tensor in before.items())
 
 
 CASES = (
-    matrices_that_differ_are_not_boosted,
-    a_failed_boost_is_raised_everywhere,
+    a_merge_that_fails_after_others_is_raised_everywhere,
     what_does_not_fit_together_is_refused,
     failures_are_raised_everywhere,
     memory_that_lacks_is_raised_everywhere,

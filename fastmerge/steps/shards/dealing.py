@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.spectral.sharded import deal
 from ..census import Round
 from ..driver import Job, merge_sources
 from ..inputs import Inputs
@@ -58,6 +57,16 @@ def ask_dealt(jobs: Sequence[ShardJob], found: dict[str, Any], ranks: Ranks, agr
     for parts in ranks.everyone(own.parts):
         taken.add(parts)
     return taken
+
+
+def deal(costs: Sequence[float], ranks: int) -> list[int]:
+    """Return the rank of each cost: the largest first, to the rank that has least. At most 4/3 of the best balance."""
+    loads, owners = [0.0] * ranks, [0] * len(costs)
+    for index in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        owner = min(range(ranks), key=loads.__getitem__)
+        owners[index] = owner
+        loads[owner] += costs[index]
+    return owners
 
 
 def turns(jobs: Sequence[ShardJob], ranks: int) -> list[Turn]:

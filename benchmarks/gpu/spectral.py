@@ -121,7 +121,7 @@ def makers(check: bool) -> dict[str, Products]:
 
 def _by_products(products: Products) -> Way:
     def boost(x: Tensor) -> Boosted:
-        result, infos, accepted = by_products(x, Boost(BETA), products=products)
+        result, infos, accepted = by_products(x, [Boost(BETA)] * len(x), products=products)
         assert all(accepted), f"a certificate failed: {infos}"
         return result, [_k(info) for info in infos]
 
@@ -246,11 +246,11 @@ def measure_parts(bench: Bench, case: Case, tool: str, products: Products, x: Te
     clone = replace(given, p=replace(given.p, whole=given.p.whole.clone()))
     parts = {
         "polar_factor": lambda: factored(x, True, products),
-        "leading_triplets": lambda: raised(clone, Boost(BETA)),
+        "leading_triplets": lambda: raised(clone, [Boost(BETA)] * case.batch),
     }
     turns = (0, 0.0) if bench.check else (RUNS, BUDGET, LONG)
     samples = _measure.take_turns({op: bench.on_wall(run) for op, run in parts.items()}, *turns)
-    info = raised(replace(given, p=replace(given.p, whole=given.p.whole.clone())), Boost(BETA))[1][0]
+    info = raised(replace(given, p=replace(given.p, whole=given.p.whole.clone())), [Boost(BETA)] * case.batch)[1][0]
     print(f"{case.shape}: {tool}: {info.iterations} steps, {info.passes} products of the search", flush=True)
     for op, seconds in samples.items():
         append(bench, op, case.shape, {tool: {**whole, **_measure.time_columns(seconds)}})

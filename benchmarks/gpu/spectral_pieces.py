@@ -125,10 +125,10 @@ def searches(bench: Bench) -> None:
         if not all(given.accepted):
             print(f"{spectrum}: the certificate failed, and the exact route takes over: {given.infos}", flush=True)
             continue
-        info = raised(given, Boost(BETA))[1][0]
+        info = raised(given, [Boost(BETA)])[1][0]
         assert info.k == k and info.cut is not None, f"{spectrum}: cuts at {info.k}, not {k}"
         error = abs(info.cut - float(exact[k])) / float(exact[k])
-        way = {"fastmerge": lambda given=given: raised(given, Boost(BETA))}
+        way = {"fastmerge": lambda given=given: raised(given, [Boost(BETA)])}
         _time(bench, f"leading_triplets, {spectrum}", f"{n}x{n}", way, {"fastmerge": error}, {"fastmerge": k})
 
 
@@ -171,7 +171,7 @@ def batches(bench: Bench) -> None:
 
 
 def _boosted(x: Tensor, maker: Products) -> object:
-    return raised(factored(x, True, maker), Boost(BETA))
+    return raised(factored(x, True, maker), [Boost(BETA)] * len(x))
 
 
 def _one_by_one(x: Tensor, maker: Products) -> None:

@@ -15,10 +15,10 @@ from torch import Tensor
 from ._exact import Outcome
 from ._filter import PATIENCE, Ritz, Search, Triplets, largest_bound
 from ._info import Info
-from ._matrices import frobenius
-from ._polar import Polar, Total, polar_factor
+from ._matrices import Total, alone, frobenius
+from ._polar import Polar, polar_factor
 from ._products import Operand, Products
-from ._rules import Cut, Rule, Rules, found, rules_for
+from ._rules import Cut, Rules, found
 
 METHOD = "accurate"
 # Largest accepted ||P'P - I||_F / sqrt(n) and ||skew(P'X)||_F / ||X||_F.
@@ -53,10 +53,10 @@ class Factored:
 
 
 def by_products(
-    x: Tensor, rule: Rule | Rules, keep: bool = True, products: Products | None = None,
-    total: Total = lambda part: part, rows: int | None = None,
+    x: Tensor, rules: Rules, keep: bool = True, products: Products | None = None,
+    total: Total = alone, rows: int | None = None,
 ) -> Outcome:  # fmt: skip
-    """Map the singular values of ``x`` [batch, m, n], m >= n, none of them all zeros, by ``rule``.
+    """Map the singular values of ``x`` [batch, m, n], m >= n, none of them all zeros, by ``rules``.
 
     Matrices of the batch go through all products together; each has its own certificate and its own cut. Takes up to
     five matrices of the size of ``x`` beside it, and eight Gram matrices.
@@ -67,14 +67,12 @@ def by_products(
         total:    adds up over ranks that have ``rows`` rows together, of which ``x`` is a part.
     """
     try:
-        return raised(factored(x, keep, products or Products.on(x.device), total, rows), rule)
+        return raised(factored(x, keep, products or Products.on(x.device), total, rows), rules)
     except torch.linalg.LinAlgError:  # an iteration that diverged has no eigenvectors
         return x, [Info(METHOD)] * len(x), [False] * len(x)
 
 
-def factored(
-    x: Tensor, keep: bool, products: Products, total: Total = lambda part: part, rows: int | None = None
-) -> Factored:
+def factored(x: Tensor, keep: bool, products: Products, total: Total = alone, rows: int | None = None) -> Factored:
     """Return the polar factors of ``x``, with certificates; arguments as in ``by_products``."""
     norm = total(frobenius(x).square()).sqrt()
     unit = x / norm.to(x).view(-1, 1, 1)
@@ -99,11 +97,10 @@ def factored(
     return Factored(whole, p, gram, norm * squares.sqrt(), norms, infos, accepted, products, total)
 
 
-def raised(given: Factored, rule: Rule | Rules) -> Outcome:
-    """Set the singular values as ``rule`` says, in the place of the polar factors."""
+def raised(given: Factored, rules: Rules) -> Outcome:
+    """Set the singular values as ``rules`` say, in the place of the polar factors."""
     products, infos, result = given.products, list(given.infos), given.p.whole
     wanted = [i for i, ok in enumerate(given.accepted) if ok]
-    rules = rules_for(rule, len(infos))
     if not wanted:
         return result, infos, given.accepted
 

@@ -7,15 +7,17 @@ leaves. Its direction is arbitrary, so it maps to zero; a route that cannot tell
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ._info import Info
-from ._rules import Rule, Rules, found, rules_for
+from ._matrices import Total, alone
+from ._rules import Rules, found
 
 NULL = 2.0**-22
+# The error that the Gram matrix may bring to the result, relative to it.
+TOLERANCE = 1e-5
 
 # The mapped matrices, what was done with each, and which are certified.
 Outcome = tuple[Tensor, list[Info], list[bool]]
@@ -29,28 +31,27 @@ def float32_floor(n: int) -> float:
     return max(4 * NULL, 2.0**-24 * math.sqrt(n))
 
 
-def by_svd(x: Tensor, rule: Rule | Rules, dtype: torch.dtype, keep: bool, fill: bool = False) -> Outcome:
-    """Map through ``torch.linalg.svd``. ``fill``: take null directions as the library returns them."""
+def by_svd(x: Tensor, rules: Rules, dtype: torch.dtype, keep: bool) -> Outcome:
+    """Map through ``torch.linalg.svd``. In float32, null directions that are not kept are those that it returns."""
+    single = dtype == torch.float32
+    fill = single and not keep
     driver = "gesvd" if x.is_cuda else None
     try:
         u, s, vh = torch.linalg.svd(x.to(dtype), full_matrices=False, driver=driver)
     except torch.linalg.LinAlgError:
         return x, [], [False] * len(x)
-    floor = float32_floor(x.shape[-1]) if dtype == torch.float32 else 0.0
     values = s.double().cpu()
-    mapped, infos, nullities = _mapped(values, rule, "svd" if dtype == torch.float32 else "svd64", fill)
-    accepted = [
-        fill or (float(v[-1]) > floor * float(v[0]) if floor else keep or not nullity)
-        for v, nullity in zip(values, nullities, strict=True)
-    ]
+    mapped, infos, nullities = _mapped(values, rules, "svd" if single else "svd64", fill)
+    accepted = [keep or not nullity for nullity in nullities]
+    if single:
+        floor = float32_floor(x.shape[-1])
+        accepted = [fill or float(v[-1]) > floor * float(v[0]) for v in values]
     if not any(accepted):
         return x, infos, accepted
     return (u.mul_(mapped.to(s).unsqueeze(-2)) @ vh).to(x.dtype), infos, accepted
 
 
-def by_gram(
-    x: Tensor, rule: Rule | Rules, tol: float, keep: bool, total: Callable[[Tensor], Tensor] = lambda part: part
-) -> Outcome:
+def by_gram(x: Tensor, rules: Rules, keep: bool, total: Total = alone) -> Outcome:
     """Map through the eigenvectors of ``X^T X`` in float64: ``X V diag(f(s) / s) V^T``.
 
     ``total`` adds up Gram matrices over ranks, each of which has a part of the rows.
@@ -59,27 +60,27 @@ def by_gram(
     squares, v = torch.linalg.eigh(total(wide.mT @ wide))
     squares, v = squares.flip(-1).clamp(min=0), v.flip(-1)
     values = squares.sqrt().cpu()
-    mapped, infos, nullities = _mapped(values, rule, "exact", fill=False)
+    mapped, infos, nullities = _mapped(values, rules, "exact", fill=False)
     gain = torch.where(mapped > 0, mapped / values, 0.0).to(x.device)
     accepted = []
     for s, nullity in zip(values, nullities, strict=True):
         # Squaring costs the square of the condition number, on the few directions at the end of the spectrum.
         smallest = float(s[len(s) - nullity - 1]) / float(s[0])
-        accepted.append(2.0**-52 / smallest**2 <= tol and (keep or not nullity))
+        accepted.append(2.0**-52 / smallest**2 <= TOLERANCE and (keep or not nullity))
     if not any(accepted):
         return x, infos, accepted
     wide = wide @ (v * gain.unsqueeze(-2))
     return (wide @ v.mT).to(x.dtype), infos, accepted
 
 
-def _mapped(values: Tensor, rule: Rule | Rules, method: str, fill: bool) -> tuple[Tensor, list[Info], list[int]]:
+def _mapped(values: Tensor, rules: Rules, method: str, fill: bool) -> tuple[Tensor, list[Info], list[int]]:
     """Return f(s) for full spectra ``values`` [batch, n], float64 on the host, falling."""
     mapped, infos, nullities = torch.empty_like(values), [], []
-    for row, (s, own) in enumerate(zip(values, rules_for(rule, len(values)), strict=True)):
+    for row, (s, rule) in enumerate(zip(values, rules, strict=True)):
         nullity = int((s <= NULL * s[0]).sum())
         kept = s if fill else s[: len(s) - nullity]
         nuclear = float(kept.sum())
-        cut = found(own.cut(kept, nuclear, len(s), complete=True))
+        cut = found(rule.cut(kept, nuclear, len(s), complete=True))
         mapped[row] = cut.value
         mapped[row, : cut.k] = s[: cut.k]
         mapped[row, len(kept) :] = 0

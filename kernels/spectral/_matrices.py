@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+# Adds up parts of a sum over ranks, in place.
+Total = Callable[[Tensor], Tensor]
+
+
+def alone(part: Tensor) -> Tensor:
+    """The ``Total`` of one that has everything."""
+    return part
 
 
 def check_matrices(name: str, x: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> None:

@@ -14,7 +14,7 @@ rounding X itself would cost that times the condition number.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ._exact import NULL
 from ._filter import by_cholesky, orthonormal, start_block
+from ._matrices import Total, alone
 from ._products import Operand, Products
 from ._schedule import Quintic, schedule
 
@@ -43,9 +44,6 @@ TELLING = 1.5
 # What the last step may leave of ||P'P - I||_F / sqrt(n); else it is made twice.
 TAYLOR, LEFT = 63 / 256, 5e-7
 
-# Adds up parts of a sum over ranks, in place.
-Total = Callable[[Tensor], Tensor]
-
 
 @dataclass(frozen=True)
 class Polar:
@@ -62,9 +60,7 @@ class Polar:
     steps: list[int]
 
 
-def polar_factor(
-    x: Tensor, gram: Tensor, products: Products, total: Total = lambda part: part, rows: int | None = None
-) -> Polar:
+def polar_factor(x: Tensor, gram: Tensor, products: Products, total: Total = alone, rows: int | None = None) -> Polar:
     """Return the polar factor of each matrix. Takes two matrices beside ``x`` and six of the size of ``gram``.
 
     The host waits for the device once, and once more per extension, which only the matrices that need it get.

@@ -45,11 +45,6 @@ Rules = Sequence[Rule]
 """One for each matrix of a batch; they differ in what they know of the matrix, not in kind."""
 
 
-def rules_for(rule: Rule | Rules, count: int) -> Rules:
-    """Return a rule for each of ``count`` matrices: the one given, or those that were given."""
-    return rule if isinstance(rule, Sequence) else [rule] * count
-
-
 def found(cut: Cut | None) -> Cut:
     """Return the cut of a full spectrum, which every rule finds."""
     assert cut is not None
@@ -104,20 +99,19 @@ class Boost:
         return Cut(k, float(values[k]), margin, _noise(values, k, nuclear - leading, size, complete, self.floor))
 
 
-def noise_floor(noise: float, shape: Sequence[int]) -> float:
-    """Return the spectral norm of a matrix [..., m, n] of independent errors with standard deviation ``noise``."""
-    if not noise >= 0:
-        raise ValueError(f"noise is {noise}; expected a standard deviation >= 0")
-    return noise * sum(map(math.sqrt, shape[-2:]))
-
-
 def noise_floors(noise: float | Sequence[float], shape: Sequence[int]) -> list[float]:
-    """Return it for each matrix of a tensor [..., m, n], in row-major order."""
+    """Return the spectral norm of a matrix of independent errors with standard deviation ``noise``.
+
+    One for each matrix of a tensor [..., m, n], in row-major order.
+    """
     count = math.prod(shape[:-2])
     each = list(noise) if isinstance(noise, Sequence) else [noise] * count
     if len(each) != count:
         raise ValueError(f"noise has {len(each)} values; expected one for each of {count} matrices, or one for all")
-    return [noise_floor(value, shape) for value in each]
+    for value in each:
+        if not value >= 0:
+            raise ValueError(f"noise is {value}; expected a standard deviation >= 0")
+    return [value * sum(map(math.sqrt, shape[-2:])) for value in each]
 
 
 def _noise(values: Tensor, k: int, rest: float, size: int, complete: bool, floor: float) -> float | None:

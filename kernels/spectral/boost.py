@@ -16,7 +16,7 @@ sending all of it to one rank and back takes 0.5 GB: it is for a matrix that no 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -25,21 +25,17 @@ from torch import Tensor
 from ._by_products import by_products
 from ._exact import by_gram
 from ._info import Info
-from ._matrices import full_float32
+from ._matrices import Total, full_float32
 from ._routes import spectral_map
-from ._rules import Boost, noise_floor, noise_floors
+from ._rules import Boost, noise_floors
 
 __all__ = ["boost_part", "subspace_boost"]
-
-# What the route in float64 may lose of a part, relative to it.
-PART_TOLERANCE = 1e-5
 
 
 def subspace_boost(
     delta: Tensor,
     beta: float = 0.01,
     *,
-    tol: float = 1e-5,
     null: str = "keep",
     method: str = "auto",
     noise: float | Sequence[float] = 0.0,
@@ -49,26 +45,22 @@ def subspace_boost(
     Args:
         delta:  [..., m, n] float32, finite. A matrix of zeros is returned as it is.
         beta:   share of the sum of singular values, in [0, 1]. 0.01 is the reference's default; 0.2 is used for LLMs.
-        tol:    relative Frobenius error that ``auto`` may choose a route for on a GPU: ``accurate`` from 1e-5, else
-                ``exact``.
         null:   singular values of at most 2^-22 of the largest are null: their directions are arbitrary. ``keep``
                 leaves them at zero; ``reference`` raises them too, along the vectors that a float32 SVD returns (these
                 differ from run to run between libraries, devices and thread counts).
         method: ``accurate`` (polynomial iteration at float32 accuracy), ``exact`` (Gram matrix and eigenvectors in
-                float64), ``svd`` (float32), or ``auto``: ``exact`` on a CPU, then ``svd``; by ``tol`` on a GPU. Where
+                float64), ``svd`` (float32), or ``auto``: ``exact`` on a CPU, then ``svd``; ``accurate`` on a GPU. Where
                 the certificate of a route fails, the next one takes over; ``Info.method`` says which it was.
         noise:  standard deviation of the rounding in the elements of ``delta``, for ``Info.noise``; 0: not known. One
                 for all matrices, or one for each, in row-major order.
     Raises:
         ValueError: an argument is out of range; the message names it and its value.
     """
-    rules = [Boost(beta, floor) for floor in noise_floors(noise, delta.shape)]
-    return spectral_map(delta, rules or Boost(beta), tol=tol, null=null, method=method)
+    rule = Boost(beta)
+    return spectral_map(delta, [replace(rule, floor=floor) for floor in noise_floors(noise, delta.shape)], null, method)
 
 
-def boost_part(
-    shard: Tensor, beta: float, *, dim: int, total: Callable[[Tensor], Tensor], noise: float = 0.0
-) -> tuple[Tensor, Info] | None:
+def boost_part(shard: Tensor, beta: float, *, dim: int, total: Total, noise: float = 0.0) -> tuple[Tensor, Info] | None:
     """Return this rank's part of a boosted matrix, and what was done, the same on every rank; None: not certified.
 
     A collective call: every rank that has a part makes it. What follows from a Gram matrix is computed by all of them
@@ -99,11 +91,12 @@ def boost_part(
         )
     if norm == 0:
         return shard.clone(), Info("zero")
-    rule, x = Boost(beta, noise_floor(noise, (m, n)) / norm), x / norm
+    (floor,) = noise_floors(noise, (m, n))
+    rules, x = [Boost(beta, floor / norm)], x / norm
     with full_float32():
-        result, (info,), (accepted,) = by_products(x, rule, total=total, rows=int(m))
+        result, (info,), (accepted,) = by_products(x, rules, total=total, rows=int(m))
         if not accepted:
-            result, (info,), (accepted,) = by_gram(x, rule, PART_TOLERANCE, keep=True, total=total)
+            result, (info,), (accepted,) = by_gram(x, rules, keep=True, total=total)
     if not accepted:
         return None
     assert info.cut is not None and info.nuclear is not None

@@ -17,13 +17,12 @@ __all__ = ["flatten_spectrum"]
 
 
 def flatten_spectrum(
-    delta: Tensor, *, tol: float = 1e-5, null: str = "keep", method: str = "auto", noise: float | Sequence[float] = 0.0
+    delta: Tensor, *, null: str = "keep", method: str = "auto", noise: float | Sequence[float] = 0.0
 ) -> tuple[Tensor, list[Info]]:
     """Return each matrix with all singular values set to their mean, and what was done.
 
     Args:
         delta:  [..., m, n] float32, finite. A matrix of zeros is returned as it is.
-        tol:    relative Frobenius error that ``auto`` may choose a route for on a GPU.
         null:   ``keep`` leaves null directions at zero (they count in the mean); ``reference`` gives them the mean as
                 well, along the arbitrary vectors of a float32 SVD.
         method: ``auto``, ``accurate``, ``exact`` or ``svd``; see ``subspace_boost``.
@@ -33,4 +32,4 @@ def flatten_spectrum(
         ValueError: an argument is out of range; the message names it and its value.
     """
     rules = [Mean(floor) for floor in noise_floors(noise, delta.shape)]
-    return spectral_map(delta, rules, tol=tol, null=null, method=method)
+    return spectral_map(delta, rules, null, method)

@@ -21,7 +21,7 @@ def boost(delta, beta, route):
         return subspace_boost(delta, beta, method=route)
     tall = delta if delta.shape[-2] >= delta.shape[-1] else delta.mT
     stack = tall.reshape(-1, *tall.shape[-2:])
-    result, infos, accepted = by_products(stack, Boost(beta), products=Products("split16"))
+    result, infos, accepted = by_products(stack, [Boost(beta)] * len(stack), products=Products("split16"))
     assert all(accepted), infos
     return result.reshape(tall.shape) if tall is delta else result.reshape(tall.shape).mT, infos
 

@@ -102,16 +102,16 @@ def test_null_directions_are_counted_and_stay_null(precision, generator):
     delta = make_delta("bfloat16_difference", 160, 96, generator)
     delta[:, [3, 40, 41]] = 0
     exact, k = boost_oracle(delta, 0.2)
-    result, (info,), accepted = by_products(delta[None], Boost(0.2), products=Products(precision))
+    result, (info,), accepted = by_products(delta[None], [Boost(0.2)], products=Products(precision))
     assert accepted == [True] and (info.nullity, info.k) == (3, k)
     assert relative_error(result[0], exact) < 1e-5 and result[0][:, 40].abs().max() < 1e-9 * info.cut
-    assert by_products(delta[None], Boost(0.2), keep=False)[2] == [False]
+    assert by_products(delta[None], [Boost(0.2)], keep=False)[2] == [False]
     # More of them than are looked at: another route has to count them.
     delta[:, :30] = 0
-    assert by_products(delta[None], Boost(0.2))[2] == [False]
+    assert by_products(delta[None], [Boost(0.2)])[2] == [False]
     # What rounding left of them.
     x, _ = with_values(torch.tensor([1.0] * 90 + [0.0] * 6).double(), 96, generator)
-    assert torch.linalg.svdvals(x.double())[0, -1] > 0 and by_products(x, Boost(0.2))[1][0].nullity == 6
+    assert torch.linalg.svdvals(x.double())[0, -1] > 0 and by_products(x, [Boost(0.2)])[1][0].nullity == 6
 
 
 def test_one_matrix_without_a_leading_part_does_not_keep_the_others_from_their_triplets(generator, monkeypatch):
@@ -119,7 +119,7 @@ def test_one_matrix_without_a_leading_part_does_not_keep_the_others_from_their_t
     decompose = torch.linalg.eigh
     monkeypatch.setattr(torch.linalg, "eigh", lambda h: decomposed.append(tuple(h.shape)) or decompose(h))
     deltas = torch.stack([make_delta(kind, 200, 160, generator) for kind in ("gaussian", "low_rank_noise")])
-    results, infos, accepted = by_products(deltas, Boost(0.5))
+    results, infos, accepted = by_products(deltas, [Boost(0.5)] * len(deltas))
     assert all(accepted) and decomposed.count((160, 160)) == 1
     for delta, result, info in zip(deltas, results, infos, strict=True):
         exact, k = boost_oracle(delta, 0.5)
@@ -138,14 +138,14 @@ def test_a_wrong_factor_fails_its_certificate(generator, monkeypatch):
             return type(found)(wrong(found.factor), found.null, found.nullity, found.steps)
 
         monkeypatch.setattr(_by_products, "polar_factor", spoilt)
-        assert by_products(delta, Boost(0.2))[2] == [False]
+        assert by_products(delta, [Boost(0.2)])[2] == [False]
 
 
 def test_an_iteration_that_diverges_leaves_the_matrices_to_the_next_route(generator, monkeypatch):
     deltas = torch.stack([make_delta("gaussian", 96, 64, generator) for _ in range(2)])
     bound = _by_products.largest_bound
     monkeypatch.setattr(_by_products, "largest_bound", lambda *arguments: bound(*arguments) / 4)
-    assert by_products(deltas, Boost(0.2))[2] == [False, False]
+    assert by_products(deltas, [Boost(0.2)] * 2)[2] == [False, False]
     results, infos = subspace_boost(deltas, 0.2, method="accurate")
     assert [info.method for info in infos] == ["exact", "exact"]
     assert relative_error(results[1], boost_oracle(deltas[1], 0.2)[0]) < 1e-6

@@ -71,6 +71,6 @@ def test_boosting(device, scale, generator, kernel):
     delta = make_delta("power_half", scale * 30, scale * 12, generator)
     exact, k = boost_oracle(delta, 0.3)
     products = Products("split16", kernel)
-    result, (info,), (accepted,) = by_products(delta[None].to(device), Boost(0.3), products=products)
+    result, (info,), (accepted,) = by_products(delta[None].to(device), [Boost(0.3)], products=products)
     assert accepted and info.k == k
     assert relative_error(result[0].cpu(), exact) < 5e-6

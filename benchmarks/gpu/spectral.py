@@ -112,10 +112,10 @@ def ways(check: bool) -> dict[str, Way]:
 def makers(check: bool) -> dict[str, Products]:
     """Return who makes the products: on a CPU those of a GPU, emulated."""
     if check:
-        return {"fastmerge": Products("split16")}
+        return {"fastmerge": LIBRARY}
     chosen = Products.on(torch.device("cuda"))
-    return {"fastmerge": chosen} if chosen.kernel is LIBRARY else {
-        "fastmerge": chosen, "fastmerge, library": Products("split16", LIBRARY)
+    return {"fastmerge": chosen} if chosen is LIBRARY else {
+        "fastmerge": chosen, "fastmerge, library": LIBRARY
     }  # fmt: skip
 
 

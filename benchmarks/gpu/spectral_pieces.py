@@ -16,7 +16,7 @@ from torch import Tensor
 from fastmerge.kernels.spectral import _polar
 from fastmerge.kernels.spectral._by_products import factored, raised
 from fastmerge.kernels.spectral._matrices import full_float32
-from fastmerge.kernels.spectral._products import LIBRARY, TRITON, Kernel, Products
+from fastmerge.kernels.spectral._products import LIBRARY, TRITON, Products
 from fastmerge.kernels.spectral._rules import Boost
 
 from .. import _measure
@@ -67,19 +67,17 @@ def decompositions(bench: Bench) -> None:
 
 def products(bench: Bench) -> None:
     """Time and check split products by each maker, whole and symmetric."""
-    kernels = [LIBRARY]
-    if next(iter(makers(bench.check).values())).kernel is TRITON:
-        kernels = [TRITON, Kernel("triton", 512, "half as many promotions"), LIBRARY]
+    # Of Triton's also one with half as many promotions.
+    compared = [*([TRITON, Products("triton", 512)] if TRITON in makers(bench.check).values() else []), LIBRARY]
     for m, n in ((24, 16),) if bench.check else PRODUCTS:
         x = make_deltas(Case(1, m, n), bench.device)
         # Of some columns: all of them in float64 would take as long as the experiment.
         exact = x[..., :64].double().mT @ x.double()
         for symmetric in (False, True):
             ways, errors = {}, {}
-            for kernel in kernels:
-                maker = Products("split16", kernel)
+            for maker in compared:
                 operand = maker.operand(x)
-                ways[f"fastmerge, {kernel.name} {kernel.chunk}"] = functools.partial(
+                ways[f"fastmerge, {maker.maker} {maker.chunk}"] = functools.partial(
                     *((maker.gram, operand) if symmetric else (maker.multiply, operand.mT, operand))
                 )
             for tool, way in ways.items():

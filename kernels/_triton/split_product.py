@@ -116,8 +116,8 @@ def split(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def product(
-    a: tuple[Tensor, ...], b: tuple[Tensor, ...], shape: tuple[int, int], factor: Tensor, *, chunk: int,
-    symmetric: bool, beta: float = 0.0, plus: Tensor | None = None,
+    a: tuple[Tensor, ...], b: tuple[Tensor, ...], shape: tuple[int, int], factor: Tensor, chunk: int, symmetric: bool,
+    beta: float = 0.0, plus: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Return ``factor a b + beta plus`` [batch, *shape] in float32.
 
@@ -134,10 +134,9 @@ def product(
     step, stages = _STEPS[family(a[0].device).capability >= (9, 0)]
     out = torch.empty(batch, *shape, dtype=torch.float32, device=a[0].device)
     launch(
-        _split_product_kernel, (batch * row_tiles * column_tiles,), out, out, a[0], a[-1], b[0], b[-1],
-        out if plus is None else plus, factor, *shape, terms, *a[0].stride(), *b[0].stride(),
-        row_tiles * column_tiles, row_tiles, column_tiles, beta, SYMMETRIC=symmetric,
-        PLUS=plus is not None, CHUNK=chunk, TILE=TILE, TERMS=step, GROUP=_GROUP,
+        _split_product_kernel, (batch * row_tiles * column_tiles,), out, out, *a, *b, out if plus is None else plus,
+        factor, *shape, terms, *a[0].stride(), *b[0].stride(), row_tiles * column_tiles, row_tiles, column_tiles, beta,
+        SYMMETRIC=symmetric, PLUS=plus is not None, CHUNK=chunk, TILE=TILE, TERMS=step, GROUP=_GROUP,
         MASKED=any(size % TILE for size in shape), num_warps=_NUM_WARPS, num_stages=stages,
     )  # fmt: skip
     return out

@@ -31,17 +31,31 @@ def float32_floor(n: int) -> float:
     return max(4 * NULL, 2.0**-24 * math.sqrt(n))
 
 
+def full_svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return u, s, vh of ``x`` [batch, m, n], on its device."""
+    return torch.linalg.svd(x, full_matrices=False, driver="gesvd" if x.is_cuda else None)
+
+
+def decomposed(x: Tensor, total: Total = alone) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``x`` in float64, and its singular values and right vectors from ``X^T X``, by falling value.
+
+    ``total`` adds up Gram matrices over ranks, each of which has a part of the rows.
+    """
+    wide = x.double()
+    squares, v = torch.linalg.eigh(total(wide.mT @ wide))
+    return wide, squares.flip(-1).clamp(min=0).sqrt(), v.flip(-1)
+
+
 def by_svd(x: Tensor, rules: Rules, dtype: torch.dtype, keep: bool) -> Outcome:
     """Map through ``torch.linalg.svd``. In float32, null directions that are not kept are those that it returns."""
     single = dtype == torch.float32
     fill = single and not keep
-    driver = "gesvd" if x.is_cuda else None
     try:
-        u, s, vh = torch.linalg.svd(x.to(dtype), full_matrices=False, driver=driver)
+        u, s, vh = full_svd(x.to(dtype))
     except torch.linalg.LinAlgError:
         return x, [], [False] * len(x)
     values = s.double().cpu()
-    mapped, infos, nullities = _mapped(values, rules, "svd" if single else "svd64", fill)
+    mapped, infos, nullities = mapped_values(values, rules, "svd" if single else "svd64", fill)
     accepted = [keep or not nullity for nullity in nullities]
     if single:
         floor = float32_floor(x.shape[-1])
@@ -52,20 +66,15 @@ def by_svd(x: Tensor, rules: Rules, dtype: torch.dtype, keep: bool) -> Outcome:
 
 
 def by_gram(x: Tensor, rules: Rules, keep: bool, total: Total = alone) -> Outcome:
-    """Map through the eigenvectors of ``X^T X`` in float64: ``X V diag(f(s) / s) V^T``.
-
-    ``total`` adds up Gram matrices over ranks, each of which has a part of the rows.
-    """
-    wide = x.double()
-    squares, v = torch.linalg.eigh(total(wide.mT @ wide))
-    squares, v = squares.flip(-1).clamp(min=0), v.flip(-1)
-    values = squares.sqrt().cpu()
-    mapped, infos, nullities = _mapped(values, rules, "exact", fill=False)
+    """Map through the eigenvectors of ``X^T X`` in float64: ``X V diag(f(s) / s) V^T``."""
+    wide, s, v = decomposed(x, total)
+    values = s.cpu()
+    mapped, infos, nullities = mapped_values(values, rules, "exact", fill=False)
     gain = torch.where(mapped > 0, mapped / values, 0.0).to(x.device)
     accepted = []
-    for s, nullity in zip(values, nullities, strict=True):
+    for row, nullity in zip(values, nullities, strict=True):
         # Squaring costs the square of the condition number, on the few directions at the end of the spectrum.
-        smallest = float(s[len(s) - nullity - 1]) / float(s[0])
+        smallest = float(row[len(row) - nullity - 1]) / float(row[0])
         accepted.append(2.0**-52 / smallest**2 <= TOLERANCE and (keep or not nullity))
     if not any(accepted):
         return x, infos, accepted
@@ -73,8 +82,8 @@ def by_gram(x: Tensor, rules: Rules, keep: bool, total: Total = alone) -> Outcom
     return (wide @ v.mT).to(x.dtype), infos, accepted
 
 
-def _mapped(values: Tensor, rules: Rules, method: str, fill: bool) -> tuple[Tensor, list[Info], list[int]]:
-    """Return f(s) for full spectra ``values`` [batch, n], float64 on the host, falling."""
+def mapped_values(values: Tensor, rules: Rules, method: str, fill: bool) -> tuple[Tensor, list[Info], list[int]]:
+    """Return f(s) for spectra ``values`` [batch, n], float64 on the host, falling, not all zeros, and nullities."""
     mapped, infos, nullities = torch.empty_like(values), [], []
     for row, (s, rule) in enumerate(zip(values, rules, strict=True)):
         nullity = int((s <= NULL * s[0]).sum())

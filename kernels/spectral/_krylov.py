@@ -6,35 +6,25 @@ The invariants, with V [n, p] and U [m, p] orthonormal and a small ``core`` [p, 
 
 so the singular values of ``core`` approximate the largest of X, and the residual of a triplet is a row of ``link``: it
 costs no product with X. A restart keeps the leading approximate triplets, and the invariants with them.
-It takes fewer products than a filtered subspace (``_filter``) and more decompositions on the host: the search of a CPU.
+It takes fewer products than a filtered subspace (``_filter``) and more decompositions: the search of a CPU.
 (Baglama and Reichel 2005 for the restart; Musco and Musco 2015 for block Krylov from a random start.)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-
-
-@dataclass
-class Triplets:
-    """Approximate leading singular triplets of each matrix, by falling singular value.
-
-    Attributes:
-        values:    [batch, p] float64 on the host.
-        residuals: [batch, p] float64 on the host: ||X^T u - s v||, which bounds the error of the value.
-    """
-
-    values: Tensor
-    residuals: Tensor
 
 
 class BlockKrylov:
     """The search space of one batch of matrices [batch, m, n], m >= n; grows by ``block`` columns a step.
 
     Start vectors come from a private generator on the host: the result depends on the input and the backend alone.
+
+    Attributes, once it was expanded, of the approximate leading triplets, by falling value:
+        values:    [batch, p] float64.
+        residuals: [batch, p] float64: ||X^T u - s v||, which bounds the error of the value.
+        passes:    products with X so far.
     """
 
     def __init__(self, x: Tensor, block: int):
@@ -46,7 +36,7 @@ class BlockKrylov:
         self.fresh = fresh.expand(batch, n, block)
         self.left = x.new_empty(batch, m, 0)
         self.right = x.new_empty(batch, n, 0)
-        self.core = torch.empty(batch, 0, 0, dtype=torch.float64)
+        self.core = torch.empty(batch, 0, 0, dtype=torch.float64, device=x.device)
         self.passes = 0
 
     @property
@@ -60,38 +50,21 @@ class BlockKrylov:
         self.left = torch.cat([self.left, left], dim=-1)
         self.right = torch.cat([self.right, self.fresh], dim=-1)
         self.fresh, _, link = _orthonormal_against(self.right, self.x.mT @ left)
-        # The only time that the host waits for the device.
-        column = torch.cat([upper, corner, link], dim=-2).cpu()
-        old, block = self.core.shape[-1], corner.shape[-1]
-        core = self.core.new_zeros(len(self.core), old + block, old + block)
-        core[:, :old, :old] = self.core
-        core[:, :, old:] = column[:, :-block]
-        self.core, self.link = core, column[:, -block:]
+        below = self.core.new_zeros(len(self.core), self.block, self.core.shape[-1])
+        self.core = torch.cat([torch.cat([self.core, below], -2), torch.cat([upper, corner], -2)], -1)
+        self._x, self.values, y = torch.linalg.svd(self.core)
+        self._y = y.mT
+        self.residuals = torch.linalg.vector_norm(link @ self._x[..., -self.block :, :], dim=-2)
         self.passes += 2
-        self._decompose()
-
-    def triplets(self) -> Triplets:
-        """Return values and residuals of the present search space."""
-        return Triplets(self._values, self._residuals)
 
     def vectors(self, count: int) -> tuple[Tensor, Tensor]:
         """Return the left [batch, m, count] and right [batch, n, count] vectors of the leading triplets."""
-        return self.left @ self._rotation(self._x[..., :count]), self.right @ self._rotation(self._y[..., :count])
+        return self.left @ self._x[..., :count].to(self.x), self.right @ self._y[..., :count].to(self.x)
 
     def restart(self, keep: int) -> None:
         """Shrink the search space to the leading ``keep`` triplets."""
         self.left, self.right = self.vectors(keep)
-        self.core = torch.diag_embed(self._values[:, :keep])
-
-    def _decompose(self) -> None:
-        # Small and in float64: on the host, where it is both faster and the same for every device.
-        self._x, self._values, y = torch.linalg.svd(self.core)
-        self._y = y.mT
-        block = self.link.shape[-1]
-        self._residuals = torch.linalg.vector_norm(self.link @ self._x[..., -block:, :], dim=-2)
-
-    def _rotation(self, small: Tensor) -> Tensor:
-        return small.to(self.x.dtype).to(self.x.device)
+        self.core = torch.diag_embed(self.values[:, :keep])
 
 
 def _orthonormal_against(basis: Tensor, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:

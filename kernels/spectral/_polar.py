@@ -23,7 +23,7 @@ from torch import Tensor
 from ._exact import NULL
 from ._filter import by_cholesky, orthonormal, start_block
 from ._matrices import Total, alone
-from ._products import Operand, Products
+from ._products import Operand, Products, chosen
 from ._schedule import Quintic, schedule
 
 TALL = 1.3
@@ -82,20 +82,14 @@ def polar_factor(x: Tensor, gram: Tensor, products: Products, total: Total = alo
         taken, gain = taken + len(steps), gain * math.prod(a for a, _, _ in steps)
         look = _look(operand, gram, products, total)
         judged = _judged(look.squares.cpu(), gain, n)
-        short = [judged.short[i] and extension < EXTENSIONS for i in range(len(pending))]
-        for part in (False, True):
-            chosen = [i for i, s in enumerate(short) if s == part]
-            if not chosen:
-                continue
-            some, grams = operand.of(chosen), gram if len(chosen) == len(gram) else gram[chosen]
-            if not part:
-                ended = _ended(some, grams, look.of(chosen), judged.of(chosen), products, total, taken)
-                done.append(([pending[i] for i in chosen], ended))
-                continue
-            x, gram = some.whole / SHRINK, grams / SHRINK**2
-            pending = [pending[i] for i in chosen]
-        if not any(short):
+        short = [i for i in range(len(pending)) if judged.short[i] and extension < EXTENSIONS]
+        if some := [i for i in range(len(pending)) if i not in short]:
+            part = operand.of(some), chosen(gram, some), look.of(some), judged.of(some)
+            done.append(([pending[i] for i in some], _ended(*part, products, total, taken)))
+        if not short:
             break
+        pending = [pending[i] for i in short]
+        x, gram = chosen(operand.whole, short) / SHRINK, chosen(gram, short) / SHRINK**2
         steps, gain = schedule(EXTENSION), gain / SHRINK
     return _joined(done)
 
@@ -144,7 +138,7 @@ class _Look:
     y: Tensor
 
     def of(self, indices: list[int]) -> _Look:
-        return _Look(self.squares[indices], self.v[indices], self.y[indices])
+        return _Look(*(chosen(field, indices) for field in (self.squares, self.v, self.y)))
 
 
 def _look(x: Operand, gram: Tensor, products: Products, total: Total) -> _Look:
@@ -212,7 +206,7 @@ def _ended(
     x: Operand, gram: Tensor, look: _Look, judged: _Judged, products: Products, total: Total, taken: int
 ) -> Polar:
     """Repair the small directions, then make the last step, or two."""
-    whole, null = x.whole, look.v[..., :0]
+    whole = x.whole
     if bool(judged.gains.any()):
         gains = judged.gains.to(look.squares.device).unsqueeze(-2)
         # (I + v g v') A (I + v g v'), with v'A v = diag(squares). X'y has the digits of A v that A, of size 1, has not.
@@ -220,28 +214,25 @@ def _ended(
         turned = image * gains + v * (gains.square() * look.squares.unsqueeze(-2) / 2)
         gram = gram + (turned @ v.mT + v @ turned.mT).to(gram)
         whole = torch.baddbmm(whole, look.y * gains.to(look.y), look.v.mT)
-        null = look.v * judged.null.to(look.v).unsqueeze(-2)
     whole, taken = _finished(whole, gram, products), taken + 1
     if bool((judged.left > LEFT).any()):
         whole, taken = _finished(whole, total(products.gram(products.operand(whole))), products), taken + 1
-    return Polar(whole, null, judged.nullity, [taken] * len(whole))
+    return Polar(whole, look.v * judged.null.to(look.v).unsqueeze(-2), judged.nullity, [taken] * len(whole))
 
 
 def _joined(done: list[tuple[list[int], Polar]]) -> Polar:
     """Return parts of a batch, each with the indices of its matrices, as one."""
     if len(done) == 1:
         return done[0][1]
-    count = sum(len(indices) for indices, _ in done)
-    first, width = done[0][1].factor, max(part.null.shape[-1] for _, part in done)
-    factor, null = first.new_empty(count, *first.shape[1:]), first.new_zeros(count, first.shape[-1], width)
-    nullity: list[int | None] = [None] * count
-    steps = [0] * count
+    parts = [part for _, part in done]
+    nullity = [n for part in parts for n in part.nullity]
+    steps = [n for part in parts for n in part.steps]
+    joined = Polar(torch.cat([p.factor for p in parts]), torch.cat([p.null for p in parts]), nullity, steps)
     for indices, part in done:
-        factor[indices] = part.factor
-        null[indices, :, : part.null.shape[-1]] = part.null
+        joined.factor[indices], joined.null[indices] = part.factor, part.null
         for i, index in enumerate(indices):
             nullity[index], steps[index] = part.nullity[i], part.steps[i]
-    return Polar(factor, null, nullity, steps)
+    return joined
 
 
 def _finished(x: Tensor, gram: Tensor, products: Products) -> Tensor:

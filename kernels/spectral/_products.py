@@ -1,13 +1,14 @@
 r"""Matrix products of the polar iteration. Operands and results are float32 tensors.
 
-- ``float32``: the library product, TF32 off.
-- ``split16``: each operand is scaled by a power of two and split into two float16 pieces, ``x = high + low`` (22 bits
-  down to 2^-17 of the largest element); ``high high + high low + low high`` on tensor cores. Their sum is promoted to
-  a float32 sum every ``chunk`` terms, because tensor cores may truncate where they accumulate.
+- ``FLOAT32``: the library product, TF32 off.
+- ``TRITON``, ``LIBRARY``: split products. Each operand is scaled by a power of two and split into two float16 pieces,
+  ``x = high + low`` (22 bits down to 2^-17 of the largest element); ``high high + high low + low high`` on tensor
+  cores. Their sum is promoted to a float32 sum every ``chunk`` terms, because tensor cores may truncate where they
+  accumulate.
 
-On a GPU two kernels make the latter: Triton (``_triton.split_product``: one launch, promotion in registers), or the
-library where there is no Triton (a product per chunk, of pieces that lie side by side). Both make half of a symmetric
-product. On a CPU the pieces are multiplied in float32, which is exact for each term: the same arithmetic, slower, so
+Two make the latter on a GPU: Triton (``_triton.split_product``: one launch, promotion in registers), or the library
+where there is no Triton (a product per chunk, of pieces that lie side by side). Both make half of a symmetric product.
+On a CPU the library multiplies the pieces in float32, which is exact for each term: the same arithmetic, slower, so
 that the tests execute it.
 
 Memory beside operands and result: the pieces, 4 bytes per element; by the library 4 more while they are made.
@@ -26,25 +27,6 @@ from .. import _triton
 TOP_EXPONENT = 14
 # The library makes a symmetric product panel by panel of columns, each down to the diagonal: 9/16 of the work with 8.
 PANELS, LEAST_PANEL = 8, 256
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """Who makes split products on a GPU.
-
-    Attributes:
-        name:  ``library`` or ``triton``.
-        chunk: terms of an inner product summed on tensor cores before promotion.
-        why:   the reason for ``chunk``.
-    """
-
-    name: str
-    chunk: int
-    why: str
-
-
-LIBRARY = Kernel("library", 1024, "64 steps of 16 terms stay near float32; promotion costs a pass over the result")
-TRITON = Kernel("triton", 256, "promotion costs one addition per element of a tile in registers")
 
 
 @dataclass(frozen=True)
@@ -68,26 +50,29 @@ class Operand:
 
     def of(self, indices: list[int]) -> Operand:
         """Return some matrices of the batch."""
-        if len(indices) == len(self.whole):
-            return self
-        scale = None if self.scale is None else self.scale[indices]
-        return Operand(self.whole[indices], tuple(piece[indices] for piece in self.pieces), scale)
+        scale = None if self.scale is None else chosen(self.scale, indices)
+        return Operand(chosen(self.whole, indices), tuple(chosen(piece, indices) for piece in self.pieces), scale)
+
+
+def chosen(x: Tensor, indices: list[int]) -> Tensor:
+    """Return some matrices of a batch, in rising order: all of them as they are."""
+    return x if len(indices) == len(x) else x[indices]
 
 
 @dataclass(frozen=True)
 class Products:
-    """Products in one precision, by one kernel.
+    """Who makes products.
 
     Attributes:
-        precision: ``float32`` or ``split16``.
-        kernel:    of ``split16``.
+        maker: ``float32``; ``library`` or ``triton`` of split products.
+        chunk: terms of an inner product of pieces summed on tensor cores before promotion.
     """
 
-    precision: str
-    kernel: Kernel = LIBRARY
+    maker: str
+    chunk: int = 0
 
-    @classmethod
-    def on(cls, device: torch.device) -> Products:
+    @staticmethod
+    def on(device: torch.device) -> Products:
         """Return the products to make on ``device``.
 
         On a CPU float16 pieces save no time. On an H200 Triton's kernel took 0.84 to 0.90 of the time of the library's,
@@ -95,20 +80,20 @@ class Products:
         accurate, and slower.
         """
         if device.type != "cuda":
-            return cls("float32")
+            return FLOAT32
         if _triton.why_unavailable() is None:
-            return cls("split16", TRITON)
-        return cls("split16" if hasattr(torch.ops.aten.baddbmm, "dtype_out") else "float32")
+            return TRITON
+        return LIBRARY if hasattr(torch.ops.aten.baddbmm, "dtype_out") else FLOAT32
 
     def operand(self, x: Tensor) -> Operand:
-        """Return ``x`` [batch, p, q] with the pieces that this precision multiplies."""
-        if self.precision == "float32":
+        """Return ``x`` [batch, p, q] with the pieces that are multiplied."""
+        if self.maker == "float32":
             return Operand(x)
         if not x.is_contiguous() and x.mT.is_contiguous():
             return self.operand(x.mT).mT
         largest = torch.linalg.vector_norm(x, ord=torch.inf, dim=(-2, -1), keepdim=True)
         scale = torch.ldexp(torch.ones_like(largest), TOP_EXPONENT - torch.frexp(largest).exponent)
-        if self.kernel.name == "triton":
+        if self.maker == "triton":
             from .._triton.split_product import split
 
             return Operand(x, split(x.contiguous(), scale), scale)
@@ -133,19 +118,17 @@ class Products:
     def _product(
         self, a: Operand, b: Operand, alpha: float, beta: float, plus: Tensor | None, symmetric: bool
     ) -> Tensor:
-        if self.precision == "float32":
+        if self.maker == "float32":
             added = a.whole.new_zeros(()) if plus is None else plus
             result = torch.baddbmm(added, a.whole, b.whole, beta=beta, alpha=alpha)
             return _mirrored(result, result.shape[-1]) if symmetric else result
         assert a.scale is not None and b.scale is not None
         factor = alpha / a.scale / b.scale
-        if self.kernel.name == "triton":
+        if self.maker == "triton":
             from .._triton.split_product import product
 
             shape = (a.whole.shape[-2], b.whole.shape[-1])
-            return product(
-                a.pieces, b.pieces, shape, factor, chunk=self.kernel.chunk, symmetric=symmetric, beta=beta, plus=plus
-            )
+            return product(a.pieces, b.pieces, shape, factor, self.chunk, symmetric, beta, plus)
         columns = b.whole.shape[-1]
         result = torch.empty(len(a.whole), a.whole.shape[-2], columns, dtype=torch.float32, device=a.whole.device)
         panel = max(LEAST_PANEL, -(-columns // PANELS)) if symmetric else columns
@@ -160,12 +143,19 @@ class Products:
 
     def _sum(self, result: Tensor, a: list[Tensor], b: list[Tensor]) -> None:
         """Write the sum of the three products of pieces, promoted to float32 every ``chunk`` terms of each."""
-        for start in range(0, a[0].shape[-1], self.kernel.chunk):
-            part = slice(start, start + self.kernel.chunk)
+        for start in range(0, a[0].shape[-1], self.chunk):
+            part = slice(start, start + self.chunk)
             (high, low), (high_b, low_b) = [p[..., part] for p in a], [p[..., part, :] for p in b]
             # Side by side, small ones first.
             left, right = torch.cat([high, low, high], dim=-1), torch.cat([low_b, high_b, high_b], dim=-2)
             _accumulate(result, left, right, int(start > 0))
+
+
+FLOAT32 = Products("float32")
+# 64 steps of 16 terms stay near float32; promotion costs a pass over the result.
+LIBRARY = Products("library", 1024)
+# Promotion costs one addition per element of a tile in registers.
+TRITON = Products("triton", 256)
 
 
 def _accumulate(result: Tensor, a: Tensor, b: Tensor, beta: int) -> None:

@@ -44,13 +44,26 @@ def orthogonalize_blocks(
         most = max(1, size // len(deltas))
         raise ValueError(f"rank is {rank}; expected 1 to {most} for {len(deltas)} tasks of size {size}")
     triplets = [top_singular(delta, rank) for delta in deltas]
-    values = torch.cat([t[1] for t in triplets], dim=-1)
+    left, right, infos = orthogonal_vectors(triplets, [t[1][..., :1] for t in triplets], null, method)
+    with full_float32():
+        merged = (left * torch.cat([t[1] for t in triplets], dim=-1).unsqueeze(-2)) @ right.mT
+    return merged, infos
+
+
+def orthogonal_vectors(
+    triplets: Sequence[tuple[Tensor, Tensor, Tensor, list[Info]]], largest: Sequence[Tensor], null: str, method: str
+) -> tuple[Tensor, Tensor, list[Info]]:
+    """Return the polar factors of all left and of all right vectors, and what was done for them, and before.
+
+    Args:
+        triplets: u [..., m, k], s [..., k], vh [..., k, n] of each task, and what was done to find them.
+        largest:  [..., 1] for each, beside which values are null; with ``keep`` their vectors take no part.
+    """
     left, right = torch.cat([t[0] for t in triplets], dim=-1), torch.cat([t[2].mT for t in triplets], dim=-1)
     if null == "keep":
-        real = torch.cat([t[1] > float32_floor(size) * t[1][..., :1] for t in triplets], dim=-1).unsqueeze(-2)
-        left, right = left * real, right * real
+        floor = float32_floor(min(left.shape[-2], right.shape[-2]))
+        real = torch.cat([t[1] > floor * most for t, most in zip(triplets, largest, strict=True)], dim=-1)
+        left, right = left * real.unsqueeze(-2), right * real.unsqueeze(-2)
     left, left_infos = polar(left, null=null, method=method)
     right, right_infos = polar(right, null=null, method=method)
-    with full_float32():
-        merged = (left * values.unsqueeze(-2)) @ right.mT
-    return merged, [info for t in triplets for info in t[3]] + left_infos + right_infos
+    return left, right, [info for t in triplets for info in t[3]] + left_infos + right_infos

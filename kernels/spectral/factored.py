@@ -8,13 +8,15 @@ min(m, n) - r directions are null and stay zero; raising them would add noise al
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from ._exact import NULL
+from ._exact import mapped_values
 from ._info import Info
 from ._matrices import check_matrices
-from ._rules import Boost, found
+from ._rules import Boost
 
 __all__ = ["boost_factored", "factored_svd"]
 
@@ -52,17 +54,11 @@ def boost_factored(up: Tensor, down: Tensor, beta: float = 0.01) -> tuple[Tensor
     rule = Boost(beta)
     u, s, vh = factored_svd(up, down)
     m, n = up.shape[-2], down.shape[-1]
-    infos = []
-    mapped = torch.zeros_like(s)
-    flat = s.reshape(-1, s.shape[-1])
-    for values, row in zip(flat.cpu(), mapped.view(flat.shape), strict=True):
-        if not len(values) or values[0] == 0:
-            infos.append(Info("zero"))
-            continue
-        rank = int((values > NULL * values[0]).sum())
-        nuclear = float(values[:rank].sum())
-        cut = found(rule.cut(values[:rank], nuclear, min(m, n), complete=True))
-        row[:rank] = values[:rank].clamp(min=cut.value)
-        infos.append(Info("exact", cut.k, cut.value, nuclear, cut.margin, min(m, n) - rank))
-    root = mapped.sqrt()
+    values = s.reshape(-1, s.shape[-1]).cpu()
+    infos = [Info("zero")] * len(values)
+    some = values.any(-1).nonzero().flatten().tolist()
+    values[some], found, nullities = mapped_values(values[some], [rule] * len(some), "exact", fill=False)
+    for i, info, nullity in zip(some, found, nullities, strict=True):
+        infos[i] = replace(info, nullity=nullity + min(m, n) - values.shape[-1])
+    root = values.view(s.shape).to(s).sqrt()
     return (u * root.unsqueeze(-2)).float(), (root.unsqueeze(-1) * vh).float(), infos

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._exact import float32_floor
 from ._info import Info
 from ._matrices import check_tasks, full_float32
-from .polar import polar
+from .blocks import orthogonal_vectors
 from .top import top_singular
 
 __all__ = ["flatten_tasks"]
@@ -55,13 +54,6 @@ def flatten_tasks(
             shared = triplets[0][0] if kept else total[..., :0]
             triplets += [top_singular(delta - shared @ (shared.mT @ delta), own, tol=TOLERANCE) for delta in deltas]
         largest = torch.stack([t[1][..., 0] for t in triplets]).amax(0).unsqueeze(-1)
-        values = torch.cat([t[1] for t in triplets], dim=-1)
-        left, right = torch.cat([t[0] for t in triplets], dim=-1), torch.cat([t[2].mT for t in triplets], dim=-1)
-        if null == "keep":
-            real = (values > float32_floor(size) * largest).unsqueeze(-2)
-            left, right = left * real, right * real
-        left, left_infos = polar(left, null=null, method=method)
-        right, right_infos = polar(right, null=null, method=method)
-        mean = values.double().mean(-1).float()[..., None, None]
-        merged = (left * mean) @ right.mT
-    return merged, [info for t in triplets for info in t[3]] + left_infos + right_infos
+        left, right, infos = orthogonal_vectors(triplets, [largest] * len(triplets), null, method)
+        mean = torch.cat([t[1] for t in triplets], dim=-1).double().mean(-1).float()[..., None, None]
+        return (left * mean) @ right.mT, infos

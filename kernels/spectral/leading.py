@@ -65,9 +65,8 @@ def leading_values(x: Tensor, count: int) -> Leading:
         residual = math.inf
         while search.size < LEAST_STEPS * BLOCK or (residual > RESIDUAL and search.size < STEPS * BLOCK):
             search.expand()
-            found = search.triplets()
-            residual = float(found.residuals[0, 0] / found.values[0, 0])
-    return Leading(found.values[0, :count], residual, missed_share(short, search.size // BLOCK))
+            residual = float(search.residuals[0, 0] / search.values[0, 0])
+    return Leading(search.values[0, :count], residual, missed_share(short, search.size // BLOCK))
 
 
 def missed_share(columns: int, steps: int, surprise: float = 1e-3) -> float:

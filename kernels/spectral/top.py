@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._exact import decomposed, full_svd
 from ._filter import PATIENCE, Search, orthonormal
 from ._info import Info
 from ._krylov import BlockKrylov
@@ -55,11 +56,10 @@ def top_singular(
     flat = x.reshape(-1, m, n)
     tall = flat if m >= n else flat.mT
     with full_float32():
-        found = None
+        search = {"krylov": by_krylov, "filter": by_filter}.get(method)
         if method == "auto" and min(m, n) > SMALL and rank <= LARGEST_SHARE * min(m, n):
-            found = (by_filter if x.is_cuda else by_krylov)(tall, rank, tol)
-        elif method in ("krylov", "filter"):
-            found = (by_filter if method == "filter" else by_krylov)(tall, rank, tol)
+            search = by_filter if x.is_cuda else by_krylov
+        found = search(tall, rank, tol) if search else None
         if found is None and method in ("auto", "exact"):
             found = by_gram(tall, rank)
         u, s, v, infos = by_svd(tall, rank) if found is None else found
@@ -81,13 +81,10 @@ def by_krylov(x: Tensor, rank: int, tol: float) -> Triplets | None:
         search.expand()
         if search.size < rank:
             continue
-        triplets = search.triplets()
-        residuals = triplets.residuals[:, :rank].amax(dim=1)
-        if bool((residuals <= tol * triplets.values[:, 0]).all()):
+        values, residuals = search.values[:, :rank], search.residuals[:, :rank].amax(dim=1)
+        if bool((residuals <= tol * values[:, 0]).all()):
             u, v = search.vectors(rank)
-            scale = triplets.values[:, 0].clamp(min=torch.finfo(torch.float64).tiny)
-            infos = [Info("krylov", passes=search.passes, residual=value) for value in (residuals / scale).tolist()]
-            return u, triplets.values[:, :rank].to(x), v, infos
+            return u, values.to(x), v, _infos("krylov", search.passes, values, residuals)
         if search.size + block > min(largest, n - block):
             search.restart(rank + block)
     return None
@@ -119,9 +116,7 @@ def by_filter(x: Tensor, rank: int, tol: float) -> Triplets | None:
             if bool((residuals <= tol * values[:, 0]).all()):
                 v = triplets.v[..., :rank]
                 u = orthonormal(products.multiply(whole, products.operand(v)))
-                shares = (residuals / values[:, 0].clamp(min=torch.finfo(torch.float64).tiny)).tolist()
-                infos = [Info("filter", passes=search.passes, residual=share) for share in shares]
-                return u, values.to(x), v, infos
+                return u, values.to(x), v, _infos("filter", search.passes, values, residuals)
         if not search.widen():
             break
     return None
@@ -129,9 +124,8 @@ def by_filter(x: Tensor, rank: int, tol: float) -> Triplets | None:
 
 def by_gram(x: Tensor, rank: int) -> Triplets | None:
     """From the eigenvectors of ``X^T X`` in float64; None where a value is too small for its square."""
-    wide = x.double()
-    squares, v = torch.linalg.eigh(wide.mT @ wide)
-    s, v = squares.flip(-1)[..., :rank].clamp(min=0).sqrt(), v.flip(-1)[..., :rank]
+    wide, s, v = decomposed(x)
+    s, v = s[..., :rank], v[..., :rank]
     if not bool((s[..., -1] > SMALLEST_SQUARED * s[..., 0]).all()):
         return None
     u = (wide @ v).div_(s.unsqueeze(-2))
@@ -140,5 +134,10 @@ def by_gram(x: Tensor, rank: int) -> Triplets | None:
 
 def by_svd(x: Tensor, rank: int) -> Triplets:
     """From the full SVD in float32."""
-    u, s, vh = torch.linalg.svd(x, full_matrices=False, driver="gesvd" if x.is_cuda else None)
+    u, s, vh = full_svd(x)
     return u[..., :rank], s[..., :rank], vh[..., :rank, :].mT, [Info("svd")] * len(x)
+
+
+def _infos(method: str, passes: int, values: Tensor, residuals: Tensor) -> list[Info]:
+    shares = residuals / values[:, 0].clamp(min=torch.finfo(torch.float64).tiny)
+    return [Info(method, passes=passes, residual=share) for share in shares.tolist()]

@@ -10,11 +10,9 @@ from fastmerge.kernels.spectral import _by_products, subspace_boost, top_singula
 from fastmerge.kernels.spectral._by_products import by_products
 from fastmerge.kernels.spectral._filter import by_cholesky, largest_bound, orthonormal
 from fastmerge.kernels.spectral._polar import polar_factor
-from fastmerge.kernels.spectral._products import Products
+from fastmerge.kernels.spectral._products import FLOAT32, LIBRARY
 from fastmerge.kernels.spectral._rules import Boost
 from fastmerge.kernels.spectral._schedule import schedule
-
-PRODUCTS = Products("float32")
 
 
 def test_batch_of_all_kinds(generator):
@@ -53,10 +51,10 @@ def test_condition_of_the_columns(generator):
 def test_the_bound_of_the_largest_value_is_above_and_near(kind, n, generator):
     delta = make_delta(kind, n, n, generator)
     delta = delta / delta.norm()
-    bound = float(largest_bound((delta.mT @ delta)[None], PRODUCTS)[0].sqrt())
+    bound = float(largest_bound((delta.mT @ delta)[None], FLOAT32)[0].sqrt())
     largest = float(torch.linalg.svdvals(delta)[0])
     assert largest <= bound <= 1.06 * largest
-    assert 1 <= float(largest_bound(torch.ones(1, 1, 1), PRODUCTS)) <= 1.06
+    assert 1 <= float(largest_bound(torch.ones(1, 1, 1), FLOAT32)) <= 1.06
 
 
 def with_values(values, m, generator):
@@ -73,7 +71,7 @@ def test_few_small_directions_are_repaired_and_many_extend_the_schedule(m, small
     if small:
         values[-small:] = torch.logspace(-3.5, -4, small, dtype=torch.float64)
     x, exact = with_values(values, m, generator)
-    found = polar_factor(x, PRODUCTS.gram(x_operand(x)), PRODUCTS)
+    found = polar_factor(x, FLOAT32.gram(FLOAT32.operand(x)), FLOAT32)
     extended = small >= 12
     base = len(schedule(1e-2 if m > 128 else 1e-3))
     assert found.nullity == [0]
@@ -82,27 +80,23 @@ def test_few_small_directions_are_repaired_and_many_extend_the_schedule(m, small
     assert relative_error(found.factor[0], exact) <= 1.5 * relative_error(peer.U @ peer.Vh, exact) + 1e-6
 
 
-def x_operand(x):
-    return PRODUCTS.operand(x)
-
-
 def test_only_matrices_that_need_it_are_extended(generator):
     easy, hard = torch.linspace(1, 0.3, 64, dtype=torch.float64), torch.logspace(0, -4.5, 64, dtype=torch.float64)
     pairs = [with_values(values, 64, generator) for values in (easy, hard, easy)]
     x = torch.cat([pair[0] for pair in pairs])
-    found = polar_factor(x, PRODUCTS.gram(x_operand(x)), PRODUCTS)
+    found = polar_factor(x, FLOAT32.gram(FLOAT32.operand(x)), FLOAT32)
     assert found.steps[0] == found.steps[2] < found.steps[1]
     for factor, (single, exact) in zip(found.factor, pairs, strict=True):
         peer = torch.linalg.svd(single[0])
         assert relative_error(factor, exact) <= 1.5 * relative_error(peer.U @ peer.Vh, exact) + 1e-6
 
 
-@pytest.mark.parametrize("precision", ["float32", "split16"])
-def test_null_directions_are_counted_and_stay_null(precision, generator):
+@pytest.mark.parametrize("products", [FLOAT32, LIBRARY], ids=lambda products: products.maker)
+def test_null_directions_are_counted_and_stay_null(products, generator):
     delta = make_delta("bfloat16_difference", 160, 96, generator)
     delta[:, [3, 40, 41]] = 0
     exact, k = boost_oracle(delta, 0.2)
-    result, (info,), accepted = by_products(delta[None], [Boost(0.2)], products=Products(precision))
+    result, (info,), accepted = by_products(delta[None], [Boost(0.2)], products=products)
     assert accepted == [True] and (info.nullity, info.k) == (3, k)
     assert relative_error(result[0], exact) < 1e-5 and result[0][:, 40].abs().max() < 1e-9 * info.cut
     assert by_products(delta[None], [Boost(0.2)], keep=False)[2] == [False]

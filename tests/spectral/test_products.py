@@ -8,7 +8,7 @@ from deltas import KINDS, make_delta, relative_error
 
 from fastmerge.kernels.spectral import _products
 from fastmerge.kernels.spectral._polar import polar_factor
-from fastmerge.kernels.spectral._products import LIBRARY, TRITON, Kernel, Products
+from fastmerge.kernels.spectral._products import FLOAT32, LIBRARY, TRITON, Products
 from fastmerge.kernels.spectral._schedule import minimax, schedule
 
 
@@ -25,11 +25,11 @@ def test_split_float16_iteration_is_within_twice_the_error_of_float32(kind, shap
     if s[-1] < 1e-5 * s[0]:
         pytest.skip("the smallest singular value of this draw is below what float32 resolves")
     errors = {}
-    for precision in ("float32", "split16"):
-        found = polar(delta, Products(precision))
+    for products in (FLOAT32, LIBRARY):
+        found = polar(delta, products)
         assert found.nullity == [0]
-        errors[precision] = relative_error(found.factor[0], u @ vh)
-    assert errors["split16"] <= 2 * errors["float32"]
+        errors[products] = relative_error(found.factor[0], u @ vh)
+    assert errors[LIBRARY] <= 2 * errors[FLOAT32]
 
 
 @pytest.mark.parametrize("chunk", [64, 1000, 4096])
@@ -38,7 +38,7 @@ def test_split_products(chunk, generator, monkeypatch):
     a = torch.randn(2, 100, 300, generator=generator) * 1e-3
     b = torch.randn(2, 300, 50, generator=generator) * 1e5
     exact = a.double() @ b.double()
-    split = Products("split16", Kernel("library", chunk, ""))
+    split = Products("library", chunk)
     plus = torch.randn(2, 100, 50, generator=generator) * 1e3
     assert relative_error(split.multiply(split.operand(a), split.operand(b)), exact) < 5e-7
     assert relative_error(split.multiply(split.operand(a), split.operand(b), 0.5, plus), exact + plus / 2) < 5e-7
@@ -73,18 +73,18 @@ def test_promotion_keeps_a_truncating_accumulator_near_float32(generator, monkey
     def error(products):
         return relative_error(polar(delta, products).factor[0], u @ vh)
 
-    plain = error(Products("float32"))
+    plain = error(FLOAT32)
     monkeypatch.setattr(_products, "_accumulate", truncating)
-    promoted = error(Products("split16", LIBRARY))
+    promoted = error(LIBRARY)
     # 64 steps lose half a unit, 2^-24, each; the factor inherits half of what the Gram matrix loses.
     assert promoted <= plain + 32 * 2**-24
-    assert error(Products("split16", Kernel("library", 4096, ""))) > 2 * promoted
+    assert error(Products("library", 4096)) > 2 * promoted
 
 
 def test_promotion_serves_three_products_in_one_accumulator(generator):
     # As in the Triton kernel, which adds the small products to the large one.
     x = make_delta("bfloat16_difference", 8192, 24, generator)[None]
-    operand = Products("split16").operand(x)
+    operand = LIBRARY.operand(x)
     high, low = operand.pieces
     errors = {}
     for chunk in (TRITON.chunk, 8192):

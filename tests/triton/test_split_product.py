@@ -7,12 +7,12 @@ import torch
 from deltas import boost_oracle, make_delta, relative_error
 
 from fastmerge.kernels.spectral._by_products import by_products
-from fastmerge.kernels.spectral._products import LIBRARY, TRITON, Kernel, Products
+from fastmerge.kernels.spectral._products import LIBRARY, TRITON, Products
 from fastmerge.kernels.spectral._rules import Boost
 
-KERNELS = pytest.mark.parametrize("kernel", [LIBRARY, TRITON], ids=lambda kernel: kernel.name)
+MAKERS = pytest.mark.parametrize("products", [LIBRARY, TRITON], ids=lambda products: products.maker)
 # Several promotions also where the interpreter's matrices are small.
-SHORT = Kernel("triton", 32, "")
+SHORT = Products("triton", 32)
 
 
 @pytest.fixture
@@ -25,14 +25,13 @@ def scale(device, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 33, 75, 20), (3, 32, 64, 32)], ids=str)
-@pytest.mark.parametrize("kernel", [LIBRARY, SHORT], ids=lambda kernel: kernel.name)
-def test_products(device, scale, generator, shape, kernel):
+@pytest.mark.parametrize("products", [LIBRARY, SHORT], ids=lambda products: products.maker)
+def test_products(device, scale, generator, shape, products):
     bound = 5e-7
     batch, p, q, r = shape[0], *(scale * size for size in shape[1:])
     a = 1e-3 * torch.randn(batch, p, q, generator=generator)
     b = 1e5 * torch.randn(batch, q, r, generator=generator) * torch.tensor([1.0, 1e-9, 0.0])[:batch, None, None]
     plus = torch.randn(batch, p, r, generator=generator)
-    products = Products("split16", kernel)
     left, right = products.operand(a.to(device)), products.operand(b.to(device))
     exact, size = a.double() @ b.double(), a.double().abs() @ b.double().abs()
     result = products.multiply(left, right)
@@ -49,11 +48,10 @@ def within(result, exact, bound):
     return bool((distance <= torch.linalg.matrix_norm(bound.double())).all())
 
 
-@KERNELS
+@MAKERS
 @pytest.mark.parametrize("shape", [(2, 20, 40), (1, 70, 65), (1, 1, 1)], ids=str)
-def test_symmetric_products(device, scale, generator, shape, kernel):
+def test_symmetric_products(device, scale, generator, shape, products):
     x = torch.randn(shape[0], scale * shape[1], scale * shape[2], generator=generator)
-    products = Products("split16", kernel)
     gram = products.gram(products.operand(x.to(device)))
     exact = x.double().mT @ x.double()
     assert torch.equal(gram, gram.mT)
@@ -66,11 +64,10 @@ def test_symmetric_products(device, scale, generator, shape, kernel):
     assert within(step, 2 * given @ given - 3 * given, 5e-7 * (2 * given.abs() @ given.abs() + 3 * given.abs()))
 
 
-@KERNELS
-def test_boosting(device, scale, generator, kernel):
+@MAKERS
+def test_boosting(device, scale, generator, products):
     delta = make_delta("power_half", scale * 30, scale * 12, generator)
     exact, k = boost_oracle(delta, 0.3)
-    products = Products("split16", kernel)
     result, (info,), (accepted,) = by_products(delta[None].to(device), [Boost(0.3)], products=products)
     assert accepted and info.k == k
     assert relative_error(result[0].cpu(), exact) < 5e-6

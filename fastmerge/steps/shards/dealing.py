@@ -7,7 +7,7 @@ holds all of them, so that the bits are the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
@@ -101,25 +101,25 @@ def _gathered(turn: Turn, ranks: Ranks, agreement: Agreement) -> list[Inputs[Ten
     """Return the whole inputs of what this rank merges at a turn."""
     here, mine = ranks.position, turn[ranks.position]
     sends = {
-        owner: _packed([tensor for job in jobs if _gives(job, here, owner) for tensor in job.inputs.every])
-        for owner, jobs in enumerate(turn) if owner != here
-    }  # fmt: skip
-    parts = {
+        owner: [tensor for job in jobs if _gives(job, here, owner) for tensor in job.inputs.every]
+        for owner, jobs in enumerate(turn)
+    }
+    kinds = {
         peer: [
             (job.layout.part_shape(peer), tensor.dtype)
             for job in mine if _gives(job, peer, here)
             for tensor in job.inputs.every
         ]
-        for peer in range(len(ranks)) if peer != here
+        for peer in range(len(ranks))
     }  # fmt: skip
     whole = [job.inputs if job.layout.whole else _empty_inputs(job) for job in mine]
-    received = ranks.exchange(sends, {peer: _nbytes(kinds) for peer, kinds in parts.items()}, _device(turn), agreement)
+    received = ranks.exchange(sends, kinds, _device(turn), agreement)
     for peer in range(len(ranks)):
-        arrived = None if peer == here else _unpacked(received.pop(peer, None), parts[peer])
+        arrived = received.pop(peer)
         for job, inputs in zip(mine, whole, strict=True):
             blocks = job.layout.blocks(peer) if _gives(job, peer, here) else []
-            for own, tensor in zip(job.inputs.every, inputs.every, strict=True) if blocks else ():
-                part = own if arrived is None else next(arrived)
+            for tensor in inputs.every if blocks else ():
+                part = next(arrived)
                 for block in blocks:
                     tensor[block.whole] = part[block.part]
     return whole
@@ -127,19 +127,12 @@ def _gathered(turn: Turn, ranks: Ranks, agreement: Agreement) -> list[Inputs[Ten
 
 def _scatter(turn: Turn, merged: Sequence[Tensor], ranks: Ranks, agreement: Agreement) -> None:
     """Send the parts of what this rank merged to those that hold them, and write what arrives here."""
-    here, mine = ranks.position, turn[ranks.position]
-    parts = {
-        peer: [_part(job, whole, peer) for job, whole in zip(mine, merged, strict=True)] for peer in range(len(ranks))
-    }
-    arriving = {
-        owner: [(tuple(job.out.shape), job.out.dtype) for job in jobs]
-        for owner, jobs in enumerate(turn) if owner != here
-    }  # fmt: skip
-    sends = {peer: _packed(part) for peer, part in parts.items() if peer != here}
-    received = ranks.exchange(sends, {o: _nbytes(kinds) for o, kinds in arriving.items()}, _device(turn), agreement)
+    done = list(zip(turn[ranks.position], merged, strict=True))
+    sends = {peer: [_part(job, whole, peer) for job, whole in done] for peer in range(len(ranks))}
+    kinds = {owner: [(tuple(job.out.shape), job.out.dtype) for job in jobs] for owner, jobs in enumerate(turn)}
+    received = ranks.exchange(sends, kinds, _device(turn), agreement)
     for owner, jobs in enumerate(turn):
-        arrived = iter(parts[here]) if owner == here else _unpacked(received.get(owner), arriving[owner])
-        for job, part in zip(jobs, arrived, strict=True):
+        for job, part in zip(jobs, received.pop(owner), strict=True):
             job.out.copy_(part)
 
 
@@ -160,27 +153,3 @@ def _part(job: ShardJob, whole: Tensor, peer: int) -> Tensor:
     for block in job.layout.blocks(peer):
         part[block.part] = whole[block.whole]
     return part
-
-
-Kind = tuple[tuple[int, ...], torch.dtype]
-"""The shape and the dtype of a part."""
-
-
-def _nbytes(kinds: Sequence[Kind]) -> int:
-    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in kinds)
-
-
-def _packed(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the bytes of tensors, one after the other."""
-    bits = [tensor.reshape(-1).view(torch.uint8) for tensor in tensors]
-    return bits[0] if len(bits) == 1 else torch.cat(bits) if bits else torch.empty(0, dtype=torch.uint8)
-
-
-def _unpacked(bits: Tensor | None, kinds: Sequence[Kind]) -> Iterator[Tensor]:
-    """Yield the tensors whose bytes these are; None: all are empty."""
-    begin = 0
-    for shape, dtype in kinds:
-        end = begin + _nbytes([(shape, dtype)])
-        # A copy: a slice of bytes may begin where no such number can.
-        yield torch.empty(shape, dtype=dtype) if bits is None else bits[begin:end].clone().view(dtype).view(shape)
-        begin = end

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +15,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from ...errors import ShardError
 
 T = TypeVar("T")
+
+Kind = tuple[tuple[int, ...], torch.dtype]
+"""The shape and the dtype of a tensor."""
 
 
 class Ranks:
@@ -81,26 +85,35 @@ class Ranks:
         return self._talk(gather)
 
     def exchange(
-        self, sends: Mapping[int, Tensor], sizes: Mapping[int, int], device: torch.device, agreement: Agreement
-    ) -> dict[int, Tensor]:
-        """Send bytes to ranks while so many arrive from others, on ``device``; of no bytes there is no message.
+        self,
+        sends: Mapping[int, Sequence[Tensor]],
+        kinds: Mapping[int, Sequence[Kind]],
+        device: torch.device,
+        agreement: Agreement,
+    ) -> dict[int, Iterator[Tensor]]:
+        """Send contiguous tensors to ranks, this one too, while those of ``kinds`` arrive, on ``device``.
 
-        All memory is allocated before the ranks agree that they go on: one that lacks it leaves none waiting.
+        One message to each rank, where there are bytes. All memory is allocated before the ranks agree that they go on:
+        one that lacks it leaves none waiting.
         """
-        received = {peer: torch.empty(size, dtype=torch.uint8, device=device) for peer, size in sizes.items() if size}
+        others = [peer for peer in sends if peer != self.position]
+        packed = {peer: _packed(sends[peer]) for peer in others}
+        arriving = {p: torch.empty(sum(map(_nbytes, kinds[p])), dtype=torch.uint8, device=device) for p in others}
         agreement.check()
         operations = [
-            dist.P2POp(dist.isend, tensor, self[peer], self._group)
-            for peer, tensor in sends.items() if tensor.numel()
-        ]  # fmt: skip
-        operations += [dist.P2POp(dist.irecv, tensor, self[peer], self._group) for peer, tensor in received.items()]
+            dist.P2POp(call, bits, self[peer], self._group)
+            for call, messages in ((dist.isend, packed), (dist.irecv, arriving))
+            for peer, bits in messages.items()
+            if len(bits)
+        ]
 
         def talk() -> None:
             for request in dist.batch_isend_irecv(operations) if operations else ():
                 request.wait()
 
         self._talk(talk)
-        return received
+        received = {peer: _unpacked(bits, kinds[peer]) for peer, bits in arriving.items()}
+        return received | {self.position: iter(sends[self.position])}
 
     def _talk(self, talk: Callable[[], T]) -> T:
         try:
@@ -112,6 +125,23 @@ class Ranks:
                 f"rank {self[self.position]}: {self.doing}: other ranks of the mesh do not answer; each of them must "
                 f"make the same call (the timeout is that of the process group): {error}"
             ) from error
+
+
+def _nbytes(kind: Kind) -> int:
+    return math.prod(kind[0]) * kind[1].itemsize
+
+
+def _packed(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the bytes of tensors, one after the other."""
+    bits = [tensor.view(-1).view(torch.uint8) for tensor in tensors]
+    return bits[0] if len(bits) == 1 else torch.cat(bits) if bits else torch.empty(0, dtype=torch.uint8)
+
+
+def _unpacked(bits: Tensor, kinds: Sequence[Kind]) -> Iterator[Tensor]:
+    """Yield the tensors whose bytes these are."""
+    for part, (shape, dtype) in zip(bits.split([_nbytes(kind) for kind in kinds]), kinds, strict=True):
+        # A copy: a slice of bytes may begin where no such number can.
+        yield part.clone().view(dtype).view(shape)
 
 
 class Agreement:

@@ -61,35 +61,21 @@ def put_together(ranks: Ranks, agreement: Agreement, parts: Sequence[Held]) -> l
     """
     here = ranks.position
     cuts = [cut(part.runs, part.numel) for part in parts]
-    sends, sizes = {}, {}
+    every = [
+        (tensor, fragments) for part, (_, fragments) in zip(parts, cuts, strict=True) for tensor in part.inputs.every
+    ]
+    sends, kinds = {}, {}
     for peer in range(len(ranks)):
-        if peer != here:
-            given = [
-                _bytes(tensor, fragments.between(here, peer))
-                for part, (_, fragments) in zip(parts, cuts, strict=True)
-                for tensor in part.inputs.every
-            ]
-            sends[peer] = torch.cat(given)
-            sizes[peer] = sum(
-                fragments.between(peer, here).numel * tensor.element_size()
-                for part, (_, fragments) in zip(parts, cuts, strict=True)
-                for tensor in part.inputs.every
-            )
-    received = ranks.exchange(sends, sizes, parts[0].inputs.every[0].device, agreement)
-    ends = dict.fromkeys(received, 0)
+        sends[peer] = [_taken(tensor, pieces.between(here, peer)) for tensor, pieces in every]
+        kinds[peer] = [((pieces.between(peer, here).numel,), tensor.dtype) for tensor, pieces in every]
+    received = ranks.exchange(sends, kinds, parts[0].inputs.every[0].device, agreement)
     found = []
     for part, (wholes, fragments) in zip(parts, cuts, strict=True):
         assembled = _Assembled(part, fragments, here)
         for peer in range(len(ranks)):
             pieces = fragments.between(peer, here)
-            for i, tensor in enumerate(part.inputs.every):
-                if peer == here:
-                    assembled.put(i, pieces, tensor[_indices(pieces.places, pieces, tensor)])
-                elif pieces.numel:
-                    end = ends[peer] + pieces.numel * tensor.element_size()
-                    # A copy: a slice of bytes may begin where no such number can.
-                    assembled.put(i, pieces, received[peer][ends[peer] : end].clone().view(tensor.dtype))
-                    ends[peer] = end
+            for i in range(len(part.inputs.every)):
+                assembled.put(i, pieces, next(received[peer]))
         inside = [
             Chunk.of(part.inputs.map(lambda t, at=place, n=stop - start: t[at : at + n]), start)  # type: ignore[misc]
             for start, stop, place in wholes[here]
@@ -125,8 +111,8 @@ class _Assembled:
                 yield Chunk.of(inputs, int(self._numbers[some[0]]) * GRID)
 
 
-def _bytes(tensor: Tensor, pieces: Fragments) -> Tensor:
-    return tensor[_indices(pieces.places, pieces, tensor)].view(torch.uint8)
+def _taken(tensor: Tensor, pieces: Fragments) -> Tensor:
+    return tensor[_indices(pieces.places, pieces, tensor)]
 
 
 def _indices(begins: np.ndarray, pieces: Fragments, like: Tensor) -> Tensor:

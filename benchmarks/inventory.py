@@ -62,6 +62,8 @@ def keep_rule(name: str, model: int, like: Tensor) -> Keep:
         "top": kernels.keep_top(Boundary(MEDIAN, 2**20)),
         "band": kernels.keep_band(Boundary(MEDIAN, 2**20), Boundary(2 * MEDIAN - 0x39000000, 10)),
         "random": kernels.keep_random(1, model, 2**31),
+        # Of 512 of the 4096 columns of a matrix.
+        "columns": kernels.keep_on_rows(kernels.keep_random(1, model, 2**31), 1024, 512, 4096),
     }[name]
 
 

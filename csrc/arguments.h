@@ -15,7 +15,7 @@
 namespace fastmerge {
 
 // Raised whenever the arguments of a function change: kernels/_native.py refuses an extension with another number.
-constexpr int kInterface = 7;
+constexpr int kInterface = 8;
 
 using Address = std::uintptr_t;
 using Ints = std::vector<std::int64_t>;
@@ -23,6 +23,7 @@ using Ints = std::vector<std::int64_t>;
 using ArrayTuple = std::pair<Address, int>;
 // Addresses and dtypes of the tensors, address and dtype of the base, elements.
 using TensorsTuple = std::tuple<std::vector<Address>, std::vector<int>, Address, int, std::size_t>;
+// The integers of kernels/keep.py, and three addresses; of a random rule row and stride in place of the first two.
 using KeepTuple = std::array<std::int64_t, 8>;
 // Output, inputs, weights.
 using SumTuple = std::tuple<ArrayTuple, TensorsTuple, std::vector<float>>;
@@ -53,7 +54,18 @@ inline std::vector<Keep> keep_rules(const std::vector<KeepTuple>& tuples) {
   std::vector<Keep> keeps;
   const auto row = [](std::int64_t address) { return reinterpret_cast<const std::int64_t*>(address); };
   const auto words = [](std::int64_t address) { return reinterpret_cast<std::uint32_t*>(address); };
-  for (const KeepTuple& t : tuples) keeps.push_back({t[0], t[1], t[2], t[3], t[4], row(t[5]), row(t[6]), words(t[7])});
+  for (const KeepTuple& t : tuples) {
+    Keep keep{t[0], t[1], t[2], t[3], t[4]};
+    if (keep.rule == kRuleRandom) {
+      keep.row = t[5];
+      keep.stride = t[6];
+      keep.drawn = words(t[7]);
+    } else {
+      keep.inside = row(t[5]);
+      keep.outside = row(t[6]);
+    }
+    keeps.push_back(keep);
+  }
   return keeps;
 }
 

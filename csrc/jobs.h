@@ -32,12 +32,14 @@ struct Tensors {
 };
 
 // The five integers of kernels/keep.py. On a GPU a boundary may be a row of three integers in its memory, instead of
-// (a, b) or (c, d): threshold, break index, and 0 where it was found. On the CPU norms write the bits of what a random
-// rule keeps to `drawn`, where that is not null: those of the whole tensor, as rule kRuleMask takes them.
+// (a, b) or (c, d): threshold, break index, and 0 where it was found. Of a random rule, element i of a part whose row
+// is not 0 has the global index d + i / row * stride + i % row; on the CPU norms write the bits of what it keeps to
+// `drawn`, where that is not null: those of the whole tensor, as rule kRuleMask takes them.
 struct Keep {
   std::int64_t rule, a, b, c, d;
-  const std::int64_t *inside, *outside;
-  std::uint32_t* drawn;
+  const std::int64_t *inside = nullptr, *outside = nullptr;
+  std::int64_t row = 0, stride = 0;
+  std::uint32_t* drawn = nullptr;
 };
 
 // kernels/weighted_sum.py.

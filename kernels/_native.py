@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # That of csrc/arguments.h.
-INTERFACE = 7
+INTERFACE = 8
 
 ArrayTuple = tuple[int, int]
 TensorsTuple = tuple[list[int], list[int], int, int, int]
@@ -108,7 +108,8 @@ def sum_tuple(job: SumJob) -> tuple:
 def keep_tuple(keep: Keep) -> tuple[int, ...]:
     """Return a rule as the extensions take it."""
     rows = (0 if row is None else row.address for row in (keep.inside, keep.outside))
-    return *keep.integers(), *rows, 0 if keep.drawn is None else keep.drawn.data_ptr()
+    more = (keep.row, keep.stride) if keep.row else rows
+    return *keep.integers(), *more, 0 if keep.drawn is None else keep.drawn.data_ptr()
 
 
 def merge_tuple(job: MergeJob) -> tuple:

@@ -20,7 +20,7 @@ from fastmerge.dtypes import int32
 
 from ._checks import is_dtype
 from ._found import FoundBoundary
-from .philox import keep_mask
+from .philox import keep_mask, keep_mask_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,7 @@ __all__ = [
     "keep_all",
     "keep_band",
     "keep_masked",
+    "keep_on_rows",
     "keep_random",
     "keep_top",
     "mask_words",
@@ -62,11 +63,13 @@ class Keep(NamedTuple):
 
     RULE_ALL:    no argument.
     RULE_BAND:   (threshold, break) of the boundary that holds an element, then of the one that must not.
-    RULE_RANDOM: Philox key (64 bit, as signed), model index, drop threshold.
+    RULE_RANDOM: Philox key (64 bit, as signed), model index, drop threshold; of a strided part (``keep_on_rows``) also
+                 the global index of its first element.
     RULE_MASK:   no integer; ``mask`` [mask_words(elements of the whole tensor)] int32, on the device of the deltas.
 
     ``inside`` and ``outside`` stand for boundaries of RULE_BAND that only the device of the deltas knows. ``drawn``, of
-    RULE_RANDOM, is a mask that norms fill in: see ``noting``.
+    RULE_RANDOM, is a mask that norms fill in: see ``noting``; ``row`` and ``stride`` are the elements of a row, 0 where
+    the part is not strided, and those from row to row.
     """
 
     rule: int
@@ -78,6 +81,8 @@ class Keep(NamedTuple):
     inside: FoundBoundary | None = None
     outside: FoundBoundary | None = None
     drawn: Tensor | None = None
+    row: int = 0
+    stride: int = 0
 
     @property
     def found(self) -> list[FoundBoundary]:
@@ -129,6 +134,20 @@ def keep_random(key: int, model: int, drop: int) -> Keep:
     return Keep(RULE_RANDOM, key - 2**64 if key >= 2**63 else key, model, drop)
 
 
+def keep_on_rows(keep: Keep, start: int, row: int, stride: int) -> Keep:
+    """Return a random rule of the elements of a strided part: rows of a tensor, or pieces of its rows.
+
+    Element i of the part has the global index ``start + i // row * stride + i % row``; the ``offset`` of an operation
+    counts the elements of the part.
+    """
+    if keep.rule != RULE_RANDOM or start < 0 or row < 1 or stride < row:
+        raise ValueError(
+            f"rule is {keep.rule}, start is {start}, row is {row} and stride is {stride}; expected a random rule "
+            "and 0 <= start, 1 <= row <= stride"
+        )
+    return keep._replace(d=start, row=row, stride=stride)
+
+
 def keep_masked(mask: Tensor) -> Keep:
     """Keep the elements whose bit is set in ``mask``, int32 words of the whole tensor."""
     return Keep(RULE_MASK, mask=mask)
@@ -140,9 +159,14 @@ def mask_words(numel: int) -> int:
 
 
 def check_keeps(keeps: Sequence[Keep], tensors: Sequence[Tensor], offset: int) -> None:
-    """Refuse rules that are not one per tensor, or a mask that ends before the elements from ``offset`` on do."""
+    """Refuse rules that are not one per tensor, or of several strided parts, or a mask that ends before the elements
+    from ``offset`` on do."""
     if len(keeps) != len(tensors):
         raise ValueError(f"keeps has {len(keeps)} rules; expected {len(tensors)}, one per tensor")
+    if any(keep.row for keep in keeps):
+        parts = {(keep.d, keep.row, keep.stride) for keep in keeps if keep.rule == RULE_RANDOM}
+        if len(parts) > 1:
+            raise ValueError(f"keeps has random rules of parts {sorted(parts)} (start, row, stride); expected one part")
     for k, (keep, tensor) in enumerate(zip(keeps, tensors, strict=True)):
         for boundary in keep.found:
             if boundary.rows.device != tensor.device:
@@ -179,6 +203,10 @@ def kept(delta: Tensor, keep: Keep, offset: int) -> Tensor:
 
     if keep.rule == RULE_ALL:
         return torch.ones_like(delta, dtype=torch.bool)
+    if keep.rule == RULE_RANDOM and keep.row:
+        place = torch.arange(offset, offset + delta.numel(), dtype=torch.int64, device=delta.device)
+        index = keep.d + place // keep.row * keep.stride + place % keep.row
+        return keep_mask_at(keep.a % 2**64, keep.b, keep.c, index)
     if keep.rule == RULE_RANDOM:
         return keep_mask(keep.a % 2**64, keep.b, keep.c, offset, delta.numel(), delta.device)
     if keep.rule == RULE_MASK:

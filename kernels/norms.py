@@ -44,8 +44,8 @@ def norm_partials(
         partials: [ceil(n / GRID), 2 N] float64; overwritten. Columns: total, kept of delta 0, then of delta 1, ...
         tensors:  N tensors of n elements: a whole tensor, or a part that starts on the grid.
         base:     shaped like them, or None.
-        keeps:    N keep rules. Of one that is ``noting`` the words of ``drawn`` that hold these elements are
-                  overwritten, with 0 beyond the last element.
+        keeps:    N keep rules, none of a strided part: chunks of the grid have none. Of one that is ``noting`` the
+                  words of ``drawn`` that hold these elements are overwritten, with 0 beyond the last element.
         power:    1 (L1 norm) or 2 (squared L2 norm).
         offset:   global index of the first element, a multiple of GRID.
         backend:  pin a backend; by default the fastest available on the device.
@@ -58,6 +58,8 @@ def norm_partials(
     if power not in (1, 2):
         raise ValueError(f"power is {power}; expected 1 or 2")
     check_keeps(keeps, tensors, offset)
+    if any(keep.row for keep in keeps):
+        raise ValueError("keeps has a rule of a strided part; norms are summed over chunks of whole tensors")
     for k, keep in enumerate(keeps):
         if keep.drawn is not None and (not keep.random or tensors[k].device.type != "cpu"):
             raise ValueError(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["drop_threshold", "keep_mask", "philox4x32", "random_words", "tensor_key"]
+__all__ = ["drop_threshold", "keep_mask", "keep_mask_at", "philox4x32", "random_words", "tensor_key"]
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -98,3 +98,10 @@ def keep_mask(key: int, model: int, drop: int, offset: int, count: int, device: 
         count:  number of elements.
     """
     return random_words(key, model, offset, count, device) >= drop
+
+
+def keep_mask_at(key: int, model: int, drop: int, index: Tensor) -> Tensor:
+    """Return the bool keep mask of elements at any global indices [count] (int64)."""
+    values = [_half_words(index >> 3, key, model, stream).view(-1, 8) for stream in (0, 1)]
+    high, low = (value.gather(1, (index & 7)[:, None])[:, 0] for value in values)
+    return ((high << 16) | low) >= drop

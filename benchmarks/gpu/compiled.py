@@ -73,6 +73,7 @@ VARIANTS: tuple[tuple[str, int, torch.dtype, dict[str, Any]], ...] = (
     ("sparse_merge", 3, B, {"keeps": "all", "vote": "none", "divide": "none"}),
     ("sparse_merge", 3, F, {"keeps": "top", "vote": "weighted", "divide": "weights"}),
     ("sparse_merge", 3, B, {"keeps": "random", "vote": "none", "divide": "none"}),
+    ("sparse_merge", 3, B, {"keeps": "columns", "vote": "weighted", "divide": "none"}),
     ("sparse_merge", 3, B, {"keeps": "band", "vote": "sum", "divide": "count"}),
     ("sparse_merge", 16, B, {"keeps": "band", "vote": "count", "divide": "weights"}),
     *(("gram", *shape, {}) for shape in ((4, B), (2, B), (8, B), (4, F))),

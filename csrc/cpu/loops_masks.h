@@ -121,6 +121,19 @@ const std::uint16_t* random_mask(std::uint16_t* mask, const Keep& keep, std::uin
   return result;
 }
 
+// The same of a strided part, of which element `at` is the first: row by row.
+const std::uint16_t* strided_mask(std::uint16_t* mask, const Keep& keep, std::uint64_t at, std::size_t n) {
+  const auto row = static_cast<std::uint64_t>(keep.row);
+  std::uint64_t within = at % row, index = keep.d + at / row * keep.stride;
+  std::uint16_t drawn[kMaskSize];
+  for (std::size_t done = 0; done < n; within = 0, index += keep.stride) {
+    const std::size_t count = std::min<std::uint64_t>(n - done, row - within);
+    std::copy_n(random_mask(drawn, keep, index + within, count), count, mask + done);
+    done += count;
+  }
+  return mask;
+}
+
 // The same from the bits of the whole tensor, of which no word beyond those elements is read.
 const std::uint16_t* stored_mask(std::uint16_t* mask, const Keep& keep, std::uint64_t index, std::size_t n) {
   const auto* const words = reinterpret_cast<const std::uint32_t*>(keep.a);

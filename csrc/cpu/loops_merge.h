@@ -177,7 +177,9 @@ class Merger {
     for (std::size_t k = 0; k < job_.keeps.size(); ++k) {
       std::uint16_t* mask = mask_storage_.data() + k * kMaskSize;
       segment_.masks[k] = mask;
-      if (job_.keeps[k].rule == kRuleRandom) {
+      if (job_.keeps[k].row != 0) {
+        segment_.masks[k] = strided_mask(mask, job_.keeps[k], job_.offset + at, n);
+      } else if (job_.keeps[k].rule == kRuleRandom) {
         segment_.masks[k] = random_mask(mask, job_.keeps[k], job_.offset + at, n);
       } else if (job_.keeps[k].rule == kRuleMask) {
         segment_.masks[k] = stored_mask(mask, job_.keeps[k], job_.offset + at, n);

@@ -28,7 +28,7 @@ KeepRule make_rule(const Keep& keep, std::uint64_t offset, int shift) {
   } else if (keep.rule == kRuleBand || keep.rule == kRuleRandom) {
     // To drop everything is to keep what exceeds all magnitudes.
     const std::int64_t none = std::int64_t{kLargestBits} + 1;
-    const Keep band = keep.rule == kRuleBand ? keep : Keep{kRuleBand, none, 0, none, 0, nullptr, nullptr, nullptr};
+    const Keep band = keep.rule == kRuleBand ? keep : Keep{kRuleBand, none, 0, none, 0};
     rule.band = {{cut_at(band.a, band.b, from, shift), cut_at(band.c, band.d, from, shift)}, band.inside, band.outside};
     const bool open = !band.outside && rule.band.cuts.outside.below == kLargestBits;
     rule.kind = open && (band.inside || rule.band.cuts.inside.above <= kInfinityBits) ? kKeepTop : kKeepBand;

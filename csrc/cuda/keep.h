@@ -195,6 +195,28 @@ __device__ inline void keep_random(const KeepRule& rule, std::int64_t index, Use
   for (int j = 0; j < kVector; ++j) use(j, half_at(words, j) >= limit);
 }
 
+// Where the elements of a strided part lie in the tensor: Keep in jobs.h. No row: the part is not strided.
+struct Stripes {
+  std::int64_t start, row, stride;
+};
+
+// The same for eight elements of a strided part, the first of which may lie before it.
+template <class Use>
+__device__ inline void keep_random(const KeepRule& rule, const Stripes& part, std::int64_t first, Use use) {
+  unsigned bits = 0;
+#pragma unroll 1
+  for (int j = 0; j < kVector;) {
+    // What is left of a row, as if all eight were side by side with it.
+    const std::int64_t number = (first + j) / part.row, within = first + j - number * part.row;
+    const int end = part.row - within < kVector - j ? j + static_cast<int>(part.row - within) : kVector;
+    keep_random<false>(rule, part.start + number * part.stride + within - j,
+                       [&](int i, bool kept) { bits |= unsigned{kept && i >= j && i < end} << i; });
+    j = end;
+  }
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) use(j, (bits >> j & 1u) != 0);
+}
+
 // ---- masks ----
 
 // The bits of eight elements from `index` on. Only words of elements that exist are read.

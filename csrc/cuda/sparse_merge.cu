@@ -116,8 +116,10 @@ void sparse_merge(const std::vector<MergeJob>& jobs, const Stream& stream) {
     std::vector<KeepRule> rules;
     for (const Keep& keep : job.keeps) rules.push_back(make_rule(keep, job.offset + head, 0));
     const bool off_blocks = (job.offset + head) % 8 != 0 && std::any_of(rules.begin(), rules.end(), in_blocks);
+    const bool striped =
+        std::any_of(job.keeps.begin(), job.keeps.end(), [](const Keep& keep) { return keep.row != 0; });
     const bool few = job.inputs.count() <= kMost && (job.vote == kVoteNone || job.vote == kVoteWeighted);
-    if ((jobs.size() > 1 && size < kLarge) || vectors == 0 || off_blocks || !few || !one_dtype) {
+    if ((jobs.size() > 1 && size < kLarge) || vectors == 0 || off_blocks || striped || !few || !one_dtype) {
       parts.add(job, 0, size, static_cast<int>(head), one_dtype && head == 0);
       continue;
     }

@@ -20,6 +20,7 @@ struct Row {
   Source out, base;
   std::int64_t size;
   const float* found_factors;
+  Stripes part;  // of its random rules
   unsigned first_tile, first_model;
   float scale, divisor;
   std::uint8_t count, shift;
@@ -74,8 +75,8 @@ class Stash {
   unsigned* bits_;
 };
 
-// T: of all tensors; void for any.
-template <class T, int kVote>
+// T: of all tensors; void for any. kStriped: some parts are strided.
+template <class T, int kVote, bool kStriped>
 __global__ void __launch_bounds__(kMostThreads) sparse_merge_table_kernel(const __grid_constant__ Table table) {
   __shared__ Answers<kMaxTensors> answers;
   const Row& row = table.rows[row_of(table, blockIdx.x)];
@@ -105,7 +106,7 @@ __global__ void __launch_bounds__(kMostThreads) sparse_merge_table_kernel(const 
     for (int j = 0; j < kVector; ++j) delta[j] = delta[j] - base[j];
     const float factor = answers.factors[k];
     unsigned bits = 0;
-    keep_vector<false>(models[k].rule, answers.bands[k], delta, vector, range, [&](int j, bool kept) {
+    const auto add = [&](int j, bool kept) {
       const Part<float, bool> part{delta[j], kept};
       if constexpr (kVote == kVoteNone) {
         votes[j] = votes[j] + part.times(part, factor);
@@ -113,7 +114,13 @@ __global__ void __launch_bounds__(kMostThreads) sparse_merge_table_kernel(const 
         votes[j] = votes[j] + vote_of<kVote, float>(part, factor);
         bits |= unsigned{kept} << j;
       }
-    });
+    };
+    const KeepRule& rule = models[k].rule;
+    if (kStriped && rule.kind == kKeepRandom && row.part.row != 0) {
+      keep_random(rule, row.part, rule.first + std::int64_t{vector} * kVector, add);
+    } else {
+      keep_vector<false>(rule, answers.bands[k], delta, vector, range, add);
+    }
     if constexpr (kVote != kVoteNone) stash.put(k, raw, bits);
   }
   float merged[kVector], divisor[kVector];
@@ -163,6 +170,7 @@ constexpr int kAny = -1;
 
 struct MergeTables::Pending {
   int dtype = kAny, vote = 0, most = 0;
+  bool striped = false;
   Table table{};
 };
 
@@ -174,7 +182,9 @@ void MergeTables::add(const MergeJob& job, std::size_t begin, std::size_t end, i
   if (begin == end) return;
   if (!pending_) pending_ = std::make_unique<Pending>();
   Table& table = pending_->table;
-  const int count = job.inputs.count(), dtype = uniform ? job.out.dtype : kAny;
+  // One kernel for any dtype serves strided parts.
+  const auto striped = std::find_if(job.keeps.begin(), job.keeps.end(), [](const Keep& k) { return k.row != 0; });
+  const int count = job.inputs.count(), dtype = uniform && striped == job.keeps.end() ? job.out.dtype : kAny;
   if (table.count == kRows || table.inputs + count > kModels ||
       (table.count > 0 && (job.vote != pending_->vote || dtype != pending_->dtype || count != pending_->most))) {
     flush();
@@ -190,6 +200,11 @@ void MergeTables::add(const MergeJob& job, std::size_t begin, std::size_t end, i
   row.base = part(job.inputs.base.data, job.inputs.base.dtype);
   row.size = static_cast<std::int64_t>(end - begin);
   row.found_factors = job.found_factors;
+  row.part = {};
+  if (striped != job.keeps.end()) {
+    row.part = {striped->d, striped->row, striped->stride};
+    pending_->striped = true;
+  }
   row.first_tile = table.tiles;
   row.first_model = table.inputs;
   row.scale = job.scale;
@@ -217,8 +232,11 @@ void MergeTables::flush() {
     constexpr int kVote = decltype(vote)::value;
     const int threads = threads_of(pending_->most, kBytes<T>);
     const std::size_t shared = kVote == kVoteNone ? 0 : kBytes<T> * pending_->most * threads;
-    launch(what, stream_, sparse_merge_table_kernel<T, kVote>, {table.tiles, static_cast<unsigned>(threads), shared},
-           table);
+    const Grid grid{table.tiles, static_cast<unsigned>(threads), shared};
+    if constexpr (std::is_void_v<T>) {
+      if (pending_->striped) return launch(what, stream_, sparse_merge_table_kernel<T, kVote, true>, grid, table);
+    }
+    launch(what, stream_, sparse_merge_table_kernel<T, kVote, false>, grid, table);
   };
   const auto of_vote = [&](auto* dtype) { with_constant<4>(pending_->vote, [&](auto vote) { run(dtype, vote); }); };
   if (pending_->dtype == kBFloat16) {
@@ -232,6 +250,7 @@ void MergeTables::flush() {
   }
   table.count = 0;
   table.inputs = table.tiles = 0;
+  pending_->striped = false;
 }
 
 }  // namespace fastmerge::cuda

@@ -50,15 +50,21 @@ def _row(keep: Keep) -> list[int]:
     ]  # fmt: skip
 
 
+def part_of(keeps: Sequence[Keep]) -> tuple[int, int, int] | None:
+    """Return start, row and stride of the strided part that random rules are of, or None."""
+    return next(((keep.d, keep.row, keep.stride) for keep in keeps if keep.row), None)
+
+
 @triton.jit
-def kept(delta, table, k, index, RULE: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
+def kept(delta, table, k, index, RULE: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr, part=None):
     """Return what rule ``k`` keeps of ``delta`` [BLOCK], whose first element has the global index ``index``.
 
-    ALIGNED promises that ``index`` is a multiple of 8.
+    ALIGNED promises that ``index`` is a multiple of 8. ``part`` has start, row and stride of a strided part, all
+    multiples of 8 where ALIGNED: ``index`` counts its elements. None: it is not strided.
     """
     row = table + k * COLUMNS
     if RULE == RANDOM:
-        keep = _drawn(row, index, BLOCK, ALIGNED)
+        keep = _drawn(row, index, part, BLOCK, ALIGNED)
     elif RULE == MASK:
         keep = _stored(row, index, BLOCK, ALIGNED)
     elif RULE == ALL:
@@ -81,18 +87,18 @@ def _inside(bits, row, index, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _drawn(row, index, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
+def _drawn(row, index, part, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
     """Return which elements a random rule keeps: those whose 32-bit word is not below the drop threshold."""
     key, model, drop = tl.load(row), tl.load(row + 1), tl.load(row + 2)
     drop_high, drop_low = (drop >> 16).to(tl.uint32), (drop & 0xFFFF).to(tl.uint32)
-    w0, w1, w2, w3 = words(key, model, index, 0, BLOCK, ALIGNED)
-    high = halves(w0, w1, w2, w3, index, BLOCK, ALIGNED)
+    w0, w1, w2, w3 = words(key, model, index, part, 0, BLOCK, ALIGNED)
+    high = halves(w0, w1, w2, w3, index, part, BLOCK, ALIGNED)
     keep = high >= drop_high
     if drop_low != 0:
         # One element in 65536: most blocks have none and skip the second draw.
         if any_half(w0, w1, w2, w3, drop_high):
-            w0, w1, w2, w3 = words(key, model, index, 1, BLOCK, ALIGNED)
-            low = halves(w0, w1, w2, w3, index, BLOCK, ALIGNED)
+            w0, w1, w2, w3 = words(key, model, index, part, 1, BLOCK, ALIGNED)
+            low = halves(w0, w1, w2, w3, index, part, BLOCK, ALIGNED)
             keep = keep & ((high != drop_high) | (low >= drop_low))
     return keep
 

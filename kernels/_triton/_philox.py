@@ -25,12 +25,23 @@ def _philox4x32(c0, c1, c2, c3, key):
 
 
 @triton.jit
-def words(key, model, index, stream, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
+def spread(elements, part):
+    """Return the global indices of elements of a strided part: see ``kernels.keep_on_rows``."""
+    start, row, stride = part
+    return start + elements // row * stride + elements % row
+
+
+@triton.jit
+def words(key, model, index, part, stream, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
     """Return the four words of the blocks of eight elements that BLOCK elements from ``index`` (int64) on lie in.
 
-    ALIGNED promises that ``index`` is a multiple of 8: one block per eight elements instead of one per element.
+    Elements are those of the tensor, or of a strided ``part``. ALIGNED promises that ``index``, and the numbers of the
+    part, are multiples of 8: one block per eight elements instead of one per element.
     """
-    if ALIGNED:
+    if part is not None:
+        step: tl.constexpr = 8 if ALIGNED else 1
+        blocks = spread(index + step * tl.arange(0, BLOCK // step), part) >> 3
+    elif ALIGNED:
         blocks = (index >> 3) + tl.arange(0, BLOCK // 8)
     else:
         blocks = (index + tl.arange(0, BLOCK)) >> 3
@@ -41,13 +52,15 @@ def words(key, model, index, stream, BLOCK: tl.constexpr, ALIGNED: tl.constexpr)
 
 
 @triton.jit
-def halves(w0, w1, w2, w3, index, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
+def halves(w0, w1, w2, w3, index, part, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
     """Return the 16-bit values (as uint32, [BLOCK]) of the elements from ``index`` on, out of their ``words``."""
     if ALIGNED:
         pairs = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # [BLOCK / 8, 2, 2]: word 2 i + j
         result = tl.reshape(tl.join(pairs & 0xFFFF, pairs >> 16), [BLOCK])
     else:
         indices = index + tl.arange(0, BLOCK)
+        if part is not None:
+            indices = spread(indices, part)
         word = (indices >> 1) & 3
         picked = tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3))
         result = tl.where((indices & 1) == 0, picked & 0xFFFF, picked >> 16)

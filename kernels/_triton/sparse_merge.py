@@ -10,7 +10,7 @@ import triton.language as tl
 from .._jobs import DIVIDES, VOTES, MergeJob
 from .._quotients import elected_quotients, quotient
 from ._element import load_float, store_rounded
-from ._keep import COLUMNS, MASK, RANDOM, keep_table, kept, rule_of
+from ._keep import COLUMNS, MASK, RANDOM, keep_table, kept, part_of, rule_of
 from ._launch import elementwise_block, launch, spans
 
 _NONE, _WEIGHTED, _SUM, _COUNT = (tl.constexpr(vote) for vote in range(4))
@@ -21,7 +21,7 @@ _MOST_OF_TABLE = tl.constexpr(4)
 
 @triton.jit(do_not_specialize=["offset", "first", "numel"])
 def _sparse_merge_kernel(
-    out_ptr, base_ptr, tensors, factors, weights, scale, table, offset, first, numel,
+    out_ptr, base_ptr, tensors, factors, weights, scale, table, offset, part, first, numel,
     RULES: tl.constexpr, ALIGNED: tl.constexpr, VOTE: tl.constexpr, DIVIDE: tl.constexpr,
     MASKED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -32,7 +32,7 @@ def _sparse_merge_kernel(
     parts = ()
     for k in tl.static_range(len(tensors)):
         delta = load_float(tensors[k] + start + lanes, mask) - base
-        keep = kept(delta, table, k, offset + start, RULES[k], BLOCK, ALIGNED)
+        keep = kept(delta, table, k, offset + start, RULES[k], BLOCK, ALIGNED, part)
         # Multiplied, so that a dropped NaN or infinity becomes NaN and never vanishes.
         factor = factors[k] if VOTE == _NONE or VOTE == _WEIGHTED else 1.0
         parts = parts + (delta * tl.where(keep, factor, 0.0),)
@@ -114,11 +114,12 @@ def sparse_merge(job: MergeJob) -> None:
     table = keep_table(job.keeps, out, _quotient_words(job))
     numel = out.numel()
     block, num_warps = elementwise_block(out, len(job.tensors) + 1, held=len(job.tensors))
-    aligned = job.offset % 8 == 0 or not {RANDOM.value, MASK.value} & set(rules)
+    part = part_of(job.keeps)
+    aligned = not {RANDOM.value, MASK.value} & set(rules) or not any(i % 8 for i in (job.offset, *(part or ())))
     for first, blocks, masked in spans(numel, block):
         launch(
             _sparse_merge_kernel, (blocks,), out, out, job.base, tuple(job.tensors), tuple(job.factors),
-            tuple(job.weights or ()), job.scale, table, job.offset, first, numel, RULES=rules,
+            tuple(job.weights or ()), job.scale, table, job.offset, part, first, numel, RULES=rules,
             ALIGNED=aligned and block % 8 == 0, VOTE=VOTES.index(job.vote), DIVIDE=DIVIDES.index(job.divide),
             MASKED=masked, BLOCK=block, num_warps=num_warps,
         )  # fmt: skip

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
-from keep_rules import keep_rules
+from keep_rules import COLUMNS, check_columns, keep_rules
 from kernel_cases import same_bits
 from torch import Tensor
 
@@ -104,6 +106,36 @@ def test_any_alignment(device, make, begins, numel):
         base, *tensors = make(numel, dtypes)
         for kinds, offset in (("tbs", 16384), ("rms", 11)):
             _check(device, B, base, tensors, kinds, offset, "count", "weights", begins)
+
+
+@pytest.mark.parametrize("vote", VOTES)
+@pytest.mark.parametrize(("shape", "columns"), COLUMNS, ids=str)
+def test_columns_are_drawn_as_in_the_whole(device, make, shape, columns, vote):
+    for dtypes in ([B] * 4, [F, B, H]):
+        base, *tensors = make(shape[0] * shape[1], dtypes)
+        run = functools.partial(kernels.sparse_merge, backend="cuda")
+        check_columns(shape, columns, base, tensors, run, device, vote=vote)
+
+
+def test_strided_parts_share_a_launch_with_others(device, make):
+    """In one table, of one dtype: a part of columns, and a tensor that is whole."""
+    base, *tensors = make(800, [B, B, B])
+    rules = keep_rules("rs", base, tensors, 0)
+    striped = [kernels.keep_on_rows(rule, 3, 20, 33) for rule in rules]
+    outs = []
+    for where, backend in (("cpu", "reference"), (device, "cuda")):
+        there = [tensor.to(where) for tensor in (base, *tensors)]
+        both = [torch.full_like(there[0], torch.nan) for _ in range(3)]
+        kernels.sparse_merge_many(
+            [
+                kernels.MergeJob(out, there[0], there[1:], [0.5, -0.3], keeps)
+                for out, keeps in zip(both, (rules, striped, rules), strict=True)
+            ],
+            backend=backend,
+        )
+        outs.append([out.cpu() for out in both])
+    assert all(same_bits(found, expected) for expected, found in zip(*outs, strict=True))
+    assert not torch.equal(outs[0][0], outs[0][1])
 
 
 @pytest.mark.parametrize("count", [5, 16, 17, 33, 64])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from keep_rules import COLUMNS, check_columns
 from kernel_cases import Draw, Variant, blank, random_words, same_bits, variants
 
 from fastmerge import kernels
@@ -59,6 +60,29 @@ def test_a_dropped_element_of_a_negative_factor_adds_positive_zero(variant):
         drop = keep_random(0, 0, 2**32)
         sparse_merge(out, torch.tensor([-0.0]), [torch.tensor([1.0])], factors=[-1.0], keeps=[drop])
     assert same_bits(out, torch.tensor([0.0]))
+
+
+@pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.label)
+def test_columns_are_drawn_as_in_the_whole(variant, generator):
+    for shape, columns in COLUMNS:
+        for dtypes in ([torch.bfloat16] * 3, [torch.float32, torch.float16, torch.float32]):
+            base, *tensors = (torch.randn(shape, generator=generator).flatten().to(dtype) for dtype in dtypes)
+            with variant.active():
+                check_columns(shape, columns, base, tensors, sparse_merge)
+
+
+def test_rules_of_columns_are_checked():
+    rule = keep_random(0, 0, 1)
+    for keep, numbers in ((rule, (-1, 3, 9)), (rule, (0, 0, 9)), (rule, (0, 3, 2)), (keep_all(), (0, 3, 9))):
+        with pytest.raises(ValueError, match="expected a random rule and 0 <= start, 1 <= row <= stride"):
+            kernels.keep_on_rows(keep, *numbers)
+    out = torch.zeros(6)
+    rules = [kernels.keep_on_rows(rule, 0, 3, 9), rule]
+    with pytest.raises(ValueError, match=r"random rules of parts \[\(0, 0, 0\), \(0, 3, 9\)\] .* expected one part"):
+        sparse_merge(out, out, [out, out], factors=[1.0, 1.0], keeps=rules)
+    partials = torch.zeros(1, 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match="a rule of a strided part; norms are summed over chunks of whole tensors"):
+        kernels.norm_partials(partials, [out], None, rules[:1])
 
 
 @settings(max_examples=25, deadline=None)

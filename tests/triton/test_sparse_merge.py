@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
-from keep_rules import keep_rules
+from keep_rules import COLUMNS, check_columns, keep_rules
 
 from fastmerge import kernels
 from fastmerge.kernels import Boundary
@@ -54,6 +56,13 @@ def test_offsets(device, make, same_bits, offset):
 def test_dtypes(device, make, same_bits, dtypes, out_dtype):
     base, tensors = make(2051, dtypes)
     _check(device, same_bits, out_dtype, base, tensors, "tr", 8, "weighted", "weights")
+
+
+@pytest.mark.parametrize(("shape", "columns"), COLUMNS, ids=str)
+def test_columns_are_drawn_as_in_the_whole(device, make, shape, columns):
+    base, tensors = make(shape[0] * shape[1], [B, B, B])
+    run = functools.partial(kernels.sparse_merge, backend="triton")
+    check_columns(shape, columns, base, tensors, run, device)
 
 
 def test_sixteen_models(device, make, same_bits):

@@ -35,6 +35,33 @@ class Runs:
         """Where each range begins in the flattened local part."""
         return np.cumsum(self.stops - self.starts) - (self.stops - self.starts)
 
+    @cached_property
+    def rows(self) -> tuple[int, int, int] | None:
+        """Start, length and stride of several ranges of one length and one distance; None of any others."""
+        if len(self.starts) < 2 or len(self.alike) > 1:
+            return None
+        start, after = self.starts[:2].tolist()
+        return start, int(self.stops[0]) - start, after - start
+
+    @cached_property
+    def alike(self) -> list[tuple[int, Runs]]:
+        """The same in parts that each have one length and one distance, as few as can be, and where each begins."""
+        if not len(self.starts):
+            return []
+        sizes, steps = self.stops - self.starts, np.diff(self.starts)
+        resized = sizes[1:] != sizes[:-1]
+        moved = np.diff(steps, prepend=steps[:1]) != 0
+        begins = [0]
+        for i in (np.flatnonzero(resized | moved) + 1).tolist():
+            # The first two of a part say how far they are apart.
+            if i - begins[-1] > 1 or resized[i - 1]:
+                begins.append(i)
+        places, ends = self.places, [*begins[1:], len(sizes)]
+        return [
+            (int(places[begin]), Runs(self.starts[begin:end], self.stops[begin:end]))
+            for begin, end in zip(begins, ends, strict=True)
+        ]
+
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         """Yield start, stop and place of each range."""
         return zip(self.starts.tolist(), self.stops.tolist(), self.places.tolist(), strict=True)

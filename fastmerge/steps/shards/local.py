@@ -6,41 +6,50 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ...kernels import ALL_EQUAL, Keep
-from ...kernels.keep import RULE_ALL, RULE_BAND
+from ...kernels import ALL_EQUAL, Keep, keep_on_rows
+from ...kernels.keep import RULE_ALL, RULE_BAND, RULE_RANDOM
 from ..apply import Apply, Copy, ElementwiseMerge, SpanSum, SparseMerge, WeightedSum
 from ..inputs import Inputs
 from ..source import Chunk
 from .layout import Runs
 
-# Runs that are merged side by side, on a GPU in one launch where the step can. Of more, CPUs are slower.
-RUNS = 64
+# Pieces that are merged side by side, on a GPU in one launch where the step can. Of more, CPUs are slower.
+PIECES = 64
 
 
 def apply_to_part(step: Apply, runs: Runs, out: Tensor, inputs: Inputs[Tensor]) -> None:
     """Apply a step to the part of a tensor that has these runs.
 
-    At once where the step does not ask for the place of an element, else by its runs, some side by side.
+    At once where that can be, as it can of the columns of a matrix, else by pieces, some side by side: runs that are
+    alike, or single ones.
     """
     local = localized(step, runs)
     if local is not None:
         local(out, Chunk.of(inputs))
         return
+    pieces = [piece for place, some in runs.alike for piece in _pieces(step, some, place)]
     flat, every = out.view(-1), inputs.map(lambda tensor: tensor.view(-1))
-    ends = list(runs)
-    for some in (ends[i : i + RUNS] for i in range(0, len(ends), RUNS)):
-        outs, chunks = [], []
-        for start, stop, place in some:
-            part = slice(place, place + stop - start)
-            outs.append(flat[part])
-            chunks.append(Chunk.of(every.map(lambda tensor, part=part: tensor[part]), start))  # type: ignore[misc]
-        step.apply_all([step] * len(some), outs, chunks)
+    for few in (pieces[i : i + PIECES] for i in range(0, len(pieces), PIECES)):
+        outs = [flat[span] for _, span, _ in few]
+        chunks = [
+            Chunk.of(every.map(lambda tensor, span=span: tensor[span]), offset)  # type: ignore[misc]
+            for _, span, offset in few
+        ]
+        step.apply_all([part for part, _, _ in few], outs, chunks)
+
+
+def _pieces(step: Apply, runs: Runs, place: int) -> list[tuple[Apply, slice, int]]:
+    """Return the step, the span and the offset of runs that begin at a place: one piece, or one for each run."""
+    local = localized(step, runs)
+    if local is not None:
+        return [(local, slice(place, place + runs.numel), 0)]
+    return [(step, slice(place + at, place + at + stop - start), start) for start, stop, at in runs]
 
 
 def localized(step: Apply, runs: Runs) -> Apply | None:
     """Return the step that does to a local part what ``step`` does to a whole tensor; None where there is none.
 
-    It is ``step`` itself where the place of an element is of no account.
+    It is ``step`` itself where the place of an element is of no account. Indices begin at 0 with the local part.
     """
     if isinstance(step, Copy | WeightedSum | SpanSum):
         return step
@@ -62,9 +71,14 @@ def localized(step: Apply, runs: Runs) -> Apply | None:
 
 
 def _local_rule(keep: Keep, runs: Runs) -> Keep | None:
-    """Return a keep rule in terms of indices of the local part, or None: random numbers follow global ones."""
+    """Return a keep rule in terms of indices of the local part, or None: random numbers follow global ones.
+
+    What is no more than one run need not be told of them: the offset of its chunk is global.
+    """
     if keep.rule == RULE_ALL:
         return keep
+    if keep.rule == RULE_RANDOM:
+        return None if runs.rows is None else keep_on_rows(keep, *runs.rows)
     if keep.rule != RULE_BAND:
         return None
     return keep._replace(b=_local_break(keep.b, runs), d=_local_break(keep.d, runs))

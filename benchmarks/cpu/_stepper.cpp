@@ -55,7 +55,7 @@ extern "C" bool arm(void* function, std::uint32_t* table, std::uintptr_t begin, 
   const std::uintptr_t page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
   void* const start = reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(function) / page * page);
   if (mprotect(start, page, PROT_READ | PROT_WRITE | PROT_EXEC)) return false;
-  struct sigaction now {};
+  struct sigaction now = {};
   now.sa_sigaction = on_trap;
   now.sa_flags = SA_SIGINFO;
   sigaction(SIGTRAP, &now, &before);

@@ -11,7 +11,7 @@
 #include "isa.h"
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,bmi,bmi2,lzcnt,popcnt")
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt")
 #define FASTMERGE_VECTOR_BYTES 32
 #include "loops.h"
 

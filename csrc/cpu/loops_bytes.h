@@ -28,7 +28,8 @@ void cell_digests(unsigned char* digests, const unsigned char* data, std::size_t
   } while (start < nbytes);
 }
 
-// Whether all `count` numbers of a width have an exponent that is not all ones.
+// Whether all `count` numbers of a width have an exponent that is not all ones. Int is signed: SSE2 has no other
+// maximum.
 template <class Int>
 bool exponents_finite(const unsigned char* data, std::size_t count, Int exponent) {
   constexpr std::size_t kBlock = 4096;  // numbers between two looks
@@ -48,8 +49,8 @@ bool exponents_finite(const unsigned char* data, std::size_t count, Int exponent
 
 bool all_finite(Array array, std::size_t count) {
   const unsigned char* data = static_cast<const unsigned char*>(array.data);
-  if (array.dtype == kFloat32) return exponents_finite<std::uint32_t>(data, count, 0x7F800000u);
-  return exponents_finite<std::uint16_t>(data, count, array.dtype == kBFloat16 ? 0x7F80u : 0x7C00u);
+  if (array.dtype == kFloat32) return exponents_finite<std::int32_t>(data, count, 0x7F800000);
+  return exponents_finite<std::int16_t>(data, count, array.dtype == kBFloat16 ? 0x7F80 : 0x7C00);
 }
 
 }  // namespace

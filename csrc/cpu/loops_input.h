@@ -22,6 +22,18 @@ FASTMERGE_INLINE void with_type(int dtype, Function f) {
   }
 }
 
+// Calls f with `count` as a constant where it is at most kMost, else with 0.
+template <int kMost, class Function>
+FASTMERGE_INLINE void with_count(std::size_t count, Function f) {
+  if constexpr (kMost == 0) {
+    f(std::integral_constant<int, 0>());
+  } else if (count == kMost) {
+    f(std::integral_constant<int, kMost>());
+  } else {
+    with_count<kMost - 1>(count, f);
+  }
+}
+
 // dst[i] = float32 of src[i]; dst is padded with zeros to whole vectors.
 template <class T>
 void widen(float* dst, const T* src, std::size_t n) {

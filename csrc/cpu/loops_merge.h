@@ -64,18 +64,9 @@ void merge_uniform(T* out, const T* base, const T* const* tensors, const MergeJo
 template <class T, int kVote, bool kMasked>
 void merge_counted(T* out, const T* base, const T* const* tensors, const MergeJob& job, const Segment& segment,
                    std::size_t n) {
-  switch (job.factors.size()) {
-    case 1:
-      return merge_uniform<T, 1, kVote, kMasked>(out, base, tensors, job, segment, n);
-    case 2:
-      return merge_uniform<T, 2, kVote, kMasked>(out, base, tensors, job, segment, n);
-    case 3:
-      return merge_uniform<T, 3, kVote, kMasked>(out, base, tensors, job, segment, n);
-    case 4:
-      return merge_uniform<T, 4, kVote, kMasked>(out, base, tensors, job, segment, n);
-    default:
-      return merge_uniform<T, 0, kVote, kMasked>(out, base, tensors, job, segment, n);
-  }
+  with_count<8>(job.factors.size(), [&](auto constant) {
+    merge_uniform<T, decltype(constant)::value, kVote, kMasked>(out, base, tensors, job, segment, n);
+  });
 }
 
 template <class T, bool kMasked>

@@ -49,30 +49,33 @@ void add_pairs(double* lanes, const float* tiles) {
   }
 }
 
-void add_pair(double* lanes, const float* a, const float* b) {
+// The same of one row with each of kCount rows.
+template <int kCount>
+void add_pairs_with(double* lanes, const float* tile, const float* tiles) {
   for (int lane = 0; lane < kLanes; lane += kDoubles) {
-    D sum = load_as<D>(lanes + lane);
-    for (std::size_t i = lane; i < kBlock; i += kLanes)
-      sum = add_product(sum, load_doubles(a + i), load_doubles(b + i));
-    store_as(lanes + lane, sum);
+    D sums[kCount];
+    for (int k = 0; k < kCount; ++k) sums[k] = load_as<D>(lanes + k * kLanes + lane);
+    for (std::size_t i = lane; i < kBlock; i += kLanes) {
+      const D value = load_doubles(tile + i);
+      for (int k = 0; k < kCount; ++k) sums[k] = add_product(sums[k], value, load_doubles(tiles + k * kBlock + i));
+    }
+    for (int k = 0; k < kCount; ++k) store_as(lanes + k * kLanes + lane, sums[k]);
   }
 }
 
 void add_all_pairs(double* lanes, const float* tiles, int count) {
-  switch (count) {
-    case 1:
-      return add_pairs<1>(lanes, tiles);
-    case 2:
-      return add_pairs<2>(lanes, tiles);
-    case 3:
-      return add_pairs<3>(lanes, tiles);
-    case 4:
-      return add_pairs<4>(lanes, tiles);
-    default:
-      break;
-  }
+  constexpr int kMost = 4;
+  with_count<kMost>(count, [=](auto constant) {
+    if constexpr (constant != 0) add_pairs<constant>(lanes, tiles);
+  });
+  if (count <= kMost) return;
   for (int i = 0; i < count; ++i) {
-    for (int j = i; j < count; ++j, lanes += kLanes) add_pair(lanes, tiles + i * kBlock, tiles + j * kBlock);
+    for (int j = i; j < count; j += kMost) {
+      with_count<kMost>(std::min(kMost, count - j), [&](auto constant) {
+        if constexpr (constant != 0) add_pairs_with<constant>(lanes, tiles + i * kBlock, tiles + j * kBlock);
+        lanes += constant * kLanes;
+      });
+    }
   }
 }
 

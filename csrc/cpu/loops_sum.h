@@ -9,44 +9,30 @@ namespace {
 template <class T>
 FASTMERGE_INLINE void weighted_sum_pairs(T* out, const T* const* in, const float* weights, int count, std::size_t n) {
   for (std::size_t i = 0; i < n; i += kPair) {
-    for (int k = 0; k < count; ++k) prefetch(in[k] + i);
-    const F first = weighted_sum_element<F>(count, weights, [&](int k) { return load_pair(in[k] + i).first; });
-    const F second = weighted_sum_element<F>(count, weights, [&](int k) { return load_pair(in[k] + i).second; });
-    store_pair(out + i, first, second);
+    const Pair sum = weighted_sum_element<Pair>(count, weights, [&](int k) {
+      prefetch(in[k] + i);
+      return load_pair(in[k] + i);
+    });
+    store_pair(out + i, sum.first, sum.second);
   }
 }
 
-// n is a number of whole pairs. kCount 0 takes the count at run time.
-template <class T, int kCount>
-void weighted_sum_uniform(T* out, const T* const* tensors, const float* weights, int count, std::size_t n) {
-  if constexpr (kCount == 0) {
-    weighted_sum_pairs(out, tensors, weights, count, n);
-  } else {
-    // Copies, since `out` may alias anything as far as the compiler knows.
-    const T* in[kCount];
-    float w[kCount];
-    std::copy_n(tensors, kCount, in);
-    std::copy_n(weights, kCount, w);
-    weighted_sum_pairs(out, in, w, kCount, n);
-  }
-}
-
+// n is a number of whole pairs.
 template <class T>
 void weighted_sum_typed(T* out, const T* const* tensors, const float* weights, int count, std::size_t n) {
-  switch (count) {
-    case 1:
-      return weighted_sum_uniform<T, 1>(out, tensors, weights, count, n);
-    case 2:
-      return weighted_sum_uniform<T, 2>(out, tensors, weights, count, n);
-    case 3:
-      return weighted_sum_uniform<T, 3>(out, tensors, weights, count, n);
-    case 4:
-      return weighted_sum_uniform<T, 4>(out, tensors, weights, count, n);
-    case 5:
-      return weighted_sum_uniform<T, 5>(out, tensors, weights, count, n);
-    default:
-      return weighted_sum_uniform<T, 0>(out, tensors, weights, count, n);
-  }
+  with_count<5>(count, [=](auto constant) {
+    constexpr int kCount = constant;
+    if constexpr (kCount == 0) {
+      weighted_sum_pairs(out, tensors, weights, count, n);
+    } else {
+      // Copies, since `out` may alias anything as far as the compiler knows.
+      const T* in[kCount];
+      float w[kCount];
+      std::copy_n(tensors, kCount, in);
+      std::copy_n(weights, kCount, w);
+      weighted_sum_pairs(out, in, w, kCount, n);
+    }
+  });
 }
 
 void weighted_sum(const SumJob& job, std::size_t begin, std::size_t end) {

@@ -136,9 +136,29 @@ namespace cpu {
 namespace {
 
 FASTMERGE_INLINE F load(const BFloat16* p) { return from_bfloat16<F>(load_halves(p)); }
-FASTMERGE_INLINE F load(const Float16* p) { return from_float16<F>(load_halves(p)); }
+FASTMERGE_INLINE F load(const Float16* p) {
+#if FASTMERGE_VECTOR_BYTES == 64
+  return (F)_mm512_cvtph_ps(load_as<__m256i>(p));
+#elif FASTMERGE_VECTOR_BYTES == 32
+  return (F)_mm256_cvtph_ps(load_as<__m128i>(p));
+#else
+  return from_float16<F>(load_halves(p));
+#endif
+}
 FASTMERGE_INLINE void store(BFloat16* p, F x) { store_halves(p, (S)to_bfloat16_high(x) >> 16); }
-FASTMERGE_INLINE void store(Float16* p, F x) { store_halves(p, (S)(to_float16(x) << 16) >> 16); }
+FASTMERGE_INLINE void store(Float16* p, F x) {
+#if FASTMERGE_VECTOR_BYTES >= 32
+  // The processor would keep the payload of a NaN.
+  const F known = (F)(x == x ? (U)x : ((U)x & 0x80000000u) | 0x7FC00000u);
+#endif
+#if FASTMERGE_VECTOR_BYTES == 64
+  store_as(p, _mm512_cvtps_ph((__m512)known, _MM_FROUND_TO_NEAREST_INT));
+#elif FASTMERGE_VECTOR_BYTES == 32
+  store_as(p, _mm256_cvtps_ph((__m256)known, _MM_FROUND_TO_NEAREST_INT));
+#else
+  store_halves(p, (S)(to_float16(x) << 16) >> 16);
+#endif
+}
 
 // ---- pairs ----
 
@@ -148,6 +168,11 @@ struct Pair {
   F first, second;
 };
 constexpr std::size_t kPair = 2 * kWidth;
+
+FASTMERGE_INLINE Pair operator+(Pair a, Pair b) { return {a.first + b.first, a.second + b.second}; }
+FASTMERGE_INLINE Pair operator*(Pair a, Pair b) { return {a.first * b.first, a.second * b.second}; }
+FASTMERGE_INLINE Pair operator-(float a, Pair b) { return {a - b.first, a - b.second}; }
+
 constexpr std::uint32_t kHighHalf = 0xFFFF0000u;
 
 FASTMERGE_INLINE Pair load_pair(const float* p) { return {load(p), load(p + kWidth)}; }

@@ -26,8 +26,9 @@ def interrupt_after(tensors: int) -> None:
             heard.wait()
 
     def failed(scheduler: Scheduler, error: BaseException) -> None:
-        fail(scheduler, error)
+        scheduler._failure = error  # before its lock is free, which who waits may hold
         heard.set()
+        fail(scheduler, error)
 
     # A shell lets what it runs in the background ignore the signal.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -43,7 +43,7 @@ def run_tour(folder: Path, seed: int, say: Callable[[str], None]) -> None:
     step = _Steps(folder, say)
 
     # With so little memory, the tensors of these small models are not all merged in one go.
-    merge = f"merge ties.yml {TOUR}/ties --ram 1MiB --threads 1"
+    merge = f"merge ties.yml {TOUR}/ties --ram 3MiB --threads 1"
     step("Ctrl-C comes in the middle of a merge. There is no result that looks finished.", merge, 130, interrupt=8)
     step("The same command goes on where it stopped. A small budget of memory changes no bit.", merge)
     step.same(

@@ -62,6 +62,7 @@ def test_budget_and_threads_change_no_byte(method, tmp_path):
     assert same_files(tmp_path / "roomy", tmp_path / "tight")
 
 
+@pytest.mark.compiled  # of which the budget is
 def test_a_run_that_goes_on_knows_what_all_tensors_have(tmp_path, monkeypatch):
     merge, _ = make(tmp_path, "ties")
     plan = merge.plan()

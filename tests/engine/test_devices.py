@@ -26,6 +26,9 @@ from fastmerge.engine.sizing import PINNED_BYTES, Budget, Sizes, divide
 from fastmerge.errors import BudgetError, CheckpointError, FastmergeError, OutputError
 from fastmerge.kernels import use_backend
 
+# Budgets here are those of the compiled kernels.
+pytestmark = pytest.mark.compiled
+
 # Wide enough that the large matrices are cut into several chunks of one cell.
 WIDE = {"hidden": 256, "inner": 640, "vocab": 768, "layers": 1}
 

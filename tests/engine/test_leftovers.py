@@ -17,6 +17,9 @@ from fastmerge.engine.folders import appearing
 from fastmerge.engine.leftovers import leftovers_in, leftovers_of, remove
 from fastmerge.errors import CheckpointError, InputChanged, OutputError, Refused
 
+# Budgets here are those of the compiled kernels.
+pytestmark = pytest.mark.compiled
+
 # Many small writes, in order.
 SLICED = RunOptions(chunk=BLOCK, threads=1, ram=3 << 20)
 

@@ -24,6 +24,9 @@ from fastmerge.errors import FastmergeError, OutputError, Refused
 from fastmerge.pipelines import merge_all
 from fastmerge.recipe.pipeline import load_pipeline
 
+# Budgets here are those of the compiled kernels.
+pytestmark = pytest.mark.compiled
+
 WIDE = {"hidden": 256, "inner": 640, "vocab": 768, "layers": 2}
 SMALL = RunOptions(chunk=BLOCK, threads=1, ram=8 << 20)
 

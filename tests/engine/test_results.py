@@ -76,6 +76,7 @@ def test_inputs_that_are_not_finite_stop_every_method(tmp_path, method, bad):
     assert sorted(os.listdir(tmp_path)) == ["base", "model1", "model2"]
 
 
+@pytest.mark.compiled  # of which the budget is
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("method", ["linear", "ties", "breadcrumbs", "dare_ties", "della", "iso_c", "model_stock"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -112,7 +113,7 @@ def test_copies_of_what_is_not_finite(tmp_path):
     assert outputs_of(merge.out)[NAME].isnan().sum() == 1
 
 
-@pytest.mark.parametrize("options", [RunOptions(), SLICED])
+@pytest.mark.parametrize("options", [RunOptions(), pytest.param(SLICED, marks=pytest.mark.compiled)])
 @pytest.mark.parametrize(("dtype", "value"), [("float16", 1e5), ("bfloat16", 3e38)])
 def test_overflow_is_named(tmp_path, options, dtype, value):
     tensors = make_tensors(0, hidden=256, inner=640, vocab=8, layers=1, dtype=torch.float32)

@@ -18,6 +18,9 @@ from fastmerge.engine.checksums import BLOCK
 from fastmerge.engine.files import InputFiles, OutputFiles
 from fastmerge.errors import CheckpointError, OutputError
 
+# Budgets here are those of the compiled kernels.
+pytestmark = pytest.mark.compiled
+
 WIDE = {"hidden": 256, "inner": 640, "vocab": 768, "layers": 2}
 
 # Runs that journal as often as they can, each killed at a random one of its writes, syncs and notes: before or after.

@@ -139,7 +139,7 @@ def test_a_swapped_input_is_named(tmp_path, size, method, adapter):
         assert str(first).startswith(f"{part.path}: {name}.weight: this input is not what was merged")
         Path(part.path).write_bytes(data)
         os.utime(part.path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert verify(merge.out, threads=1, ram=64 << 20).ok
+    assert verify(merge.out, threads=1, ram=96 << 20).ok
 
 
 def test_files_that_planning_read_are_listed(merged):

@@ -148,7 +148,7 @@ class BoostBlock(Block):
         return Boost.of(group, self._prefix).together(group)
 
     def stacks(self, group: Group) -> bool:
-        return Boost.of(group, self._prefix).stack(group) is not None
+        return Boost.of(group, self._prefix).stacks(group)
 
 
 BLOCKS: dict[str, Block] = {block.name: block for block in (LinesBlock(), SvcBlock(), BoostBlock())}

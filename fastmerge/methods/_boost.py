@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -61,31 +61,19 @@ class Boost:
         """Return ``step`` with its merged delta boosted, or ``step`` itself where there is no matrix."""
         if not self.changes(group):
             return step
-        parts = parts_of(group, self.splitting, self.heads, self.kv_heads)
-
-        def boosted(matrix: Tensor, noise: float) -> tuple[Tensor, list[Info]]:
-            infos: list[Info] = []
-            for part in parts:
-                infos += self._boost_part(matrix, part, noise)
-            return matrix, infos
-
+        change = self._change(group)
         if not isinstance(step, SpectralMerge):
-            together = self._boost_together if self.together(group) else None
-            return SpectralMerge(
-                group, [step], lambda matrices, noise: boosted(matrices[0], noise), self.scale, together=together,
-                stack=self.stack(group),
-            )  # fmt: skip
-        return replace(step, change=_after(step.change, boosted), scale=step.scale * self.scale, stack=None)
+            return SpectralMerge(group, [step], change, self.scale)
+        return replace(step, change=_after(step.change, change), scale=step.scale * self.scale)
 
     def together(self, group: Group) -> bool:
         """True where ranks that each have rows or columns of the delta can boost it: one matrix, in one piece."""
         whole = len(group.shape) == 2 and self.splitting == "none"
         return whole and self.null_space == "keep" and self.changes(group)
 
-    def stack(self, group: Group) -> Stack | None:
-        """Return what boosts many matrices at once: whole ones."""
-        whole = self.splitting == "none" and self.changes(group)
-        return BoostStack(self.beta, self.null_space) if whole else None
+    def stacks(self, group: Group) -> bool:
+        """True where many matrices can be boosted at once: whole ones."""
+        return self.splitting == "none" and self.changes(group)
 
     def scratch_bytes(self, group: Group, inner: int | None) -> int | None:
         """Return a bound of what the boosted step takes; ``inner`` is that of the step itself."""
@@ -95,11 +83,15 @@ class Boost:
         # What the step changed is boosted while its deltas are still there; three matrices beside them were measured.
         return boost if inner is None else max(inner, boost) + 16 * math.prod(group.shape[-2:])
 
-    def _boost_together(self, delta: Tensor, noise: float, part: MatrixPart) -> tuple[Tensor, Info] | None:
-        """Boost this rank's part of a delta."""
-        from ..kernels.spectral import boost_part
+    def _change(self, group: Group) -> Change:
+        if self.stacks(group):
+            return Boosted(self.beta, self.null_space)
+        parts = parts_of(group, self.splitting, self.heads, self.kv_heads)
 
-        return boost_part(delta, self.beta, dim=part.dim, total=part.total, noise=noise)
+        def boosted(matrices: list[Tensor], noise: float) -> tuple[Tensor, list[Info]]:
+            return matrices[0], [info for part in parts for info in self._boost_part(matrices[0], part, noise)]
+
+        return boosted
 
     def _boost_part(self, matrix: Tensor, part: Part, noise: float) -> list[Info]:
         """Boost the pieces of a part in place."""
@@ -113,24 +105,29 @@ class Boost:
 
 
 @dataclass(frozen=True)
-class BoostStack(Stack):
+class Boosted(Stack):
     """Boosts whole matrices."""
 
     beta: float
     null_space: str
 
-    def __call__(self, matrices: Tensor, noise: Sequence[float]) -> tuple[Tensor, list[Info]]:
+    def of_many(self, matrices: Tensor, noise: Sequence[float]) -> tuple[Tensor, list[Info]]:
         from ..kernels.spectral import subspace_boost
 
         return subspace_boost(matrices, self.beta, null=self.null_space, noise=noise)
 
+    def of_part(self, matrix: Tensor, noise: float, part: MatrixPart) -> tuple[Tensor, Info] | None:
+        from ..kernels.spectral import boost_part
 
-def _after(change: Change, boosted: Callable[[Tensor, float], tuple[Tensor, list[Info]]]) -> Change:
+        return boost_part(matrix, self.beta, dim=part.dim, total=part.total, noise=noise)
+
+
+def _after(change: Change, boosted: Change) -> Change:
     """Return ``change``, then ``boosted`` on its result."""
 
     def both(matrices: list[Tensor], noise: float) -> tuple[Tensor, list[Info]]:
         result, infos = change(matrices, noise)
-        result, more = boosted(result, noise)
+        result, more = boosted([result], noise)
         return result, infos + more
 
     return both

@@ -49,10 +49,8 @@ PROJECTIONS = {
 }  # fmt: skip
 
 # Makes one float32 matrix [m, n] of those of the steps, and says what was done. The number is the standard deviation
-# of the rounding noise in the elements of their sum.
+# of the rounding noise in the elements of their sum. A ``Stack`` makes it of many matrices at once, too.
 Change: TypeAlias = "Callable[[list[Tensor], float], tuple[Tensor, list[Info]]]"
-# The same of one matrix, by ranks that each have a part of it; None where it is not certified.
-Together: TypeAlias = "Callable[[Tensor, float, MatrixPart], tuple[Tensor, Info] | None]"
 
 
 def module_of(name: str) -> str:
@@ -90,18 +88,14 @@ class SpectralMethod(Method):
             steps = [SparseMerge([weight], [keep_all()]) for weight in weights]
         else:
             steps = [SparseMerge(weights, keeps)]
-        return SpectralMerge(group, steps, self.change(group), group["lambda"], stack=self.stack(group))
+        return SpectralMerge(group, steps, self.change(group), group["lambda"])
 
     @abstractmethod
     def change(self, group: Group) -> Change:
         """Return what is made of the matrices of a tensor."""
 
-    def stack(self, group: Group) -> Stack | None:
-        """Return what makes the change of many matrices at once, or None."""
-        return None
-
     def stacks(self, group: Group) -> bool:
-        return self.is_changed(group) and self.stack(group) is not None
+        return self.is_changed(group) and isinstance(self.change(group), Stack)
 
     def is_changed(self, group: Group) -> bool:
         """True where the tensor is a matrix, or several, with at least one direction for every model."""
@@ -163,8 +157,6 @@ class SpectralMerge(PartedMerge):
         change: see ``Change``.
         scale:  multiplies its result.
         singles: True where the change also sees, last, the delta of every model by itself.
-        together: makes the change by parts of the matrix; None where it takes it whole.
-        stack:  makes the change of many matrices at once; None where it takes them one by one.
         infos:  what was done with each matrix, once it was applied.
     """
 
@@ -173,8 +165,6 @@ class SpectralMerge(PartedMerge):
     change: Change
     scale: float = 1.0
     singles: bool = False
-    together: Together | None = None
-    stack: Stack | None = None
     infos: list[Info] = field(default_factory=list, compare=False)
 
     @property
@@ -203,16 +193,18 @@ class SpectralMerge(PartedMerge):
     def apply_all(cls, steps: Sequence[SpectralMerge], outs: Sequence[Tensor], chunks: Sequence[Chunk]) -> None:
         """Merge tensors; matrices of one shape, which change in one way, as a batch where that pays."""
         keys = [
-            (step.stack, out.device, step.group.shape[-2:]) if step.stack and batches_on(out.device) else None
+            (step.change, out.device, step.group.shape[-2:])
+            if isinstance(step.change, Stack) and batches_on(out.device)
+            else None
             for step, out in zip(steps, outs, strict=True)
         ]
         counts = [math.prod(step.group.shape[:-2]) for step in steps]
         for batch in alike(keys, counts, [matrices_at_once(step.group.shape) for step in steps]):
             deltas = [steps[i]._deltas(outs[i], chunks[i]) for i in batch]
             first = steps[batch[0]]
-            if first.stack is not None and keys[batch[0]] is not None:
+            if isinstance(first.change, Stack) and keys[batch[0]] is not None:
                 parts = [(stacks[0], noise, steps[i].infos) for i, (stacks, noise) in zip(batch, deltas, strict=True)]
-                change_together(first.stack, parts)
+                change_together(first.change, parts)
             else:
                 first._change_each(*deltas[0])
             for i, (stacks, _) in zip(batch, deltas, strict=True):
@@ -242,7 +234,7 @@ class SpectralMerge(PartedMerge):
             self.infos.extend(infos)
 
     def merge_part(self, out: Tensor, chunk: Chunk, merged: Tensor, part: MatrixPart) -> bool:
-        assert chunk.base is not None and self.together is not None, "asked of what ranks can merge together"
+        assert chunk.base is not None and isinstance(self.change, Stack), "asked of what ranks can merge together"
         import torch
 
         broken = merged.numel() - int(torch.count_nonzero(merged.isfinite()))
@@ -251,7 +243,7 @@ class SpectralMerge(PartedMerge):
         broken, *sums_of_all = part.total(found).tolist()
         if broken:
             raise ValueError(self._not_finite)
-        done = self.together(merged, noise_of(sums_of_all, self.group.numel), part)
+        done = self.change.of_part(merged, noise_of(sums_of_all, self.group.numel), part)
         if done is None:
             return False
         result, info = done

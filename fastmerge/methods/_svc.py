@@ -48,7 +48,7 @@ class Svc:
             result, more = calibrate(merged * inner.scale, matrices[-group.models :], self.alpha)
             return result, infos + more
 
-        return replace(inner, change=calibrated, scale=1.0, singles=True, stack=None)
+        return replace(inner, change=calibrated, scale=1.0, singles=True)
 
     def scratch_bytes(self, group: Group, inner: int | None) -> int | None:
         """Return a bound of what the calibrated step takes; ``inner`` is that of the step itself."""

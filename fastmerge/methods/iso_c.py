@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..steps.method import Group, method
 from ..steps.stacks import Stack
-from ._spectral import Change, SpectralMethod
+from ._spectral import SpectralMethod
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,23 +38,17 @@ class IsoC(SpectralMethod):
     paper = "Marczak et al. 2025, arXiv 2502.04959"
     stacked = False
 
-    def change(self, group: Group) -> Change:
-        from ..kernels.spectral import flatten_spectrum
-
-        null = group["null_space"]
-        return lambda matrices, noise: flatten_spectrum(matrices[0], null=null, noise=noise)
-
-    def stack(self, group: Group) -> Stack:
-        return FlatStack(group["null_space"])
+    def change(self, group: Group) -> Stack:
+        return Flattened(group["null_space"])
 
 
 @dataclass(frozen=True)
-class FlatStack(Stack):
+class Flattened(Stack):
     """Makes the singular values of each matrix equal."""
 
     null_space: str
 
-    def __call__(self, matrices: Tensor, noise: Sequence[float]) -> tuple[Tensor, list[Info]]:
+    def of_many(self, matrices: Tensor, noise: Sequence[float]) -> tuple[Tensor, list[Info]]:
         from ..kernels.spectral import flatten_spectrum
 
         return flatten_spectrum(matrices, null=self.null_space, noise=noise)

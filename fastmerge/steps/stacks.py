@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..kernels.spectral import Info
+    from .apply import MatrixPart
 
 # Kinds of devices where a batch pays.
 BATCHING = {"cuda"}
@@ -28,8 +29,17 @@ class Stack(ABC):
     """A change of many matrices. Equal ones make the same change, and may be given their matrices together."""
 
     @abstractmethod
-    def __call__(self, matrices: Tensor, noise: Sequence[float]) -> tuple[Tensor, list[Info]]:
+    def of_many(self, matrices: Tensor, noise: Sequence[float]) -> tuple[Tensor, list[Info]]:
         """Change [b, m, n] float32; ``noise`` is the standard deviation of the rounding noise in each matrix."""
+
+    def __call__(self, matrices: Sequence[Tensor], noise: float) -> tuple[Tensor, list[Info]]:
+        """Change the first of ``matrices``, [m, n], by itself."""
+        result, infos = self.of_many(matrices[0].unsqueeze(0), [noise])
+        return result[0], infos
+
+    def of_part(self, matrix: Tensor, noise: float, part: MatrixPart) -> tuple[Tensor, Info] | None:
+        """Change a matrix of which ranks have a part each, where ``Method.together`` says so; None: not certified."""
+        raise NotImplementedError
 
 
 def batches_on(device: torch.device) -> bool:
@@ -82,7 +92,7 @@ def change_together(stack: Stack, parts: Sequence[tuple[Tensor, float, list[Info
     size = matrices_at_once(everything[0][0].shape)
     for start in range(0, len(everything), size):
         some = everything[start : start + size]
-        results, found = stack(torch.stack([matrix for matrix, _, _ in some]), [noise for _, noise, _ in some])
+        results, found = stack.of_many(torch.stack([matrix for matrix, _, _ in some]), [noise for _, noise, _ in some])
         for (matrix, _, infos), result, info in zip(some, results, found, strict=True):
             matrix.copy_(result)
             infos.append(info)

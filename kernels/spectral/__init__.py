@@ -8,7 +8,7 @@ from ._info import Info
 from .align import shared_basis
 from .blocks import orthogonalize_blocks
 from .boost import boost_part, subspace_boost
-from .diagnostics import energy_rank, spectrum, stable_rank
+from .diagnostics import spectrum, stable_rank
 from .factored import boost_factored, factored_svd
 from .flatten import flatten_spectrum
 from .hogsvd import HigherOrderGSVD, higher_order_gsvd
@@ -23,7 +23,6 @@ __all__ = [
     "Leading",
     "boost_factored",
     "boost_part",
-    "energy_rank",
     "factored_svd",
     "flatten_spectrum",
     "flatten_tasks",

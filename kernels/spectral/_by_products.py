@@ -36,7 +36,8 @@ class Factored:
         x, p:     [batch, m, n] the matrices, and their factors P.
         gram:     [batch, n, n] X'X / size^2.
         size:     [batch] float64: bounds on the largest singular values.
-        norms:    Frobenius norms.
+        norms:    Frobenius norms, and
+        nuclear:  nuclear norms, on the host.
         infos:    what was done.
         accepted: which are certified.
     """
@@ -46,6 +47,7 @@ class Factored:
     gram: Tensor
     size: Tensor
     norms: list[float]
+    nuclear: list[float]
     infos: list[Info]
     accepted: list[bool]
     products: Products
@@ -94,7 +96,7 @@ def factored(x: Tensor, keep: bool, products: Products, total: Total = alone, ro
         Info(METHOD, nuclear=nuclear, nullity=count, iterations=steps, orth=o, skew=s)
         for nuclear, count, steps, o, s in zip(sums, polar.nullity, polar.steps, orth, skew, strict=True)
     ]
-    return Factored(whole, p, gram, norm * squares.sqrt(), norms, infos, accepted, products, total)
+    return Factored(whole, p, gram, norm * squares.sqrt(), norms, sums, infos, accepted, products, total)
 
 
 def raised(given: Factored, rules: Rules) -> Outcome:
@@ -122,7 +124,7 @@ def raised(given: Factored, rules: Rules) -> Outcome:
         h = given.total(products.multiply(given.p.of([i]).mT, given.x.of([i])))[0]
         values, v = torch.linalg.eigh(_symmetric(h.double()))
         known = values.flip(-1)[: len(h) - (infos[i].nullity or 0)].cpu()
-        cuts[i] = found(rules[i].cut(known, _nuclear(infos[i]), len(h), complete=True))
+        cuts[i] = found(rules[i].cut(known, given.nuclear[i], len(h), complete=True))
         whole = Triplets(known[None], torch.zeros_like(known[None]), v.flip(-1)[None].to(result))
         _raise_leading(result[i : i + 1], {0: cuts[i]}, whole)
     for i, cut in cuts.items():
@@ -153,22 +155,21 @@ def _search_cuts(
     Flat rules need no search.
     """
     batch, size = given.gram.shape[:2]
-    nuclear = {i: _nuclear(given.infos[i]) for i in wanted}
     none = torch.empty(batch, 0, dtype=torch.float64)
     triplets = Triplets(none, none, given.gram[..., :0])
     if rules[0].flat:
-        return {i: found(rules[i].cut(none[i], total, size)) for i, total in nuclear.items()}, triplets, None
+        return {i: found(rules[i].cut(none[i], given.nuclear[i], size)) for i in wanted}, triplets, None
     search = Search(given.gram, given.size, given.products, ritz)
     done: dict[int, Cut] = {}
     while search.columns:
         for attempt in range(PATIENCE):
             triplets = search.step()
-            candidates = {i: rules[i].cut(triplets.values[i], total, size) for i, total in nuclear.items()}
+            candidates = {i: rules[i].cut(triplets.values[i], given.nuclear[i], size) for i in wanted}
             cuts = {i: cut for i, cut in candidates.items() if cut is not None and cut.k + 1 < search.columns}
             done = {i: cut for i, cut in cuts.items() if _converged(triplets, i, cut, given)}
-            if len(done) == len(nuclear):
+            if len(done) == len(wanted):
                 return done, triplets, search.passes
-            if attempt and len(cuts) < len(nuclear):
+            if attempt and len(cuts) < len(wanted):
                 break
         if not search.widen():
             break
@@ -201,11 +202,6 @@ def _converged(triplets: Triplets, index: int, cut: Cut, given: Factored) -> boo
     drift = min(r, r * r / gap if gap > 0 else r)
     floor = 4 * 2.0**-24 * float(values[0])
     return float(residuals[:k].norm()) <= max(TRIPLETS * norm, doubt) and drift <= max(TRIPLETS * cut.value, floor)
-
-
-def _nuclear(info: Info) -> float:
-    assert info.nuclear is not None
-    return info.nuclear
 
 
 def _symmetric(x: Tensor) -> Tensor:

@@ -1,7 +1,4 @@
-r"""Spectra and ranks of deltas, for reports.
-
-stable rank = ||X||_F^2 / s_0^2        energy rank = number of leading s_i^2 that reach a share of their sum
-"""
+r"""Spectra and stable ranks of deltas, ``||X||_F^2 / s_0^2``, for reports."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from torch import Tensor
 from ._matrices import check_matrices, frobenius
 from .top import top_singular
 
-__all__ = ["energy_rank", "spectrum", "stable_rank"]
+__all__ = ["spectrum", "stable_rank"]
 
 
 def spectrum(x: Tensor) -> Tensor:
@@ -35,17 +32,3 @@ def stable_rank(x: Tensor) -> Tensor:
         return x.new_zeros(x.shape[:-2], dtype=torch.float64)
     largest = top_singular(x, 1, tol=1e-3)[1][..., 0].double()
     return torch.where(largest > 0, (frobenius(x) / largest).square(), 0.0)
-
-
-def energy_rank(values: Tensor, share: float) -> Tensor:
-    """Return how many leading singular values [..., n] hold ``share`` of the sum of squares; 0 where all are zero.
-
-    Args:
-        values: singular values, falling.
-        share:  in (0, 1].
-    """
-    if not 0 < share <= 1:
-        raise ValueError(f"share is {share}; expected a value in (0, 1]")
-    energy = values.double().square().cumsum(-1)
-    total = energy[..., -1:]
-    return torch.where(total[..., 0] > 0, (energy < share * total).sum(-1) + 1, 0)

@@ -8,7 +8,6 @@ from deltas import KINDS, boost_oracle, make_delta, relative_error
 
 from fastmerge.kernels.spectral import (
     boost_factored,
-    energy_rank,
     factored_svd,
     orthogonalize_blocks,
     spectrum,
@@ -154,10 +153,6 @@ def test_diagnostics(generator):
     assert torch.allclose(spectrum(x.mT), s, rtol=0, atol=1e-7 * float(s[0]))
     assert stable_rank(x) == pytest.approx(float(s.square().sum() / s[0].square()), rel=1e-5)
     assert torch.equal(stable_rank(torch.zeros(2, 3, 3)), torch.zeros(2, dtype=torch.float64))
-    values = torch.tensor([[2.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    assert energy_rank(values, 0.6).tolist() == [1, 0]
-    assert energy_rank(values, 0.8).tolist() == [2, 0]
-    assert energy_rank(values, 1.0).tolist() == [3, 0]
 
 
 def test_stable_rank_of_a_mean_collapses_to_the_common_part(generator):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,18 +12,9 @@ from ...kernels import GRID
 from ..inputs import Inputs
 from ..source import Chunk
 from .cuts import Fragments, cut
-from .layout import Runs
+from .jobs import ShardJob
 from .lockstep import Add
 from .ranks import Agreement, Ranks
-
-
-@dataclass(frozen=True)
-class Held:
-    """The local parts of one tensor's inputs, flat, and what all ranks hold of it."""
-
-    inputs: Inputs[Tensor]
-    numel: int
-    runs: Sequence[Runs]
 
 
 class ShardSource:
@@ -52,7 +42,7 @@ class ShardSource:
         return self._add(state)
 
 
-def put_together(ranks: Ranks, agreement: Agreement, parts: Sequence[Held]) -> list[list[Chunk]]:
+def put_together(ranks: Ranks, agreement: Agreement, jobs: Sequence[ShardJob]) -> list[list[Chunk]]:
     """Return, per tensor, the chunks that this rank surveys.
 
     A collective call with one message to each rank that surveys chunks of which this one holds a part: fewer than
@@ -60,27 +50,26 @@ def put_together(ranks: Ranks, agreement: Agreement, parts: Sequence[Held]) -> l
     that is split by columns, every element is sent once, or stays.
     """
     here = ranks.position
-    cuts = [cut(part.runs, part.numel) for part in parts]
-    every = [
-        (tensor, fragments) for part, (_, fragments) in zip(parts, cuts, strict=True) for tensor in part.inputs.every
-    ]
+    flat = [job.inputs.map(lambda tensor: tensor.view(-1)) for job in jobs]
+    cuts = [cut(job.layout.every, job.group.numel) for job in jobs]
+    every = [(tensor, fragments) for inputs, (_, fragments) in zip(flat, cuts, strict=True) for tensor in inputs.every]
     sends, kinds = {}, {}
     for peer in range(len(ranks)):
-        sends[peer] = [_taken(tensor, pieces.between(here, peer)) for tensor, pieces in every]
-        kinds[peer] = [((pieces.between(peer, here).numel,), tensor.dtype) for tensor, pieces in every]
-    received = ranks.exchange(sends, kinds, parts[0].inputs.every[0].device, agreement)
+        sends[peer] = [_taken(tensor, fragments.between(here, peer)) for tensor, fragments in every]
+        kinds[peer] = [((fragments.between(peer, here).numel,), tensor.dtype) for tensor, fragments in every]
+    received = ranks.exchange(sends, kinds, jobs[0].out.device, agreement)
     found = []
-    for part, (wholes, fragments) in zip(parts, cuts, strict=True):
-        assembled = _Assembled(part, fragments, here)
+    for job, inputs, (wholes, fragments) in zip(jobs, flat, cuts, strict=True):
+        assembled = _Assembled(inputs, job.group.numel, fragments.chunks_of(here))
         for peer in range(len(ranks)):
             pieces = fragments.between(peer, here)
-            for i in range(len(part.inputs.every)):
+            for i in range(len(inputs.every)):
                 assembled.put(i, pieces, next(received[peer]))
         inside = [
-            Chunk.of(part.inputs.map(lambda t, at=place, n=stop - start: t[at : at + n]), start)  # type: ignore[misc]
+            Chunk.of(inputs.map(lambda t, at=place, n=stop - start: t[at : at + n]), start)  # type: ignore[misc]
             for start, stop, place in wholes[here]
         ]
-        nothing = Chunk.of(part.inputs.map(lambda tensor: tensor[:0]))
+        nothing = Chunk.of(inputs.map(lambda tensor: tensor[:0]))
         found.append([*inside, *assembled.chunks()] or [nothing])
     return found
 
@@ -88,13 +77,11 @@ def put_together(ranks: Ranks, agreement: Agreement, parts: Sequence[Held]) -> l
 class _Assembled:
     """The cut chunks that this rank surveys of one tensor, one after the other in a buffer for each input."""
 
-    def __init__(self, part: Held, fragments: Fragments, here: int):
-        self._part = part
-        self._numbers = fragments.chunks_of(here)
-        sizes = np.minimum(GRID, part.numel - self._numbers * GRID)
-        self._begins = np.cumsum(sizes) - sizes
-        self._sizes = sizes
-        self._buffers = [tensor.new_empty(int(sizes.sum())) for tensor in part.inputs.every]
+    def __init__(self, inputs: Inputs[Tensor], numel: int, numbers: np.ndarray):
+        self._inputs, self._numbers = inputs, numbers
+        self._sizes = np.minimum(GRID, numel - numbers * GRID)
+        self._begins = np.cumsum(self._sizes) - self._sizes
+        self._buffers = [tensor.new_empty(int(self._sizes.sum())) for tensor in inputs.every]
 
     def put(self, i: int, pieces: Fragments, values: Tensor) -> None:
         slots = np.searchsorted(self._numbers, pieces.starts // GRID)
@@ -107,7 +94,7 @@ class _Assembled:
         for some in np.split(np.arange(len(self._numbers)), apart):
             if len(some):
                 begin, end = int(self._begins[some[0]]), int(self._begins[some[-1]] + self._sizes[some[-1]])
-                inputs = self._part.inputs.like([buffer[begin:end] for buffer in self._buffers])
+                inputs = self._inputs.like([buffer[begin:end] for buffer in self._buffers])
                 yield Chunk.of(inputs, int(self._numbers[some[0]]) * GRID)
 
 

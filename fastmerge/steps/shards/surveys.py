@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from ..apply import Apply
 from ..census import Round
@@ -14,14 +14,14 @@ from ..source import Chunk
 from .jobs import ShardJob, named
 from .lockstep import Add, run_together
 from .ranks import Agreement, Ranks
-from .source import Held, ShardSource, put_together
+from .source import ShardSource, put_together
+
+T = TypeVar("T")
 
 
 def solve_window(window: Sequence[ShardJob], ranks: Ranks, agreement: Agreement) -> list[Apply]:
     """Return the apply step of each tensor. A collective call."""
-    sources = _sources(window, ranks, agreement)
-    tasks = [partial(_solve, job, chunks) for job, chunks in zip(window, sources, strict=True)]
-    return run_together(ranks, agreement, tasks, window[0].out.device)
+    return _survey(window, _solve, ranks, agreement)
 
 
 def ask_window(
@@ -29,20 +29,25 @@ def ask_window(
 ) -> None:
     """Ask each tensor for its part of the next census, where so much was found. A collective call."""
 
-    def ask(job: ShardJob, chunks: Sequence[Chunk], add: Add) -> None:
-        source = ShardSource(job.group.numel, chunks, add)
+    def ask(job: ShardJob, source: ShardSource) -> None:
         taken.ask(job.method, replace(job.group, censuses=found), source)
 
-    sources = _sources(window, ranks, agreement)
-    tasks = [partial(ask, job, chunks) for job, chunks in zip(window, sources, strict=True)]
-    run_together(ranks, agreement, tasks, window[0].out.device)
+    _survey(window, ask, ranks, agreement)
 
 
-def _solve(job: ShardJob, chunks: Sequence[Chunk], add: Add) -> Apply:
-    return solve_by_parts(job.method, job.group, ShardSource(job.group.numel, chunks, add))
+def _solve(job: ShardJob, source: ShardSource) -> Apply:
+    return solve_by_parts(job.method, job.group, source)
 
 
-def _sources(window: Sequence[ShardJob], ranks: Ranks, agreement: Agreement) -> list[list[Chunk]]:
+def _survey(
+    window: Sequence[ShardJob], ask: Callable[[ShardJob, ShardSource], T], ranks: Ranks, agreement: Agreement
+) -> list[T]:
+    """Return what is asked of each tensor."""
+
+    def asked(job: ShardJob, chunks: Sequence[Chunk], add: Add) -> T:
+        return ask(job, ShardSource(job.group.numel, chunks, add))
+
     ranks.doing = f"surveying {named(window)}"
-    flat = [Held(job.inputs.map(lambda tensor: tensor.view(-1)), job.group.numel, job.layout.every) for job in window]
-    return put_together(ranks, agreement, flat)
+    sources = put_together(ranks, agreement, window)
+    tasks = [partial(asked, job, chunks) for job, chunks in zip(window, sources, strict=True)]
+    return run_together(ranks, agreement, tasks, window[0].out.device)

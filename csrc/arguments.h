@@ -25,8 +25,8 @@ using ArrayTuple = std::pair<Address, int>;
 using TensorsTuple = std::tuple<std::vector<Address>, std::vector<int>, Address, int, std::size_t>;
 // The integers of kernels/keep.py, and three addresses; of a random rule row and stride in place of the first two.
 using KeepTuple = std::array<std::int64_t, 8>;
-// Output, inputs, weights.
-using SumTuple = std::tuple<ArrayTuple, TensorsTuple, std::vector<float>>;
+// Output, inputs, weights, address of found weights.
+using SumTuple = std::tuple<ArrayTuple, TensorsTuple, std::vector<float>, Address>;
 // Output, inputs, factors, weights, keep rules, (vote, divide), (scale, divisor), offset, address of found factors.
 using MergeTuple = std::tuple<ArrayTuple, TensorsTuple, std::vector<float>, std::vector<float>, std::vector<KeepTuple>,
                               std::pair<int, int>, std::pair<float, float>, std::uint64_t, Address>;
@@ -70,8 +70,8 @@ inline std::vector<Keep> keep_rules(const std::vector<KeepTuple>& tuples) {
 }
 
 inline SumJob job(const SumTuple& t) {
-  const auto& [out, inputs, weights] = t;
-  SumJob job{output(out), tensors(inputs), weights};
+  const auto& [out, inputs, weights, found] = t;
+  SumJob job{output(out), tensors(inputs), weights, reinterpret_cast<const float*>(found)};
   expect(weights.size(), job.inputs, "weights");
   return job;
 }

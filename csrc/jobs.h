@@ -47,6 +47,8 @@ struct SumJob {
   Output out;
   Tensors inputs;
   std::vector<float> weights;
+  // On a GPU, instead of the weights: these in its memory, and after them 0 where they were found.
+  const float* found_weights;
 };
 
 // kernels/sparse_merge.py. With divide count the weights are ones.

@@ -13,7 +13,7 @@ from torch import Tensor
 from . import kernels
 from .methods import configure, find_method
 from .sharded import Prepared, merge_parts, mesh_of, options_of
-from .steps.driver import merge_source
+from .steps.driver import Job, merge_alone
 from .steps.source import Resident
 
 
@@ -70,7 +70,7 @@ def merge_tensors(
     kernels.check_group(tensors, base, out)
     out = _target(source, out, dtype)
     with kernels.use_backend(backend):
-        merge_source(configured.method, configured.group(name, out.shape), source, out)
+        merge_alone(Job(configured.method, configured.group(name, out.shape), source, out))
     return out
 
 

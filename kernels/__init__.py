@@ -10,7 +10,7 @@ from ._download import download
 from ._native import cpu_extension, limited_threads, why_no_cpu_extension
 from ._registry import BACKENDS, OPERATIONS, BackendError, use_backend
 from ._sums import start_totals, total
-from .answers import FoundBoundary, FoundFactors, all_found, answers_stay, matched_factors
+from .answers import FoundBoundary, FoundFactors, all_found, answers_stay, arc_weights, matched_factors
 from .gram import gram_matrix, gram_partials, pairs
 from .histogram import HISTOGRAM_BINS, equal_counts, magnitude_histogram
 from .keep import (
@@ -57,6 +57,7 @@ __all__ = [
     "SumJob",
     "all_found",
     "answers_stay",
+    "arc_weights",
     "as_strip",
     "check_group",
     "cpu_extension",

@@ -24,7 +24,7 @@ class SumJob(NamedTuple):
 
     out: Tensor
     tensors: Sequence[Tensor]
-    weights: Sequence[float]
+    weights: Sequence[float] | FoundFactors
 
 
 class MergeJob(NamedTuple):
@@ -53,7 +53,7 @@ class MergeJob(NamedTuple):
             return 1.0
         if self.divide == "count":
             return float(len(self.tensors))
-        weights = self.weights if self.weights is not None else _numbers(self.factors)
+        weights = self.weights if self.weights is not None else numbers(self.factors)
         total = float32(weights[0])
         for weight in weights[1:]:
             # Rounded twice, from float64, a sum of two float32 is the same.
@@ -61,7 +61,8 @@ class MergeJob(NamedTuple):
         return total if abs(total) >= float32(1e-8) else 1.0
 
 
-def _numbers(factors: Sequence[float] | FoundFactors) -> Sequence[float]:
+def numbers(factors: Sequence[float] | FoundFactors) -> Sequence[float]:
+    """Return one number per model, which what a device finds has, too."""
     return factors.weights if isinstance(factors, FoundFactors) else factors
 
 

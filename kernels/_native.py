@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ._checks import code_of
 from ._found import FoundFactors
-from ._jobs import DIVIDES, VOTES, MergeJob, SelectJob, SumJob
+from ._jobs import DIVIDES, VOTES, MergeJob, SelectJob, SumJob, numbers
 from .keep import Keep
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ def arrays(tensors: Sequence[Tensor], base: Tensor | None) -> TensorsTuple:
 
 def sum_tuple(job: SumJob) -> tuple:
     """Return a checked job as the extensions take it."""
-    return array(job.out), arrays(job.tensors, None), job.weights
+    weights, found = _factors(job.weights)
+    return array(job.out), arrays(job.tensors, None), weights, found
 
 
 def keep_tuple(keep: Keep) -> tuple[int, ...]:
@@ -115,11 +116,14 @@ def keep_tuple(keep: Keep) -> tuple[int, ...]:
 def merge_tuple(job: MergeJob) -> tuple:
     """Return a checked job as the extensions take it."""
     rules = [keep_tuple(keep) for keep in job.keeps]
-    factors, found = (
-        (job.factors.weights, job.factors.address) if isinstance(job.factors, FoundFactors) else (job.factors, 0)
-    )
+    factors, found = _factors(job.factors)
     how, scalars = (VOTES.index(job.vote), DIVIDES.index(job.divide)), (job.scale, job.divisor)
     return array(job.out), arrays(job.tensors, job.base), factors, job.weights, rules, how, scalars, job.offset, found
+
+
+def _factors(factors: Sequence[float] | FoundFactors) -> tuple[Sequence[float], int]:
+    """Return numbers, and the address of those that count in their place; 0 is none."""
+    return numbers(factors), factors.address if isinstance(factors, FoundFactors) else 0
 
 
 def select_tuple(job: SelectJob) -> tuple:

@@ -1,15 +1,17 @@
 r"""Answers that stay on a GPU: boundaries and factors that the next kernel reads there, without a visit to the host.
 
 ``start_selection`` and ``total`` bring numbers to the host, and a method waits for them. What it only makes keep rules
-and factors of need not come: ``found_boundaries`` and ``matched_factors`` return where their kernels will have written
-it, at once, and ``norm_partials``, ``sparse_merge`` and ``sparse_merge_many`` take that in place of numbers. CUDA alone
-reads it. A merge of which any answer was not found (a sample misled, a delta is not finite) writes nothing:
-``all_found`` tells, later and for many merges at a time, and the caller makes those again with numbers.
+and factors of need not come: ``found_boundaries``, ``matched_factors`` and ``arc_weights`` return where their kernels
+will have written it, at once; ``norm_partials``, ``sparse_merge`` and ``weighted_sum`` take that in place of numbers:
+those of CUDA, and the weighted sum of Triton. A merge of which any answer was not found (a sample misled, a delta is
+not finite, a weight is not certain) writes nothing: ``all_found`` tells, later and for many merges at a time, and the
+caller makes those again with numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from fastmerge.dtypes import float32, int64
@@ -24,7 +26,7 @@ from .strip import empty, on_host
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FoundBoundary", "FoundFactors", "all_found", "answers_stay", "matched_factors"]
+__all__ = ["FoundBoundary", "FoundFactors", "all_found", "answers_stay", "arc_weights", "matched_factors"]
 
 # The kernels compare numbers; a boundary among the NaNs is left to the host.
 _INFINITY = 0x7F800000
@@ -48,17 +50,46 @@ def matched_factors(tables: Sequence[Tensor], rules: Sequence[tuple[Sequence[flo
         tables: per tensor, what ``norm_partials`` wrote of its N deltas, on one GPU.
         rules:  per tensor, its weights, one per delta, and the least norm.
     """
+    given = [(list(weights), least) for weights, least in rules]
+    return _found(
+        tables,
+        [weights for weights, _ in rules],
+        lambda to, sums, where: _cuda.extension().matched_factors(to, sums, given, where),
+    )
+
+
+def arc_weights(tables: Sequence[Tensor], places: Sequence[float]) -> list[FoundFactors]:
+    """Begin to compute the weights of two vectors in their spherical interpolation, and return where they will be.
+
+    They are those of ``methods/slerp.py`` in float64, rounded to float32, to the last bit. They are not found where a
+    product is not finite, or where acos and sin of two libraries might round differently: of one tensor in some hundred
+    thousand (csrc/arc.h).
+
+    Args:
+        tables: per tensor, what ``gram_partials`` wrote of the two vectors, on one GPU.
+        places: per tensor, the place on the arc: 0 is the first vector, 1 the second.
+    """
+    return _found(
+        tables,
+        [(1 - place, place) for place in places],
+        lambda to, sums, where: _cuda.extension().arc_weights(to, sums, list(places), where),
+    )
+
+
+def _found(
+    tables: Sequence[Tensor], weights: Sequence[Sequence[float]], launch: Callable[[int, int, tuple[int, int]], None]
+) -> list[FoundFactors]:
+    """Return where factors will be, per tensor one for each of its ``weights``, then a status.
+
+    Args:
+        launch: starts the kernel, given the addresses of the factors and of the sums of the tables, and a stream.
+    """
     sums = device_sums(tables)
     assert sums is not None, "answers stay on this device"
-    values = empty(sums, float32, sum(len(weights) + 1 for weights, _ in rules))
-    found, columns, start = [], 0, 0
-    for weights, least in rules:
-        _cuda.extension().matched_factors(
-            values.data_ptr() + 4 * start, sums.data_ptr() + 8 * columns, list(weights), least, _cuda.stream(values)
-        )
-        found.append(FoundFactors(values, start, weights))
-        columns, start = columns + 2 * len(weights), start + len(weights) + 1
-    return found
+    *starts, size = accumulate((len(each) + 1 for each in weights), initial=0)
+    values = empty(sums, float32, size)
+    launch(values.data_ptr(), sums.data_ptr(), _cuda.stream(values))
+    return [FoundFactors(values, start, each) for start, each in zip(starts, weights, strict=True)]
 
 
 def all_found(answers: Sequence[Sequence[Answer]]) -> list[bool]:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from . import _cuda, _native, _triton
 from ._checks import check_group, check_scalars, checked_jobs, float32, floats32
 from ._found import FoundFactors
-from ._jobs import DIVIDES, VOTES, Divide, MergeJob, Vote
+from ._jobs import DIVIDES, VOTES, Divide, MergeJob, Vote, numbers
 from ._registry import Order, operation
 from .keep import Keep, check_keeps, kept
 
@@ -97,8 +97,7 @@ def _reading(jobs: Sequence[MergeJob], backend: str | None) -> str | None:
 
 
 def _checked(job: MergeJob) -> MergeJob:
-    count, found = len(job.tensors), job.factors
-    factors = found.weights if isinstance(found, FoundFactors) else found
+    count, found, factors = len(job.tensors), job.factors, numbers(job.factors)
     weights = factors if job.weights is None else job.weights
     check_group(job.tensors, job.base, job.out)
     check_scalars("factors", factors, count)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from . import _cuda, _native, _triton
 from ._checks import check_group, check_scalars, checked_jobs, floats32
-from ._jobs import SumJob
+from ._found import FoundFactors
+from ._jobs import SumJob, numbers
 from ._registry import Order, operation
 
 if TYPE_CHECKING:
@@ -25,14 +26,15 @@ AT_ONCE = 64
 
 
 def weighted_sum(
-    out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], *, backend: str | None = None
+    out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float] | FoundFactors, *, backend: str | None = None
 ) -> None:
     """Write the weighted sum of ``tensors`` into ``out``.
 
     Args:
         out:     [...] float32, bfloat16 or float16; overwritten. May be one of ``tensors`` itself.
         tensors: N tensors shaped like ``out``, contiguous, on its device, dtypes mixed freely.
-        weights: N scalars, dimensionless, rounded to float32; not normalized here.
+        weights: N scalars, dimensionless, rounded to float32; not normalized here. What only the device knows of them
+                 (``answers``) is read by CUDA and Triton, which write nothing where it was not found.
         backend: pin a backend; by default the fastest available on the device.
     Raises:
         ValueError: shapes, devices or counts disagree; the message names the argument and its value.
@@ -56,8 +58,8 @@ def weighted_sum_many(jobs: Sequence[SumJob], *, backend: str | None = None) -> 
 
 def _checked(job: SumJob) -> SumJob:
     check_group(job.tensors, None, job.out)
-    check_scalars("weights", job.weights, len(job.tensors))
-    return SumJob(job.out, job.tensors, floats32(job.weights))
+    check_scalars("weights", numbers(job.weights), len(job.tensors))
+    return job if isinstance(job.weights, FoundFactors) else job._replace(weights=floats32(job.weights))
 
 
 @operation(
@@ -66,6 +68,7 @@ def _checked(job: SumJob) -> SumJob:
     gpu_many=Order(("cuda", "triton"), "2.3 times as fast as Triton on an H200"),
 )
 def _weighted_sum(job: SumJob) -> None:
+    assert not isinstance(job.weights, FoundFactors), "CUDA and Triton merge what the device alone knows"
     acc = job.tensors[0].float() * job.weights[0]
     for tensor, weight in zip(job.tensors[1:], job.weights[1:], strict=True):
         acc = acc + tensor.float() * weight
@@ -105,14 +108,17 @@ def _in_rounds(job: SumJob, run: Callable[[SumJob], None]) -> None:
 
     It is kept in float32 and multiplied by 1, which changes no bit, so that the result is that of one launch.
     """
+    if len(job.tensors) <= AT_ONCE:
+        run(job)
+        return
     import torch
 
+    assert not isinstance(job.weights, FoundFactors), "answers of so many tensors do not stay on a device"
     tensors, weights = list(job.tensors), list(job.weights)
-    if len(tensors) > AT_ONCE:
-        so_far = torch.empty_like(job.out, dtype=torch.float32)
-        while len(tensors) > AT_ONCE:
-            run(SumJob(so_far, tensors[:AT_ONCE], weights[:AT_ONCE]))
-            tensors, weights = [so_far, *tensors[AT_ONCE:]], [1.0, *weights[AT_ONCE:]]
+    so_far = torch.empty_like(job.out, dtype=torch.float32)
+    while len(tensors) > AT_ONCE:
+        run(SumJob(so_far, tensors[:AT_ONCE], weights[:AT_ONCE]))
+        tensors, weights = [so_far, *tensors[AT_ONCE:]], [1.0, *weights[AT_ONCE:]]
     run(SumJob(job.out, tensors, weights))
 
 

@@ -93,6 +93,8 @@ def cases(brief: bool) -> Iterator[tuple[str, Callable[[], object]]]:
         if not brief or seen[name] <= FEW.get(name, 1):
             words = " ".join(f"{key} {value}" for key, value in how.items())
             yield f"{count} {dtype} {words}", functools.partial(CALLS[name], _inputs(count, dtype), **how)
+    x, found = _inputs(2, B), kernels.FoundFactors(torch.empty(3), 0, (0.5, 0.5))
+    yield f"2 {B} found", lambda: kernels.weighted_sum(x.out, x.tensors, found)
     if not brief:
         mixed = _inputs(5, B)
         mixed.tensors = [*mixed.tensors[:3], *_inputs(2, F).tensors]
@@ -100,8 +102,8 @@ def cases(brief: bool) -> Iterator[tuple[str, Callable[[], object]]]:
     for dtype in (B,) if brief else (B, F):
         # Nothing is computed, so there is no result to ask for.
         for size in (NUMEL, NUMEL // 4):
-            x = _inputs(3, dtype, numel=size)
-            job = kernels.SelectJob(x.tensors, x.base, [[5]] * 3)
+            three = _inputs(3, dtype, numel=size)
+            job = kernels.SelectJob(three.tensors, three.base, [[5]] * 3)
             yield f"3 {dtype} of {size}", lambda job=job: kernels.start_selection([job])
     for kind in ("gram", "square", "multiply"):
         yield f"{kind} of 2 pieces", functools.partial(_split_products, kind)

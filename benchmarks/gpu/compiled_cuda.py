@@ -26,8 +26,8 @@ from ._sass import Instructions, Report, show
 
 ARCHITECTURES = (80, 90, 100)
 # These read only whole vectors of aligned tensors and bytes of masks, and so many scalars: the answers that the first
-# warp of a block finds. All others also take what is not aligned.
-ALIGNED = {"weighted_sum_kernel": 0, "sparse_merge_kernel": 9}
+# warp of a block finds, or every thread. All others also take what is not aligned.
+ALIGNED = {"weighted_sum_kernel": 0, "found_weighted_sum_kernel": 5, "sparse_merge_kernel": 9}
 
 
 def disassembler() -> str | None:

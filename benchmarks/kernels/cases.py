@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fastmerge.methods import Group, get_method
-from fastmerge.steps.driver import Job, merge_source
+from fastmerge.steps.driver import Job, merge_alone
 from fastmerge.steps.inputs import split
 from fastmerge.steps.source import Resident
 
@@ -81,8 +81,7 @@ class Case:
 
     def run(self, out: Tensor, tensors: Sequence[Tensor]) -> None:
         """Merge ``tensors`` (base first) into ``out`` with fastmerge."""
-        job = self.job(out, tensors)
-        merge_source(job.method, job.group, job.source, job.out)
+        merge_alone(self.job(out, tensors))
 
 
 # mergekit's defaults: ties and della divide by the weights of the elected sign, dare_ties and della rescale to the norm

@@ -36,8 +36,9 @@ void weighted_sum_typed(T* out, const T* const* tensors, const float* weights, i
 }
 
 void weighted_sum(const SumJob& job, std::size_t begin, std::size_t end) {
-  const auto& [out, inputs, weight_list] = job;
-  const float* const weights = weight_list.data();
+  const Output& out = job.out;
+  const Tensors& inputs = job.inputs;
+  const float* const weights = job.weights.data();
   const int count = inputs.count(), dtype = shared_dtype(inputs, out);
   std::size_t at = begin;
   const auto uniform = [&](auto* first) {

@@ -1,5 +1,8 @@
-// What becomes of the tables of reductions on the device: exact sums of their columns, and the factors that follow from
-// norms. Contracts: kernels/_sums.py, kernels/answers.py.
+// What becomes of the tables of reductions on the device: exact sums of their columns, the factors that follow from
+// norms, and the weights that follow from the products of two vectors. Contracts: kernels/_sums.py, kernels/answers.py.
+#include <algorithm>
+
+#include "arc.h"
 #include "device.h"
 #include "exact_sum.h"
 
@@ -80,26 +83,53 @@ __global__ void __launch_bounds__(kThreads) exact_sum_kernel(const __grid_consta
   sums[blockIdx.x] = special != 0 ? special : round_digits<std::int64_t*>(totals);
 }
 
-struct Weights {
-  double values[kMaxTensors];
+// As kernel parameters: the models of many tensors, whose norms and weights lie one after another.
+struct Rule {
+  double least;
+  unsigned first, count;
 };
+constexpr int kRules = 512, kWeights = 2048;
+struct Rules {
+  Rule rules[kRules];
+  double weights[kWeights];
+  int count;
+  unsigned inputs;
+};
+static_assert(sizeof(Rules) <= 32764, "the rules are too many for the parameters of a kernel");
 
-// Writes a factor per model, and after them 0, or 1 where not all follow from the norms.
+// A block per tensor. Writes a factor per model, and after them 0, or 1 where not all follow from the norms.
 __global__ void __launch_bounds__(kMaxTensors)
-    matched_factors_kernel(const __grid_constant__ Weights weights, const double* sums, float* factors, double tiny) {
-  const unsigned k = threadIdx.x, count = blockDim.x;
+    matched_factors_kernel(const __grid_constant__ Rules p, const double* sums, float* factors) {
   __shared__ int failed[kMaxTensors];
-  const double total = sums[2 * k], kept = sums[2 * k + 1], weight = weights.values[k];
-  const double factor = (total < kept ? total : kept) < tiny ? weight : weight * (total / kept);
-  const auto rounded = static_cast<float>(factor);
-  factors[k] = rounded;
-  const auto finite = [](double value) { return fabs(value) <= 1.7976931348623157e308; };
-  failed[k] = !finite(total) || !finite(rounded);
+  const Rule& rule = p.rules[blockIdx.x];
+  const unsigned k = threadIdx.x, model = rule.first + k;
+  float* const found = factors + rule.first + blockIdx.x;
+  if (k < rule.count) {
+    const double total = sums[2 * model], kept = sums[2 * model + 1], weight = p.weights[model];
+    const double factor = (total < kept ? total : kept) < rule.least ? weight : weight * (total / kept);
+    const auto rounded = static_cast<float>(factor);
+    found[k] = rounded;
+    failed[k] = !is_finite(total) || !is_finite(rounded);
+  }
   __syncthreads();
   if (k != 0) return;
   bool any = false;
-  for (unsigned i = 0; i < count; ++i) any |= failed[i] != 0;
-  factors[count] = any ? 1.0f : 0.0f;
+  for (unsigned i = 0; i < rule.count; ++i) any |= failed[i] != 0;
+  found[rule.count] = any ? 1.0f : 0.0f;
+}
+
+constexpr int kArcThreads = 32, kPlaces = 2048;
+struct Places {
+  double values[kPlaces];
+  int count;
+};
+
+// A thread per tensor. Writes two weights, then 0, or 1 where they are not certain.
+__global__ void __launch_bounds__(kArcThreads)
+    arc_weights_kernel(const __grid_constant__ Places p, const double* sums, float* weights) {
+  const int i = static_cast<int>(blockIdx.x) * kArcThreads + static_cast<int>(threadIdx.x);
+  if (i >= p.count) return;
+  weights[3 * i + 2] = weights_of_arc(weights + 3 * i, sums + 3 * i, p.values[i]) ? 0.0f : 1.0f;
 }
 
 }  // namespace
@@ -125,12 +155,34 @@ void exact_sums(double* sums, const std::vector<SumTable>& tables, const Stream&
   flush();
 }
 
-void matched_factors(float* factors, const double* sums, const std::vector<double>& weights, double tiny,
-                     const Stream& stream) {
-  Weights p{};
-  for (std::size_t k = 0; k < weights.size(); ++k) p.values[k] = weights[k];
-  launch("factors of " + std::to_string(weights.size()) + " models", stream, matched_factors_kernel,
-         {1, static_cast<unsigned>(weights.size())}, p, sums, factors, tiny);
+void matched_factors(float* factors, const double* sums, const std::vector<FactorRule>& rules, const Stream& stream) {
+  Rules p{};
+  const auto flush = [&] {
+    if (p.count == 0) return;
+    launch("factors of " + std::to_string(p.count) + " tensors", stream, matched_factors_kernel,
+           {static_cast<unsigned>(p.count), kMaxTensors}, p, sums, factors);
+    sums += 2 * p.inputs;
+    factors += p.inputs + p.count;
+    p.count = 0;
+    p.inputs = 0;
+  };
+  for (const FactorRule& rule : rules) {
+    const auto count = static_cast<unsigned>(rule.weights.size());
+    if (p.count == kRules || p.inputs + count > kWeights) flush();
+    p.rules[p.count++] = {rule.least, p.inputs, count};
+    for (const double weight : rule.weights) p.weights[p.inputs++] = weight;
+  }
+  flush();
+}
+
+void arc_weights(float* weights, const double* sums, const std::vector<double>& places, const Stream& stream) {
+  Places p{};
+  for (std::size_t first = 0; first < places.size(); first += kPlaces) {
+    p.count = static_cast<int>(std::min<std::size_t>(kPlaces, places.size() - first));
+    std::copy_n(places.begin() + static_cast<std::ptrdiff_t>(first), p.count, p.values);
+    launch("weights of " + std::to_string(p.count) + " arcs", stream, arc_weights_kernel,
+           {blocks_of(p.count, kArcThreads), kArcThreads}, p, sums + 3 * first, weights + 3 * first);
+  }
 }
 
 }  // namespace fastmerge::cuda

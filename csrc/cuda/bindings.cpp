@@ -82,15 +82,23 @@ PYBIND11_MODULE(_cuda, m) {
     }
     exact_sums(reinterpret_cast<double*>(sums), tables, stream(where));
   });
-  m.def("matched_factors",
-        [](Address factors, Address sums, const std::vector<double>& weights, double tiny, const StreamTuple& where) {
-          need_gpu();
-          if (weights.empty() || weights.size() > kMaxTensors) {
-            throw std::invalid_argument("weights: expected 1 .. " + std::to_string(kMaxTensors));
-          }
-          matched_factors(reinterpret_cast<float*>(factors), reinterpret_cast<const double*>(sums), weights, tiny,
-                          stream(where));
-        });
+  m.def("matched_factors", [](Address factors, Address sums,
+                              const std::vector<std::pair<std::vector<double>, double>>& tuples,
+                              const StreamTuple& where) {
+    need_gpu();
+    std::vector<FactorRule> rules;
+    for (const auto& [weights, least] : tuples) {
+      if (weights.empty() || weights.size() > kMaxTensors) {
+        throw std::invalid_argument("weights: expected 1 .. " + std::to_string(kMaxTensors));
+      }
+      rules.push_back({weights, least});
+    }
+    matched_factors(reinterpret_cast<float*>(factors), reinterpret_cast<const double*>(sums), rules, stream(where));
+  });
+  m.def("arc_weights", [](Address weights, Address sums, const std::vector<double>& places, const StreamTuple& where) {
+    need_gpu();
+    arc_weights(reinterpret_cast<float*>(weights), reinterpret_cast<const double*>(sums), places, stream(where));
+  });
 
   m.def("rank_mask",
         [](Address mask, const TensorsTuple& tuple, const std::array<std::int64_t, 3>& shape, std::uint32_t first,

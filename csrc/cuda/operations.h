@@ -43,6 +43,12 @@ struct SumTable {
   unsigned columns;
 };
 
+// The weights of a tensor's deltas, and the least norm that makes a factor of them.
+struct FactorRule {
+  std::vector<double> weights;
+  double least;
+};
+
 // The reason why no kernel can run here, and what to do; empty where one can.
 std::string why_unavailable();
 
@@ -55,9 +61,11 @@ void norms(double* partials, const Tensors& inputs, const std::vector<Keep>& kee
            const Stream& stream);
 // kernels/_sums.py. Writes the sums of the columns of all tables, in turn.
 void exact_sums(double* sums, const std::vector<SumTable>& tables, const Stream& stream);
-// kernels/answers.py. From the norms of at most kMaxTensors deltas, a pair for each: a factor for each, then a status.
-void matched_factors(float* factors, const double* sums, const std::vector<double>& weights, double tiny,
-                     const Stream& stream);
+// kernels/answers.py. Of each tensor from the norms of at most kMaxTensors deltas, a pair for each: a factor for each,
+// then a status.
+void matched_factors(float* factors, const double* sums, const std::vector<FactorRule>& rules, const Stream& stream);
+// kernels/answers.py. Of each tensor from three products: two weights, then a status.
+void arc_weights(float* weights, const double* sums, const std::vector<double>& places, const Stream& stream);
 // Overwrites the mask. The workspace must not be used by anything else until the kernel is done.
 void rank_mask(const RankJob& job, std::int64_t outer, void* workspace, const Stream& stream);
 // The bytes of that workspace for so many rows in all, aligned to 8 bytes.

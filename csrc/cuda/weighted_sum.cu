@@ -9,9 +9,9 @@ constexpr int kThreads = 256;
 // Tensors whose loads are in flight together.
 constexpr int kBatch = 4;
 
-// load(k) returns a vector of tensor k as loaded.
-template <class Load>
-__device__ inline void sum_vector(float (&acc)[kVector], int count, const float* weights, Load load) {
+// load(k) returns a vector of tensor k as loaded, weight_of(k) its weight.
+template <class Weight, class Load>
+__device__ inline void sum_vector(float (&acc)[kVector], int count, Weight weight_of, Load load) {
 #pragma unroll
   // Adding to -0 changes no product, not even the sign of a zero.
   for (int j = 0; j < kVector; ++j) acc[j] = -0.0f;
@@ -24,7 +24,7 @@ __device__ inline void sum_vector(float (&acc)[kVector], int count, const float*
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       if (first + i >= count) break;
-      const float weight = weights[first + i];
+      const float weight = weight_of(first + i);
       float x[kVector];
       widen(raw[i], x);
 #pragma unroll
@@ -38,25 +38,44 @@ struct Whole {
   T* out;
   const T* tensors[kMaxTensors];
   float weights[kMaxTensors];
+  const float* found;
   std::int64_t vectors;
   int count;
 };
 
 // A vector per thread, and blocks in the order of addresses. Nothing beyond the last vector is read: `out` may be an
-// input, and the last vector another thread's.
-template <class T>
-__global__ void __launch_bounds__(kThreads) weighted_sum_kernel(const __grid_constant__ Whole<T> p) {
+// input, and the last vector another thread's. kFound: the weights are those that the device found, see SumJob.
+template <bool kFound, class T>
+__device__ inline void sum_own_vector(const Whole<T>& p) {
   const std::int64_t vector = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (vector >= p.vectors) return;
   float acc[kVector];
-  sum_vector(acc, p.count, p.weights, [&](int k) { return load(p.tensors[k] + vector * kVector); });
+  sum_vector(
+      acc, p.count, [&](int k) { return kFound ? p.found[k] : p.weights[k]; },
+      [&](int k) { return load(p.tensors[k] + vector * kVector); });
+  // Asked last, so that the inputs are on their way.
+  if (kFound && p.found[p.count] != 0) return;
   store(p.out + vector * kVector, narrow<T>(acc));
 }
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) weighted_sum_kernel(const __grid_constant__ Whole<T> p) {
+  sum_own_vector<false>(p);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) found_weighted_sum_kernel(const __grid_constant__ Whole<T> p) {
+  sum_own_vector<true>(p);
+}
+
+// Of a row whose weights are known to the host.
+constexpr std::int32_t kGiven = -1;
 
 struct Row {
   Source out;
   std::int64_t size;
   unsigned first_tile, first_input;
+  std::int32_t found;  // where the weights lie among those that the device found
   std::uint8_t count, shift;
 };
 
@@ -66,6 +85,7 @@ struct Table {
   Row rows[kRows];
   Source tensors[kInputs];
   float weights[kInputs];
+  const float* found;
   int count;
   unsigned inputs, tiles;
 };
@@ -78,8 +98,11 @@ __global__ void __launch_bounds__(kThreads) weighted_sum_table_kernel(const __gr
   if (element >= row.size) return;
   const Range range = range_at(element, row.size);
   float acc[kVector];
-  sum_vector(acc, row.count, table.weights + row.first_input,
-             [&](int k) { return load_any(table.tensors[row.first_input + k], element, range); });
+  const bool given = row.found == kGiven;
+  sum_vector(
+      acc, row.count, [&](int k) { return given ? table.weights[row.first_input + k] : table.found[row.found + k]; },
+      [&](int k) { return load_any(table.tensors[row.first_input + k], element, range); });
+  if (!given && table.found[row.found + row.count] != 0) return;
   store_any(row.out, element, range, acc);
 }
 
@@ -96,9 +119,11 @@ void sum_whole(const SumJob& job, int head, std::size_t vectors, const Stream& s
     p.tensors[k] = reinterpret_cast<const T*>(moved(job.inputs.tensors[k].data, job.out.dtype, head));
     p.weights[k] = job.weights[k];
   }
+  p.found = job.found_weights;
   p.vectors = static_cast<std::int64_t>(vectors);
   p.count = job.inputs.count();
-  launch(describe(job), stream, weighted_sum_kernel<T>, {blocks_of(vectors, kThreads), kThreads}, p);
+  const auto kernel = p.found ? found_weighted_sum_kernel<T> : weighted_sum_kernel<T>;
+  launch(describe(job), stream, kernel, {blocks_of(vectors, kThreads), kThreads}, p);
 }
 
 // Collects jobs and launches them whenever the table is full.
@@ -110,7 +135,7 @@ class Pending {
   void add(const SumJob& job, std::size_t begin, std::size_t end, int head) {
     if (begin == end) return;
     const unsigned count = static_cast<unsigned>(job.inputs.count());
-    if (table_.count == kRows || table_.inputs + count > kInputs) flush();
+    if (table_.count == kRows || table_.inputs + count > kInputs || !reaches(job.found_weights)) flush();
     const auto part = [&](const void* data, int dtype) {
       return source({moved(data, dtype, static_cast<std::int64_t>(begin)), dtype}, head);
     };
@@ -119,6 +144,7 @@ class Pending {
     row.size = static_cast<std::int64_t>(end - begin);
     row.first_tile = table_.tiles;
     row.first_input = table_.inputs;
+    row.found = found_at(job.found_weights);
     row.count = static_cast<std::uint8_t>(count);
     row.shift = static_cast<std::uint8_t>((kVector - head) % kVector);
     for (unsigned k = 0; k < count; ++k) {
@@ -134,9 +160,21 @@ class Pending {
     launch(what, stream_, weighted_sum_table_kernel, {table_.tiles, kThreads}, table_);
     table_.count = 0;
     table_.inputs = table_.tiles = 0;
+    table_.found = nullptr;
   }
 
  private:
+  // Whether the table can say where these weights lie: in the memory that follows the first ones.
+  bool reaches(const float* found) const {
+    return !found || !table_.found || (found >= table_.found && found - table_.found <= INT32_MAX);
+  }
+
+  std::int32_t found_at(const float* found) {
+    if (!found) return kGiven;
+    if (!table_.found) table_.found = found;
+    return static_cast<std::int32_t>(found - table_.found);
+  }
+
   Stream stream_;
   Table table_{};
 };

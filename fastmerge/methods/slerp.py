@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 
+from ..kernels import FoundFactors
 from ..steps.apply import Copy, WeightedSum
 from ..steps.method import Group, Method, Parameter, Solve, method
 from ..steps.survey import Gram
 
-# Beyond this cosine the arc is a line in float32, and 1 / sin would amplify rounding.
+# Beyond this cosine the arc is a line in float32, and 1 / sin would amplify rounding. csrc/arc.h has all of it, too.
 _COLINEAR = 0.9995
 _TINY_NORM = 1e-8
 
@@ -40,12 +41,15 @@ class Slerp(Method):
     paper = "Shoemake 1985 (SIGGRAPH, 10.1145/325334.325242)"
     on_strips = True
     adds_delta = False
+    leaves = True
 
     def merge(self, group: Group) -> Solve:
         t = group["t"]
         if t in (0, 1):
             return Copy(int(t))
-        gram = yield Gram(deltas=False)
+        gram = yield Gram(deltas=False, arc=t)
+        if isinstance(gram, FoundFactors):
+            return WeightedSum(gram)
         if not np.isfinite(gram).all():
             raise ValueError(f"{group.name}: an input holds NaN or infinity; there is no angle to interpolate on")
         norms = [norm if norm > _TINY_NORM else 1.0 for norm in np.sqrt(gram.diagonal()).tolist()]

@@ -121,8 +121,12 @@ class Copy(Apply):
 class WeightedSum(Apply):
     """``sum_k weights[k] * input_k`` over all inputs, base first where there is one."""
 
-    weights: Sequence[float]
+    weights: Sequence[float] | FoundFactors
     carries = True
+
+    @property
+    def left(self) -> list[FoundBoundary | FoundFactors]:
+        return [self.weights] if isinstance(self.weights, FoundFactors) else []
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
         kernels.weighted_sum(out, chunk.every, self.weights)

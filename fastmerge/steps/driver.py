@@ -96,9 +96,22 @@ class Job:
         """The inputs, whole."""
         return next(self.source.chunks())
 
+    @property
+    def stays(self) -> bool:
+        """Whether what the method asks stays on the device: nothing is waited for before it is merged."""
+        return self.method.leaves and answers_stay(self.source.tensors)
+
 
 Left = tuple[Job, Sequence[FoundBoundary | FoundFactors]]
 """A job that was given to a device, and the answers that it takes from there."""
+
+
+def merge_alone(job: Job) -> None:
+    """Merge one tensor as ``merge_source`` does; where its answers stay on the device, the host waits in the end."""
+    if job.stays:
+        merge_on_device([job])
+    else:
+        merge_source(job.method, job.group, job.source, job.out)
 
 
 def merge_sources(jobs: Sequence[Job]) -> None:
@@ -221,7 +234,7 @@ def _merge_window(jobs: Sequence[Job], left: list[Left]) -> Iterator[None]:
     Yields when questions were asked, before it waits for the answers. Adds to ``left`` the jobs whose answers stay on
     the device.
     """
-    stay = all(job.method.leaves and answers_stay(job.source.tensors) for job in jobs)
+    stay = all(job.stays for job in jobs)
     applies: dict[int, Apply] = {}
     asking: dict[int, tuple[Solve, Survey]] = {}
 

@@ -158,7 +158,7 @@ class Method(ABC):
         on_strips:  True when operations, the steps and surveys of this package, and functions of ``arrays`` do all
                     work on elements: it then runs without torch, on strips. False gets tensors.
         leaves:     True when it makes nothing but keep rules and factors of its answers, and returns a
-                    ``SparseMerge``: on a GPU they then stay there, and a merge waits for nothing.
+                    ``SparseMerge`` or ``WeightedSum``: on a GPU they then stay there, and a merge waits for nothing.
         neutral:    True when there are values, ``Parameter.neutral``, with which one model returns itself; those that
                     decompose matrices, on other tensors.
     """

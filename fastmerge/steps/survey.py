@@ -76,9 +76,14 @@ class TableSurvey(Survey):
             return answer
         return self.answer(_over_grid(source, self.partials))
 
+    @staticmethod
+    def tables(surveys: Sequence[Any], sources: Sequence[Resident]) -> list[Tensor]:
+        """Begin to make the tables of whole tensors, on their device."""
+        return [survey.partials(*source.chunks()) for survey, source in zip(surveys, sources, strict=True)]
+
     @classmethod
     def start_all(cls, surveys: Sequence[Any], sources: Sequence[Resident]) -> Callable[[], list[Any]]:
-        tables = [survey.partials(*source.chunks()) for survey, source in zip(surveys, sources, strict=True)]
+        tables = cls.tables(surveys, sources)
         if tables[0].device.type == HOST:
             return lambda: [survey.answer(on_host(table)) for survey, table in zip(surveys, tables, strict=True)]
         wait = kernels.start_totals(tables)
@@ -89,10 +94,12 @@ class TableSurvey(Survey):
 class Gram(TableSurvey):
     """The Gram matrix [N, N] (float64) of the deltas, or of all inputs (base first) when ``deltas`` is False.
 
-    One read. Error bound of an entry: ``127 * 2**-53 * sum |v_i * v_j|`` (see ``kernels.gram``).
+    One read. Error bound of an entry: ``127 * 2**-53 * sum |v_i * v_j|`` (see ``kernels.gram``). ``arc`` is a place
+    between two vectors: what ``kernels.arc_weights`` makes of it is all that is asked for, and may be the answer.
     """
 
     deltas: bool = True
+    arc: float | None = None
 
     def partials(self, chunk: Chunk) -> Tensor:
         tensors = list(chunk.tensors) if self.deltas else chunk.every
@@ -104,6 +111,11 @@ class Gram(TableSurvey):
         # N vectors have N (N + 1) / 2 pairs, one per column.
         count = (math.isqrt(8 * table.shape[1] + 1) - 1) // 2
         return kernels.gram_matrix(table, count)
+
+    @classmethod
+    def leave_all(cls, surveys: Sequence[Any], sources: Sequence[Resident]) -> list[Any] | None:
+        places = [survey.arc for survey in surveys]
+        return None if None in places else kernels.arc_weights(cls.tables(surveys, sources), places)
 
 
 @dataclass(frozen=True)
@@ -130,10 +142,7 @@ class Norms(TableSurvey):
     @classmethod
     def leave_all(cls, surveys: Sequence[Any], sources: Sequence[Resident]) -> list[Any] | None:
         rules = [survey.factors_of for survey in surveys]
-        if None in rules:
-            return None
-        tables = [survey.partials(*source.chunks()) for survey, source in zip(surveys, sources, strict=True)]
-        return kernels.matched_factors(tables, rules)
+        return None if None in rules else kernels.matched_factors(cls.tables(surveys, sources), rules)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def test_threads_are_set_and_checked():
 def test_lists_of_the_wrong_length_raise():
     out = torch.zeros(3)
     with pytest.raises(ValueError, match="weights: expected one per tensor"):
-        native.weighted_sum([((out.data_ptr(), 0), ([out.data_ptr()], [0], 0, 0, 3), [1.0, 2.0])])
+        native.weighted_sum([((out.data_ptr(), 0), ([out.data_ptr()], [0], 0, 0, 3), [1.0, 2.0], 0)])
     with pytest.raises(ValueError, match="expected one dtype for each of at least one tensor"):
         native.gram(out.data_ptr(), ([], [], 0, 0, 3))
 

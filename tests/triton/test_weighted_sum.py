@@ -23,6 +23,21 @@ def test_bits(device, sizes, make, same_bits, dtypes, out_dtype):
         same_bits(out, expected)
 
 
+@pytest.mark.parametrize("status", [0.0, 1.0])
+def test_weights_that_the_device_found(device, sizes, make, same_bits, status):
+    """Where they were not found, nothing is written."""
+    values = torch.tensor([9.0, 0.75, -0.3, status])
+    found = kernels.FoundFactors(values.to(device), 1, (0.5, 0.5))
+    for numel in sizes:
+        _, tensors = make(numel, [F, B, F])
+        out = torch.full((numel,), 7.0, dtype=B, device=device)
+        expected = torch.full((numel,), 7.0, dtype=B)
+        kernels.weighted_sum(out, [t.to(device) for t in tensors], found, backend="triton")
+        if status == 0:
+            kernels.weighted_sum(expected, tensors, values[1:3].tolist(), backend="reference")
+        same_bits(out, expected)
+
+
 def test_every_bfloat16_passes_unchanged(device, same_bits):
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(B)
     out = torch.empty_like(every, device=device)

@@ -64,16 +64,15 @@ FASTMERGE_INLINE std::uint32_t load_bits(const std::uint16_t* p) {
   // Packed within halves of 16 bytes, so that the middle ones change places.
   const __m256i packed = _mm256_packs_epi16(load_as<__m256i>(p), load_as<__m256i>(p + 16));
   return static_cast<std::uint32_t>(_mm256_movemask_epi8(_mm256_permute4x64_epi64(packed, 0xD8)));
-#elif defined(__SSE2__)
-  const auto sixteen = [](const std::uint16_t* from) {
-    return static_cast<std::uint32_t>(
-        _mm_movemask_epi8(_mm_packs_epi16(load_as<__m128i>(from), load_as<__m128i>(from + 8))));
+#else
+  const H bit{1, 2, 4, 8, 16, 32, 64, 128};
+  const auto sixteen = [&](const std::uint16_t* from) {
+    const U64 both = (U64)((load_as<H>(from) & bit) | (load_as<H>(from + 8) & bit << 8));
+    std::uint64_t bits = both[0] | both[1];
+    bits |= bits >> 32;
+    return static_cast<std::uint32_t>(bits | bits >> 16) & 0xFFFFu;
   };
   return sixteen(p) | sixteen(p + 16) << 16;
-#else
-  std::uint32_t word = 0;
-  for (int i = 0; i < 32; ++i) word |= (p[i] & 1u) << i;
-  return word;
 #endif
 }
 

@@ -2,6 +2,11 @@
 
 All take float32 matrices [..., m, n] and return float32; ``Info`` says what was done with each matrix. Deterministic
 for the same input on the same backend: random start blocks come from private generators.
+
+A map of singular values (``boost``, ``flatten``, ``polar``) is a rule (``_rules``) that a route (``_routes``) carries
+out: on a CPU decompositions (``_exact``), on a GPU products (``_by_products``: the polar factor by ``_polar`` and its
+``_schedule``, the leading triplets by ``_filter``; ``_products`` says who multiplies). Leading triplets alone are those
+of ``top``, searched for by ``_krylov`` on a CPU and by ``_filter`` on a GPU.
 """
 
 from ._info import Info

@@ -148,13 +148,13 @@ def start_block(like: Tensor, columns: int) -> Tensor:
     The result depends on the input and the backend alone.
     """
     batch, n = len(like), like.shape[-1]
-    return _start(n, columns, like.dtype).to(like.device).expand(batch, n, columns)
+    return _block_on_host(n, columns, like.dtype).to(like.device).expand(batch, n, columns)
 
 
 # Of 8192 x 256, which a matrix needs twice, the QR takes the host as long as all products take a GPU.
 @functools.lru_cache(maxsize=4)
-def _start(n: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """Return the start block on the host; nobody writes into it."""
+def _block_on_host(n: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Return the start block; nobody writes into it."""
     start = torch.randn(n, columns, generator=torch.Generator().manual_seed(columns), dtype=torch.float64)
     return torch.linalg.qr(start).Q.to(dtype)
 

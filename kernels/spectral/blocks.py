@@ -23,7 +23,7 @@ __all__ = ["orthogonalize_blocks"]
 
 
 def orthogonalize_blocks(
-    deltas: Sequence[Tensor], rank: int | None = None, *, null: str = "keep", method: str = "auto"
+    deltas: Sequence[Tensor], rank: int | None = None, *, null: str = "keep"
 ) -> tuple[Tensor, list[Info]]:
     """Return the merged delta [..., m, n], and what was done: per task its triplets, then the two polar factors.
 
@@ -33,7 +33,6 @@ def orthogonalize_blocks(
         null:   a task of lower rank has null triplets, and tasks that share directions leave U or V rank-deficient:
                 ``keep`` adds nothing for either (a task given twice counts once), ``reference`` takes arbitrary
                 vectors, which compete with those of other tasks, as the reference code does.
-        method: route of the polar factors; see ``subspace_boost``.
     Raises:
         ValueError: shapes disagree or an argument is out of range; the message names it and its value.
     """
@@ -44,14 +43,14 @@ def orthogonalize_blocks(
         most = max(1, size // len(deltas))
         raise ValueError(f"rank is {rank}; expected 1 to {most} for {len(deltas)} tasks of size {size}")
     triplets = [top_singular(delta, rank) for delta in deltas]
-    left, right, infos = orthogonal_vectors(triplets, [t[1][..., :1] for t in triplets], null, method)
+    left, right, infos = orthogonal_vectors(triplets, [t[1][..., :1] for t in triplets], null)
     with full_float32():
         merged = (left * torch.cat([t[1] for t in triplets], dim=-1).unsqueeze(-2)) @ right.mT
     return merged, infos
 
 
 def orthogonal_vectors(
-    triplets: Sequence[tuple[Tensor, Tensor, Tensor, list[Info]]], largest: Sequence[Tensor], null: str, method: str
+    triplets: Sequence[tuple[Tensor, Tensor, Tensor, list[Info]]], largest: Sequence[Tensor], null: str
 ) -> tuple[Tensor, Tensor, list[Info]]:
     """Return the polar factors of all left and of all right vectors, and what was done for them, and before.
 
@@ -64,6 +63,6 @@ def orthogonal_vectors(
         floor = float32_floor(min(left.shape[-2], right.shape[-2]))
         real = torch.cat([t[1] > floor * most for t, most in zip(triplets, largest, strict=True)], dim=-1)
         left, right = left * real.unsqueeze(-2), right * real.unsqueeze(-2)
-    left, left_infos = polar(left, null=null, method=method)
-    right, right_infos = polar(right, null=null, method=method)
+    left, left_infos = polar(left, null=null)
+    right, right_infos = polar(right, null=null)
     return left, right, [info for t in triplets for info in t[3]] + left_infos + right_infos

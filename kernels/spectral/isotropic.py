@@ -26,9 +26,7 @@ __all__ = ["flatten_tasks"]
 TOLERANCE = 1e-5
 
 
-def flatten_tasks(
-    deltas: Sequence[Tensor], common: float = 0.8, *, null: str = "keep", method: str = "auto"
-) -> tuple[Tensor, list[Info]]:
+def flatten_tasks(deltas: Sequence[Tensor], common: float = 0.8, *, null: str = "keep") -> tuple[Tensor, list[Info]]:
     """Return the merged delta [..., m, n], and what was done: triplets of the sum and of each task, two polar factors.
 
     Args:
@@ -37,7 +35,6 @@ def flatten_tasks(
                 ``round((r - int(common * r)) / T)``, at most r // T; the sum keeps what is left of r.
         null:   ``keep`` leaves null directions of the sum and of the tasks at zero (they count in the mean),
                 ``reference`` takes arbitrary vectors, as the reference code does.
-        method: route of the polar factors; see ``subspace_boost``.
     Raises:
         ValueError: shapes disagree or an argument is out of range; the message names it and its value.
     """
@@ -54,6 +51,6 @@ def flatten_tasks(
             shared = triplets[0][0] if kept else total[..., :0]
             triplets += [top_singular(delta - shared @ (shared.mT @ delta), own, tol=TOLERANCE) for delta in deltas]
         largest = torch.stack([t[1][..., 0] for t in triplets]).amax(0).unsqueeze(-1)
-        left, right, infos = orthogonal_vectors(triplets, [largest] * len(triplets), null, method)
+        left, right, infos = orthogonal_vectors(triplets, [largest] * len(triplets), null)
         mean = torch.cat([t[1] for t in triplets], dim=-1).double().mean(-1).float()[..., None, None]
         return (left * mean) @ right.mT, infos

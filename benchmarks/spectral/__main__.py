@@ -10,6 +10,7 @@ adapter_merge     three LoRA adapters of a quarter of the rank merged into one, 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -126,11 +127,12 @@ def merging(size: int, rank: int) -> dict[str, Run]:
         merged = Combination("svd", own).merge("layer", factors, MERGE_WEIGHTS)
         return merged.up, merged.down
 
+    names = (f"merged{i}" for i in itertools.count())  # what is there already would not be merged again
+
     def peer() -> tuple[Tensor, Tensor]:
-        if "merged" in model.peft_config:
-            model.delete_adapter("merged")
-        model.add_weighted_adapter(["a0", "a1", "a2"], MERGE_WEIGHTS, "merged", combination_type="svd")
-        return layer.lora_B["merged"].weight.data.clone(), layer.lora_A["merged"].weight.data.clone()
+        name = next(names)
+        model.add_weighted_adapter(["a0", "a1", "a2"], MERGE_WEIGHTS, name, combination_type="svd")
+        return layer.lora_B[name].weight.data, layer.lora_A[name].weight.data
 
     return {"fastmerge": fastmerge, "peft": peer}
 

@@ -1,5 +1,5 @@
 """``python -m fastmerge``."""
 
-from .cli import main
+from .cli import run
 
-main(prog_name="fastmerge")
+run()

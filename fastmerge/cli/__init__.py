@@ -8,6 +8,7 @@ from __future__ import annotations
 import click
 
 from ..errors import FastmergeError
+from ._ending import end
 from ._errors import Commands, Failure
 from ._version import show_version
 from .analyze import analyze
@@ -29,7 +30,7 @@ from .others import OTHERS
 from .schema import schema
 from .verify import verify
 
-__all__ = ["main"]
+__all__ = ["main", "run"]
 
 
 SECTIONS: dict[str, tuple[click.Command, ...]] = {
@@ -77,3 +78,12 @@ def main(context: click.Context, version: bool, as_json: bool, install_completio
 for command in (*(command for section in SECTIONS.values() for command in section), *OTHERS):
     main.add_command(command)
 main.sections = {title: [str(command.name) for command in section] for title, section in SECTIONS.items()}
+
+
+def run() -> None:
+    """Carry out the command that the arguments of this process name, and end the process."""
+    try:
+        main(prog_name="fastmerge")
+    except SystemExit as finished:
+        end(finished.code)
+        raise

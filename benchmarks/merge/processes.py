@@ -36,9 +36,13 @@ def run(command: Sequence[str | Path], output: Path | None = None, log: Path | N
     Raises:
         RuntimeError: the command failed; its last lines of standard error are in the message.
     """
+    # An installed program has its bytecode; a checkout must be allowed to keep that of its first run.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with open(log or os.devnull, "w+") as errors:
         start = time.perf_counter()
-        process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(
+            [str(part) for part in command], stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        )
         stdout = process.stdout.read()
         _, status, rusage = os.wait4(process.pid, 0)
         # Popen must not wait for it again.

@@ -13,6 +13,8 @@ from torch import Tensor
 # What a core does in a cycle, at most: fewer than recent ones of either maker, by vector bytes where that matters.
 ISSUED, LOADS, STORES = 4, 2, 1
 ARITHMETIC = {16: 3, 32: 3, 64: 2}
+# Cycles of a division.
+DIVISION = {0: 10, 16: 4, 32: 5, 64: 10}
 REGISTER_BYTES = {"x": 16, "y": 32, "z": 64}
 
 _VECTOR = re.compile(r"%([xyz])mm(\d+)")
@@ -28,6 +30,7 @@ class Instruction:
     width: int
     registers: frozenset[int]
     arithmetic: bool
+    divides: bool
     loads: int
     stores: int
     spills: bool
@@ -44,7 +47,8 @@ def parse(text: str) -> Instruction:
     loads = bool(memory and not (last and _WRITES.match(name))) or name in ("pop", "ret")
     moves = memory and re.match(r"v?mov|vbroadcast|v?lddqu", name) is not None
     return Instruction(
-        width, frozenset(int(number) for _, number in vectors), bool(width) and not moves, int(loads), int(stores),
+        width, frozenset(int(number) for _, number in vectors), bool(width) and not moves,
+        re.match(r"v?(i?div|sqrt)", name) is not None, int(loads), int(stores),
         bool(width and re.search(r"\(%r[sb]p\)", operands)),
     )  # fmt: skip
 
@@ -102,4 +106,5 @@ def cycles(executed: list[tuple[Instruction, int]]) -> float:
     loads = sum(n * i.loads for i, n in executed) / LOADS
     stores = sum(n * i.stores for i, n in executed) / STORES
     arithmetic = sum(n / ARITHMETIC[i.width] for i, n in executed if i.arithmetic)
-    return max(issued, loads, stores, arithmetic)
+    divisions = sum(n * DIVISION[i.width] for i, n in executed if i.divides)
+    return max(issued, loads, stores, arithmetic, divisions)

@@ -1,7 +1,7 @@
 """What the CPU loops execute per element: ``python -m benchmarks.cpu.compiled``.
 
-Runs each loop of ``fastmerge._C`` one instruction at a time, for every instruction set that this processor has, on few
-elements and on more: the difference is what an element takes. Prints instructions, vector registers and accesses to
+Runs each loop of ``fastmerge._C`` one instruction at a time, for every instruction set that this processor has: on few
+elements and on more, whose difference is what an element takes, or on many, where a call needs so many. Prints instructions, vector registers and accesses to
 spilled vectors, the share of the instructions that handle whole vectors, and the least cycles as the parts of a core
 limit them, with the bytes of memory that a core would move in a cycle: expected, not measured. Where that is more than
 memory gives (4 to 8 bytes), instructions do not matter. Fails where a loop executes more than ``limits.json`` allows.
@@ -28,8 +28,8 @@ from .stepping import Stepper, why_not
 
 # Limits are of so many elements, in whole numbers.
 PER = 1024
-# Elements of a chunk and of a row of the reductions (csrc/jobs.h), and of a row that is ranked.
-CHUNK, ROW, RANKED = 16384, 256, 2048
+# Elements of a chunk and of a row of the reductions (csrc/jobs.h).
+CHUNK, ROW = 16384, 256
 ISAS = {"baseline": 16, "avx2": 32, "avx512": 64}
 WRITE = ("weighted_sum", "sparse_merge", "low_rank")
 B, F, H = torch.bfloat16, torch.float32, torch.float16
@@ -37,7 +37,7 @@ B, F, H = torch.bfloat16, torch.float32, torch.float16
 
 @dataclass(frozen=True)
 class Case:
-    """A loop in one variant, and the numbers of elements whose difference is counted; 0 is nothing."""
+    """A loop in one variant, and the numbers of elements whose difference is counted. Where few is 0, all is counted."""
 
     loop: str
     models: int
@@ -60,8 +60,7 @@ class Case:
     def call(self, elements: int) -> Callable[[], object]:
         base, *tensors = make_inputs(True, elements, self.models, self.dtype)
         inputs = Inputs(torch.empty_like(base), tensors, base if self.based else None)
-        how = self.how if self.loop != "rank_mask" else {"rows": (elements // RANKED, RANKED, 1)}
-        return lambda: (CALLS | BYTES)[self.operation or self.loop](inputs, **how)
+        return lambda: (CALLS | BYTES)[self.operation or self.loop](inputs, **self.how)
 
 
 def _bytes(x: Inputs) -> memoryview:
@@ -86,13 +85,13 @@ CASES = (
     Case("sparse_merge", 3, F, {"keeps": "random", **TIES}),
     Case("sparse_merge", 3, B, {"keeps": "random", **PLAIN}),
     Case("sparse_merge", 3, B, {"keeps": "top", "vote": "count", "divide": "count"}),
-    *(Case("gram", n, B, few=2048, many=4096) for n in (2, 5)),
+    *(Case("gram", n, B, few=0, many=2048) for n in (2, 5)),
     *(Case("norms", 1, B, {"keeps": keeps}, few=0, many=CHUNK) for keeps in ("all", "random")),
     Case("collect", 1, B, operation="select", few=0, many=5 * CHUNK),
     Case("collect", 1, F, operation="select"),
     *(Case("count_equal", 1, t, operation="equal_counts") for t in (B, F)),
     Case("histogram", 1, B, operation="magnitude_histogram"),
-    Case("rank_mask", 1, B, few=RANKED, many=2 * RANKED),
+    Case("rank_mask", 1, B, few=0, many=2048),
     *(Case("low_rank", 1, t, few=1024, many=2048, based=False) for t in (B, F)),
     Case("cell_digests", 1, B, few=4096, many=8192, based=False),
     *(Case("all_finite", 1, t, few=4096, many=8192, based=False) for t in (B, F)),

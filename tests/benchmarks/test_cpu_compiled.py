@@ -45,6 +45,7 @@ def test_cycles_are_those_of_the_busiest_part():
     assert cycles([(add, 4), (other, 3)]) == 2
     assert cycles([(load, 6)]) == 3
     assert cycles([(add, 1), (other, 11)]) == 3
+    assert cycles([(add, 1), (parse("vdivps %ymm1,%ymm2,%ymm3"), 2)]) == 10
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))

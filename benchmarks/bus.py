@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import mmap
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -237,7 +238,7 @@ def measure(method: str, model: Llama, gbps: float, workers: int, runs: int, sum
     return _record.run_facts(torch.get_num_threads()) | times | {
         "load": os.getloadavg()[0], "method": method, "shape": nbytes // 2, "workers": workers,
         "pinned_mb": sizes.arena >> 20, "sums": int(sums), "bus_gbps": gbps, "bus_ms": 1e3 * bus,
-        "cpu_ms": 1e3 * sorted(cpu)[len(cpu) // 2], "times_bus": 1e-3 * times["ms"] / bus,
+        "cpu_ms": 1e3 * statistics.median(cpu), "times_bus": 1e-3 * times["ms"] / bus,
         "sums_of_samples": "", "sums_of_lock": "",
     }  # fmt: skip
 

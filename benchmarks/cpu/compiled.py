@@ -1,10 +1,11 @@
 """What the CPU loops execute per element: ``python -m benchmarks.cpu.compiled``.
 
 Runs each loop of ``fastmerge._C`` one instruction at a time, for every instruction set that this processor has: on few
-elements and on more, whose difference is what an element takes, or on many, where a call needs so many. Prints instructions, vector registers and accesses to
-spilled vectors, the share of the instructions that handle whole vectors, and the least cycles as the parts of a core
-limit them, with the bytes of memory that a core would move in a cycle: expected, not measured. Where that is more than
-memory gives (4 to 8 bytes), instructions do not matter. Fails where a loop executes more than ``limits.json`` allows.
+elements and on more, whose difference is what an element takes, or on many, where a call works by blocks. Prints
+instructions, the share of those that handle whole vectors, accesses to spilled vectors, vector registers, and the least
+cycles as the parts of a core limit them, with the bytes of memory that a core would move in a cycle: expected, not
+measured. Where that is more than memory gives (4 to 8 bytes), instructions do not matter. Fails where a loop executes
+more than ``limits.json`` allows.
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ B, F, H = torch.bfloat16, torch.float32, torch.float16
 
 @dataclass(frozen=True)
 class Case:
-    """A loop in one variant, and the numbers of elements whose difference is counted. Where few is 0, all is counted."""
+    """A loop in one variant.
+
+    Attributes:
+        operation: what calls it, where it has another name.
+        few, many: numbers of elements whose difference is counted; where ``few`` is 0, all of a first chunk.
+        based:     whether it reads a base.
+    """
 
     loop: str
     models: int

@@ -83,8 +83,30 @@ void subtract(float* dst, const T* base, std::size_t n) {
   store(dst + i, load(dst + i) - load(tail));
 }
 
+// dst[i] = x[i] - y[i]; dst is padded with zeros to whole vectors.
+template <class T>
+void difference(float* dst, const T* x, const T* y, std::size_t n) {
+  std::size_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) {
+    prefetch(x + i);
+    prefetch(y + i);
+    store(dst + i, load(x + i) - load(y + i));
+  }
+  if (i == n) return;
+  T tails[2][kWidth] = {};
+  std::memcpy(tails[0], x + i, (n - i) * sizeof(T));
+  std::memcpy(tails[1], y + i, (n - i) * sizeof(T));
+  store(dst + i, load(tails[0]) - load(tails[1]));
+}
+
 // The deltas of [begin, end), padded with zeros to whole vectors. Blocks stay in the first-level cache.
 void deltas(float* out, Array tensor, Array base, std::size_t begin, std::size_t end) {
+  if (base.data && base.dtype == tensor.dtype) {
+    return with_type(base.dtype, [&](auto* type) {
+      const auto* const x = static_cast<decltype(type)>(tensor.data) + begin;
+      difference(out, x, static_cast<decltype(type)>(base.data) + begin, end - begin);
+    });
+  }
   constexpr std::size_t kBlock = 1024;
   for (std::size_t i = begin; i < end; i += kBlock) {
     const std::size_t n = std::min(kBlock, end - i);

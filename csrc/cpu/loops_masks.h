@@ -1,4 +1,4 @@
-// Keep rules as masks. Part of loops.h.
+// Keep rules as masks: 0xFFFF for a kept element, 0 for a dropped one. Part of loops.h.
 #pragma once
 
 #include "loops_input.h"
@@ -13,7 +13,6 @@ constexpr std::size_t kTile = 1024;
 // and ends at a multiple of 32.
 constexpr std::size_t kMaskSize = kTile + 32 + 16 * kDoubles;
 
-// Masks hold 0xFFFF for a kept element, 0 for a dropped one.
 // The 16-bit random numbers of stream 0, for groups of 8 elements per 64-bit lane.
 class HalfWords {
  public:

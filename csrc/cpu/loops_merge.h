@@ -1,4 +1,4 @@
-// The fused sparse job. Part of loops.h.
+// The fused sparse merge. Part of loops.h.
 #pragma once
 
 #include "loops_masks.h"

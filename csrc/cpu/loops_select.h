@@ -20,8 +20,7 @@ FASTMERGE_INLINE void each_delta(const T* tensor, const T* base, std::size_t n, 
   }
   if (i == n) return;
   float tail[2 * kWidth];
-  widen(tail, tensor + i, n - i);
-  if (kBase) subtract(tail, base + i, n - i);
+  kBase ? difference(tail, tensor + i, base + i, n - i) : widen(tail, tensor + i, n - i);
   for (std::size_t j = 0; j < n - i; ++j) one(magnitude_bits(tail[j]));
 }
 

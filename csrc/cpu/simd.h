@@ -2,8 +2,8 @@
 // linkage.
 //
 // GCC vector types do the arithmetic on every processor. Intrinsics stand only where the compiler's code is slow:
-// narrowing, masks, compression and the wide product. The width names the instruction set, since g++ before 13 does not
-// define __AVX2__ after a target pragma.
+// conversions, masks, compression and the wide product. The width names the instruction set, since g++ before 13 does
+// not define __AVX2__ after a target pragma.
 #pragma once
 
 #include "../fastmerge_math.h"

@@ -19,6 +19,7 @@ from torch import Tensor
 from ._krylov import BlockKrylov
 from ._matrices import check_matrices, full_float32
 from .diagnostics import spectrum
+from .top import SMALL
 
 __all__ = ["Leading", "leading_values", "missed_share"]
 
@@ -27,8 +28,6 @@ BLOCK = 8
 LEAST_STEPS, STEPS = 8, 16
 # The search stops early at this residual of the largest value, relative to it: its square is what is off, mostly.
 RESIDUAL = 0.03
-# Up to this many columns, the whole spectrum is cheaper.
-SMALL = 256
 
 
 @dataclass(frozen=True)

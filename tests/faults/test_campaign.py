@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.compiled  # of which the budgets are
 def test_no_fault_breaks_a_promise():
     command = [sys.executable, "-m", "tests.faults", "--short", "--json"]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)

@@ -6,7 +6,7 @@ bits on every backend.
 
 from ._checks import FLOATS, GRID, check_group, float32, why_not_plain
 from ._cuda import why_unavailable as why_no_cuda_extension
-from ._download import download
+from ._download import download, download_all
 from ._native import cpu_extension, limited_threads, why_no_cpu_extension
 from ._registry import BACKENDS, OPERATIONS, BackendError, use_backend
 from ._sums import start_totals, total
@@ -62,6 +62,7 @@ __all__ = [
     "check_group",
     "cpu_extension",
     "download",
+    "download_all",
     "drop_threshold",
     "empty",
     "equal_counts",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .strip import on_host
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,3 +28,17 @@ def download(tensor: Tensor) -> Callable[[], Tensor]:
         return host
 
     return wait
+
+
+def download_all(tables: Sequence[Tensor]) -> Callable[[], list[np.ndarray]]:
+    """Begin to copy tables of one dtype and device to the host, together; the function that is returned waits."""
+    import torch
+
+    wait = download(torch.cat([table.flatten() for table in tables]))
+    shapes = [table.shape for table in tables]
+
+    def split() -> list[np.ndarray]:
+        parts = np.split(on_host(wait()), np.cumsum([shape.numel() for shape in shapes])[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    return split

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # device never runs there.
 PREFERENCE = {"cpu": ("cpu", "reference")}
 BACKENDS = ("reference", "cpu", "triton", "cuda")
+GPU_BACKENDS = ("triton", "cuda")
 
 _pinned: list[str] = []
 
@@ -154,12 +155,11 @@ def _pin(backend: str | None) -> str:
     return backend or (_pinned[-1] if _pinned else None) or os.environ.get("FASTMERGE_BACKEND") or "auto"
 
 
-def serves(backend: str, tensor: Tensor, probe: Callable[[], str | None]) -> bool:
-    """Return whether a backend does on the device of ``tensor`` what the host does elsewhere: nothing else is pinned,
-    and ``probe`` knows no reason why it cannot run."""
-    kind = tensor.device.type
-    runs = backend in PREFERENCE[kind] if kind in PREFERENCE else kind == "cuda"
-    return runs and _pin(None) in ("auto", backend) and probe() is None
+def permitted(backend: str, device: torch.device) -> bool:
+    """Return whether a backend may run on a device: its kind has that backend, and no other one is pinned."""
+    kind = _kind(device)
+    known = GPU_BACKENDS if kind == "cuda" else PREFERENCE.get(kind, ())
+    return backend in known and _pin(None) in ("auto", backend)
 
 
 OPERATIONS: dict[str, Operation] = {}

@@ -12,8 +12,7 @@ import numpy as np
 from fastmerge.dtypes import float64
 
 from . import _cuda, _native
-from ._download import download
-from ._registry import serves
+from ._download import download, download_all
 from .strip import empty, on_host
 
 if TYPE_CHECKING:
@@ -39,25 +38,12 @@ def start_totals(tables: Sequence[Tensor]) -> Callable[[], list[np.ndarray]]:
     On a GPU the sums are made there, in one launch, and come in one download; where its kernels cannot run the tables
     come, in one download, too.
     """
-    import torch
-
-    columns = [table.shape[1] for table in tables]
     sums = device_sums(tables)
     if sums is None:
-        wait = download(torch.cat([table.flatten() for table in tables]))
-        shapes = [table.shape for table in tables]
-
-        def add_up() -> list[np.ndarray]:
-            parts = _parts(on_host(wait()), [shape.numel() for shape in shapes])
-            return [np.array(_host_total(part.reshape(shape))) for part, shape in zip(parts, shapes, strict=True)]
-
-        return add_up
-    wait = download(sums)
-    return lambda: _parts(on_host(wait()), columns)
-
-
-def _parts(values: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
-    return np.split(values, np.cumsum(sizes)[:-1])
+        come = download_all(tables)
+        return lambda: [np.array(_host_total(table)) for table in come()]
+    wait, ends = download(sums), np.cumsum([table.shape[1] for table in tables])[:-1]
+    return lambda: np.split(on_host(wait()), ends)
 
 
 def device_sums(tables: Sequence[Tensor]) -> Tensor | None:
@@ -66,7 +52,7 @@ def device_sums(tables: Sequence[Tensor]) -> Tensor | None:
     ValueError for what is not a float64 table.
     """
     like = tables[0]
-    if not serves("cuda", like, _cuda.why_unavailable):
+    if not _cuda.serves(like):
         return None
     for table in tables:
         _check(table)

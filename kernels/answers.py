@@ -19,7 +19,6 @@ from fastmerge.dtypes import float32, int64
 from . import _cuda
 from ._download import download
 from ._found import FoundBoundary, FoundFactors
-from ._registry import serves
 from ._sums import device_sums
 from .strip import empty, on_host
 
@@ -37,7 +36,7 @@ Answer = FoundBoundary | FoundFactors
 
 def answers_stay(tensors: Sequence[Tensor]) -> bool:
     """Return whether kernels can leave the answers about deltas of ``tensors`` on their device."""
-    return serves("cuda", tensors[0], _cuda.why_unavailable) and len(tensors) <= _cuda.extension().max_tensors
+    return _cuda.serves(tensors[0]) and len(tensors) <= _cuda.extension().max_tensors
 
 
 def matched_factors(tables: Sequence[Tensor], rules: Sequence[tuple[Sequence[float], float]]) -> list[FoundFactors]:

@@ -31,8 +31,7 @@ def direct_outputs(outputs: Sequence[OutputTensor], regions: int) -> list[Output
     return [
         output
         for output in outputs
-        if all(t.plain and t.gathered is None and t.made is None for t in output.inputs.every)
-        and reads_once(output, regions)
+        if all(tensor.as_stored for tensor in output.inputs.every) and reads_once(output, regions)
     ]
 
 

@@ -43,8 +43,7 @@ class InPlace:
 
     def of(self, tensor: InputTensor) -> Mapped | None:
         """Return the file in which the values of a tensor can be seen as they are, or None."""
-        plain = tensor.plain and tensor.gathered is None and tensor.made is None
-        if not self._wanted or not plain or tensor.offset % tensor.dtype.itemsize or not tensor.nbytes:
+        if not self._wanted or not tensor.as_stored or tensor.offset % tensor.dtype.itemsize or not tensor.nbytes:
             return None
         path = tensor.path
         if tensor.offset + tensor.nbytes > self._inputs.nbytes(path):  # in pieces

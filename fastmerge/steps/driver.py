@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # Bytes of inputs of small tensors that are merged side by side: on the processor they stay in its cache.
 WINDOW_BYTES = 1 << 20
 DEVICE_WINDOW_BYTES = 64 << 20
+# Where a device's answers are waited for: a wait takes the host about 0.1 ms, in which a GPU reads some 400 MB.
+WAITING_WINDOW_BYTES = 1 << 30
 # Of tensors that must be merged whole: enough for a batch of their matrices.
 WHOLE_WINDOW_BYTES = 4 << 30
 # Windows that a device is given before the answers of an earlier one are waited for.
@@ -101,6 +103,11 @@ class Job:
         """Whether what the method asks stays on the device: nothing is waited for before it is merged."""
         return self.method.leaves and answers_stay(self.source.tensors)
 
+    @property
+    def waits(self) -> bool:
+        """Whether the method may ask what the host has to wait for."""
+        return self.method.surveys and not self.stays
+
 
 Left = tuple[Job, Sequence[FoundBoundary | FoundFactors]]
 """A job that was given to a device, and the answers that it takes from there."""
@@ -169,8 +176,11 @@ def merge_on_device(jobs: Sequence[Job]) -> None:
     if not jobs:
         return
     device = jobs[0].out.device
-    limit, ahead = (WINDOW_BYTES, 0) if device.type == "cpu" else (DEVICE_WINDOW_BYTES, AHEAD)
-    _merge_windows(_windows(jobs, limit, WHOLE_WINDOW_BYTES if batches_on(device) else 0), ahead)
+    whole = WHOLE_WINDOW_BYTES if batches_on(device) else 0
+    if device.type == "cpu":
+        _merge_windows(_windows(jobs, WINDOW_BYTES, WINDOW_BYTES, whole), ahead=0)
+    else:
+        _merge_windows(_windows(jobs, DEVICE_WINDOW_BYTES, WAITING_WINDOW_BYTES, whole), AHEAD)
 
 
 def _merge_windows(windows: Sequence[Sequence[Job]], ahead: int) -> None:
@@ -197,34 +207,33 @@ def _advance(waiting: deque[Iterator[None]], i: int) -> None:
         waiting.append(window)
 
 
-def _windows(jobs: Sequence[Job], limit: int, whole: int = 0) -> list[list[Job]]:
+def _windows(jobs: Sequence[Job], limit: int, waiting: int, whole: int = 0) -> list[list[Job]]:
     """Deal jobs into what is merged side by side: a large tensor alone, small ones together, whatever lies between.
 
-    What must be merged whole lies beside others of its shape, up to ``whole`` bytes of inputs: they may be a batch.
+    What must be merged whole lies beside others of its shape: they may be a batch.
+
+    Args:
+        limit:   bytes of inputs side by side.
+        waiting: those where answers are waited for, once for a window.
+        whole:   those of what must be merged whole; 0: as of all others.
     """
     windows: list[list[Job]] = []
-    small: list[Job] = []
-    filled = limit
-    shapes: dict[tuple[int, ...], tuple[list[Job], int]] = {}
+    filling: dict[Hashable, tuple[list[Job], int]] = {}
     for job in jobs:
         nbytes = sum(tensor.nbytes for tensor in job.chunk.every)
+        kind: Hashable = job.waits
+        most = waiting if kind else limit
         if whole and job.method.scratch_bytes(job.group) is not None:
-            shape = job.group.shape[-2:]
-            window, held = shapes.get(shape, ([], whole))
-            if held + nbytes > whole:
-                window, held = [], 0
-                windows.append(window)
-            window.append(job)
-            shapes[shape] = window, held + nbytes
-            continue
-        if nbytes >= limit:
+            kind, most = job.group.shape[-2:], whole
+        if nbytes >= most:
             windows.append([job])
             continue
-        if filled + nbytes > limit:
-            small, filled = [], 0
-            windows.append(small)
-        small.append(job)
-        filled += nbytes
+        window, held = filling.get(kind, ([], most))
+        if held + nbytes > most:
+            window, held = [], 0
+            windows.append(window)
+        window.append(job)
+        filling[kind] = window, held + nbytes
     return windows
 
 

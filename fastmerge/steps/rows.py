@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..kernels import GRID, on_host, pairs
+from ..kernels import GRID, download_all, on_host, pairs
 from .apply import DeltaMerge
-from .source import Chunk, Source
+from .source import Chunk, Resident, Source
 from .survey import Survey
 
 if TYPE_CHECKING:
@@ -88,15 +88,32 @@ class RowGram(Survey):
         unit = self.rows.unit
         if unit is None:
             (chunk,) = source.chunks()
-            return _symmetric(on_host(_gram(chunk, self.rows)))
+            return self._answer(on_host(self._table(chunk)))
         table = None
         for chunk in source.chunks():
-            part = on_host(_gram(chunk, Rows(chunk.tensors[0].numel() // unit, unit, 1)))
+            part = on_host(self._table(chunk))
             if table is None:
                 table = np.zeros((source.numel // unit, part.shape[1]), part.dtype)
             table[chunk.offset // unit : chunk.offset // unit + len(part)] = part
         assert table is not None, "a source yields at least one chunk"
-        units = source.reduce(table).reshape(self.rows.count, -1, table.shape[1])
+        return self._answer(source.reduce(table))
+
+    @classmethod
+    def start_all(cls, surveys: Sequence[Any], sources: Sequence[Resident]) -> Callable[[], list[Any]]:
+        tables = [survey._table(*source.chunks()) for survey, source in zip(surveys, sources, strict=True)]
+        wait = download_all(tables)
+        return lambda: [survey._answer(table) for survey, table in zip(surveys, wait(), strict=True)]
+
+    def _table(self, chunk: Chunk) -> Tensor:
+        """Return the products [vectors, pairs] of a chunk, or where there are units, those of its units."""
+        unit = self.rows.unit
+        return _gram(chunk, Rows(chunk.tensors[0].numel() // unit, unit, 1) if unit else self.rows)
+
+    def _answer(self, table: np.ndarray) -> np.ndarray:
+        """Return the matrices of a whole table."""
+        if self.rows.unit is None:
+            return _symmetric(table)
+        units = table.reshape(self.rows.count, -1, table.shape[1])
         sums = np.zeros((self.rows.count, table.shape[1]), table.dtype)
         for i in range(units.shape[1]):
             sums += units[:, i]

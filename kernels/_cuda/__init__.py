@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from .. import _native
+from .._registry import permitted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +36,11 @@ def extension() -> ModuleType:
 def why_unavailable() -> str | None:
     """Return the reason why the CUDA backend cannot run, or None."""
     return _load()[1]
+
+
+def serves(tensor: Tensor) -> bool:
+    """Return whether the extension does on the device of ``tensor`` what the host does elsewhere."""
+    return permitted("cuda", tensor.device) and why_unavailable() is None
 
 
 def stream(tensor: Tensor) -> tuple[int, int]:

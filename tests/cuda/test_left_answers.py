@@ -14,7 +14,7 @@ from fastmerge import kernels
 from fastmerge.kernels import _cuda, _sums, answers
 from fastmerge.kernels._cuda import select as hooks
 from fastmerge.methods import Group, all_methods, configure, get_method
-from fastmerge.steps import driver
+from fastmerge.steps import driver, survey
 from fastmerge.steps.driver import Job, merge_on_device, merge_source
 from fastmerge.steps.source import Resident
 from fastmerge.tensors import merge_tensors
@@ -74,6 +74,20 @@ def test_the_bits_of_numbers(device, generator, monkeypatch, waits, name, dtypes
     waits.clear()
     merge_on_device(jobs)
     assert waits == ["answers"]
+    assert all(same_bits(job.out.cpu(), want) for job, want in zip(jobs, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["model_stock", "nuslerp", "multislerp"])
+def test_numbers_come_once_for_a_window(device, generator, monkeypatch, waits, name):
+    """To methods that solve with them."""
+    monkeypatch.setattr(driver, "WINDOW_BYTES", 1 << 30)
+    jobs = _jobs(name, generator, device)
+    expected = [_expected(job) for job in jobs]
+    # The emulator's device is not the host either.
+    monkeypatch.setattr(survey, "HOST", None)
+    waits.clear()
+    merge_on_device(jobs)
+    assert waits == ["_sums"]
     assert all(same_bits(job.out.cpu(), want) for job, want in zip(jobs, expected, strict=True))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from parameter_values import example
 
-from fastmerge.kernels import GRID, _sums
+from fastmerge.kernels import GRID, _download
 from fastmerge.methods import all_methods, configure, get_method
 from fastmerge.steps import driver as merging
 from fastmerge.steps import survey
@@ -20,14 +20,14 @@ from fastmerge.steps.survey import Boundaries
 SIZES = [(5,), (64, 48), (0,), (GRID + 3,), (1,), (48, 64), (3, 7)]
 
 
-def make_jobs(name, generator, dtype=torch.bfloat16, sizes=SIZES) -> list[Job]:
-    """Return jobs of a method over tensors of ``sizes``; outputs hold NaN."""
+def make_jobs(name, generator, dtype=torch.bfloat16, sizes=SIZES, **switched) -> list[Job]:
+    """Return jobs of a method over tensors of ``sizes``; outputs hold NaN. ``switched`` are values of parameters."""
     method = get_method(name)
     with_base = method.base != "ignored"
     models = method.inputs[1] or 3
     known = method.parameters_of(method.semantics[0])
     given = {p.name: example(p) for p in known} | ({"matrices": "all"} if "matrices" in {p.name for p in known} else {})
-    configured = configure(method, base=with_base, models=models, semantics=None, seed=3, parameters=given)
+    configured = configure(method, base=with_base, models=models, semantics=None, seed=3, parameters=given | switched)
     jobs = []
     for i, shape in enumerate(sizes):
         base = torch.randn(shape, generator=generator)
@@ -108,14 +108,20 @@ def test_equal_questions_are_asked_together(generator, monkeypatch):
     assert asked == [len(SIZES) - 2]
 
 
-@pytest.mark.parametrize("name", ["model_stock", "dare_ties"])
-def test_tables_of_many_tensors_come_in_one_download(name, generator, monkeypatch):
-    jobs = make_jobs(name, generator)
+@pytest.mark.parametrize(
+    ("name", "switched"),
+    [(name, {}) for name in ("slerp", "model_stock", "nuslerp", "multislerp", "karcher", "dare_ties")]
+    + [("model_stock", {"filter_wise": True}), ("nuslerp", {"nuslerp_flatten": False})]
+    + [("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": True})],
+    ids=str,
+)
+def test_tables_of_many_tensors_come_in_one_download(name, switched, generator, monkeypatch):
+    jobs = make_jobs(name, generator, **switched)
     expected = alone(jobs)
     downloads = []
     # As on a GPU, whose tables are not on the host.
     monkeypatch.setattr(survey, "HOST", None)
-    monkeypatch.setattr(_sums, "download", lambda table: downloads.append(table) or (lambda: table.clone()))
+    monkeypatch.setattr(_download, "download", lambda table: downloads.append(table) or (lambda: table.clone()))
     merging._merge_windows([jobs], ahead=1)
     assert all(torch.equal(job.out, want) for job, want in zip(jobs, expected, strict=True))
     assert len(downloads) == 1
@@ -123,5 +129,19 @@ def test_tables_of_many_tensors_come_in_one_download(name, generator, monkeypatc
 
 def test_a_large_tensor_is_a_window_of_its_own(generator):
     jobs = make_jobs("linear", generator, sizes=[(10,), (5000,), (10,), (400,), (400,)])
-    windows = merging._windows(jobs, 3000)
+    windows = merging._windows(jobs, 3000, 9 << 20)
     assert [[len(job.out) for job in window] for window in windows] == [[10, 10, 400], [5000], [400]]
+
+
+def test_windows_whose_answers_are_waited_for_are_larger(generator):
+    """And what waits for nothing is never among them."""
+    sizes = [(10,), (5000,), (400,), (400,)]
+    jobs = [*make_jobs("model_stock", generator, sizes=sizes), *make_jobs("linear", generator, sizes=sizes)]
+    windows = merging._windows([jobs[i] for i in (0, 4, 1, 5, 2, 6, 3, 7)], 3000, 9 << 20)
+    found = [[(job.method.name, len(job.out)) for job in window] for window in windows]
+    assert found == [
+        [("model_stock", n) for n in (10, 5000, 400, 400)],
+        [("linear", 10), ("linear", 400)],
+        [("linear", 5000)],
+        [("linear", 400)],
+    ]

@@ -118,6 +118,11 @@ class InputTensor:
         return self.coded is None and not self.adapters and self.rounded is None
 
     @property
+    def as_stored(self) -> bool:
+        """True where the values are a range of bytes of the file at ``path``."""
+        return self.plain and self.gathered is None and self.made is None
+
+    @property
     def summed_dtype(self) -> DType:
         """Dtype of the values before they are rounded: with an adapter, the sum is kept in float32."""
         return float32 if self.adapters else self.dtype

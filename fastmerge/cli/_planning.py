@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,6 +102,7 @@ def planned_source(source: str, options: dict[str, Any], name: str = "<recipe>",
     """As ``planned``, of a path or text, with options in which mergekit's have been taken in."""
     silent = options["quiet"] or options["as_json"]
     phase("planning", silent)
+    _import_numpy()
     from ..recipe.pipeline import load_pipeline
 
     pipeline = load_pipeline(source, semantics=options.get("semantics"), seed=options.get("seed"), name=name)
@@ -111,6 +113,18 @@ def planned_source(source: str, options: dict[str, Any], name: str = "<recipe>",
     for text in dict.fromkeys(text for plan in plans for text in plan.notes):
         note(text, silent)
     return Planned(pipeline, plans, options, planning)
+
+
+def _import_numpy() -> None:
+    """Load numpy without the threads of its BLAS, which spin for 30 ms each when they start, and have no work here."""
+    name = "OPENBLAS_NUM_THREADS"
+    if name in os.environ:
+        return
+    os.environ[name] = "1"
+    try:
+        import numpy  # noqa: F401
+    finally:
+        del os.environ[name]  # the user's other programs and torch have their own
 
 
 def show_plans(found: Planned) -> None:

@@ -6,6 +6,7 @@ One process runs all commands, one after the other; the first that loads somethi
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -102,3 +103,18 @@ print([name for name in sys.modules if name.startswith("fastmerge.methods.") and
 """
     done = subprocess.run([sys.executable, "-c", check], cwd=place, capture_output=True, text=True, check=True)
     assert done.stdout == "['fastmerge.methods.linear']\n"
+
+
+def test_numpy_starts_no_threads(place):
+    check = """
+import os
+from fastmerge.cli import main
+try:
+    main(["check", "ties.yml", "--quiet"])
+except SystemExit as end:
+    print(end.code, len(os.listdir("/proc/self/task")), os.environ.get("OPENBLAS_NUM_THREADS"))
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    command = [sys.executable, "-c", check]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "0 1 None\n"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # That of csrc/arguments.h.
-INTERFACE = 8
+INTERFACE = 9
 
 ArrayTuple = tuple[int, int]
 TensorsTuple = tuple[list[int], list[int], int, int, int]

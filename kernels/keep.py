@@ -6,6 +6,7 @@ above ``threshold`` and, of the elements equal to it, those whose index is below
 A ``>=`` rule, as some tools use, is the boundary whose ``break_index`` is ``ALL_EQUAL``.
 
 A mask holds one bit per element of the whole tensor: element i is kept where bit ``i & 31`` of word ``i >> 5`` is set.
+Of a part it may hold only the words of that part, from an element on that is a multiple of 32.
 
 Magnitudes are compared as the float32 bits without the sign. All NaNs have one magnitude, just above
 infinity (their payloads differ between processors), so a NaN is the last to be trimmed away.
@@ -65,7 +66,8 @@ class Keep(NamedTuple):
     RULE_BAND:   (threshold, break) of the boundary that holds an element, then of the one that must not.
     RULE_RANDOM: Philox key (64 bit, as signed), model index, drop threshold; of a strided part (``keep_on_rows``) also
                  the global index of its first element.
-    RULE_MASK:   no integer; ``mask`` [mask_words(elements of the whole tensor)] int32, on the device of the deltas.
+    RULE_MASK:   0, 0, 0 and the global index of the first element of ``mask`` ([words] int32, on the device of the
+                 deltas).
 
     ``inside`` and ``outside`` stand for boundaries of RULE_BAND that only the device of the deltas knows. ``drawn``, of
     RULE_RANDOM, is a mask that norms fill in: see ``noting``; ``row`` and ``stride`` are the elements of a row, 0 where
@@ -104,10 +106,13 @@ class Keep(NamedTuple):
         return self if self.drawn is None else keep_masked(self.drawn)
 
     def integers(self) -> tuple[int, int, int, int, int]:
-        """Return the rule as compiled backends take it: ``a`` is the address of the mask and ``b`` counts its words."""
+        """Return the rule as compiled backends take it: ``a`` is the address of the mask and ``b`` counts its words.
+
+        Both are those of a mask that begins with the tensor.
+        """
         if self.mask is None:
             return self[:5]
-        return self.rule, self.mask.data_ptr(), self.mask.numel(), 0, 0
+        return self.rule, self.mask.data_ptr() - self.d // 8, self.mask.numel() + self.d // 32, 0, 0
 
 
 def keep_all() -> Keep:
@@ -148,9 +153,11 @@ def keep_on_rows(keep: Keep, start: int, row: int, stride: int) -> Keep:
     return keep._replace(d=start, row=row, stride=stride)
 
 
-def keep_masked(mask: Tensor) -> Keep:
-    """Keep the elements whose bit is set in ``mask``, int32 words of the whole tensor."""
-    return Keep(RULE_MASK, mask=mask)
+def keep_masked(mask: Tensor, first: int = 0) -> Keep:
+    """Keep the elements whose bit is set in ``mask``, int32 words of the tensor from element ``first`` on."""
+    if first < 0 or first % 32:
+        raise ValueError(f"first is {first}; expected a multiple of 32")
+    return Keep(RULE_MASK, d=first, mask=mask)
 
 
 def mask_words(numel: int) -> int:
@@ -174,7 +181,9 @@ def check_keeps(keeps: Sequence[Keep], tensors: Sequence[Tensor], offset: int) -
                     f"keeps[{k}] has a boundary on {boundary.rows.device}, tensors[{k}] is on {tensor.device}"
                 )
         if keep.rule == RULE_MASK:
-            _check_mask(f"keeps[{k}].mask", keep.mask, f"tensors[{k}]", tensor, offset)
+            if offset < keep.d and tensor.numel():
+                raise ValueError(f"keeps[{k}].mask begins with element {keep.d}; the first one here is {offset}")
+            _check_mask(f"keeps[{k}].mask", keep.mask, f"tensors[{k}]", tensor, offset - keep.d)
         if keep.drawn is not None:
             _check_mask(f"keeps[{k}].drawn", keep.drawn, f"tensors[{k}]", tensor, offset)
 
@@ -211,7 +220,7 @@ def kept(delta: Tensor, keep: Keep, offset: int) -> Tensor:
         return keep_mask(keep.a % 2**64, keep.b, keep.c, offset, delta.numel(), delta.device)
     if keep.rule == RULE_MASK:
         assert keep.mask is not None, "check_keeps refuses it"
-        return _unpacked(keep.mask, offset, delta.numel())
+        return _unpacked(keep.mask, offset - keep.d, delta.numel())
     bits = magnitude_bits(delta).to(torch.int64)
     index = torch.arange(offset, offset + delta.numel(), dtype=torch.int64, device=delta.device)
     inside = (bits > keep.a) | ((bits == keep.a) & (index < keep.b))

@@ -47,27 +47,31 @@ def rank_mask(
     epsilon: float,
     key: int,
     model: int,
+    offset: int = 0,
     backend: str | None = None,
 ) -> None:
     """Write the keep mask of one model's delta into ``mask``, one bit per element, for ``keep_masked``.
 
     Args:
-        mask:    [mask_words(n)] int32, overwritten; the bits beyond the last element are 0.
-        tensor:  n elements, whole, contiguous.
+        mask:    [mask_words(offset % 32 + n)] int32, overwritten, from element ``offset - offset % 32`` on; the bits
+                 before the first element and beyond the last are 0.
+        tensor:  n elements, contiguous: whole, or some slices of the outer dimension.
         base:    shaped like it, or None.
         rows:    (outer, length, inner), whose product is n; ranks are taken along ``length``, below 2**31.
         density: mean keep probability, 0 < density - epsilon and density + epsilon < 1.
         epsilon: half of the range of keep probabilities, >= 0.
         key:     64-bit key of the tensor (``tensor_key``).
         model:   index of the model among the non-base models, 0 <= model < 2**32.
+        offset:  global index of the first element, a multiple of ``length * inner``.
         backend: pin a backend; by default the fastest available on the device.
     Raises:
         ValueError: a shape or a number is wrong; the message names the argument and its value.
         BackendError: a pinned backend cannot run.
     """
     check_group([tensor], base)
-    words = mask_words(tensor.numel())
-    check_table("mask", mask, int32, (words,))
+    if offset < 0 or offset % max(1, rows[1] * rows[2]):
+        raise ValueError(f"offset is {offset}; expected the first element of a slice of {rows[1]} x {rows[2]}")
+    check_table("mask", mask, int32, (mask_words(offset % 32 + tensor.numel()),))
     if mask.device != tensor.device:
         raise ValueError(f"mask is on {mask.device}, tensor is on {tensor.device}")
     if math.prod(rows) != tensor.numel() or min(rows) < 0 or rows[1] >= 2**31:
@@ -81,7 +85,9 @@ def rank_mask(
         raise ValueError(f"key is {key} and model is {model}; expected 64 and 32 bits")
     if tensor.numel():
         first, step = _thresholds(rows[1], density, epsilon)
-        _rank_mask(mask, tensor, base, rows, first, step, key, model, backend=backend)
+        _rank_mask(mask, tensor, base, rows, first, step, key, model, offset, backend=backend)
+    elif mask.numel():
+        mask[:] = 0
 
 
 def _thresholds(length: int, density: float, epsilon: float) -> tuple[int, int]:
@@ -99,7 +105,7 @@ def _round32(probability: float) -> int:
 @operation("rank_mask", gpu=Order(("cuda",), "the only one"))
 def _rank_mask(
     mask: Tensor, tensor: Tensor, base: Tensor | None, rows: tuple[int, int, int], first: int, step: int, key: int,
-    model: int,
+    model: int, offset: int,
 ) -> None:  # fmt: skip
     import torch
 
@@ -108,26 +114,28 @@ def _rank_mask(
     positions = torch.arange(rows[1], device=order.device)[None, :, None].expand_as(order)
     ranks = torch.empty_like(order).scatter_(1, order, positions)
     thresholds = first - ((step * ranks + 2**30) >> 31)
-    mask.copy_(packed(random_words(key, model, 0, tensor.numel(), mask.device) >= thresholds.flatten()))
+    bits = torch.zeros(offset % 32 + tensor.numel(), dtype=torch.bool, device=mask.device)
+    bits[offset % 32 :] = random_words(key, model, offset, tensor.numel(), mask.device) >= thresholds.flatten()
+    mask.copy_(packed(bits))
 
 
 @_rank_mask.backend("cpu", probe=_native.why_no_cpu_extension)
 def _cpu(
     mask: Tensor, tensor: Tensor, base: Tensor | None, rows: tuple[int, int, int], first: int, step: int, key: int,
-    model: int,
+    model: int, offset: int,
 ) -> None:  # fmt: skip
     arrays = _native.arrays([tensor], base)
-    _native.cpu_extension().rank_mask(mask.data_ptr(), arrays, rows, first, step, key, model)
+    _native.cpu_extension().rank_mask(mask.data_ptr(), arrays, rows, first, step, key, model, offset)
 
 
 @_rank_mask.backend("cuda", probe=_cuda.why_unavailable)
 def _run_cuda(
     mask: Tensor, tensor: Tensor, base: Tensor | None, rows: tuple[int, int, int], first: int, step: int, key: int,
-    model: int,
+    model: int, offset: int,
 ) -> None:  # fmt: skip
     import torch
 
     arrays, stream, extension = _native.arrays([tensor], base), _cuda.stream(tensor), _cuda.extension()
     nbytes = extension.rank_workspace(rows[0] * rows[2], rows[1], stream)
     workspace = torch.empty(nbytes // 8, dtype=torch.int64, device=tensor.device)
-    extension.rank_mask(mask.data_ptr(), arrays, rows, first, step, key, model, workspace.data_ptr(), stream)
+    extension.rank_mask(mask.data_ptr(), arrays, rows, first, step, key, model, offset, workspace.data_ptr(), stream)

@@ -100,22 +100,23 @@ PYBIND11_MODULE(_cuda, m) {
     arc_weights(reinterpret_cast<float*>(weights), reinterpret_cast<const double*>(sums), places, stream(where));
   });
 
-  m.def("rank_mask",
-        [](Address mask, const TensorsTuple& tuple, const std::array<std::int64_t, 3>& shape, std::uint32_t first,
-           std::uint64_t step, std::uint64_t key, std::uint32_t model, Address workspace, const StreamTuple& where) {
-          need_gpu();
-          const Tensors inputs = inputs_of(tuple);
-          const RankJob job{reinterpret_cast<std::uint32_t*>(mask),
-                            inputs.tensors[0],
-                            inputs.base,
-                            shape[1],
-                            shape[2],
-                            first,
-                            step,
-                            key,
-                            model};
-          rank_mask(job, shape[0], reinterpret_cast<void*>(workspace), stream(where));
-        });
+  m.def("rank_mask", [](Address mask, const TensorsTuple& tuple, const std::array<std::int64_t, 3>& shape,
+                        std::uint32_t first, std::uint64_t step, std::uint64_t key, std::uint32_t model,
+                        std::int64_t offset, Address workspace, const StreamTuple& where) {
+    need_gpu();
+    const Tensors inputs = inputs_of(tuple);
+    const RankJob job{reinterpret_cast<std::uint32_t*>(mask),
+                      inputs.tensors[0],
+                      inputs.base,
+                      shape[1],
+                      shape[2],
+                      first,
+                      step,
+                      key,
+                      model,
+                      offset};
+    rank_mask(job, shape[0], reinterpret_cast<void*>(workspace), stream(where));
+  });
   m.def("rank_workspace", [](std::int64_t rows, std::int64_t length, const StreamTuple& where) {
     need_gpu();
     return rank_workspace(rows, length, where.first);

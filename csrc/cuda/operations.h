@@ -34,6 +34,7 @@ struct RankJob {
   std::uint32_t first;
   std::uint64_t step, key;
   std::uint32_t model;
+  std::int64_t offset;  // of the first element, where the tensor is some slices of one
 };
 
 // A float64 table [rows, columns] of partial sums.

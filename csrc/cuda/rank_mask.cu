@@ -8,7 +8,7 @@
 // twice where it fits, else in a workspace. Each warp owns a stretch of the row, so that places rise with positions.
 #include <algorithm>
 
-#include "vectors.h"
+#include "split.h"
 
 namespace fastmerge::cuda {
 namespace {
@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(kBinThreads) rank_bins_kernel(const __grid_con
   __shared__ unsigned undecided[kMostUndecided], count;
   const RankJob& job = p.job;
   const auto n = static_cast<unsigned>(job.length);
-  const std::int64_t index = std::int64_t{blockIdx.x} * job.length;
+  const std::int64_t index = job.offset + std::int64_t{blockIdx.x} * job.length;
   for (unsigned i = threadIdx.x; i <= kBins; i += kBinThreads) bins[i] = 0;
   if (threadIdx.x == 0) count = 0;
   const uint2 range = range_of(job, index, n);
@@ -249,7 +249,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp) rank_kernel(const __grid_co
   Pair* const pairs = p.workspace ? p.workspace + blockIdx.x * 2ull * n : storage;
   for (std::int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
     if (p.left && !p.left[row]) continue;
-    const std::int64_t index = row / job.inner * job.length * job.inner + row % job.inner;
+    const std::int64_t index = job.offset + row / job.inner * job.length * job.inner + row % job.inner;
     Pair *from = pairs, *to = pairs + n;
     if (threadIdx.x == 0) differing = 0;
     __syncthreads();
@@ -312,11 +312,16 @@ void rank_mask(const RankJob& job, std::int64_t outer, void* workspace, const St
   const std::string what = "rank_mask of " + std::to_string(rows) + " rows of " + std::to_string(job.length);
   {
     const OnDevice current(stream.device);
-    const std::size_t words = (rows * job.length + 31) / 32;
+    const std::size_t words = (job.offset % 32 + rows * job.length + 31) / 32;
     check(cudaMemsetAsync(job.mask, 0, words * sizeof *job.mask, static_cast<cudaStream_t>(stream.handle)), what);
   }
   char* const pairs = static_cast<char*>(workspace) + left_bytes(rows, job.length);
   Input input{job, rows, how.workspace ? reinterpret_cast<Pair*>(pairs) : nullptr, nullptr};
+  // Kernels are given the addresses of the whole tensor, and some rows of it.
+  input.job.mask -= job.offset / 32;
+  for (Array* const array : {&input.job.tensor, &input.job.base}) {
+    if (array->data) array->data = moved(array->data, array->dtype, -job.offset);
+  }
   if (job.inner == 1 && job.length >= kLeastBinned) {
     input.left = static_cast<unsigned*>(workspace);
     launch(what, stream, rank_bins_kernel, {static_cast<unsigned>(rows), kBinThreads}, input);

@@ -190,6 +190,11 @@ class Extended(Method):
     def takes_strips(self, group: Group) -> bool:
         return self.inner.takes_strips(group) and all(block.takes_strips(group) for block in self.blocks)
 
+    def by_slices(self, group: Group) -> range:
+        # Blocks that need the tensor whole ask for more.
+        own = self.scratch_bytes(group) != self.inner.scratch_bytes(group)
+        return range(0) if own else self.inner.by_slices(group)
+
     def together(self, group: Group) -> bool:
         return self.inner.scratch_bytes(group) is None and all(block.together(group) for block in self.blocks)
 

@@ -7,7 +7,8 @@ from collections.abc import Generator
 
 from ..kernels import NOTHING, Keep, keep_all, keep_top, mask_words, tensor_key
 from ..steps.method import Group, Method, Parameter
-from ..steps.survey import RankMasks, Survey
+from ..steps.rank_masks import RankMasks
+from ..steps.survey import Survey
 from ._sparse import INT8_MASK, LAMBDA, WEIGHT, density_parameter
 
 # Threads that rank rows at a time, at most, as far as memory goes: more of them take rows that are short.
@@ -31,7 +32,10 @@ def della_parameters(normalize: bool) -> tuple[Parameter, ...]:
 
 
 class RankedMethod(Method):
-    """A method that drops by rank: it takes whole tensors, since a mask is drawn of whole rows and then kept."""
+    """A method that drops by rank: it takes whole tensors, since a mask is drawn of whole rows and then kept.
+
+    Ranks of a mesh take slices of the first dimension, of which each is whole rows.
+    """
 
     base = "required"
     random = True
@@ -53,6 +57,9 @@ class RankedMethod(Method):
         cpu = 41 * rows + 8 * min(group.numel, 32 * rows) * (inner > 1)
         gpu = 16 * min(group.numel, max(length, 20 << 16)) * (length > 4096) + 4 * (group.numel // 512 + 1)
         return masks * 4 * mask_words(group.numel) + max(cpu, gpu)
+
+    def by_slices(self, group: Group) -> range:
+        return range(len(group.shape) > 1)
 
 
 def keep_by_rank(group: Group) -> Generator[Survey, list[Keep | None], list[Keep]]:

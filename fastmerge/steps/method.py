@@ -197,6 +197,13 @@ class Method(ABC):
         """
         return range(0)
 
+    def by_slices(self, group: Group) -> range:
+        """Return the first dimensions of a tensor that has to come whole along which ranks may cut it all the same.
+
+        What is asked of the whole tensor is asked of them together, and whole slices are all that each must hold.
+        """
+        return range(0)
+
     def together(self, group: Group) -> bool:
         """Return True when ranks that hold rows or columns of this matrix can merge it together: a ``PartedMerge``."""
         return False

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -51,6 +51,18 @@ class Source(Protocol):
 
     def reduce(self, state: np.ndarray) -> np.ndarray:
         """Add up ``state`` over everything that holds a part of the tensor; the identity in one process."""
+
+
+@runtime_checkable
+class Sliced(Source, Protocol):
+    """A source of which this process holds slices, and may be asked for chunks that others hold parts of."""
+
+    def masks(self, count: int, draw: Callable[[Chunk], Sequence[Tensor]]) -> tuple[list[Tensor], int]:
+        """Return masks of all that this process surveys or holds, and the element that they begin with.
+
+        ``draw`` makes ``count`` masks of a chunk of whole slices, from the multiple of 32 before its first element on.
+        A collective call.
+        """
 
 
 @dataclass(frozen=True)

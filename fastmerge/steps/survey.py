@@ -207,34 +207,6 @@ class Boundaries(Survey):
         return [kernels.SelectJob(source.tensors, source.base, survey.ranks) for survey, source in pairs]
 
 
-@dataclass(frozen=True)
-class RankMasks(Survey):
-    """Per delta, the rule that keeps its elements at random, those with a high rank in their row the likelier.
-
-    Of a whole tensor only; one read. The masks are ``kernels.rank_mask``'s, one bit per element, on the device of the
-    inputs. ``chances`` has (density, epsilon) per delta, or None for one that needs no mask, whose answer is None.
-    """
-
-    rows: tuple[int, int, int]
-    chances: Sequence[tuple[float, float] | None]
-    key: int
-
-    def run(self, source: Source) -> list[Keep | None]:
-        (chunk,) = source.chunks()
-        return [self._rule(chunk, model) for model in range(len(self.chances))]
-
-    def _rule(self, chunk: Chunk, model: int) -> Keep | None:
-        chance, tensor = self.chances[model], chunk.tensors[model]
-        if chance is None:
-            return None
-        density, epsilon = chance
-        mask = empty(tensor, int32, kernels.mask_words(tensor.numel()))
-        kernels.rank_mask(
-            mask, tensor, chunk.base, rows=self.rows, density=density, epsilon=epsilon, key=self.key, model=model
-        )  # fmt: skip
-        return kernels.keep_masked(mask)
-
-
 def grid_table(like: Tensor, columns: int) -> Tensor:
     """Return an uninitialized float64 table with one row per chunk of the grid that ``like`` covers."""
     return empty(like, float64, -(-like.numel() // GRID), columns)

@@ -11,11 +11,12 @@ import torch
 from fastmerge import kernels
 
 
-def _mask(tensor, rows, device, backend):
-    mask = torch.full((kernels.mask_words(tensor.numel()),), -7, dtype=torch.int32, device=device)
+def _mask(tensor, rows, device, backend, offset=0):
+    mask = torch.full((kernels.mask_words(offset % 32 + tensor.numel()),), -7, dtype=torch.int32, device=device)
     # Almost every probability occurs, so that almost every rank matters.
     kernels.rank_mask(
-        mask, tensor.to(device), None, rows=rows, density=0.5, epsilon=0.4999, key=2**63 + 5, model=1, backend=backend
+        mask, tensor.to(device), None, rows=rows, density=0.5, epsilon=0.4999, key=2**63 + 5, model=1, offset=offset,
+        backend=backend,
     )  # fmt: skip
     return mask.cpu()
 
@@ -53,3 +54,12 @@ def test_rows_that_bins_decide(device, generator, kind, density, epsilon):
         )  # fmt: skip
         masks.append(mask.cpu())
     assert torch.equal(*masks)
+
+
+@pytest.mark.parametrize("rows", [(40, 7, 1), (3, 2100, 1), (2, 4097, 1), (2, 300, 5)])
+def test_slices(device, generator, rows):
+    """Some slices of a larger tensor, from an element on that is beyond 2**33 and no multiple of 8."""
+    tensor, size = torch.randn(rows, generator=generator).flatten(), rows[1] * rows[2]
+    for offset in (3 * size, 2**33 // size * size + size):
+        expected = _mask(tensor, rows, torch.device("cpu"), "reference", offset)
+        assert torch.equal(_mask(tensor, rows, device, "cuda", offset), expected)

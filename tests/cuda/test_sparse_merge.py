@@ -92,6 +92,20 @@ def test_masks_at_any_bit(device, make, offset, numel):
     _check(device, B, base, tensors, "m", offset)
 
 
+@pytest.mark.parametrize("offset", [32, 96 + 8, 2**33 + 45])
+def test_masks_that_begin_with_a_part(device, generator, offset):
+    base, tensor = torch.zeros(515), torch.ones(515)
+    words = torch.randint(-(2**31), 2**31, (18,), generator=generator).int()
+    outs = []
+    for where, backend in (("cpu", "reference"), (device, "cuda")):
+        rule = kernels.keep_masked(words.to(where), offset - offset % 32)
+        outs.append(torch.full_like(base, torch.nan, device=where))
+        kernels.sparse_merge(
+            outs[-1], base.to(where), [tensor.to(where)], factors=[1.0], keeps=[rule], offset=offset, backend=backend
+        )  # fmt: skip
+    assert torch.equal(outs[1].cpu(), outs[0])
+
+
 @pytest.mark.parametrize("dtypes", [[F, F, F], [H, H, H], [B, F, H], [F, B, B]], ids=str)
 @pytest.mark.parametrize("out_dtype", [B, F, H], ids=str)
 def test_dtypes(device, make, dtypes, out_dtype):

@@ -79,6 +79,38 @@ def test_long_rows_of_any_magnitudes(variant, kind, epsilon, generator):
             assert torch.equal(columns, draw(tensor.t().contiguous(), (1, 9001, 3), 0.5, epsilon))
 
 
+@pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.label)
+@pytest.mark.parametrize("rows", [(7, 13, 1), (5, 3000, 1), (4, 7, 5), (3, 9, 40)])
+def test_slices_are_drawn_as_in_the_whole(variant, rows, generator):
+    """Also where the tensor begins beyond 2**32 elements of a larger one."""
+    outer, length, inner = rows
+    size, numel = length * inner, outer * length * inner
+    tensor = torch.randint(-9, 10, (numel,), generator=generator).float()
+    base = torch.randn(numel, generator=generator).bfloat16()
+
+    def draw_slices(begin, end, far):
+        offset = far + begin * size
+        mask = blank(mask_words(offset % 32 + (end - begin) * size), dtype=torch.int32)
+        part = slice(begin * size, end * size)
+        rank_mask(
+            mask, tensor[part], base[part], rows=(end - begin, length, inner), density=0.5, epsilon=0.3, key=KEY,
+            model=1, offset=offset,
+        )  # fmt: skip
+        every = bits_of(mask, 32 * len(mask))
+        found = every[offset % 32 :][: (end - begin) * size]
+        assert every.sum() == found.sum()  # no bit beside those of the elements
+        rule = kernels.keep_masked(mask, offset - offset % 32)
+        assert torch.equal(kept(torch.zeros(len(found)), rule, offset), found)
+        return found
+
+    for far in (0, 2**33 // size * size):
+        with kernels.use_backend("reference"):
+            whole = draw_slices(0, outer, far)
+        with variant.active():
+            for begin, end in ((0, outer), (1, outer), (1, 2), (outer - 1, outer), (2, 2)):
+                assert torch.equal(draw_slices(begin, end, far), whole[begin * size : end * size])
+
+
 def test_probability_is_linear_in_the_rank():
     """Of 4000 rows, sixteenths of the ranks are kept as often as the formula says, within five standard deviations."""
     rows, length, density, epsilon = 4000, 256, 0.4, 0.3
@@ -104,6 +136,7 @@ def test_arguments():
         ({"density": 0.9}, r"density is 0\.9 and epsilon is 0\.1; .*density \+ epsilon < 1"),
         ({"epsilon": -0.1}, r"epsilon is -0\.1; expected epsilon >= 0"),
         ({"density": float("nan")}, "density is nan"),
+        ({"offset": 8}, "offset is 8; expected the first element of a slice of 16 x 1"),
         ({"key": 2**64}, "key is 18446744073709551616 and model is 0; expected 64 and 32 bits"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -171,6 +171,24 @@ def test_parts_of_a_mask(offset, generator):
         assert torch.equal(out, bits), variant.label
 
 
+@pytest.mark.parametrize("first", [32, 2**33])
+def test_masks_that_begin_with_a_part(first, generator):
+    words = random_words(kernels.mask_words(3000 + 45), generator)
+    bits = torch.tensor([words[i >> 5].item() >> (i & 31) & 1 for i in range(45, 3045)]).float()
+    for variant in EVERY:
+        out = blank(3000)
+        with variant.active():
+            rule = kernels.keep_masked(words, first)
+            sparse_merge(out, torch.zeros(3000), [torch.ones(3000)], factors=[1.0], keeps=[rule], offset=first + 45)
+        assert torch.equal(out, bits), variant.label
+    with pytest.raises(ValueError, match=f"mask begins with element {first}; the first one here is {first - 1}"):
+        sparse_merge(out, out, [out], factors=[1.0], keeps=[rule], offset=first - 1)
+    with pytest.raises(ValueError, match="mask has 96 words; the last element here needs 97"):
+        sparse_merge(out, out, [out], factors=[1.0], keeps=[rule], offset=first + 96)
+    with pytest.raises(ValueError, match="first is 31; expected a multiple of 32"):
+        kernels.keep_masked(words, 31)
+
+
 def test_masks_are_checked():
     out, words = torch.zeros(64), torch.zeros(2, dtype=torch.int32)
     for mask, offset, message in [

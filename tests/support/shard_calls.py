@@ -118,6 +118,19 @@ def how_matrices_are_merged_is_logged(mesh, rank, states):
     assert bool(lines) == (rank == 0) and all(re.fullmatch(words, line) for line in lines), lines
 
 
+def masks_by_rank_are_made_of_local_rows(mesh, rank, states):
+    """Rows are dealt out only where they are cut."""
+    states = [{name: state[name] for name in ("wide", "box", "row")} for state in states]
+    for placement, line in (
+        (Shard(0), "merged where they lie, since ranks hold whole rows of them: wide .. row (3 tensors)"),
+        (Shard(1), "dealt out to 2 ranks, each merged whole by one: wide .. row (3 tensors); wide takes its rank "),
+    ):
+        base, *tuned = (sharded(state, mesh, (placement,)) for state in states)
+        with logged() as lines:
+            fastmerge.merge_(base, tuned, method="della", weight=0.5, density=0.4)
+        assert len(lines) == (rank == 0) and all(found.startswith(line) for found in lines), lines
+
+
 @contextlib.contextmanager
 def logged():
     """The lines that are logged meanwhile."""
@@ -137,6 +150,7 @@ ON_A_PLANE = (copies_count_once_together,)
 CASES = (
     matrices_too_large_for_a_rank_are_merged_together,
     how_matrices_are_merged_is_logged,
+    masks_by_rank_are_made_of_local_rows,
     functions_take_shards,
     buffers_are_copied_and_ties_kept,
     modules_are_fully_sharded,

@@ -105,10 +105,12 @@ def test_stored_masks(device, make, same_bits, operation, offset):
     """Masks end with the last element; norms start on the grid."""
     offset = offset if operation == "sparse_merge" else 16384 * (offset > 0)
     base, tensors = make(2051, [B, B, F, B])
-    words = torch.arange(kernels.mask_words(offset + 2051), dtype=torch.int32) * 0x6C078965
+    first = offset // 32 * 32  # of a mask of the part alone
+    words = torch.arange(kernels.mask_words(offset - first + 2051), dtype=torch.int32) * 0x6C078965
     results = []
     for there, backend in ((torch.device("cpu"), "reference"), (device, "triton")):
-        keeps = [kernels.keep_masked(words.to(there)), kernels.keep_all(), kernels.keep_masked(~words.to(there))]
+        masks = [kernels.keep_masked(some.to(there), first) for some in (words, ~words)]
+        keeps = [masks[0], kernels.keep_all(), masks[1]]
         models, start = [t.to(there) for t in tensors], base.to(there)
         if operation == "sparse_merge":
             out = torch.full_like(start, torch.nan)

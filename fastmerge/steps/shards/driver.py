@@ -37,6 +37,8 @@ def merge_shards(jobs: Sequence[ShardJob], ranks: Ranks, agreement: Agreement) -
     dealt = [job for job in at_once if not job.together] + uncertified
     if ranks.position == 0:
         _tell(dealt, together, uncertified, len(ranks))
+        if sliced := [job for job in jobs if job.by_slices]:
+            _LOG.info("merged where they lie, since ranks hold whole rows of them: %s", named(sliced))
     merge_dealt(dealt, ranks, agreement)
     _merge_by_parts([job for job in jobs if not job.at_once], ranks, agreement)
 

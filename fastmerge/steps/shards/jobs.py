@@ -45,7 +45,13 @@ class ShardJob:
     @property
     def at_once(self) -> bool:
         """True when the method takes no part of the tensor: it is dealt to a rank, which merges it whole."""
-        return self.method.scratch_bytes(self.group) is not None
+        return self.method.scratch_bytes(self.group) is not None and not self.by_slices
+
+    @property
+    def by_slices(self) -> bool:
+        """True when a tensor that has to come whole is cut between slices of which each rank merges its own."""
+        cut = self.layout.cut
+        return bool(cut) and cut <= set(self.method.by_slices(self.group))
 
     @property
     def apart(self) -> bool:

@@ -14,6 +14,7 @@ from ..source import Chunk
 from .cuts import Fragments, cut
 from .jobs import ShardJob
 from .lockstep import Add
+from .masks import Draw, sliced_masks
 from .ranks import Agreement, Ranks
 
 
@@ -22,8 +23,9 @@ class ShardSource:
 
     whole = False
 
-    def __init__(self, numel: int, chunks: Sequence[Chunk], add: Add):
-        self.numel = numel
+    def __init__(self, job: ShardJob, chunks: Sequence[Chunk], add: Add):
+        self.numel = job.group.numel
+        self._job = job
         self._chunks = sorted(chunks, key=lambda chunk: chunk.offset)
         self._add = add
 
@@ -40,6 +42,9 @@ class ShardSource:
 
     def reduce(self, state: np.ndarray) -> np.ndarray:
         return self._add(state)
+
+    def masks(self, count: int, draw: Draw) -> tuple[list[Tensor], int]:
+        return sliced_masks(self._job, count, draw, self._add)
 
 
 def put_together(ranks: Ranks, agreement: Agreement, jobs: Sequence[ShardJob]) -> list[list[Chunk]]:

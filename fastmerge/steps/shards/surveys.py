@@ -45,7 +45,7 @@ def _survey(
     """Return what is asked of each tensor."""
 
     def asked(job: ShardJob, chunks: Sequence[Chunk], add: Add) -> T:
-        return ask(job, ShardSource(job.group.numel, chunks, add))
+        return ask(job, ShardSource(job, chunks, add))
 
     ranks.doing = f"surveying {named(window)}"
     sources = put_together(ranks, agreement, window)

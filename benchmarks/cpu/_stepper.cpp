@@ -65,11 +65,11 @@ extern "C" bool arm(void* function, std::uint32_t* table, std::uintptr_t begin, 
   return true;
 }
 
-// Undoes the above, and returns whether a call was executed to its end meanwhile.
-extern "C" bool disarm() {
+// Undoes the above, and returns how far a call came meanwhile.
+extern "C" int disarm() {
   if (state == kArmed) *entry = replaced;
   sigaction(SIGTRAP, &before, nullptr);
-  const bool counted = state == kReturned;
+  const int reached = state;
   state = kIdle;
-  return counted;
+  return reached;
 }

@@ -22,6 +22,13 @@ from fastmerge.kernels import _native
 
 from .code import Library
 
+# States of _stepper.cpp.
+ARMED, STEPPING = 1, 2
+
+
+class CannotStep(RuntimeError):
+    """Why a system lets nobody step through its processes."""
+
 
 def why_not() -> str | None:
     """Return why instructions cannot be counted here, or None."""
@@ -41,7 +48,7 @@ class Stepper:
             subprocess.run(["g++", "-std=c++17", "-O1", "-shared", "-fPIC", source, "-o", helper], check=True)
             self._helper = ctypes.CDLL(str(helper))
         self._helper.arm.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
-        self._helper.arm.restype = self._helper.disarm.restype = ctypes.c_bool
+        self._helper.arm.restype = ctypes.c_bool
         self._library = library
         self._begin = library.loaded_at()
 
@@ -53,13 +60,13 @@ class Stepper:
         counts = torch.zeros(self._library.code_end, dtype=torch.int32)
         entry = self._begin + self._library.entry(isa, loop)
         if not self._helper.arm(entry, counts.data_ptr(), self._begin, len(counts)):
-            raise RuntimeError("this system allows no breakpoint in machine code")
+            raise CannotStep("this system allows no breakpoint in machine code")
         try:
             call()
         finally:
-            returned = self._helper.disarm()
-        if not returned:
-            raise RuntimeError(
-                f"{loop} was not stepped through: this system passes no trap on, or the loop did not run"
-            )
+            reached = self._helper.disarm()
+        if reached == ARMED:
+            raise RuntimeError(f"the {loop} of {isa} was not called")
+        if reached == STEPPING:
+            raise CannotStep("this system passes no traps of single steps on")
         return counts

@@ -11,7 +11,7 @@ from benchmarks import limits
 from benchmarks.cpu import compiled
 from benchmarks.cpu.code import Library, cycles, parse
 from benchmarks.cpu.compiled import Case
-from benchmarks.cpu.stepping import Stepper, why_not
+from benchmarks.cpu.stepping import CannotStep, Stepper, why_not
 from fastmerge.kernels import _native
 
 CASE = Case("weighted_sum", 3, torch.bfloat16, based=False)
@@ -64,8 +64,44 @@ def test_counts_are_exact_and_within_their_limits():
             assert found.instructions % pairs == 0
             widest[isa] = found.instructions
             assert limits.checked([found], library.compiler())[0].faults == ()
+    except CannotStep as error:
+        pytest.skip(str(error))
     finally:
         extension.set_isa("auto")
     assert sorted(widest.values(), reverse=True) == [widest[isa] for isa in extension.available_isas()]
     # A vector of float32 takes three products, two additions, and half of three loads and a store.
     assert all(7 * compiled.PER * 4 // compiled.ISAS[isa] <= count for isa, count in widest.items())
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_what_is_not_counted_is_said(monkeypatch, capsys):
+    def refuse(*arguments):
+        raise CannotStep("traps are not passed on")
+
+    monkeypatch.setattr(compiled, "count", refuse)
+    monkeypatch.setattr("sys.argv", ["compiled", "--isa", "baseline"])
+    threads = _native.cpu_extension().get_threads()
+    try:
+        assert compiled.main() == 0
+    finally:
+        _native.cpu_extension().set_threads(threads)
+        _native.cpu_extension().set_isa("auto")
+    assert capsys.readouterr().out == "instructions of the CPU loops are not counted: traps are not passed on\n"
+    monkeypatch.setattr("sys.argv", ["compiled", "gramm"])
+    with pytest.raises(SystemExit):
+        compiled.main()
+    assert "no such loop: gramm; there are all_finite, cell_digests" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_a_loop_that_is_not_called_is_an_error():
+    extension = _native.cpu_extension()
+    stepper = Stepper(Library(Path(extension.__file__)))
+    with pytest.raises(RuntimeError, match="the gram of baseline was not called"):
+        stepper.count("baseline", "gram", lambda: None)
+    # The breakpoint is gone.
+    extension.set_isa("baseline")
+    try:
+        compiled.Case("gram", 1, torch.float32).call(8)()
+    finally:
+        extension.set_isa("auto")

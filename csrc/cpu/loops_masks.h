@@ -9,14 +9,16 @@ namespace {
 // Elements of a tile of masks or float32 values: small enough that those of eight models stay in the second-level
 // cache.
 constexpr std::size_t kTile = 1024;
-// A random mask starts at a multiple of 8 elements and is made in twice 8 elements per 64-bit lane; a stored one starts
+// A random mask starts at a multiple of 8 elements and is made in steps of HalfWords::kStep; a stored one starts
 // and ends at a multiple of 32.
-constexpr std::size_t kMaskSize = kTile + 32 + 16 * kDoubles;
+constexpr std::size_t kMaskSize = kTile + 32 + 32 * kDoubles;
 
 // The 16-bit random numbers of stream 0, for groups of 8 elements per 64-bit lane.
 class HalfWords {
  public:
-  static constexpr int kElements = 8 * kDoubles;
+  // Groups that are made side by side, since each waits for its own products; as many as there are registers for.
+  static constexpr int kGroups = kBytes == 64 ? 4 : 2;
+  static constexpr int kStep = kGroups * 8 * kDoubles;  // elements
 
   HalfWords(std::uint64_t key, std::uint32_t model) : model_(model) {
     // Even lanes take the first half of the blocks of a group, odd lanes the second, so that joining the words of a
@@ -34,30 +36,35 @@ class HalfWords {
     early_[2] = U64{} + of_key;
   }
 
-  // Calls f(block, halves) for two groups at a time, in the order of their elements, from a block on up to `last`.
+  // Calls f(block, halves) for kGroups groups at a time, in the order of their elements, from a block on up to `last`,
+  // and between() in every round of theirs: work that waits for other things.
+  template <class Function, class Between>
+  FASTMERGE_INLINE_MEMBER void each(std::uint64_t block, std::uint64_t last, Function f, Between between) const {
+    (last + kGroups * kDoubles) >> 32 ? each_from<0>(block, last, f, between)
+                                      : each_from<kEarly>(block, last, f, between);
+  }
+
   template <class Function>
   FASTMERGE_INLINE_MEMBER void each(std::uint64_t block, std::uint64_t last, Function f) const {
-    (last + 2 * kDoubles) >> 32 ? each_from<0>(block, last, f) : each_from<kEarly>(block, last, f);
+    each(block, last, f, [] {});
   }
 
  private:
   // Of the counters of blocks below 2^32 three words are the same, and so is half of what the first two rounds make.
   static constexpr int kEarly = 2;
 
-  template <int kRound, class Function>
-  FASTMERGE_INLINE_MEMBER void each_from(std::uint64_t block, std::uint64_t last, Function f) const {
-    for (; block < last; block += 2 * kDoubles) {
-      // Side by side, since one waits for its own products.
-      U64 a[4], b[4];
-      start<kRound>(a, block);
-      start<kRound>(b, block + kDoubles);
+  template <int kRound, class Function, class Between>
+  FASTMERGE_INLINE_MEMBER void each_from(std::uint64_t block, std::uint64_t last, Function f, Between between) const {
+    for (; block < last; block += kGroups * kDoubles) {
+      U64 words[kGroups][4];
+      for (int group = 0; group < kGroups; ++group) start<kRound>(words[group], block + group * kDoubles);
+#pragma GCC unroll 1
       for (int round = kRound; round < kPhiloxRounds; ++round) {
-        philox_round<U64>(a, keys_[round][0], keys_[round][1]);
-        philox_round<U64>(b, keys_[round][0], keys_[round][1]);
+        for (U64(&word)[4] : words) philox_round<U64>(word, keys_[round][0], keys_[round][1]);
+        between();
       }
-      H halves[4];
-      join(a, halves[0], halves[1]);
-      join(b, halves[2], halves[3]);
+      H halves[2 * kGroups];
+      for (int group = 0; group < kGroups; ++group) join(words[group], halves[2 * group], halves[2 * group + 1]);
       f(block, halves);
     }
   }
@@ -100,20 +107,19 @@ const std::uint16_t* random_mask(std::uint16_t* mask, const Keep& keep, std::uin
     return result;
   }
   const HalfWords words(key, model);
-  constexpr int kStep = 2 * HalfWords::kElements;
   const H high = H{} + static_cast<std::uint16_t>(drop_high);
   const std::uint64_t last = (index + n + 7) >> 3;
-  words.each(index >> 3, last, [&](std::uint64_t block, const H(&halves)[4]) {
+  words.each(index >> 3, last, [&](std::uint64_t block, const H(&halves)[2 * HalfWords::kGroups]) {
     std::uint16_t* const out = mask;
-    mask += kStep;
-    for (int j = 0; j < 4; ++j) store_as(out + 2 * kWidth * j, halves[j] >= high);
+    mask += HalfWords::kStep;
+    for (int j = 0; j < 2 * HalfWords::kGroups; ++j) store_as(out + 2 * kWidth * j, halves[j] >= high);
     if ((drop & 0xFFFFu) == 0) return;
     S undecided{};
-    for (int j = 0; j < 4; ++j) undecided |= (S)(halves[j] == high);
+    for (const H& half : halves) undecided |= (S)(half == high);
     if (mask_bits(undecided != 0) == 0) return;
-    std::uint16_t stored[kStep];
+    std::uint16_t stored[HalfWords::kStep];
     std::memcpy(stored, halves, sizeof stored);
-    for (int i = 0; i < kStep; ++i) {
+    for (int i = 0; i < HalfWords::kStep; ++i) {
       if (stored[i] == drop_high && !keeps_element(stored[i], drop, key, model, (block << 3) + i)) out[i] = 0;
     }
   });

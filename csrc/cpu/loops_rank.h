@@ -7,15 +7,19 @@ namespace fastmerge::cpu {
 namespace {
 
 // The high halves of the random words of the elements index .. index + n - 1; returns the first. `out` holds n + 8
-// elements and twice HalfWords::kElements.
-const std::uint16_t* random_halves(std::uint16_t* out, const HalfWords& words, std::uint64_t index, std::size_t n) {
+// elements and a step more. Calls between() in every round, and then() after every step.
+template <class Between, class Then>
+FASTMERGE_INLINE const std::uint16_t* random_halves(std::uint16_t* out, const HalfWords& words, std::uint64_t index,
+                                                    std::size_t n, Between between, Then then) {
   const std::uint16_t* const result = out + (index & 7);
-  words.each(index >> 3, (index + n + 7) >> 3, [&](std::uint64_t, const H(&halves)[4]) {
+  const auto step = [&](std::uint64_t, const H(&halves)[2 * HalfWords::kGroups]) {
     for (const H& half : halves) {
       store_as(out, half);
-      out += 2 * kWidth;
+      out += kHalves;
     }
-  });
+    then();
+  };
+  words.each(index >> 3, (index + n + 7) >> 3, step, between);
   return result;
 }
 
@@ -34,88 +38,93 @@ void write_row(std::uint32_t* words, std::uint64_t index, const std::uint32_t* b
   for (std::size_t i = whole * 32; i < n; i += 32) set_bits(words, index + i, bits[i / 32]);
 }
 
-// Writes the magnitudes of the deltas begin .. begin + n - 1, and zeros up to a whole vector; returns the largest.
-std::int32_t row_keys(std::int32_t* keys, Array tensor, Array base, std::size_t begin, std::size_t n) {
-  S top{};
-  const auto add = [&](std::size_t i, F delta) {
-    const S key = canonical_bits(magnitude_bits(delta));
-    top = key > top ? key : top;
-    store_as(keys + i, key);
-  };
-  std::size_t at = 0;
-  if (base.data && base.dtype == tensor.dtype) {
-    with_type(base.dtype, [&](auto* type) {
-      const auto* const x = static_cast<decltype(type)>(tensor.data) + begin;
-      const auto* const y = static_cast<decltype(type)>(base.data) + begin;
-      for (; at + kWidth <= n; at += kWidth) {
-        prefetch(x + at);
-        prefetch(y + at);
-        add(at, load(x + at) - load(y + at));
-      }
-    });
-  }
-  float tile[kTile];
-  for (; at < n; at += kTile) {
-    const std::size_t size = std::min(kTile, n - at);
-    deltas(tile, tensor, base, begin + at, begin + at + size);
-    for (std::size_t i = 0; i < size; i += kWidth) add(at + i, load(tile + i));
-  }
-  std::int32_t lanes[kWidth];
-  store_as(lanes, top);
-  return *std::max_element(lanes, lanes + kWidth);
+// Asks for n elements that are read a row later: in time, and not all at once.
+__attribute__((noinline)) void fetch(Array array, std::size_t begin, std::size_t n) {
+  if (!array.data) return;
+  const std::size_t size = array.dtype == kFloat32 ? 4 : 2;
+  const char* const data = static_cast<const char*>(array.data) + begin * size;
+  for (std::size_t i = 0; i < n * size; i += 64) __builtin_prefetch(data + i, 0, 2);
 }
 
+// The random numbers of a row whose elements are counted meanwhile, and the next row of `next` elements asked for. Not
+// inlined: among more values those of Philox would not stay in registers.
+template <class Count>
+__attribute__((noinline)) const std::uint16_t* draw_and_count(std::uint16_t* out, const HalfWords& random,
+                                                              Ranker<Count>& ranker, const RankRows& rows,
+                                                              std::size_t index, std::size_t next) {
+  std::size_t fetched = 0;
+  const auto then = [&] {
+    ranker.count_on();
+    const std::size_t size = std::min<std::size_t>(HalfWords::kStep, next - fetched);
+    fetch(rows.tensor, index + rows.length + fetched, size);
+    fetch(rows.base, index + rows.length + fetched, size);
+    fetched += size;
+  };
+  return random_halves(out, random, index, rows.length, [&] { ranker.count_some(); }, then);
+}
+
+template <class Count>
 void rank_rows(std::uint32_t* words, const RankRows& rows, std::size_t first_row, std::size_t last_row) {
   const std::size_t n = rows.length;
-  Ranker ranker(rows);
+  Ranker<Count> ranker(rows);
   const HalfWords random(rows.key, rows.model);
-  std::vector<std::int32_t> keys(n + kRowSlack);
-  std::vector<std::uint16_t> storage(n + 8 + kRowSlack + 2 * HalfWords::kElements);
-  std::vector<std::uint32_t> bits(n / 32 + 1);
+  Lines<std::uint16_t> keys(n + kRowSlack);
+  Lines<std::uint16_t> storage(n + 8 + kRowSlack + HalfWords::kStep);
+  std::vector<std::uint32_t> bits(n / 32 + 2);
   for (std::size_t row = first_row; row < last_row; ++row) {
     const std::size_t index = row * n;
-    const std::int32_t top = row_keys(keys.data(), rows.tensor, rows.base, index, n);
-    ranker.run(bits.data(), {keys.data(), top}, random_halves(storage.data(), random, index, n), index);
+    const H tops = row_keys(keys.data(), H{}, rows.tensor, rows.base, index, n);
+    ranker.begin(keys.data(), largest_lane(tops), large_lane(tops) + kOctave);
+    const std::uint16_t* const halves =
+        draw_and_count(storage.data(), random, ranker, rows, index, row + 1 < last_row ? n : 0);
+    ranker.decide(bits.data(), halves, index);
     write_row(words, index, bits.data(), n);
   }
 }
 
 // Columns of tensors with inner > 1, kRankColumns at a time: unit u is block u % blocks of slab u / blocks.
+template <class Count>
 void rank_columns(std::uint32_t* words, const RankRows& rows, std::size_t first_unit, std::size_t last_unit) {
   const std::size_t n = rows.length, blocks = (rows.inner + kRankColumns - 1) / kRankColumns, pitch = n + kRowSlack;
-  Ranker ranker(rows);
+  const std::size_t row_words = n / 32 + 2;
+  Ranker<Count> ranker(rows);
   const HalfWords random(rows.key, rows.model);
-  std::int32_t magnitudes[kRankColumns + kPair], tops[kRankColumns];
-  std::uint16_t storage[kRankColumns + 8 + 2 * HalfWords::kElements];
-  std::vector<std::int32_t> keys(kRankColumns * pitch);
-  std::vector<std::uint16_t> halves(kRankColumns * pitch);
-  std::vector<std::uint32_t> bits(kRankColumns * (n / 32 + 1));
+  std::uint16_t across[kRankColumns + kRowSlack], tops[kRankColumns];
+  std::uint16_t storage[kRankColumns + 8 + HalfWords::kStep];
+  Lines<std::uint16_t> keys(kRankColumns * pitch), halves(kRankColumns * pitch);
+  std::vector<std::uint32_t> bits(kRankColumns * row_words);
   for (std::size_t unit = first_unit; unit < last_unit; ++unit) {
     const std::size_t column = unit % blocks * kRankColumns, start = unit / blocks * n * rows.inner + column;
     const std::size_t width = std::min(kRankColumns, rows.inner - column);
+    std::fill_n(tops, width, 0);
     for (std::size_t j = 0; j < n; ++j) {
       const std::size_t index = start + j * rows.inner;
-      row_keys(magnitudes, rows.tensor, rows.base, index, width);
-      const std::uint16_t* const drawn = random_halves(storage, random, index, width);
+      row_keys(across, H{}, rows.tensor, rows.base, index, width);
+      const std::uint16_t* const drawn = random_halves(storage, random, index, width, [] {}, [] {});
       for (std::size_t c = 0; c < width; ++c) {
-        keys[c * pitch + j] = magnitudes[c];
-        tops[c] = j == 0 ? magnitudes[c] : std::max(tops[c], magnitudes[c]);
+        keys[c * pitch + j] = across[c];
+        tops[c] = std::max(tops[c], across[c]);
         halves[c * pitch + j] = drawn[c];
       }
     }
     for (std::size_t c = 0; c < width; ++c) {
-      ranker.run(&bits[c * (n / 32 + 1)], {&keys[c * pitch], tops[c]}, &halves[c * pitch], start + c);
+      ranker.begin(&keys[c * pitch], tops[c], tops[c]);
+      ranker.decide(&bits[c * row_words], &halves[c * pitch], start + c);
     }
     for (std::size_t j = 0; j < n; ++j) {
       std::uint32_t word = 0;
-      for (std::size_t c = 0; c < width; ++c) word |= (bits[c * (n / 32 + 1) + j / 32] >> (j % 32) & 1u) << c;
+      for (std::size_t c = 0; c < width; ++c) word |= (bits[c * row_words + j / 32] >> (j % 32) & 1u) << c;
       set_bits(words, start + j * rows.inner, word);
     }
   }
 }
 
 void rank_mask(std::uint32_t* words, const RankRows& rows, std::size_t begin, std::size_t end) {
-  (rows.inner == 1 ? rank_rows : rank_columns)(words, rows, begin, end);
+  const bool small = rows.length <= 0xFFFF;
+  const auto loop = rows.inner == 1 ? small ? rank_rows<std::uint16_t> : rank_rows<std::uint32_t>
+                    : small         ? rank_columns<std::uint16_t>
+                                    : rank_columns<std::uint32_t>;
+  loop(words, rows, begin, end);
 }
 
 }  // namespace

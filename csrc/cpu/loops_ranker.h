@@ -1,28 +1,52 @@
 // The mask of one row by rank. Part of loops.h; contract: kernels/rank_mask.py.
 //
-// Few elements need their rank. A histogram of a row's magnitudes bounds the ranks of a bucket, hence the drop
-// thresholds in it; the random number of an element mostly lies outside of these bounds. Only what is left undecided is
-// ranked in its bucket.
+// Few elements need their rank. A histogram of a row's keys bounds the ranks of a bucket, hence the drop thresholds in
+// it; the random number of an element mostly lies outside of these bounds. Only what is left undecided is ranked in its
+// bucket.
 #pragma once
 
 #include "loops_buckets.h"
+#include "loops_ranks.h"
 
 namespace fastmerge::cpu {
 namespace {
 
+// Appends the positions of the bits that are set. Without a branch for few, which come in any number.
+FASTMERGE_INLINE std::size_t append_bits(std::uint32_t* list, std::size_t at, std::uint64_t bits) {
+  constexpr int kOften = 3;
+  const int count = __builtin_popcountll(bits);
+  for (int i = 0; i < kOften; ++i, bits &= bits - 1)
+    list[i] = static_cast<std::uint32_t>(at) + static_cast<std::uint32_t>(__builtin_ctzll(bits));
+  for (int i = kOften; i < count; ++i, bits &= bits - 1)
+    list[i] = static_cast<std::uint32_t>(at) + static_cast<std::uint32_t>(__builtin_ctzll(bits));
+  return static_cast<std::size_t>(count);
+}
+
 // The masks of rows of one length, one row at a time.
+template <class Count>
 class Ranker {
  public:
-  explicit Ranker(const RankRows& rows)
-      : rows_(rows), n_(rows.length), buckets_(rows), open_(n_ + kRowSlack), undecided_(n_ + kRowSlack) {}
+  explicit Ranker(const RankRows& rows) : rows_(rows), n_(rows.length), buckets_(rows), open_(n_ + kRowSlack) {}
 
-  // Writes the bits of a row. halves: of the random words, readable for kRowSlack more elements. Element j has the
+  // Begins with a row, whose keys it overwrites: see Buckets.
+  void begin(std::uint16_t* keys, std::size_t largest, std::size_t most) {
+    keys_ = keys;
+    if (n_ > kShort) buckets_.begin(keys, largest, most);
+  }
+  // May be called meanwhile: see Buckets.
+  FASTMERGE_INLINE_MEMBER void count_some() { buckets_.count_some(); }
+  void count_on() { buckets_.count_on(); }
+
+  // Writes the bits of the row. halves: of the random words, readable for kRowSlack more elements. Element j has the
   // global index index + j * rows.inner.
-  void run(std::uint32_t* bits, const RowKeys& row, const std::uint16_t* halves, std::uint64_t index) {
-    buckets_.fill(row);
-    const std::size_t undecided = decide(bits, halves);
+  void decide(std::uint32_t* bits, const std::uint16_t* halves, std::uint64_t index) {
     const Drawn drawn{bits, halves, index};
-    decide_odd(drawn, decide_even(drawn, undecided));
+    if (n_ <= kShort) return decide_short(drawn);
+    buckets_.finish();
+    const Lookup high(buckets_.high_edges()), low(buckets_.low_edges());
+    const std::size_t open = buckets_.common() == buckets_.kNone ? decide_by_class<false>(drawn, high, low)
+                                                                 : decide_by_class<true>(drawn, high, low);
+    decide_by_value(drawn, decide_tied(drawn, decide_by_bounds(drawn, open)));
   }
 
  private:
@@ -33,95 +57,159 @@ class Ranker {
     std::uint64_t index;
   };
 
+  // The high half of the drop threshold of a rank.
+  std::uint16_t high_threshold(std::uint32_t rank) const {
+    return static_cast<std::uint16_t>(rank_threshold(rows_.first, rows_.step, rank) >> 16);
+  }
+
   void decide_by_rank(const Drawn& drawn, std::uint32_t at, std::uint32_t rank) const {
     const std::uint32_t drop = rank_threshold(rows_.first, rows_.step, rank);
     const bool kept = keeps_element(drawn.halves[at], drop, rows_.key, rows_.model, drawn.index + at * rows_.inner);
     drawn.bits[at / 32] |= std::uint32_t{kept} << (at % 32);
   }
 
-  // Writes the bits of what the bounds of buckets decide, lists the rest, and returns how many these are.
-  std::size_t decide(std::uint32_t* bits, const std::uint16_t* halves) {
-    const std::size_t open = decide_by_class(bits, halves);
-    const std::uint32_t* const list = open_.data();
+  // Writes the bits of what the bounds of classes decide, lists the rest, and returns how many these are. kCommon:
+  // those of the bucket that has one magnitude and many elements lie between the ranks of its elements in every word.
+  template <bool kCommon, class Edges>
+  std::size_t decide_by_class(const Drawn& drawn, const Edges& high, const Edges& low) {
+    const std::uint16_t* const ids = keys_;
+    const std::uint16_t* const halves = drawn.halves;
+    std::uint32_t* const bits = drawn.bits;
+    std::uint32_t* const list = open_.data();
+    const std::size_t n = n_;
+    const H common = H{} + static_cast<std::uint16_t>(buckets_.common());
+    std::uint32_t rank = kCommon ? buckets_.start(buckets_.common()) : 0;
+    std::size_t open = 0;
+    for (std::size_t i = 0; i < n; i += 64) {
+      std::uint64_t kept = 0, dropped = 0;
+      for (std::size_t j = 0; j < 64; j += kHalves) {
+        const H id = load_as<H>(ids + i + j), half = load_as<H>(halves + i + j);
+        kept |= std::uint64_t{bits_above(half, high(id >> Buckets<Count>::kClassShift))} << j;
+        dropped |= std::uint64_t{bits_above(low(id >> Buckets<Count>::kClassShift), half)} << j;
+      }
+      if constexpr (kCommon) {
+        const std::uint64_t all =
+            word_of<std::uint64_t>([&](std::size_t j) { return bits_equal(load_as<H>(ids + i + j), common); });
+        const H largest = H{} + high_threshold(rank);
+        rank += static_cast<std::uint32_t>(__builtin_popcountll(all));
+        const H least = H{} + high_threshold(rank - 1);
+        const auto half = [&](std::size_t j) { return load_as<H>(halves + i + j); };
+        kept =
+            (kept & ~all) | (word_of<std::uint64_t>([&](std::size_t j) { return bits_above(half(j), largest); }) & all);
+        dropped = (dropped & ~all) |
+                  (word_of<std::uint64_t>([&](std::size_t j) { return bits_above(least, half(j)); }) & all);
+      }
+      const std::uint64_t there = n - i < 64 ? (std::uint64_t{1} << (n - i)) - 1 : ~std::uint64_t{0};
+      kept &= there;
+      bits[i / 32] = static_cast<std::uint32_t>(kept);
+      bits[i / 32 + 1] = static_cast<std::uint32_t>(kept >> 32);
+      open += append_bits(list + open, i, there & ~(kept | dropped));
+    }
+    return open;
+  }
+
+  // The same by bounds of the ranks of each, for the first ones of the list.
+  std::size_t decide_by_bounds(const Drawn& drawn, std::size_t open) {
+    std::uint32_t* const list = open_.data();
     std::size_t undecided = 0;
     for (std::size_t i = 0; i < open; ++i) {
       // Without branches: they would go either way.
-      const std::uint32_t at = list[i], half = halves[at];
+      const std::uint32_t at = list[i], half = drawn.halves[at];
       const auto [least, most] = buckets_.ranks(at);
-      const bool kept = half > rank_threshold(rows_.first, rows_.step, least) >> 16;
-      const bool dropped = half < rank_threshold(rows_.first, rows_.step, most) >> 16;
-      bits[at / 32] |= std::uint32_t{kept} << (at % 32);
-      undecided_[undecided] = at;
+      const bool kept = half > high_threshold(least), dropped = half < high_threshold(most);
+      drawn.bits[at / 32] |= std::uint32_t{kept} << (at % 32);
+      list[undecided] = at;
       undecided += !kept && !dropped;
     }
     return undecided;
   }
 
-  // The same by classes of buckets.
-  std::size_t decide_by_class(std::uint32_t* bits, const std::uint16_t* halves) {
-    const std::uint32_t* const edges = buckets_.edges();
-    const std::uint16_t* const ids = buckets_.ids();
+  // Decides what is in tied buckets; moves the others to the front and returns how many these are.
+  std::size_t decide_tied(const Drawn& drawn, std::size_t undecided) {
     std::uint32_t* const list = open_.data();
-    const int shift = buckets_.class_shift();
-    const std::size_t n = n_;
-    U position = kLaneNumbers;
-    std::size_t open = 0;
-    for (std::size_t i = 0; i < n; i += 32) {
-      std::uint32_t kept = 0;
-      for (int j = 0; j < 32; j += kWidth, position += kWidth) {
-        const U edge = looked_up(edges, load_halves(ids + i + j) >> shift);
-        const S half = (S)load_halves(halves + i + j);
-        const unsigned above = mask_bits(half > (S)(edge >> 16));
-        kept |= above << j;
-        const unsigned between = mask_bits(half >= (S)(edge & 0xFFFFu)) & ~above;
-        open += store_selected(list + open, position, between);
+    std::size_t others = 0;
+    for (std::size_t i = 0; i < undecided; ++i) {
+      const std::uint32_t at = list[i];
+      if (buckets_.tied(at)) {
+        decide_by_rank(drawn, at, buckets_.tied_rank(at));
+      } else {
+        list[others++] = at;
       }
-      bits[i / 32] = n - i < 32 ? kept & ((1u << (n - i)) - 1) : kept;
     }
-    while (open > 0 && list[open - 1] >= n) --open;
-    return open;
-  }
-
-  // Decides the undecided even elements; moves the odd ones to the front and returns how many these are.
-  std::size_t decide_even(const Drawn& drawn, std::size_t undecided) {
-    std::uint32_t* const list = undecided_.data();
-    std::uint32_t* const left = open_.data();
-    std::size_t odd = 0, even = 0;
-    for (std::size_t u = 0; u < undecided; ++u) {
-      const std::uint32_t at = list[u], half = drawn.halves[at];
-      if (buckets_.is_odd(at)) {
-        list[odd++] = at;
-        continue;
-      }
-      const auto [least, most] = buckets_.even_ranks(at);
-      const bool kept = half > rank_threshold(rows_.first, rows_.step, least) >> 16;
-      const bool dropped = half < rank_threshold(rows_.first, rows_.step, most) >> 16;
-      drawn.bits[at / 32] |= std::uint32_t{kept} << (at % 32);
-      left[even] = at;
-      even += !kept && !dropped;
-    }
-    buckets_.expect_even(even);
-    for (std::size_t u = 0; u < even; ++u) decide_by_rank(drawn, left[u], buckets_.even_rank(left[u]));
-    return odd;
+    return others;
   }
 
   // Decides the first ones of the list, bucket by bucket.
-  void decide_odd(const Drawn& drawn, std::size_t odd) {
-    std::uint32_t* const list = undecided_.data();
-    const std::uint16_t* const ids = buckets_.ids();
-    buckets_.expect_odd(odd);
-    std::stable_sort(list, list + odd, [&](std::uint32_t a, std::uint32_t b) { return ids[a] < ids[b]; });
-    for (std::size_t begin = 0, end = 0; begin < odd; begin = end) {
-      while (end < odd && ids[list[end]] == ids[list[begin]]) ++end;
-      buckets_.odd_ranks(list + begin, list + end,
-                         [&](std::uint32_t at, std::uint32_t rank) { decide_by_rank(drawn, at, rank); });
+  void decide_by_value(const Drawn& drawn, std::size_t count) {
+    const std::uint16_t* const ids = keys_;
+    std::uint32_t* const list = open_.data();
+    std::stable_sort(list, list + count, [&](std::uint32_t a, std::uint32_t b) { return ids[a] < ids[b]; });
+    for (std::size_t begin = 0, end = 0; begin < count; begin = end) {
+      const std::size_t id = ids[list[begin]];
+      while (end < count && ids[list[end]] == id) ++end;
+      buckets_.list(members_, id);
+      values_.resize(members_.size() + kWidth);
+      for (std::size_t i = 0; i < members_.size(); ++i) {
+        values_[i] = magnitude(drawn, members_[i]);
+      }
+      const bool few = end - begin <= kFew;
+      if (!few) sort_ranks(order_, values_.data(), members_.size());
+      for (std::size_t i = begin; i < end; ++i) {
+        const auto at =
+            static_cast<std::size_t>(std::lower_bound(members_.begin(), members_.end(), list[i]) - members_.begin());
+        const std::uint32_t within = few ? rank_among(values_.data(), members_.size(), at) : order_[at];
+        decide_by_rank(drawn, list[i], buckets_.start(id) + within);
+      }
     }
   }
 
+  // Edges that are the same for all.
+  struct Uniform {
+    H edge;
+    FASTMERGE_INLINE_MEMBER H operator()(H) const { return edge; }
+  };
+
+  // Decides a row without buckets: counts the keys below each that its random number leaves open.
+  void decide_short(const Drawn& drawn) {
+    const Uniform high{H{} + high_threshold(0)};
+    const Uniform low{H{} + high_threshold(static_cast<std::uint32_t>(n_ - 1))};
+    const std::size_t open = decide_by_class<false>(drawn, high, low);
+    for (std::size_t i = 0; i < open; ++i) {
+      const std::uint32_t at = open_[i];
+      decide_by_rank(drawn, at, short_rank(drawn, at));
+    }
+  }
+
+  std::uint32_t short_rank(const Drawn& drawn, std::uint32_t at) const {
+    const H key = H{} + keys_[at];
+    const auto keys = [&](std::size_t j) { return load_as<H>(keys_ + j); };
+    const std::uint32_t there = n_ < 32 ? (1u << n_) - 1 : ~0u, before = (1u << at) - 1;
+    const std::uint32_t below = word_of<std::uint32_t>([&](std::size_t j) { return bits_above(key, keys(j)); }) & there;
+    std::uint32_t equal = word_of<std::uint32_t>([&](std::size_t j) { return bits_equal(key, keys(j)); }) & there;
+    if (keys_[at] % 2 == 0) return popcount(below) + popcount(equal & before);
+    std::uint32_t rank = popcount(below);
+    for (const std::int32_t own = magnitude(drawn, at); equal; equal &= equal - 1) {
+      const auto other = static_cast<std::uint32_t>(__builtin_ctz(equal));
+      rank += magnitude(drawn, other) < own || (magnitude(drawn, other) == own && other < at);
+    }
+    return rank;
+  }
+
+  std::int32_t magnitude(const Drawn& drawn, std::size_t at) const {
+    return magnitude_at(rows_.tensor, rows_.base, drawn.index + at * rows_.inner);
+  }
+
+  // Rows of so many elements need no buckets.
+  static constexpr std::size_t kShort = 32;
+  // Up to that many elements of a bucket are ranked by counting.
+  static constexpr std::size_t kFew = 32;
+
   const RankRows& rows_;
   std::size_t n_;
-  Buckets buckets_;
-  std::vector<std::uint32_t> open_, undecided_;
+  const std::uint16_t* keys_ = nullptr;
+  Buckets<Count> buckets_;
+  std::vector<std::uint32_t> open_, members_, order_;
+  std::vector<std::int32_t> values_;
 };
 
 }  // namespace

@@ -24,24 +24,6 @@ FASTMERGE_INLINE unsigned mask_bits(S mask) {
 #endif
 }
 
-// How many of the first `lanes` lanes of 16 bits are set.
-FASTMERGE_INLINE std::uint32_t count_halves(H mask, std::size_t lanes) {
-#if FASTMERGE_VECTOR_BYTES == 64
-  const std::uint64_t bits = _mm512_movepi16_mask((__m512i)mask) & ((std::uint64_t{1} << lanes) - 1);
-  return static_cast<std::uint32_t>(__builtin_popcountll(bits));
-#elif FASTMERGE_VECTOR_BYTES == 32
-  const std::uint64_t bits = static_cast<std::uint32_t>(_mm256_movemask_epi8((__m256i)mask));
-  return static_cast<std::uint32_t>(__builtin_popcountll(bits & ((std::uint64_t{1} << 2 * lanes) - 1))) / 2;
-#elif defined(__SSE2__)
-  const std::uint64_t bits = static_cast<std::uint32_t>(_mm_movemask_epi8((__m128i)mask));
-  return static_cast<std::uint32_t>(__builtin_popcountll(bits & ((std::uint64_t{1} << 2 * lanes) - 1))) / 2;
-#else
-  std::uint32_t count = 0;
-  for (std::size_t i = 0; i < lanes; ++i) count += mask[i] & 1u;
-  return count;
-#endif
-}
-
 // Stores 32 masks of 16 bits, one per bit of the word, the lowest first.
 FASTMERGE_INLINE void store_bits(std::uint16_t* p, std::uint32_t word) {
 #if FASTMERGE_VECTOR_BYTES == 64
@@ -112,18 +94,6 @@ FASTMERGE_INLINE int store_selected(std::uint32_t* p, U x, unsigned bits) {
 #endif
 }
 
-// Per lane, the entry of a table of two vectors.
-FASTMERGE_INLINE U looked_up(const std::uint32_t* table, U index) {
-#if FASTMERGE_VECTOR_BYTES >= 32
-  return __builtin_shuffle(load_as<U>(table), load_as<U>(table + kWidth), index);
-#else
-  std::uint32_t lanes[kWidth];
-  store_as(lanes, index);
-  for (std::uint32_t& lane : lanes) lane = table[lane];
-  return load_as<U>(lanes);
-#endif
-}
-
 FASTMERGE_INLINE std::int32_t sum_of_lanes(S x) {
   // Through memory of its own: a subscript would keep x in memory for all its life.
   std::int32_t lanes[kWidth];
@@ -152,22 +122,6 @@ FASTMERGE_INLINE void add_kept(D* sums, D low, D high, S mask) {
   sums[0] += (D)((S)low & __builtin_shuffle(mask, half));
   sums[1] += (D)((S)high & __builtin_shuffle(mask, half + kDoubles));
 #endif
-}
-
-// x moved up by kStep lanes, with zeros in the first ones.
-template <int kStep>
-FASTMERGE_INLINE S moved_up(S x) {
-  const S from = (S)kLaneNumbers - kStep;
-  return __builtin_shuffle(x, S{}, from < 0 ? S{} + kWidth : from);
-}
-
-// Per lane, the sum of the lanes up to it.
-FASTMERGE_INLINE S running_sums(S x) {
-  x += moved_up<1>(x);
-  x += moved_up<2>(x);
-  if constexpr (kWidth > 4) x += moved_up<4>(x);
-  if constexpr (kWidth > 8) x += moved_up<8>(x);
-  return x;
 }
 
 // In every 16 bytes, the first (or second) 8 of a, then those of b.

@@ -62,7 +62,9 @@ def take_all(
 def knowing(output: OutputTensor, found: dict[str, Any]) -> OutputTensor:
     """Return an output that knows what the censuses of its model found."""
     group = output.group
-    return output if group is None else replace(output, group=replace(group, censuses=found))
+    if group is None or not (found or group.censuses):  # no copies of thousands of tensors where no census was taken
+        return output
+    return replace(output, group=replace(group, censuses=found))
 
 
 class _Nothing(Sink):

@@ -180,14 +180,21 @@ class NoKernels:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._extension, name)
 
-    def weighted_sum(self, jobs: Sequence[tuple]) -> None:
+    def weighted_sum(self, ints: Sequence[int], floats: Sequence[float]) -> None:
         pass
 
-    def sparse_merge(self, jobs: Sequence[tuple]) -> None:
+    def sparse_merge(self, ints: Sequence[int], floats: Sequence[float]) -> None:
         pass
 
-    def select(self, jobs: Sequence[tuple]) -> list[tuple[int, int]]:
-        return [(1, -1) for _, ranks in jobs for wanted in ranks for _ in wanted]
+    def select(self, ints: Sequence[int]) -> list[tuple[int, int]]:
+        found = at = 0
+        while at < len(ints):
+            tensors = ints[at + 1]
+            at += 2 + 2 * (tensors + 1)
+            for _ in range(tensors):
+                found += ints[at]
+                at += 1 + ints[at]
+        return [(1, -1)] * found
 
 
 @contextlib.contextmanager

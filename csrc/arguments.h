@@ -1,11 +1,11 @@
-// How both bindings read the arguments that kernels/_native.py makes.
+// How both bindings read the arguments that kernels/_native.py makes: integers in a row, scalars in another.
 #pragma once
 
-#include <array>
+#include <pybind11/pybind11.h>
+
 #include <cstdint>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -15,46 +15,101 @@
 namespace fastmerge {
 
 // Raised whenever the arguments of a function change: kernels/_native.py refuses an extension with another number.
-constexpr int kInterface = 9;
+constexpr int kInterface = 10;
 
 using Address = std::uintptr_t;
 using Ints = std::vector<std::int64_t>;
 // Address and dtype.
 using ArrayTuple = std::pair<Address, int>;
-// Addresses and dtypes of the tensors, address and dtype of the base, elements.
-using TensorsTuple = std::tuple<std::vector<Address>, std::vector<int>, Address, int, std::size_t>;
-// The integers of kernels/keep.py, and three addresses; of a random rule row and stride in place of the first two.
-using KeepTuple = std::array<std::int64_t, 8>;
-// Output, inputs, weights, address of found weights.
-using SumTuple = std::tuple<ArrayTuple, TensorsTuple, std::vector<float>, Address>;
-// Output, inputs, factors, weights, keep rules, (vote, divide), (scale, divisor), offset, address of found factors.
-using MergeTuple = std::tuple<ArrayTuple, TensorsTuple, std::vector<float>, std::vector<float>, std::vector<KeepTuple>,
-                              std::pair<int, int>, std::pair<float, float>, std::uint64_t, Address>;
-// Inputs, ranks.
-using SelectTuple = std::pair<TensorsTuple, std::vector<std::vector<std::size_t>>>;
 
 inline Array array(const ArrayTuple& t) { return {reinterpret_cast<const void*>(t.first), t.second}; }
 inline Output output(const ArrayTuple& t) { return {reinterpret_cast<void*>(t.first), t.second}; }
 
-inline Tensors tensors(const TensorsTuple& t) {
-  const auto& [addresses, dtypes, base, base_dtype, size] = t;
-  if (addresses.empty() || addresses.size() != dtypes.size()) {
-    throw std::invalid_argument("expected one dtype for each of at least one tensor");
+// Numbers that are read from the first to the last one. They must outlive it.
+template <class Number>
+class Numbers {
+ public:
+  Numbers(const Number* first, std::size_t count) : next_(first), end_(first + count) {}
+
+  bool empty() const { return next_ == end_; }
+
+  Number next() { return *take(1); }
+
+  const Number* take(std::size_t count) {
+    if (count > static_cast<std::size_t>(end_ - next_)) throw std::invalid_argument("arguments: numbers are missing");
+    return std::exchange(next_, next_ + count);
   }
-  Tensors inputs{{}, array({base, base_dtype}), size};
-  for (std::size_t k = 0; k < addresses.size(); ++k) inputs.tensors.push_back(array({addresses[k], dtypes[k]}));
+
+ private:
+  const Number *next_, *end_;
+};
+
+// An array.array of Python; it stays as it is while this lives.
+template <class Number>
+class Packed {
+ public:
+  explicit Packed(const pybind11::buffer& numbers) {
+    if (PyObject_GetBuffer(numbers.ptr(), &view_, PyBUF_C_CONTIGUOUS) != 0) throw pybind11::error_already_set();
+    if (view_.itemsize != sizeof(Number)) {
+      PyBuffer_Release(&view_);
+      throw std::invalid_argument("arguments: expected numbers of " + std::to_string(sizeof(Number)) + " bytes");
+    }
+  }
+  ~Packed() { PyBuffer_Release(&view_); }
+  Packed(const Packed&) = delete;
+  Packed& operator=(const Packed&) = delete;
+
+  Numbers<Number> numbers() const {
+    return {static_cast<const Number*>(view_.buf), static_cast<std::size_t>(view_.len) / sizeof(Number)};
+  }
+
+ private:
+  Py_buffer view_;
+};
+
+// ---- what a call is made of, in the order of the integers ----
+
+inline Array array(Numbers<std::int64_t>& ints) {
+  const std::int64_t* const pair = ints.take(2);
+  return {reinterpret_cast<const void*>(pair[0]), static_cast<int>(pair[1])};
+}
+
+inline Output output(Numbers<std::int64_t>& ints) {
+  const std::int64_t* const pair = ints.take(2);
+  return {reinterpret_cast<void*>(pair[0]), static_cast<int>(pair[1])};
+}
+
+// Elements, number of tensors, the base, the tensors.
+inline Tensors tensors(Numbers<std::int64_t>& ints) {
+  const auto size = static_cast<std::size_t>(ints.next()), count = static_cast<std::size_t>(ints.next());
+  if (count == 0) throw std::invalid_argument("expected at least one tensor");
+  Tensors inputs{{}, array(ints), size};
+  const std::int64_t* const pairs = ints.take(2 * count);
+  inputs.tensors.reserve(count);
+  for (std::size_t k = 0; k < count; ++k) {
+    inputs.tensors.push_back({reinterpret_cast<const void*>(pairs[2 * k]), static_cast<int>(pairs[2 * k + 1])});
+  }
   return inputs;
+}
+
+inline Tensors tensors(const Ints& list) {
+  Numbers<std::int64_t> ints(list.data(), list.size());
+  return tensors(ints);
 }
 
 inline void expect(std::size_t count, const Tensors& inputs, const char* name) {
   if (count != inputs.tensors.size()) throw std::invalid_argument(std::string(name) + ": expected one per tensor");
 }
 
-inline std::vector<Keep> keep_rules(const std::vector<KeepTuple>& tuples) {
+// The integers of a rule: those of kernels/keep.py, and three addresses; of a random rule row and stride in place of the
+// first two.
+inline std::vector<Keep> keep_rules(Numbers<std::int64_t>& ints, std::size_t count) {
   std::vector<Keep> keeps;
+  keeps.reserve(count);
   const auto row = [](std::int64_t address) { return reinterpret_cast<const std::int64_t*>(address); };
   const auto words = [](std::int64_t address) { return reinterpret_cast<std::uint32_t*>(address); };
-  for (const KeepTuple& t : tuples) {
+  for (std::size_t k = 0; k < count; ++k) {
+    const std::int64_t* const t = ints.take(8);
     Keep keep{t[0], t[1], t[2], t[3], t[4]};
     if (keep.rule == kRuleRandom) {
       keep.row = t[5];
@@ -69,49 +124,90 @@ inline std::vector<Keep> keep_rules(const std::vector<KeepTuple>& tuples) {
   return keeps;
 }
 
-inline SumJob job(const SumTuple& t) {
-  const auto& [out, inputs, weights, found] = t;
-  SumJob job{output(out), tensors(inputs), weights, reinterpret_cast<const float*>(found)};
-  expect(weights.size(), job.inputs, "weights");
-  return job;
+// One rule per tensor.
+inline std::vector<Keep> keep_rules(const Ints& list, const Tensors& inputs) {
+  Numbers<std::int64_t> ints(list.data(), list.size());
+  std::vector<Keep> keeps = keep_rules(ints, inputs.tensors.size());
+  if (!ints.empty()) throw std::invalid_argument("keeps: expected one per tensor");
+  return keeps;
 }
 
-inline MergeJob job(const MergeTuple& t) {
-  const auto& [out, inputs, factors, weights, keeps, how, scalars, offset, found] = t;
-  MergeJob job{output(out),
-               tensors(inputs),
-               factors,
-               weights,
-               keep_rules(keeps),
-               how.first,
-               how.second != kDivideNone,
-               scalars.second,
-               scalars.first,
-               offset,
-               reinterpret_cast<const float*>(found)};
-  expect(factors.size(), job.inputs, "factors");
-  expect(weights.size(), job.inputs, "weights");
-  expect(keeps.size(), job.inputs, "keeps");
-  if (how.second == kDivideCount) job.weights.assign(weights.size(), 1.0f);
-  return job;
-}
+// ---- jobs ----
 
-inline SelectJob job(const SelectTuple& t) {
-  SelectJob job{tensors(t.first), t.second};
-  expect(job.ranks.size(), job.inputs, "ranks");
-  for (const auto& wanted : job.ranks) {
-    for (const std::size_t rank : wanted) {
-      if (rank == 0 || rank >= job.inputs.size) throw std::invalid_argument("ranks: expected 0 < rank < size");
-    }
+// Both rows of numbers of some jobs.
+class Arguments {
+ public:
+  Arguments(const pybind11::buffer& ints, const pybind11::buffer& floats) : ints_(ints), floats_(floats) {}
+
+  std::vector<SumJob> sums() const {
+    return jobs<SumJob>([](Numbers<std::int64_t>& ints, Numbers<float>& floats) {
+      SumJob job{};
+      job.out = output(ints);
+      job.inputs = tensors(ints);
+      job.found_weights = reinterpret_cast<const float*>(ints.next());
+      job.weights = scalars(floats, job.inputs);
+      return job;
+    });
   }
-  return job;
-}
 
-template <class Tuple>
-auto jobs(const std::vector<Tuple>& tuples) {
-  std::vector<decltype(job(tuples[0]))> jobs;
-  jobs.reserve(tuples.size());
-  for (const Tuple& tuple : tuples) jobs.push_back(job(tuple));
+  std::vector<MergeJob> merges() const {
+    return jobs<MergeJob>([](Numbers<std::int64_t>& ints, Numbers<float>& floats) {
+      MergeJob job{};
+      job.out = output(ints);
+      job.inputs = tensors(ints);
+      job.keeps = keep_rules(ints, job.inputs.tensors.size());
+      job.vote = static_cast<int>(ints.next());
+      const std::int64_t divide = ints.next();
+      job.divides = divide != kDivideNone;
+      job.offset = static_cast<std::uint64_t>(ints.next());
+      job.found_factors = reinterpret_cast<const float*>(ints.next());
+      job.factors = scalars(floats, job.inputs);
+      job.weights = scalars(floats, job.inputs);
+      if (divide == kDivideCount) job.weights.assign(job.weights.size(), 1.0f);
+      job.scale = floats.next();
+      job.divisor = floats.next();
+      return job;
+    });
+  }
+
+ private:
+  static std::vector<float> scalars(Numbers<float>& floats, const Tensors& inputs) {
+    const float* const first = floats.take(inputs.tensors.size());
+    return {first, first + inputs.tensors.size()};
+  }
+
+  template <class Job, class Read>
+  std::vector<Job> jobs(Read read) const {
+    Numbers<std::int64_t> ints = ints_.numbers();
+    Numbers<float> floats = floats_.numbers();
+    std::vector<Job> found;
+    while (!ints.empty()) found.push_back(read(ints, floats));
+    if (!floats.empty()) throw std::invalid_argument("arguments: more scalars than jobs take");
+    return found;
+  }
+
+  Packed<std::int64_t> ints_;
+  Packed<float> floats_;
+};
+
+// Inputs; then per tensor the number of ranks, and the ranks.
+inline std::vector<SelectJob> select_jobs(const pybind11::buffer& numbers) {
+  const Packed<std::int64_t> packed(numbers);
+  Numbers<std::int64_t> ints = packed.numbers();
+  std::vector<SelectJob> jobs;
+  while (!ints.empty()) {
+    SelectJob job{tensors(ints), {}};
+    const auto size = static_cast<std::int64_t>(job.inputs.size);
+    for (std::size_t k = 0; k < job.inputs.tensors.size(); ++k) {
+      const auto count = static_cast<std::size_t>(ints.next());
+      const std::int64_t* const ranks = ints.take(count);
+      for (std::size_t i = 0; i < count; ++i) {
+        if (ranks[i] <= 0 || ranks[i] >= size) throw std::invalid_argument("ranks: expected 0 < rank < size");
+      }
+      job.ranks.emplace_back(ranks, ranks + count);
+    }
+    jobs.push_back(std::move(job));
+  }
   return jobs;
 }
 

@@ -64,36 +64,35 @@ PYBIND11_MODULE(_C, m) {
     set_threads(count);
   });
 
-  m.def("weighted_sum", [](const std::vector<SumTuple>& tuples) {
-    const std::vector<SumJob> work = jobs(tuples);
+  m.def("weighted_sum", [](const py::buffer& ints, const py::buffer& floats) {
+    const std::vector<SumJob> work = Arguments(ints, floats).sums();
     const Unlocked unlocked(work);
     weighted_sum(work);
   });
 
-  m.def("sparse_merge", [](const std::vector<MergeTuple>& tuples) {
-    const std::vector<MergeJob> work = jobs(tuples);
+  m.def("sparse_merge", [](const py::buffer& ints, const py::buffer& floats) {
+    const std::vector<MergeJob> work = Arguments(ints, floats).merges();
     const Unlocked unlocked(work);
     sparse_merge(work);
   });
 
-  m.def("gram", [](Address partials, const TensorsTuple& tuple) {
-    const Tensors inputs = tensors(tuple);
+  m.def("gram", [](Address partials, const Ints& arrays) {
+    const Tensors inputs = tensors(arrays);
     const Unlocked unlocked(inputs);
     gram(reinterpret_cast<double*>(partials), inputs);
   });
 
-  m.def("norms", [](Address partials, const TensorsTuple& tuple, const std::vector<KeepTuple>& keeps, int power,
-                    std::uint64_t offset) {
-    const Tensors inputs = tensors(tuple);
-    expect(keeps.size(), inputs, "keeps");
+  m.def("norms", [](Address partials, const Ints& arrays, const Ints& rules, int power, std::uint64_t offset) {
+    const Tensors inputs = tensors(arrays);
+    const std::vector<Keep> keeps = keep_rules(rules, inputs);
     const Unlocked unlocked(inputs);
-    norms(reinterpret_cast<double*>(partials), inputs, keep_rules(keeps), power, offset);
+    norms(reinterpret_cast<double*>(partials), inputs, keeps, power, offset);
   });
 
   m.def(
       "select",
-      [](const std::vector<SelectTuple>& tuples) {
-        const std::vector<SelectJob> work = jobs(tuples);
+      [](const py::buffer& ints) {
+        const std::vector<SelectJob> work = select_jobs(ints);
         std::vector<Boundary> found;
         {
           const Unlocked unlocked(work);
@@ -107,24 +106,24 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("select_fallbacks", &select_fallbacks, "Boundaries that a sample misled, since import: histograms found them.");
 
-  m.def("magnitude_histogram", [](Address counts, const TensorsTuple& tuple, int level, const Ints& prefixes) {
-    const Tensors inputs = tensors(tuple);
+  m.def("magnitude_histogram", [](Address counts, const Ints& arrays, int level, const Ints& prefixes) {
+    const Tensors inputs = tensors(arrays);
     if (level != 0) expect(prefixes.size(), inputs, "prefixes");
     const Unlocked unlocked(inputs);
     magnitude_histogram(reinterpret_cast<std::int64_t*>(counts), inputs, level, prefixes);
   });
 
-  m.def("equal_counts", [](Address counts, const TensorsTuple& tuple, const Ints& thresholds) {
-    const Tensors inputs = tensors(tuple);
+  m.def("equal_counts", [](Address counts, const Ints& arrays, const Ints& thresholds) {
+    const Tensors inputs = tensors(arrays);
     expect(thresholds.size(), inputs, "thresholds");
     const Unlocked unlocked(inputs);
     equal_counts(reinterpret_cast<std::int64_t*>(counts), inputs, thresholds);
   });
 
   m.def("rank_mask",
-        [](Address mask, const TensorsTuple& tuple, const std::array<std::size_t, 3>& shape, std::uint32_t first,
+        [](Address mask, const Ints& arrays, const std::array<std::size_t, 3>& shape, std::uint32_t first,
            std::uint64_t step, std::uint64_t key, std::uint32_t model, std::uint64_t offset) {
-          const Tensors inputs = tensors(tuple);
+          const Tensors inputs = tensors(arrays);
           const RankRows rows{inputs.tensors[0], inputs.base, shape[1], shape[2], first, step, key, model};
           const Unlocked unlocked(inputs);
           rank_mask(reinterpret_cast<std::uint32_t*>(mask), rows, shape[0], offset);

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from array import array
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastmerge.dtypes import DType, bfloat16, float16
 from fastmerge.dtypes import float32 as _float32
@@ -30,12 +31,16 @@ GRID = 16384
 LANES = 256
 
 
-@functools.cache
-def code_of(dtype: torch.dtype | DType) -> int | None:
-    """Return the number by which compiled backends know a type of elements, torch's or this package's, or None."""
-    names = [str(known) for known in FLOATS]
-    name = str(dtype).removeprefix("torch.")
-    return names.index(name) if name in names else None
+class _Codes(dict[Any, int | None]):
+    def __missing__(self, dtype: torch.dtype | DType) -> int | None:
+        names = [str(known) for known in FLOATS]
+        name = str(dtype).removeprefix("torch.")
+        self[dtype] = names.index(name) if name in names else None
+        return self[dtype]
+
+
+# The number by which compiled backends know a type of elements, torch's or this package's, or None.
+CODES = _Codes()
 
 
 def is_dtype(dtype: torch.dtype | DType, known: DType) -> bool:
@@ -93,54 +98,82 @@ def check_float(name: str, tensor: Tensor) -> None:
     """Refuse a tensor that is not contiguous float32, bfloat16 or float16 in memory of its own."""
     if why := why_not_plain(tensor):
         raise ValueError(f"{name} {why}")
-    if code_of(tensor.dtype) is None:
+    if CODES[tensor.dtype] is None:
         raise ValueError(f"{name} has dtype {tensor.dtype}; expected float32, bfloat16 or float16")
     if not tensor.is_contiguous():
         raise ValueError(f"{name} is not contiguous (strides {tuple(tensor.stride())}); call .contiguous() first")
 
 
-def check_group(tensors: Sequence[Tensor], base: Tensor | None, out: Tensor | None = None) -> None:
-    """Refuse tensors that differ in shape or device, or that no operation can read."""
+@functools.cache
+def _is_plain(kind: Any) -> bool:
+    return kind.__torch_dispatch__ is _torch().Tensor.__torch_dispatch__
+
+
+def check_group(tensors: Sequence[Tensor], base: Tensor | None, out: Tensor | None = None) -> torch.device:
+    """Refuse tensors that differ in shape or device, or that no operation can read; returns their device."""
     if not tensors:
         raise ValueError("tensors is empty; expected at least one tensor")
     like = tensors[0] if out is None else out
-    shape, device = like.shape, like.device
-    # Names are made where something is wrong: merges of thousands of tiny tensors ask again and again.
-    for tensor in (*tensors, *(() if base is None else (base,)), *(() if out is None else (out,))):
-        usual = tensor.shape == shape and tensor.device == device and code_of(tensor.dtype) is not None
-        if not usual or not tensor.is_contiguous() or why_not_plain(tensor) is not None:
-            _explain_group(tensors, base, out)
+    group = [*tensors]
+    if base is not None:
+        group.append(base)
+    if out is not None:
+        group.append(out)
+    # What is usual is seen at once, since merges of thousands of tiny tensors ask again and again: a tensor that has
+    # all this is plain. Names are made where something is wrong.
+    known = None
+    try:
+        shape, device = like.shape, like.device
+        for tensor in group:
+            kind = type(tensor)
+            if tensor.shape != shape or tensor.device != device or CODES[tensor.dtype] is None:
+                break
+            if kind is Strip:
+                continue
+            if kind is not known and not _is_plain(kind):
+                break
+            known = kind
+            if not tensor.is_contiguous() or not tensor.data_ptr() or tensor.is_neg():
+                break
+        else:
+            return device
+    except RuntimeError:  # torch asks for more than some of its layouts have
+        pass
+    _check_each(tensors, base, out)
+    return like.device
 
 
-def _explain_group(tensors: Sequence[Tensor], base: Tensor | None, out: Tensor | None) -> NoReturn:
-    """Raise the error of ``check_group``."""
+def _check_each(tensors: Sequence[Tensor], base: Tensor | None, out: Tensor | None) -> None:
+    """Do what ``check_group`` does, for tensors of any kind."""
     like, like_name = (tensors[0], "tensors[0]") if out is None else (out, "out")
     named = [(f"tensors[{i}]", t) for i, t in enumerate(tensors)]
     named += [("base", base)] if base is not None else []
     named += [("out", out)] if out is not None else []
     for name, tensor in named:
         check_float(name, tensor)
+    for name, tensor in named:
         if tensor.shape != like.shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, {like_name} has {tuple(like.shape)}")
         if tensor.device != like.device:
             raise ValueError(f"{name} is on {tensor.device}, {like_name} is on {like.device}")
-    raise AssertionError("a tensor was refused for no reason")
 
 
-def checked_jobs(jobs: Sequence[Job], check: Callable[[Job], Checked]) -> list[Checked]:
-    """Return what ``check`` returns for each job; a ValueError that it raises names the job.
+def checked_jobs(jobs: Sequence[Job], check: Callable[[Job], tuple[Checked, torch.device]]) -> list[Checked]:
+    """Return what ``check`` makes of each job, beside its device; a ValueError that it raises names the job.
 
-    Jobs whose first tensors lie on several devices are refused: they would need several launches.
+    Jobs on several devices are refused: they would need several launches.
     """
     checked = []
-    first = device_of(jobs[0]) if jobs else None
+    first = None
     for i, job in enumerate(jobs):
         try:
-            checked.append(check(job))
+            made, device = check(job)
         except ValueError as error:
             raise ValueError(f"jobs[{i}]: {error}") from None
-        device = device_of(job)
-        if device != first:
+        checked.append(made)
+        if first is None:
+            first = device
+        elif device != first:
             raise ValueError(f"jobs[{i}] is on {device}, jobs[0] is on {first}")
     return checked
 
@@ -152,13 +185,26 @@ def device_of(argument: Tensor | Sequence[Any]) -> torch.device:
     return argument.device
 
 
-def check_scalars(name: str, values: Sequence[float], count: int) -> None:
-    """Refuse a list of scalars of the wrong length, or with a value that is not finite in float32."""
+def checked_scalars(name: str, values: Sequence[float], count: int) -> list[float]:
+    """Return scalars rounded to float32; refuses a list of the wrong length, or with a value that is not finite then.
+
+    Args:
+        name:   of the argument.
+        values: dimensionless.
+        count:  one per tensor.
+    """
     if len(values) != count:
         raise ValueError(f"{name} has {len(values)} values; expected {count}, one per tensor")
-    for i, value in enumerate(values):
-        if not -_FLOAT32_MAX <= value <= _FLOAT32_MAX:
-            raise ValueError(f"{name}[{i}] is {value}; expected a finite float32 value")
+    try:
+        rounded = floats32(values)
+    except OverflowError:  # an integer beyond float64
+        rounded = [math.inf]
+    # In float64 no sum of float32 overflows.
+    if not math.isfinite(sum(rounded)):
+        for i, value in enumerate(values):
+            if not -_FLOAT32_MAX <= value <= _FLOAT32_MAX:
+                raise ValueError(f"{name}[{i}] is {value}; expected a finite float32 value")
+    return rounded
 
 
 def check_offset(offset: int) -> None:

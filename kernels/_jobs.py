@@ -44,7 +44,9 @@ class MergeJob(NamedTuple):
     @property
     def answered(self) -> bool:
         """False where some of the factors and boundaries are known to the device alone."""
-        return not isinstance(self.factors, FoundFactors) and not any(keep.found for keep in self.keeps)
+        if isinstance(self.factors, FoundFactors):
+            return False
+        return all(keep.inside is None and keep.outside is None for keep in self.keeps)
 
     @property
     def divisor(self) -> float:

@@ -1,17 +1,19 @@
 """The compiled CPU extension ``fastmerge._C``: found on first use, and the reason when it is missing.
 
-Below it stands how both compiled backends take arguments: as addresses, numbers and tuples of them (csrc/arguments.h).
+Below it stands how both compiled backends take arguments: as integers in a row, which are addresses and numbers, and
+scalars in another (csrc/arguments.h). Rows of many jobs are flat, since every object in them costs time per tensor.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+from array import array
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ._checks import code_of
+from ._checks import CODES
 from ._found import FoundFactors
 from ._jobs import DIVIDES, VOTES, MergeJob, SelectJob, SumJob, numbers
 from .keep import Keep
@@ -20,10 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # That of csrc/arguments.h.
-INTERFACE = 9
-
-ArrayTuple = tuple[int, int]
-TensorsTuple = tuple[list[int], list[int], int, int, int]
+INTERFACE = 10
 
 
 @functools.cache
@@ -77,55 +76,71 @@ def limited_threads(threads: int | None) -> Iterator[None]:
         pool.set_threads(before)
 
 
-def _code(tensor: Tensor) -> int:
-    code = code_of(tensor.dtype)
-    assert code is not None, "checks refuse other types"
-    return code
-
-
-def array(tensor: Tensor) -> ArrayTuple:
+def array_pair(tensor: Tensor) -> tuple[int, int]:
     """Return ``(address, dtype number)`` of a tensor."""
-    return tensor.data_ptr(), _code(tensor)
+    code = CODES[tensor.dtype]
+    assert code is not None, "checks refuse other types"
+    return tensor.data_ptr(), code
 
 
-def arrays(tensors: Sequence[Tensor], base: Tensor | None) -> TensorsTuple:
-    """Return ``(addresses, dtype numbers, base address, base dtype number, elements)``; address 0 is no base."""
-    base_address, base_code = (0, 0) if base is None else array(base)
-    return (
-        [t.data_ptr() for t in tensors],
-        [_code(t) for t in tensors],
-        base_address,
-        base_code,
-        tensors[0].numel(),
-    )
+def arrays(tensors: Sequence[Tensor], base: Tensor | None) -> list[int]:
+    """Return elements, number of tensors, and the pairs of the base and of each tensor; address 0 is no base."""
+    ints = [tensors[0].numel(), len(tensors)]
+    ints += (0, 0) if base is None else array_pair(base)
+    for tensor in tensors:
+        ints += array_pair(tensor)
+    return ints
 
 
-def sum_tuple(job: SumJob) -> tuple:
-    """Return a checked job as the extensions take it."""
-    weights, found = _factors(job.weights)
-    return array(job.out), arrays(job.tensors, None), weights, found
+def rules(keeps: Sequence[Keep]) -> list[int]:
+    """Return the integers of keep rules, one after the other."""
+    ints: list[int] = []
+    for keep in keeps:
+        ints += keep.integers()
+        if keep.row:
+            ints += (keep.row, keep.stride)
+        else:
+            ints.append(0 if keep.inside is None else keep.inside.address)
+            ints.append(0 if keep.outside is None else keep.outside.address)
+        ints.append(0 if keep.drawn is None else keep.drawn.data_ptr())
+    return ints
 
 
-def keep_tuple(keep: Keep) -> tuple[int, ...]:
-    """Return a rule as the extensions take it."""
-    rows = (0 if row is None else row.address for row in (keep.inside, keep.outside))
-    more = (keep.row, keep.stride) if keep.row else rows
-    return *keep.integers(), *more, 0 if keep.drawn is None else keep.drawn.data_ptr()
+def sums(jobs: Sequence[SumJob]) -> tuple[array[int], array[float]]:
+    """Return the integers and scalars of checked jobs."""
+    ints: list[int] = []
+    scalars: list[float] = []
+    for job in jobs:
+        ints += array_pair(job.out)
+        ints += arrays(job.tensors, None)
+        ints.append(job.weights.address if isinstance(job.weights, FoundFactors) else 0)
+        scalars += numbers(job.weights)
+    return array("q", ints), array("f", scalars)
 
 
-def merge_tuple(job: MergeJob) -> tuple:
-    """Return a checked job as the extensions take it."""
-    rules = [keep_tuple(keep) for keep in job.keeps]
-    factors, found = _factors(job.factors)
-    how, scalars = (VOTES.index(job.vote), DIVIDES.index(job.divide)), (job.scale, job.divisor)
-    return array(job.out), arrays(job.tensors, job.base), factors, job.weights, rules, how, scalars, job.offset, found
+def merges(jobs: Sequence[MergeJob]) -> tuple[array[int], array[float]]:
+    """Return the integers and scalars of checked jobs."""
+    ints: list[int] = []
+    scalars: list[float] = []
+    for job in jobs:
+        found = job.factors.address if isinstance(job.factors, FoundFactors) else 0
+        assert job.weights is not None, "a checked job has weights"
+        ints += array_pair(job.out)
+        ints += arrays(job.tensors, job.base)
+        ints += rules(job.keeps)
+        ints += (VOTES.index(job.vote), DIVIDES.index(job.divide), job.offset, found)
+        scalars += numbers(job.factors)
+        scalars += job.weights
+        scalars += (job.scale, job.divisor)
+    return array("q", ints), array("f", scalars)
 
 
-def _factors(factors: Sequence[float] | FoundFactors) -> tuple[Sequence[float], int]:
-    """Return numbers, and the address of those that count in their place; 0 is none."""
-    return numbers(factors), factors.address if isinstance(factors, FoundFactors) else 0
-
-
-def select_tuple(job: SelectJob) -> tuple:
-    """Return a job as the extensions take it."""
-    return arrays(job.tensors, job.base), job.ranks
+def selections(jobs: Sequence[SelectJob]) -> array[int]:
+    """Return the integers of checked jobs: of each the tensors, then per tensor the number of ranks and the ranks."""
+    ints: list[int] = []
+    for job in jobs:
+        ints += arrays(job.tensors, job.base)
+        for ranks in job.ranks:
+            ints.append(len(ranks))
+            ints += ranks
+    return array("q", ints)

@@ -175,6 +175,8 @@ def check_keeps(keeps: Sequence[Keep], tensors: Sequence[Tensor], offset: int) -
         if len(parts) > 1:
             raise ValueError(f"keeps has random rules of parts {sorted(parts)} (start, row, stride); expected one part")
     for k, (keep, tensor) in enumerate(zip(keeps, tensors, strict=True)):
+        if keep.rule != RULE_MASK and keep.drawn is keep.inside is keep.outside is None:
+            continue
         for boundary in keep.found:
             if boundary.rows.device != tensor.device:
                 raise ValueError(

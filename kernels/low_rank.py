@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import _cuda, _native, _triton
-from ._checks import check_float, check_scalars, float32
+from ._checks import check_float, checked_scalars
 from ._registry import Order, operation
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def low_rank_update(
             raise ValueError(f"{name} has dtype {tensor.dtype}; expected float32")
     if rank == 0:
         raise ValueError("up has rank 0; expected at least one column")
-    check_scalars("scale", [scale], 1)
-    _low_rank(out, weight, up, down, float32(scale), backend=backend)
+    [scale] = checked_scalars("scale", [scale], 1)
+    _low_rank(out, weight, up, down, scale, backend=backend)
 
 
 @operation("low_rank", gpu=Order(("cuda", "triton"), "not yet compared"))
@@ -70,7 +70,13 @@ def _low_rank(out: Tensor, weight: Tensor, up: Tensor, down: Tensor, scale: floa
 @_low_rank.backend("cpu", probe=_native.why_no_cpu_extension)
 def _cpu(out: Tensor, weight: Tensor, up: Tensor, down: Tensor, scale: float) -> None:
     _native.cpu_extension().low_rank(
-        _native.array(out), _native.array(weight), up.data_ptr(), down.data_ptr(), *out.shape, up.shape[1], scale
+        _native.array_pair(out),
+        _native.array_pair(weight),
+        up.data_ptr(),
+        down.data_ptr(),
+        *out.shape,
+        up.shape[1],
+        scale,
     )
 
 
@@ -83,5 +89,5 @@ def _run_triton(out: Tensor, weight: Tensor, up: Tensor, down: Tensor, scale: fl
 
 @_low_rank.backend("cuda", probe=_cuda.why_unavailable)
 def _run_cuda(out: Tensor, weight: Tensor, up: Tensor, down: Tensor, scale: float) -> None:
-    arrays = _native.array(out), _native.array(weight), up.data_ptr(), down.data_ptr()
+    arrays = _native.array_pair(out), _native.array_pair(weight), up.data_ptr(), down.data_ptr()
     _cuda.extension().low_rank(*arrays, *out.shape, up.shape[1], scale, _cuda.stream(out))

@@ -93,8 +93,8 @@ def _norms(
 def _cpu(
     partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None, keeps: Sequence[Keep], power: int, offset: int
 ) -> None:
-    rules = [_native.keep_tuple(keep) for keep in keeps]
-    _native.cpu_extension().norms(partials.data_ptr(), _native.arrays(tensors, base), rules, power, offset)
+    arrays, rules = _native.arrays(tensors, base), _native.rules(keeps)
+    _native.cpu_extension().norms(partials.data_ptr(), arrays, rules, power, offset)
 
 
 @_norms.backend("triton", probe=_triton.why_unavailable)
@@ -110,5 +110,5 @@ def _run_triton(
 def _run_cuda(
     partials: Tensor, tensors: Sequence[Tensor], base: Tensor | None, keeps: Sequence[Keep], power: int, offset: int
 ) -> None:
-    rules, where = [_native.keep_tuple(keep) for keep in keeps], _cuda.stream(partials)
-    _cuda.extension().norms(partials.data_ptr(), _native.arrays(tensors, base), rules, power, offset, where)
+    arrays, rules = _native.arrays(tensors, base), _native.rules(keeps)
+    _cuda.extension().norms(partials.data_ptr(), arrays, rules, power, offset, _cuda.stream(partials))

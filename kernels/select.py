@@ -11,7 +11,7 @@ GPU at most 0.26 n bytes + 128 KiB. Many jobs on a GPU take turns in 256 MiB, or
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from . import _cuda, _native, _triton
 from ._checks import GRID, check_group, checked_jobs, grid_chunks
@@ -24,6 +24,7 @@ from .keep import ALL_EQUAL, EVERYTHING, NOTHING, Boundary, magnitude_bits
 from .strip import on_host
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 __all__ = [
@@ -36,18 +37,21 @@ __all__ = [
 ]
 
 
+class _Checked(NamedTuple):
+    """A job, its ranks that need a search (all but 0 and n) in their order, and whether these are all as they came."""
+
+    job: SelectJob
+    inner: Sequence[Sequence[int]]
+    plain: bool
+
+
 class Selection:
     """Selections that were started. A GPU works on while the host does something else."""
 
-    def __init__(self, jobs: Sequence[SelectJob], backend: str | None):
+    def __init__(self, jobs: Sequence[_Checked], backend: str | None):
         self._jobs = jobs
-        # Ranks 0 and n need no search.
-        self._ranks = [[_inner(wanted, job.tensors[0].numel()) for wanted in job.ranks] for job in jobs]
-        searched = [
-            SelectJob(job.tensors, job.base, ranks) for job, ranks in zip(jobs, self._ranks, strict=True) if any(ranks)
-        ]
         self._found: Callable[[], list[list[list[Boundary | None]]]] = list
-        if searched:
+        if searched := _searched(jobs):
             self._backend, _ = _select.choose(searched[0].tensors[0].device, backend)
             together = None if self._backend == "reference" else _select.implementations[self._backend].many
             if together is not None:
@@ -60,23 +64,30 @@ class Selection:
         """Wait, and return per job what ``select_boundaries`` returns."""
         found = iter(self._found())
         result = []
-        for job, ranks in zip(self._jobs, self._ranks, strict=True):
-            boundaries: Sequence[Sequence[Boundary | None]] = next(found) if any(ranks) else [[]] * len(ranks)
-            result.append([self._of_tensor(job, k, ranks[k], boundaries[k]) for k in range(len(ranks))])
+        for job, inner, plain in self._jobs:
+            of_job: Sequence[Sequence[Boundary | None]] = next(found) if any(inner) else [[] for _ in inner]
+            if plain and all(map(all, of_job)):  # no boundary is false, but None is
+                result.append(cast("list[list[Boundary]]", of_job))
+            else:
+                result.append(
+                    [self._of_tensor(job, *each) for each in zip(range(len(inner)), inner, of_job, strict=True)]
+                )
         return result
 
     def _of_tensor(
-        self, job: SelectJob, k: int, ranks: Sequence[int], found: Sequence[Boundary | None]
+        self, job: SelectJob, k: int, inner: Sequence[int], found: Sequence[Boundary | None]
     ) -> list[Boundary]:
-        complete = [boundary for boundary in found if boundary is not None]
-        if list(job.ranks[k]) == ranks and len(complete) == len(ranks):
-            return complete
         tensor = job.tensors[k]
         known: dict[int, Boundary] = {0: NOTHING, tensor.numel(): EVERYTHING}
-        for rank, boundary in zip(ranks, found, strict=True):
+        for rank, boundary in zip(inner, found, strict=True):
             # A sample that misled is no answer, and rare.
             known[rank] = boundary or _by_histograms(tensor, job.base, rank, self._backend)
         return [known[rank] for rank in job.ranks[k]]
+
+
+def _searched(jobs: Sequence[_Checked]) -> list[SelectJob]:
+    """Return the jobs that need a search, with the ranks that do."""
+    return [job if plain else SelectJob(job.tensors, job.base, inner) for job, inner, plain in jobs if any(inner)]
 
 
 def select_boundaries(
@@ -94,8 +105,7 @@ def select_boundaries(
     Raises:
         ValueError: shapes disagree, or a rank lies outside 0 .. n.
     """
-    job = SelectJob(tensors, base, ranks)
-    _check(job)
+    job, _ = _checked(SelectJob(tensors, base, ranks))
     [found] = Selection([job], backend).result()
     return found
 
@@ -117,8 +127,7 @@ def start_selection(jobs: Sequence[SelectJob], *, backend: str | None = None) ->
 
     The tensors must stay as they are until then.
     """
-    checked_jobs(jobs, _check)
-    return Selection(jobs, backend)
+    return Selection(checked_jobs(jobs, _checked), backend)
 
 
 def found_boundaries(jobs: Sequence[SelectJob]) -> list[list[list[Boundary | FoundBoundary]]]:
@@ -126,12 +135,11 @@ def found_boundaries(jobs: Sequence[SelectJob]) -> list[list[list[Boundary | Fou
 
     Those of ranks 0 and n are known. Where a sample misled, the boundary is not found: ``answers.all_found`` tells.
     """
-    checked_jobs(jobs, _check)
-    ranks = [[_inner(wanted, job.tensors[0].numel()) for wanted in job.ranks] for job in jobs]
-    searched = [SelectJob(job.tensors, job.base, inner) for job, inner in zip(jobs, ranks, strict=True) if any(inner)]
+    checked = checked_jobs(jobs, _checked)
+    searched = _searched(checked)
     rows = _cuda_select.launch(searched) if searched else None
     result, place = [], 0
-    for job, inner in zip(jobs, ranks, strict=True):
+    for job, inner, _ in checked:
         numel, found = job.tensors[0].numel(), []
         for wanted, searched_ranks in zip(job.ranks, inner, strict=True):
             known: dict[int, Boundary | FoundBoundary] = {0: NOTHING, numel: EVERYTHING}
@@ -144,20 +152,25 @@ def found_boundaries(jobs: Sequence[SelectJob]) -> list[list[list[Boundary | Fou
     return result
 
 
-def _check(job: SelectJob) -> None:
-    check_group(job.tensors, job.base)
-    if len(job.ranks) != len(job.tensors):
-        raise ValueError(f"ranks has {len(job.ranks)} entries; expected {len(job.tensors)}, one list per tensor")
-    numel = job.tensors[0].numel()
-    for i, wanted in enumerate(job.ranks):
+def _checked(job: SelectJob) -> tuple[_Checked, torch.device]:
+    tensors, base, ranks = job
+    device = check_group(tensors, base)
+    if len(ranks) != len(tensors):
+        raise ValueError(f"ranks has {len(ranks)} entries; expected {len(tensors)}, one list per tensor")
+    numel = tensors[0].numel()
+    plain = True
+    for i, wanted in enumerate(ranks):
         for rank in wanted:
-            if not 0 <= rank <= numel:
-                raise ValueError(f"ranks[{i}] asks for {rank} of {numel} elements; expected 0 <= rank <= {numel}")
-
-
-def _inner(ranks: Sequence[int], numel: int) -> list[int]:
-    inner = [rank for rank in ranks if 0 < rank < numel]
-    return inner if len(inner) < 2 else sorted(set(inner))
+            if not 0 < rank < numel:
+                if rank not in (0, numel):
+                    expected = f"expected 0 <= rank <= {numel}"
+                    raise ValueError(f"ranks[{i}] asks for {rank} of {numel} elements; {expected}")
+                plain = False
+        plain = plain and (len(wanted) < 2 or list(wanted) == sorted(set(wanted)))
+    if plain:
+        return _Checked(job, ranks, True), device
+    inner = [sorted({rank for rank in wanted if 0 < rank < numel}) for wanted in ranks]
+    return _Checked(job, inner, False), device
 
 
 def _by_histograms(tensor: Tensor, base: Tensor | None, rank: int, backend: str) -> Boundary:
@@ -201,7 +214,7 @@ def _boundary(ordered: Tensor, index: Tensor, rank: int) -> Boundary:
 
 
 def _start_cpu(jobs: Sequence[SelectJob]) -> Callable[[], list[list[list[Boundary | None]]]]:
-    found = iter(_native.cpu_extension().select([_native.select_tuple(job) for job in jobs]))
+    found = iter(_native.cpu_extension().select(_native.selections(jobs)))
     boundaries: list[list[list[Boundary | None]]] = [
         [[Boundary(*next(found)) for _ in wanted] for wanted in job.ranks] for job in jobs
     ]

@@ -28,13 +28,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from . import _cuda, _native, _triton
-from ._checks import check_group, check_scalars, checked_jobs, float32, floats32
+from ._checks import check_group, checked_jobs, checked_scalars
 from ._found import FoundFactors
 from ._jobs import DIVIDES, VOTES, Divide, MergeJob, Vote, numbers
 from ._registry import Order, operation
 from .keep import Keep, check_keeps, kept
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 __all__ = ["DIVIDES", "VOTES", "Divide", "MergeJob", "Vote", "sparse_merge", "sparse_merge_many"]
@@ -74,8 +75,8 @@ def sparse_merge(
         ValueError: shapes, counts or names are wrong; the message names the argument and its value.
         BackendError: a pinned backend cannot run.
     """
-    job = MergeJob(out, base, tensors, factors, keeps, weights, vote, divide, scale, offset)
-    _sparse_merge(_checked(job), backend=_reading([job], backend))
+    job, _ = _checked(MergeJob(out, base, tensors, factors, keeps, weights, vote, divide, scale, offset))
+    _sparse_merge(job, backend=_reading([job], backend))
 
 
 def sparse_merge_many(jobs: Sequence[MergeJob], *, backend: str | None = None) -> None:
@@ -96,25 +97,22 @@ def _reading(jobs: Sequence[MergeJob], backend: str | None) -> str | None:
     return backend if all(job.answered for job in jobs) else "cuda"
 
 
-def _checked(job: MergeJob) -> MergeJob:
-    count, found, factors = len(job.tensors), job.factors, numbers(job.factors)
-    weights = factors if job.weights is None else job.weights
-    check_group(job.tensors, job.base, job.out)
-    check_scalars("factors", factors, count)
-    check_scalars("weights", weights, count)
-    check_scalars("scale", [job.scale], 1)
-    if job.vote not in VOTES:
-        raise ValueError(f"vote is {job.vote!r}; expected one of {', '.join(VOTES)}")
-    if job.divide not in DIVIDES:
-        raise ValueError(f"divide is {job.divide!r}; expected one of {', '.join(DIVIDES)}")
-    if job.offset < 0:
-        raise ValueError(f"offset is {job.offset}; expected a non-negative index")
-    check_keeps(job.keeps, job.tensors, job.offset)
-    return job._replace(
-        factors=found if isinstance(found, FoundFactors) else floats32(factors),
-        weights=floats32(weights),
-        scale=float32(job.scale),
-    )
+def _checked(job: MergeJob) -> tuple[MergeJob, torch.device]:
+    out, base, tensors, factors, keeps, weights, vote, divide, scale, offset = job
+    device = check_group(tensors, base, out)
+    rounded = checked_scalars("factors", numbers(factors), len(tensors))
+    weights = rounded if weights is None else checked_scalars("weights", weights, len(tensors))
+    [scale] = checked_scalars("scale", [scale], 1)
+    if vote not in VOTES:
+        raise ValueError(f"vote is {vote!r}; expected one of {', '.join(VOTES)}")
+    if divide not in DIVIDES:
+        raise ValueError(f"divide is {divide!r}; expected one of {', '.join(DIVIDES)}")
+    if offset < 0:
+        raise ValueError(f"offset is {offset}; expected a non-negative index")
+    check_keeps(keeps, tensors, offset)
+    if not isinstance(factors, FoundFactors):
+        factors = rounded
+    return MergeJob(out, base, tensors, factors, keeps, weights, vote, divide, scale, offset), device
 
 
 @operation(
@@ -161,7 +159,7 @@ def _sum(terms: Sequence[Tensor]) -> Tensor:
 
 
 def _cpu_many(jobs: Sequence[MergeJob]) -> None:
-    _native.cpu_extension().sparse_merge([_native.merge_tuple(job) for job in jobs])
+    _native.cpu_extension().sparse_merge(*_native.merges(jobs))
 
 
 @_sparse_merge.backend("cpu", probe=_native.why_no_cpu_extension, many=_cpu_many)
@@ -177,7 +175,7 @@ def _run_triton(job: MergeJob) -> None:
 
 
 def _cuda_many(jobs: Sequence[MergeJob]) -> None:
-    _cuda.extension().sparse_merge([_native.merge_tuple(job) for job in jobs], _cuda.stream(jobs[0].out))
+    _cuda.extension().sparse_merge(*_native.merges(jobs), _cuda.stream(jobs[0].out))
 
 
 @_sparse_merge.backend("cuda", probe=_cuda.why_unavailable, many=_cuda_many)

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from . import _cuda, _native, _triton
-from ._checks import check_group, check_scalars, checked_jobs, floats32
+from ._checks import check_group, checked_jobs, checked_scalars
 from ._found import FoundFactors
 from ._jobs import SumJob, numbers
 from ._registry import Order, operation
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 __all__ = ["SumJob", "weighted_sum", "weighted_sum_many"]
@@ -40,7 +41,8 @@ def weighted_sum(
         ValueError: shapes, devices or counts disagree; the message names the argument and its value.
         BackendError: a pinned backend cannot run.
     """
-    _weighted_sum(_checked(SumJob(out, tensors, weights)), backend=backend)
+    job, _ = _checked(SumJob(out, tensors, weights))
+    _weighted_sum(job, backend=backend)
 
 
 def weighted_sum_many(jobs: Sequence[SumJob], *, backend: str | None = None) -> None:
@@ -56,10 +58,11 @@ def weighted_sum_many(jobs: Sequence[SumJob], *, backend: str | None = None) -> 
     _weighted_sum.many(checked_jobs(jobs, _checked), backend)
 
 
-def _checked(job: SumJob) -> SumJob:
-    check_group(job.tensors, None, job.out)
-    check_scalars("weights", numbers(job.weights), len(job.tensors))
-    return job if isinstance(job.weights, FoundFactors) else job._replace(weights=floats32(job.weights))
+def _checked(job: SumJob) -> tuple[SumJob, torch.device]:
+    out, tensors, weights = job
+    device = check_group(tensors, None, out)
+    rounded = checked_scalars("weights", numbers(weights), len(tensors))
+    return (job if isinstance(weights, FoundFactors) else SumJob(out, tensors, rounded)), device
 
 
 @operation(
@@ -76,7 +79,7 @@ def _weighted_sum(job: SumJob) -> None:
 
 
 def _cpu_many(jobs: Sequence[SumJob]) -> None:
-    _native.cpu_extension().weighted_sum([_native.sum_tuple(job) for job in jobs])
+    _native.cpu_extension().weighted_sum(*_native.sums(jobs))
 
 
 @_weighted_sum.backend("cpu", probe=_native.why_no_cpu_extension, many=_cpu_many)
@@ -100,7 +103,7 @@ def _cuda_many(jobs: Sequence[SumJob]) -> None:
 
 
 def _launch_cuda(jobs: Sequence[SumJob]) -> None:
-    _cuda.extension().weighted_sum([_native.sum_tuple(job) for job in jobs], _cuda.stream(jobs[0].out))
+    _cuda.extension().weighted_sum(*_native.sums(jobs), _cuda.stream(jobs[0].out))
 
 
 def _in_rounds(job: SumJob, run: Callable[[SumJob], None]) -> None:

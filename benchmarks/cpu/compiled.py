@@ -76,7 +76,7 @@ def _bytes(x: Inputs) -> memoryview:
 
 BYTES: dict[str, Callable[[Inputs], object]] = {
     "cell_digests": lambda x: _native.cpu_extension().cell_digests(_bytes(x), 1 << 20),
-    "all_finite": lambda x: _native.cpu_extension().all_finite(_bytes(x), _native.array(x.tensors[0])[1]),
+    "all_finite": lambda x: _native.cpu_extension().all_finite(_bytes(x), _native.array_pair(x.tensors[0])[1]),
 }
 
 TIES = {"vote": "weighted", "divide": "weights"}

@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <tuple>
+
 #include "arguments.h"
 #include "operations.h"
 
@@ -33,13 +35,12 @@ const Tensors& limited(const Tensors& inputs) {
   return inputs;
 }
 
-Tensors inputs_of(const TensorsTuple& t) { return limited(tensors(t)); }
+Tensors inputs_of(const Ints& arrays) { return limited(tensors(arrays)); }
 
-template <class Tuple>
-auto jobs_of(const std::vector<Tuple>& tuples) {
-  auto found = jobs(tuples);
-  for (const auto& job : found) limited(job.inputs);
-  return found;
+template <class Job>
+std::vector<Job> limited(std::vector<Job> jobs) {
+  for (const Job& job : jobs) limited(job.inputs);
+  return jobs;
 }
 
 }  // namespace
@@ -50,27 +51,26 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("max_tensors") = kMaxTensors;
   m.def("why_unavailable", &why_unavailable, "The reason why no kernel can run here; empty where one can.");
 
-  m.def("weighted_sum", [](const std::vector<SumTuple>& tuples, const StreamTuple& where) {
+  m.def("weighted_sum", [](const py::buffer& ints, const py::buffer& floats, const StreamTuple& where) {
     need_gpu();
-    weighted_sum(jobs_of(tuples), stream(where));
+    weighted_sum(limited(Arguments(ints, floats).sums()), stream(where));
   });
 
-  m.def("sparse_merge", [](const std::vector<MergeTuple>& tuples, const StreamTuple& where) {
+  m.def("sparse_merge", [](const py::buffer& ints, const py::buffer& floats, const StreamTuple& where) {
     need_gpu();
-    sparse_merge(jobs_of(tuples), stream(where));
+    sparse_merge(limited(Arguments(ints, floats).merges()), stream(where));
   });
 
-  m.def("gram", [](Address partials, const TensorsTuple& inputs, const StreamTuple& where) {
+  m.def("gram", [](Address partials, const Ints& arrays, const StreamTuple& where) {
     need_gpu();
-    gram(reinterpret_cast<double*>(partials), inputs_of(inputs), stream(where));
+    gram(reinterpret_cast<double*>(partials), inputs_of(arrays), stream(where));
   });
 
-  m.def("norms", [](Address partials, const TensorsTuple& tuple, const std::vector<KeepTuple>& keeps, int power,
-                    std::uint64_t offset, const StreamTuple& where) {
+  m.def("norms", [](Address partials, const Ints& arrays, const Ints& rules, int power, std::uint64_t offset,
+                    const StreamTuple& where) {
     need_gpu();
-    const Tensors inputs = inputs_of(tuple);
-    expect(keeps.size(), inputs, "keeps");
-    norms(reinterpret_cast<double*>(partials), inputs, keep_rules(keeps), power, offset, stream(where));
+    const Tensors inputs = inputs_of(arrays);
+    norms(reinterpret_cast<double*>(partials), inputs, keep_rules(rules, inputs), power, offset, stream(where));
   });
 
   m.def("exact_sums", [](Address sums, const std::vector<std::tuple<Address, std::int64_t, unsigned>>& tuples,
@@ -100,11 +100,11 @@ PYBIND11_MODULE(_cuda, m) {
     arc_weights(reinterpret_cast<float*>(weights), reinterpret_cast<const double*>(sums), places, stream(where));
   });
 
-  m.def("rank_mask", [](Address mask, const TensorsTuple& tuple, const std::array<std::int64_t, 3>& shape,
+  m.def("rank_mask", [](Address mask, const Ints& arrays, const std::array<std::int64_t, 3>& shape,
                         std::uint32_t first, std::uint64_t step, std::uint64_t key, std::uint32_t model,
                         std::int64_t offset, Address workspace, const StreamTuple& where) {
     need_gpu();
-    const Tensors inputs = inputs_of(tuple);
+    const Tensors inputs = inputs_of(arrays);
     const RankJob job{reinterpret_cast<std::uint32_t*>(mask),
                       inputs.tensors[0],
                       inputs.base,
@@ -129,30 +129,33 @@ PYBIND11_MODULE(_cuda, m) {
              columns, rank, scale, stream(where));
   });
 
-  using SettingsPair = std::pair<double, double>;
-  m.def("select_workspace", [](const std::vector<SelectTuple>& tuples, const SettingsPair& settings) {
-    return select_workspace(jobs_of(tuples), {settings.first, settings.second});
+  // How wide brackets are, how much room there is (SelectSettings), and the bytes that jobs share.
+  using SettingsTuple = std::tuple<double, double, std::size_t>;
+  const auto settings_of = [](const SettingsTuple& t) {
+    return SelectSettings{std::get<0>(t), std::get<1>(t), std::get<2>(t)};
+  };
+  m.def("select_workspace", [=](const py::buffer& ints, const SettingsTuple& settings) {
+    return select_workspace(limited(select_jobs(ints)), settings_of(settings));
   });
-  m.def("select", [](Address results, Address workspace, const std::vector<SelectTuple>& tuples,
-                     const SettingsPair& settings, const StreamTuple& where) {
+  m.def("select", [=](Address results, Address workspace, const py::buffer& ints, const SettingsTuple& settings,
+                      const StreamTuple& where) {
     need_gpu();
-    select(reinterpret_cast<std::int64_t*>(results), reinterpret_cast<void*>(workspace), jobs_of(tuples),
-           {settings.first, settings.second}, stream(where));
+    select(reinterpret_cast<std::int64_t*>(results), reinterpret_cast<void*>(workspace), limited(select_jobs(ints)),
+           settings_of(settings), stream(where));
   });
 
   m.def("magnitude_histogram",
-        [](Address counts, const TensorsTuple& tuple, int level, const Ints& prefixes, const StreamTuple& where) {
+        [](Address counts, const Ints& arrays, int level, const Ints& prefixes, const StreamTuple& where) {
           need_gpu();
-          const Tensors inputs = inputs_of(tuple);
+          const Tensors inputs = inputs_of(arrays);
           if (level != 0) expect(prefixes.size(), inputs, "prefixes");
           magnitude_histogram(reinterpret_cast<std::int64_t*>(counts), inputs, level, prefixes, stream(where));
         });
 
-  m.def("equal_counts",
-        [](Address counts, const TensorsTuple& tuple, const Ints& thresholds, const StreamTuple& where) {
-          need_gpu();
-          const Tensors inputs = inputs_of(tuple);
-          expect(thresholds.size(), inputs, "thresholds");
-          equal_counts(reinterpret_cast<std::int64_t*>(counts), inputs, thresholds, stream(where));
-        });
+  m.def("equal_counts", [](Address counts, const Ints& arrays, const Ints& thresholds, const StreamTuple& where) {
+    need_gpu();
+    const Tensors inputs = inputs_of(arrays);
+    expect(thresholds.size(), inputs, "thresholds");
+    equal_counts(reinterpret_cast<std::int64_t*>(counts), inputs, thresholds, stream(where));
+  });
 }

@@ -21,9 +21,10 @@ struct Stream {
 };
 
 // How wide the bracket of a sample is, in standard deviations of a sampled rank, and how much room there is for the
-// values in it, times the expected number.
+// values in it, times the expected number; and the bytes of workspace that jobs share: one job may take more.
 struct SelectSettings {
   double deviations, spare;
+  std::size_t together;
 };
 
 // kernels/rank_mask.py: a tensor [outer, length, inner] whose elements are ranked along the middle dimension.
@@ -79,7 +80,7 @@ void low_rank(Output out, Array weight, const float* up, const float* down, std:
 // The workspace must not be used by anything else until the kernels are done.
 void select(std::int64_t* results, void* workspace, const std::vector<SelectJob>& jobs, const SelectSettings& settings,
             const Stream& stream);
-// The bytes of that workspace, which is aligned to 16 bytes.
+// The bytes of that workspace, which is aligned to 16 bytes. Jobs take turns in it.
 std::size_t select_workspace(const std::vector<SelectJob>& jobs, const SelectSettings& settings);
 
 // kernels/histogram.py. `counts` are added to.

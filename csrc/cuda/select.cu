@@ -65,12 +65,41 @@ std::vector<Item> items_of(const SelectJob& job, const SelectSettings& settings,
   return items;
 }
 
-std::size_t count_large(const std::vector<SelectJob>& jobs) {
+std::size_t count_large(const std::vector<const SelectJob*>& jobs) {
   std::size_t count = 0;
-  for (const SelectJob& job : jobs) {
-    for (const auto& ranks : job.ranks) count += job.inputs.size > kSample ? ranks.size() : 0;
+  for (const SelectJob* job : jobs) {
+    if (job->inputs.size <= kSample) continue;
+    for (const auto& ranks : job->ranks) count += ranks.size();
   }
   return count;
+}
+
+std::size_t workspace_of(const SelectJob& job, const SelectSettings& settings) {
+  if (job.inputs.size <= kSample) return 0;
+  Parts parts(nullptr);
+  State* state = parts.take<State>(count_large({&job}));
+  Found* found = nullptr;
+  items_of(job, settings, state, parts, found);
+  return parts.bytes();
+}
+
+// Calls run with jobs that share the workspace, and the bytes that they take of it: at most settings.together, or one
+// job takes more.
+template <class Run>
+void in_turns(const std::vector<SelectJob>& jobs, const SelectSettings& settings, Run run) {
+  std::vector<const SelectJob*> together;
+  std::size_t bytes = 0;
+  for (const SelectJob& job : jobs) {
+    const std::size_t more = workspace_of(job, settings);
+    if (!together.empty() && bytes + more > settings.together) {
+      run(together, bytes);
+      together.clear();
+      bytes = 0;
+    }
+    together.push_back(&job);
+    bytes += more;
+  }
+  if (!together.empty()) run(together, bytes);
 }
 
 // Calls run with as many items at a time as a kernel takes.
@@ -84,18 +113,9 @@ void in_tables(const std::vector<Item>& items, Run run) {
   }
 }
 
-}  // namespace
-
-std::size_t select_workspace(const std::vector<SelectJob>& jobs, const SelectSettings& settings) {
-  Parts parts(nullptr);
-  State* state = parts.take<State>(count_large(jobs));
-  Found* found = nullptr;
-  for (const SelectJob& job : jobs) items_of(job, settings, state, parts, found);
-  return parts.bytes();
-}
-
-void select(std::int64_t* results, void* workspace, const std::vector<SelectJob>& jobs, const SelectSettings& settings,
-            const Stream& stream) {
+// Returns where the results of the next jobs go.
+Found* select_together(Found* found, void* workspace, const std::vector<const SelectJob*>& jobs,
+                       const SelectSettings& settings, const Stream& stream) {
   Parts parts(workspace);
   const std::size_t large = count_large(jobs);
   State* state = parts.take<State>(large);
@@ -103,13 +123,12 @@ void select(std::int64_t* results, void* workspace, const std::vector<SelectJob>
     const OnDevice current(stream.device);
     check(cudaMemsetAsync(state, 0, large * sizeof(State), static_cast<cudaStream_t>(stream.handle)), describe(large));
   }
-  Found* found = reinterpret_cast<Found*>(results);
   std::vector<Item> all, bracketed;
   std::vector<std::vector<Item>> passes;
-  for (const SelectJob& job : jobs) {
-    std::vector<Item> items = items_of(job, settings, state, parts, found);
+  for (const SelectJob* job : jobs) {
+    std::vector<Item> items = items_of(*job, settings, state, parts, found);
     all.insert(all.end(), items.begin(), items.end());
-    if (job.inputs.size <= kSample) continue;
+    if (job->inputs.size <= kSample) continue;
     bracketed.insert(bracketed.end(), items.begin(), items.end());
     passes.push_back(std::move(items));
   }
@@ -119,6 +138,23 @@ void select(std::int64_t* results, void* workspace, const std::vector<SelectJob>
     in_tables(items, [&](const Items& table) { launch_collect(table, what, stream); });
   }
   in_tables(bracketed, [&](const Items& table) { launch_finish(table, what, stream); });
+  return found;
+}
+
+}  // namespace
+
+std::size_t select_workspace(const std::vector<SelectJob>& jobs, const SelectSettings& settings) {
+  std::size_t most = 0;
+  in_turns(jobs, settings, [&](const auto&, std::size_t bytes) { most = std::max(most, bytes); });
+  return most;
+}
+
+void select(std::int64_t* results, void* workspace, const std::vector<SelectJob>& jobs, const SelectSettings& settings,
+            const Stream& stream) {
+  Found* found = reinterpret_cast<Found*>(results);
+  in_turns(jobs, settings, [&](const std::vector<const SelectJob*>& together, std::size_t) {
+    found = select_together(found, workspace, together, settings, stream);
+  });
 }
 
 }  // namespace fastmerge::cuda

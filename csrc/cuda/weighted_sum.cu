@@ -129,7 +129,8 @@ void sum_whole(const SumJob& job, int head, std::size_t vectors, const Stream& s
 // Collects jobs and launches them whenever the table is full.
 class Pending {
  public:
-  explicit Pending(const Stream& stream) : stream_(stream) {}
+  // Only what is in use of the table is written.
+  explicit Pending(const Stream& stream) : stream_(stream) { table_.count = 0, table_.inputs = table_.tiles = 0; }
 
   // The elements begin .. end - 1 of a job, cut `head` elements after the first of them.
   void add(const SumJob& job, std::size_t begin, std::size_t end, int head) {
@@ -176,7 +177,7 @@ class Pending {
   }
 
   Stream stream_;
-  Table table_{};
+  Table table_;
 };
 
 }  // namespace

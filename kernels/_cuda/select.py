@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -29,15 +30,12 @@ def launch(jobs: Sequence[SelectJob]) -> Tensor:
     import torch
 
     like = jobs[0].tensors[0]
-    ranks = [len(wanted) for job in jobs for wanted in job.ranks]
-    rows = torch.empty(sum(ranks), 3, dtype=torch.int64, device=like.device)
-    settings = (DEVIATIONS, SPARE)
-    done = 0
-    for tuples, size in _groups([_native.select_tuple(job) for job in jobs], settings):
-        # Freed at once: what is allocated next on this stream is used after these kernels.
-        workspace = torch.empty(size, dtype=torch.uint8, device=like.device)
-        extension().select(rows[done:].data_ptr(), workspace.data_ptr(), tuples, settings, stream(like))
-        done += sum(len(wanted) for _, lists in tuples for wanted in lists)
+    count = sum([len(wanted) for job in jobs for wanted in job.ranks])
+    rows = torch.empty(count, 3, dtype=torch.int64, device=like.device)
+    ints, settings = _native.selections(jobs), (DEVIATIONS, SPARE, WORKSPACE)
+    # Freed at once: what is allocated next on this stream is used after these kernels.
+    workspace = torch.empty(extension().select_workspace(ints, settings), dtype=torch.uint8, device=like.device)
+    extension().select(rows.data_ptr(), workspace.data_ptr(), ints, settings, stream(like))
     return rows
 
 
@@ -46,27 +44,13 @@ def start(jobs: Sequence[SelectJob]) -> Callable[[], list[list[list[Boundary | N
     wait = download(launch(jobs))
 
     def boundaries() -> list[list[list[Boundary | None]]]:
-        found = iter(wait().tolist())
-        return [[[_boundary(*next(found)) for _ in wanted] for wanted in job.ranks] for job in jobs]
+        thresholds, break_indices, statuses = wait().T.tolist()
+        found: list[Boundary | None] = list(map(Boundary, thresholds, break_indices))
+        if any(statuses):
+            for i in filter(statuses.__getitem__, range(len(statuses))):
+                misled[_STATUS[statuses[i]]] += 1
+                found[i] = None
+        each = iter(found)
+        return [[list(itertools.islice(each, len(wanted))) for wanted in job.ranks] for job in jobs]
 
     return boundaries
-
-
-def _groups(tuples: list[tuple], settings: tuple[float, float]) -> list[tuple[list[tuple], int]]:
-    """Return jobs that run together, and the bytes of work space that they need."""
-    groups: list[tuple[list[tuple], int]] = []
-    for job in tuples:
-        size = extension().select_workspace([job], settings)
-        if groups and groups[-1][1] + size <= WORKSPACE:
-            together, before = groups.pop()
-            groups.append(([*together, job], before + size))
-        else:
-            groups.append(([job], size))
-    return groups
-
-
-def _boundary(threshold: int, break_index: int, status: int) -> Boundary | None:
-    if status:
-        misled[_STATUS[status]] += 1
-        return None
-    return Boundary(threshold, break_index)

@@ -17,7 +17,7 @@ sys.path[:0] = sys.argv[2:]
 import cuda_emulation
 from kernel_cases import CASES, Draw
 from fastmerge import kernels
-from fastmerge.kernels import _cuda
+from fastmerge.kernels import _cuda, _native
 
 module = cuda_emulation.load(sys.argv[1])
 _cuda._load = lambda: (module, None)
@@ -32,7 +32,10 @@ for name, case in CASES.items():
                     run()
 print("within bounds", flush=True)
 out, tensor = torch.zeros(64), torch.zeros(16)
-module.weighted_sum([((out.data_ptr(), 0), ([tensor.data_ptr()], [0], 0, 0, 24), [1.0])], (0, 0))
+ints, floats = _native.sums([kernels.SumJob(out, [tensor], [1.0])])
+assert ints[2] == tensor.numel()
+ints[2] = 24
+module.weighted_sum(ints, floats, (0, 0))
 """
 
 

@@ -30,12 +30,13 @@ runpy.run_path("setup.py")
 # Imports the extension at a path, and calls it.
 CALL = """
 import importlib.util, sys
+from array import array
 spec = importlib.util.spec_from_file_location("_cuda", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 print(module.why_unavailable())
 try:
-    module.weighted_sum([], (0, 0))
+    module.weighted_sum(array("q"), array("f"), (0, 0))
 except RuntimeError as error:
     print(error)
 """

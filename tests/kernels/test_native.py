@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import threading
+from array import array
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from kernel_cases import FLOATS, extension_settings, same_bits
 
 from fastmerge import kernels
-from fastmerge.kernels import GRID, _native
+from fastmerge.kernels import GRID, SumJob, _native
 
 native = pytest.importorskip("fastmerge._C")
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
@@ -60,12 +61,23 @@ def test_threads_are_set_and_checked():
         native.set_threads(0)
 
 
-def test_lists_of_the_wrong_length_raise():
+def test_rows_of_the_wrong_length_raise():
     out = torch.zeros(3)
-    with pytest.raises(ValueError, match="weights: expected one per tensor"):
-        native.weighted_sum([((out.data_ptr(), 0), ([out.data_ptr()], [0], 0, 0, 3), [1.0, 2.0], 0)])
-    with pytest.raises(ValueError, match="expected one dtype for each of at least one tensor"):
-        native.gram(out.data_ptr(), ([], [], 0, 0, 3))
+    ints, floats = _native.sums([SumJob(out, [out], [1.0])])
+    for lacking in ints[:-1], ints + ints[:2]:
+        with pytest.raises(ValueError, match="arguments: numbers are missing"):
+            native.weighted_sum(lacking, floats)
+    with pytest.raises(ValueError, match="arguments: numbers are missing"):
+        native.weighted_sum(ints, floats[:0])
+    with pytest.raises(ValueError, match="arguments: more scalars than jobs take"):
+        native.weighted_sum(ints, floats * 2)
+    with pytest.raises(ValueError, match="arguments: expected numbers of 4 bytes"):
+        native.weighted_sum(ints, array("d", floats))
+    with pytest.raises(ValueError, match="expected at least one tensor"):
+        native.gram(out.data_ptr(), [3, 0, 0, 0])
+    keep = _native.rules([kernels.keep_all()])
+    with pytest.raises(ValueError, match="keeps: expected one per tensor"):
+        native.norms(out.data_ptr(), _native.arrays([out], None), keep * 2, 2, 0)
 
 
 def test_an_extension_of_other_sources_is_refused(monkeypatch):

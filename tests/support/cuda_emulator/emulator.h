@@ -38,3 +38,6 @@ extern "C" __attribute__((visibility("default"))) void fastmerge_emulated_driver
 
 // The compute capability of the GPU, as 90.
 extern "C" __attribute__((visibility("default"))) void fastmerge_emulated_capability(int number);
+
+// Whether kernels run; else their launches are checked, and do nothing: for timing the host.
+extern "C" __attribute__((visibility("default"))) void fastmerge_emulated_kernels(int run);

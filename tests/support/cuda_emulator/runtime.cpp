@@ -8,6 +8,7 @@
 namespace {
 
 thread_local std::string last_error;
+bool kernels_run = true;
 
 std::map<const void*, std::size_t>& allowed_shared() {
   static std::map<const void*, std::size_t> bytes;
@@ -28,6 +29,7 @@ cudaError_t fastmerge_emulated_launch(const cudaLaunchConfig_t& config, const vo
       config.dynamicSmemBytes > allowed || allowed > emulator::kSharedBytes) {
     return cudaErrorInvalidConfiguration;
   }
+  if (!kernels_run) return cudaSuccess;
   try {
     emulator::run(grid, block, config.dynamicSmemBytes, body);
   } catch (const std::exception& error) {
@@ -36,6 +38,8 @@ cudaError_t fastmerge_emulated_launch(const cudaLaunchConfig_t& config, const vo
   }
   return cudaSuccess;
 }
+
+void fastmerge_emulated_kernels(int run) { kernels_run = run != 0; }
 
 const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorLaunchFailure ? last_error.c_str() : error ? "invalid argument" : "no error";

@@ -170,11 +170,9 @@ def check_keeps(keeps: Sequence[Keep], tensors: Sequence[Tensor], offset: int) -
     from ``offset`` on do."""
     if len(keeps) != len(tensors):
         raise ValueError(f"keeps has {len(keeps)} rules; expected {len(tensors)}, one per tensor")
-    if any(keep.row for keep in keeps):
-        parts = {(keep.d, keep.row, keep.stride) for keep in keeps if keep.rule == RULE_RANDOM}
-        if len(parts) > 1:
-            raise ValueError(f"keeps has random rules of parts {sorted(parts)} (start, row, stride); expected one part")
+    strided = False
     for k, (keep, tensor) in enumerate(zip(keeps, tensors, strict=True)):
+        strided = strided or keep.row > 0
         if keep.rule != RULE_MASK and keep.drawn is keep.inside is keep.outside is None:
             continue
         for boundary in keep.found:
@@ -188,6 +186,10 @@ def check_keeps(keeps: Sequence[Keep], tensors: Sequence[Tensor], offset: int) -
             _check_mask(f"keeps[{k}].mask", keep.mask, f"tensors[{k}]", tensor, offset - keep.d)
         if keep.drawn is not None:
             _check_mask(f"keeps[{k}].drawn", keep.drawn, f"tensors[{k}]", tensor, offset)
+    if strided:
+        parts = {(keep.d, keep.row, keep.stride) for keep in keeps if keep.rule == RULE_RANDOM}
+        if len(parts) > 1:
+            raise ValueError(f"keeps has random rules of parts {sorted(parts)} (start, row, stride); expected one part")
 
 
 def _check_mask(name: str, mask: Tensor | None, of: str, tensor: Tensor, offset: int) -> None:

@@ -129,8 +129,7 @@ void sum_whole(const SumJob& job, int head, std::size_t vectors, const Stream& s
 // Collects jobs and launches them whenever the table is full.
 class Pending {
  public:
-  // Only what is in use of the table is written.
-  explicit Pending(const Stream& stream) : stream_(stream) { table_.count = 0, table_.inputs = table_.tiles = 0; }
+  explicit Pending(const Stream& stream) : stream_(stream) { begin(); }
 
   // The elements begin .. end - 1 of a job, cut `head` elements after the first of them.
   void add(const SumJob& job, std::size_t begin, std::size_t end, int head) {
@@ -159,12 +158,17 @@ class Pending {
     if (table_.count == 0) return;
     const std::string what = "weighted_sum of a table of " + std::to_string(table_.count) + " tensors";
     launch(what, stream_, weighted_sum_table_kernel, {table_.tiles, kThreads}, table_);
-    table_.count = 0;
-    table_.inputs = table_.tiles = 0;
-    table_.found = nullptr;
+    begin();
   }
 
  private:
+  // Rows and inputs are written when they are added: zeros would take a call as long as its checks do.
+  void begin() {
+    table_.found = nullptr;
+    table_.count = 0;
+    table_.inputs = table_.tiles = 0;
+  }
+
   // Whether the table can say where these weights lie: in the memory that follows the first ones.
   bool reaches(const float* found) const {
     return !found || !table_.found || (found >= table_.found && found - table_.found <= INT32_MAX);

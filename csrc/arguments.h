@@ -101,8 +101,8 @@ inline void expect(std::size_t count, const Tensors& inputs, const char* name) {
   if (count != inputs.tensors.size()) throw std::invalid_argument(std::string(name) + ": expected one per tensor");
 }
 
-// The integers of a rule: those of kernels/keep.py, and three addresses; of a random rule row and stride in place of the
-// first two.
+// The integers of a rule: those of kernels/keep.py, and three addresses; of a random rule row and stride in place of
+// the first two.
 inline std::vector<Keep> keep_rules(Numbers<std::int64_t>& ints, std::size_t count) {
   std::vector<Keep> keeps;
   keeps.reserve(count);

@@ -120,14 +120,13 @@ PYBIND11_MODULE(_C, m) {
     equal_counts(reinterpret_cast<std::int64_t*>(counts), inputs, thresholds);
   });
 
-  m.def("rank_mask",
-        [](Address mask, const Ints& arrays, const std::array<std::size_t, 3>& shape, std::uint32_t first,
-           std::uint64_t step, std::uint64_t key, std::uint32_t model, std::uint64_t offset) {
-          const Tensors inputs = tensors(arrays);
-          const RankRows rows{inputs.tensors[0], inputs.base, shape[1], shape[2], first, step, key, model};
-          const Unlocked unlocked(inputs);
-          rank_mask(reinterpret_cast<std::uint32_t*>(mask), rows, shape[0], offset);
-        });
+  m.def("rank_mask", [](Address mask, const Ints& arrays, const std::array<std::size_t, 3>& shape, std::uint32_t first,
+                        std::uint64_t step, std::uint64_t key, std::uint32_t model, std::uint64_t offset) {
+    const Tensors inputs = tensors(arrays);
+    const RankRows rows{inputs.tensors[0], inputs.base, shape[1], shape[2], first, step, key, model};
+    const Unlocked unlocked(inputs);
+    rank_mask(reinterpret_cast<std::uint32_t*>(mask), rows, shape[0], offset);
+  });
 
   m.def(
       "exact_sums",

@@ -100,9 +100,9 @@ PYBIND11_MODULE(_cuda, m) {
     arc_weights(reinterpret_cast<float*>(weights), reinterpret_cast<const double*>(sums), places, stream(where));
   });
 
-  m.def("rank_mask", [](Address mask, const Ints& arrays, const std::array<std::int64_t, 3>& shape,
-                        std::uint32_t first, std::uint64_t step, std::uint64_t key, std::uint32_t model,
-                        std::int64_t offset, Address workspace, const StreamTuple& where) {
+  m.def("rank_mask", [](Address mask, const Ints& arrays, const std::array<std::int64_t, 3>& shape, std::uint32_t first,
+                        std::uint64_t step, std::uint64_t key, std::uint32_t model, std::int64_t offset,
+                        Address workspace, const StreamTuple& where) {
     need_gpu();
     const Tensors inputs = inputs_of(arrays);
     const RankJob job{reinterpret_cast<std::uint32_t*>(mask),

@@ -46,10 +46,14 @@ class HalfWords {
 
   template <class Function>
   FASTMERGE_INLINE_MEMBER void each(std::uint64_t block, std::uint64_t last, Function f) const {
-    each(block, last, f, [] {});
+    each(block, last, f, Nothing{});
   }
 
  private:
+  struct Nothing {
+    void operator()() const {}
+  };
+
   // Of the counters of blocks below 2^32 three words are the same, and so is half of what the first two rounds make.
   static constexpr int kEarly = 2;
 
@@ -58,10 +62,18 @@ class HalfWords {
     for (; block < last; block += kGroups * kDoubles) {
       U64 words[kGroups][4];
       for (int group = 0; group < kGroups; ++group) start<kRound>(words[group], block + group * kDoubles);
-#pragma GCC unroll 1
-      for (int round = kRound; round < kPhiloxRounds; ++round) {
+      const auto philox = [&](int round) {
         for (U64(&word)[4] : words) philox_round<U64>(word, keys_[round][0], keys_[round][1]);
-        between();
+      };
+      if constexpr (std::is_same_v<Between, Nothing>) {
+        for (int round = kRound; round < kPhiloxRounds; ++round) philox(round);
+      } else {
+        // Unrolled, it would keep the keys in registers and the words in memory.
+#pragma GCC unroll 1
+        for (int round = kRound; round < kPhiloxRounds; ++round) {
+          philox(round);
+          between();
+        }
       }
       H halves[2 * kGroups];
       for (int group = 0; group < kGroups; ++group) join(words[group], halves[2 * group], halves[2 * group + 1]);

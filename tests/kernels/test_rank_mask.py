@@ -51,7 +51,18 @@ def test_formula(variant, rows, density, epsilon, generator):
 
 @pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.label)
 @pytest.mark.parametrize(
-    "kind", ["distinct", "equal", "two values", "mostly zero", "subnormal", "special", "two scales", "close bfloat16"]
+    "kind",
+    [
+        "distinct",
+        "equal",
+        "two values",
+        "mostly zero",
+        "subnormal",
+        "special",
+        "two scales",
+        "close bfloat16",
+        "outliers",
+    ],
 )
 @pytest.mark.parametrize("epsilon", [0.1, 0.4999])
 def test_long_rows_of_any_magnitudes(variant, kind, epsilon, generator):
@@ -66,6 +77,8 @@ def test_long_rows_of_any_magnitudes(variant, kind, epsilon, generator):
         "subnormal": normal * 1e-41,
         "special": torch.where(normal > 1, torch.nan, torch.where(normal < -1, torch.inf, normal)),
         "two scales": torch.where(normal > 0, normal, normal * 1e-12),
+        # So far above the others that buckets below them would hold nothing.
+        "outliers": torch.where(torch.arange(9001) % 3000 == 7, 1e6, normal),
         # Many equal magnitudes, and some between them.
         "close bfloat16": (8 * normal).bfloat16().float() - (8 * normal + normal.roll(1) / 4).bfloat16().float(),
     }[kind]
@@ -109,6 +122,20 @@ def test_slices_are_drawn_as_in_the_whole(variant, rows, generator):
         with variant.active():
             for begin, end in ((0, outer), (1, outer), (1, 2), (outer - 1, outer), (2, 2)):
                 assert torch.equal(draw_slices(begin, end, far), whole[begin * size : end * size])
+
+
+@pytest.mark.parametrize("variant", EVERY[1:], ids=lambda v: v.label)
+@pytest.mark.parametrize("length", [31, 32, 33, 128, 129, 511, 1023, 33000, 70001])
+def test_rows_of_any_length(variant, length, generator):
+    """Short rows have no buckets, those of 65536 elements and more wider counts, long ones more parts."""
+    shape = (max(1, 300 // length), length)
+    base = torch.randn(shape, generator=generator).bfloat16()
+    tensor = (base + torch.randn(shape, generator=generator) / 64).bfloat16()
+    for t, b in [(tensor, base), (tensor.float() / 3, base.float() / 3), (tensor.half(), base)]:
+        with kernels.use_backend("reference"):
+            expected = draw(t, (*shape, 1), 0.5, 0.3, base=b)
+        with variant.active():
+            assert torch.equal(draw(t, (*shape, 1), 0.5, 0.3, base=b), expected)
 
 
 def test_probability_is_linear_in_the_rank():

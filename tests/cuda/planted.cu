@@ -1,4 +1,5 @@
 // Kernels for the tests of the emulator. Each is at fault unless it is told to be right.
+#include <cuda_pipeline.h>
 #include <cuda_runtime.h>
 
 namespace {
@@ -40,6 +41,18 @@ __global__ void last_block(unsigned* out, bool right) {
   out[0] = sum;
 }
 
+// A thread waits for its copy after the barrier: others may read before it has come.
+__global__ void copied(unsigned* out, bool right) {
+  __shared__ uint4 values[kThreads];
+  uint4* const from = reinterpret_cast<uint4*>(out + 4);
+  __pipeline_memcpy_async(&values[threadIdx.x], &from[threadIdx.x % 4], sizeof(uint4));
+  __pipeline_commit();
+  if (right) __pipeline_wait_prior(0);
+  __syncthreads();
+  if (!right) __pipeline_wait_prior(0);
+  if (blockIdx.x == 0) out[128 + threadIdx.x] = values[kThreads - 1 - threadIdx.x].x;
+}
+
 // Not at fault: the order in which blocks and threads begin.
 __global__ void begin(unsigned* out, bool) { out[1 + atomicAdd(&out[0], 1u)] = blockIdx.x * kThreads + threadIdx.x; }
 
@@ -47,7 +60,7 @@ __global__ void begin(unsigned* out, bool) { out[1 + atomicAdd(&out[0], 1u)] = b
 
 // Runs three blocks of a kernel. Returns what went wrong.
 extern "C" __attribute__((visibility("default"))) const char* run_planted(int which, bool right, unsigned* out) {
-  void (*const kernels[])(unsigned*, bool) = {reverse, in_step, last_block, begin};
+  void (*const kernels[])(unsigned*, bool) = {reverse, in_step, last_block, copied, begin};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(3);
   config.blockDim = dim3(kThreads);

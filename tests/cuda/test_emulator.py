@@ -8,7 +8,7 @@ from pathlib import Path
 import cuda_emulation
 import pytest
 
-FAULTS = ("reverse", "in_step", "last_block")
+FAULTS = ("reverse", "in_step", "last_block", "copied")
 BLOCKS, THREADS = 3, 64
 
 
@@ -23,7 +23,9 @@ def _run(library: Path, which: int, right: bool, seed: int) -> tuple[str, list[i
     cuda_emulation.order(library, seed)
     run = ctypes.CDLL(str(library)).run_planted
     run.restype = ctypes.c_char_p
-    out = (ctypes.c_uint * (1 + BLOCKS * THREADS))()
+    # Copies of 16 bytes are aligned to them.
+    memory = (ctypes.c_uint * (4 + BLOCKS * THREADS + 1))()
+    out = (ctypes.c_uint * (1 + BLOCKS * THREADS)).from_buffer(memory, -ctypes.addressof(memory) % 16)
     return run(which, ctypes.c_bool(right), out).decode(), list(out)
 
 

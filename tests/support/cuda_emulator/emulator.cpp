@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "cuda_pipeline.h"
 #include "cuda_runtime.h"
 
 thread_local uint3 threadIdx, blockIdx;
@@ -239,11 +240,24 @@ class Block {
   std::string error_;
 };
 
+struct Copy {
+  void* to;
+  const void* from;
+  std::size_t bytes;
+};
+
+// Per thread of the block that runs: batches of copies that are on their way, the last one open.
+std::vector<std::deque<std::vector<Copy>>>& copies() {
+  static thread_local std::vector<std::deque<std::vector<Copy>>> all;
+  return all;
+}
+
 void run_block(unsigned threads, std::size_t shared, const std::function<void()>& body) {
   unsigned char* const memory = reinterpret_cast<unsigned char*>(fastmerge_shared);
   std::memset(memory, kPoison, shared);
   std::memset(memory + shared, kCanary, kCanaryBytes);
   Block block(threads, body);
+  copies().assign(threads, {});
   Block::active() = &block;
   races::begin_block((threads + 31) / 32);
   try {
@@ -270,6 +284,34 @@ void run(dim3 grid, dim3 block, std::size_t shared, const std::function<void()>&
   for (const unsigned i : order().of(grid.x * grid.y * grid.z)) {
     blockIdx = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
     run_block(block.x * block.y * block.z, shared, body);
+  }
+}
+
+namespace {
+
+std::deque<std::vector<Copy>>& own_copies() {
+  auto& own = copies()[thread()];
+  if (own.empty()) own.emplace_back();
+  return own;
+}
+
+}  // namespace
+
+void begin_copy(void* to, const void* from, std::size_t bytes) {
+  const auto misplaced = [&](const void* address) { return reinterpret_cast<std::uintptr_t>(address) % bytes != 0; };
+  if ((bytes != 4 && bytes != 8 && bytes != 16) || misplaced(to) || misplaced(from)) {
+    fail("emulator: a copy of 4, 8 or 16 bytes is not aligned to them");
+  }
+  own_copies().back().push_back({to, from, bytes});
+}
+
+void close_batch() { own_copies().emplace_back(); }
+
+void arrive(std::size_t prior, void (*copy)(void* to, const void* from, std::size_t bytes)) {
+  auto& own = own_copies();
+  while (own.size() > prior + 1) {
+    for (const Copy& each : own.front()) copy(each.to, each.from, each.bytes);
+    own.pop_front();
   }
 }
 

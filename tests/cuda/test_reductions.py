@@ -23,7 +23,9 @@ def _make(generator, numel: int, dtypes: list[torch.dtype], begin: int = 0) -> l
 
 @pytest.mark.parametrize("begin", [0, 3])
 @pytest.mark.parametrize("based", [True, False])
-@pytest.mark.parametrize("dtypes", [[B], [B, B], [F] * 3, [B, F, H, B], [B] * 5, [H] * 7, [B] * 8, [F, B, H, B, F, B, B]], ids=str)
+@pytest.mark.parametrize(
+    "dtypes", [[B], [B, B], [F] * 3, [B, F, H, B], [B] * 5, [H] * 7, [B] * 8, [F, B, H, B, F, B, B]], ids=str
+)
 def test_gram(device, generator, dtypes, based, begin):
     for numel in NUMELS:
         base, *tensors = _make(generator, numel, [B, *dtypes], begin)

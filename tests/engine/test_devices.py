@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from unittest.mock import Mock
 
 import pytest
@@ -115,15 +116,17 @@ class Held:
 
     def __init__(self, monkeypatch, least: int):
         self.files: dict[str, bytearray] = {}
+        self._lock = threading.Lock()  # two workers that read a file at once would have it twice
         self.given = 0
         monkeypatch.setattr(InputFiles, "memory", lambda files, *place: self.memory(*place))
         monkeypatch.setattr("fastmerge.engine.devices.LENT_BYTES", least)
 
     def memory(self, path: str, offset: int, nbytes: int) -> memoryview:
-        if path not in self.files:
-            with open(path, "rb") as file:
-                self.files[path] = bytearray(file.read())
-        self.given += nbytes
+        with self._lock:
+            if path not in self.files:
+                with open(path, "rb") as file:
+                    self.files[path] = bytearray(file.read())
+            self.given += nbytes
         return memoryview(self.files[path])[offset : offset + nbytes]
 
 

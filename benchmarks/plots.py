@@ -124,7 +124,7 @@ def draw_merges(rows: list[Row]) -> Figure:
 
 
 def _bars(axes: Axes, rows: list[Row], column: str) -> None:
-    """Draw one group of horizontal bars per method, one bar per tool, each with its time at its end."""
+    """Draw one group of horizontal bars per method, one bar per tool, with its range and, behind both, its time."""
     ops = [op for op in OPS if any(row["op"] == op for row in rows)]
     tools = [tool for tool in COLORS if any(row["tool"] == tool for row in rows)]
     height = BAR / len(tools)
@@ -132,14 +132,15 @@ def _bars(axes: Axes, rows: list[Row], column: str) -> None:
         if row["tool"] not in tools or row["op"] not in ops:
             continue
         unit = 1e3 if column == "ms" else 1
-        value = float(row[column]) / unit
+        value = end = float(row[column]) / unit
         y = ops.index(row["op"]) - BAR / 2 + (tools.index(row["tool"]) + 0.5) * height
         axes.barh(y, value, height * 0.9, color=COLORS[row["tool"]])
         if int(row["commands"]) > 1:
-            low, high = (float(row[f"{column}_{end}"]) / unit for end in ("low", "high"))
+            low, high = (float(row[f"{column}_{side}"]) / unit for side in ("low", "high"))
             axes.plot([low, high], [y, y], color="black", linewidth=1)
+            end = max(value, high)
         axes.annotate(
-            _duration(float(row["ms"])), (value, y), (4, 0), textcoords="offset points", va="center", fontsize=9
+            _duration(float(row["ms"])), (end, y), (4, 0), textcoords="offset points", va="center", fontsize=9
         )
     axes.set_yticks(range(len(ops)), ops)
     axes.set_ylim(len(ops) - 0.5, -0.5)

@@ -139,8 +139,12 @@ def test_a_missed_bracket_is_found_by_histograms(device, generator, monkeypatch)
 
 
 @pytest.mark.slow
-def test_runs_mislead_the_sample(device, generator):
-    """Equal neighbours: those that are sampled together say nothing new, so the sample is too sure."""
+def test_runs_mislead_the_sample(device, generator, monkeypatch):
+    """Equal neighbours: those that are sampled together say nothing new, so the sample is too sure.
+
+    With half of the margin four of five are misled, with all of it one of five.
+    """
+    monkeypatch.setattr(hooks, "DEVIATIONS", hooks.DEVIATIONS / 2)
     hooks.misled.clear()
     ranks = list(range(5_000, 195_000, 10_007))
     for _ in range(20):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -76,29 +74,6 @@ def test_tables_have_no_colours_in_a_pipe():
     assert "\x1b[" not in result.stdout
 
 
-# The command, which finishes no tensor after the second until it is interrupted.
-INTERRUPTED = """
-import sys, threading
-from fastmerge.cli import main
-from fastmerge.engine.journal import Journal
-from fastmerge.engine.scheduler import Scheduler
-finished, fail, left, stopped = Journal.finished, Scheduler._fail, iter(range(2)), threading.Event()
-
-def finish_few(*arguments):
-    if next(left, None) is None:
-        stopped.wait()
-    finished(*arguments)
-
-def fail_and_go_on(scheduler, error):
-    scheduler._failure = error  # before its lock is free, which who waits may hold
-    stopped.set()
-    fail(scheduler, error)
-
-Journal.finished, Scheduler._fail = finish_few, fail_and_go_on
-main(sys.argv[1:])
-"""
-
-
 @pytest.mark.slow
 def test_an_interrupted_merge_says_how_to_go_on_and_does(tmp_path):
     # Too large for the budget to be merged together.
@@ -108,20 +83,10 @@ def test_an_interrupted_merge_says_how_to_go_on_and_does(tmp_path):
         save_file(tensors, tmp_path / name / "model.safetensors")
     recipe = write_recipe(tmp_path / "r.yml", tmp_path)
     arguments = ["merge", recipe, tmp_path / "out", "--threads", "1", "--ram", "16MiB"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # Shells start what runs in the background with Ctrl-C ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    try:
-        while not any(len(path.read_text().splitlines()) > 1 for path in tmp_path.glob(".out.partial-*/journal.jsonl")):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate()
-    finally:
-        process.kill()
-    assert process.returncode == 130, stderr
+    interrupted = [sys.executable, "-m", "fastmerge.demo.interrupting", "2", *map(str, arguments)]
+    done = subprocess.run(interrupted, capture_output=True, text=True)
+    stderr = done.stderr
+    assert done.returncode == 130, stderr
     assert "interrupted: stopped with" in stderr and "the same command goes on from there" in stderr
     assert "Traceback" not in stderr
     report = json.loads(run("merge", recipe, tmp_path / "out", "--json").stdout)

@@ -39,7 +39,7 @@ class Stack(ABC):
 
     def of_part(self, matrix: Tensor, noise: float, part: MatrixPart) -> tuple[Tensor, Info] | None:
         """Change a matrix of which ranks have a part each, where ``Method.together`` says so; None: not certified."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} changes whole matrices only, though its method says together")
 
 
 def batches_on(device: torch.device) -> bool:

@@ -19,7 +19,7 @@ from ..engine.reading import DeltaReader
 from ..errors import FastmergeError, InvalidInput, Problem
 from ..extraction.factors_file import FactorsFile
 from ..kernels import GRID, keep_all, mask_words
-from ..methods.emr import scale_of, unify
+from ..methods.emr import mask_of, scale_of, unify
 from ..plan import make_plan
 from ..plan.types import OutputTensor
 from ..progress import ProgressLike, of_bytes, shown
@@ -111,9 +111,10 @@ def _write(
         deltas = [torch.empty(len(base)) for _ in tensors]
         for delta, tensor in zip(deltas, tensors, strict=True):
             kernels.weighted_sum(delta, [base, tensor], [-1.0, 1.0])
-        whole, kept = unify(deltas)
+        whole, sign = unify(deltas)
         if not whole.isfinite().all():
             raise FastmergeError(f"{output.name}: a delta holds NaN or infinity. Repair the model")
+        kept = [mask_of(delta, sign) for delta in deltas]
         stored = whole.to(dtype.torch)
         unified.write(stored)
         table = torch.empty(-(-len(base) // GRID), 4 * len(tasks), dtype=torch.float64)

@@ -235,8 +235,8 @@ class _Open:
                 with lock:
                     self._choices.add(*hanging)
         with lock:
-            self._unequal += int((~same).sum())
-            self._beyond += int(beyond.sum())
+            self._unequal += int((~same).count_nonzero())
+            self._beyond += int(beyond.count_nonzero())
             self._largest = max(self._largest, difference)
 
     def verdict(self) -> Judged:

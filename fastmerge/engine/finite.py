@@ -96,8 +96,8 @@ def _finding(inputs: InputFiles, part, buffer: memoryview) -> str:
         except CheckpointError:  # the file went away: that is not what we look for
             return ""
         magnitudes = np.frombuffer(data, kind) & (2 ** (8 * kind.itemsize - 1) - 1)
-        nans += int((magnitudes > infinity).sum())
-        infinities += int((magnitudes == infinity).sum())
+        nans += int(np.count_nonzero(magnitudes > infinity))
+        infinities += int(np.count_nonzero(magnitudes == infinity))
         if first is None and nans + infinities:
             first = start // kind.itemsize + int(np.argmax(magnitudes >= infinity))
     if first is None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from .. import kernels
 from ..kernels import keep_all
 from ..steps.apply import DeltaMerge, SparseMerge
+from ..steps.blocks import block_size, in_parts
 from ..steps.method import Group, Method, Solve, method
 from ..steps.rows import BLOCK, Rows
 from ..steps.source import Chunk, Source
@@ -76,18 +77,25 @@ class Importance(Survey):
         import torch
 
         (chunk,) = source.chunks()
-        assert chunk.base is not None, "the method requires a base"
-        base, tensor = chunk.base.view(self.rows.count, -1), chunk.tensors[0].view(self.rows.count, -1)
-        scores = torch.empty(base.shape, dtype=torch.float32, device=base.device)
-        divergences = torch.empty(self.rows.count, dtype=torch.float32, device=base.device)
-        step = max(1, BLOCK // self.rows.length)
-        for first in range(0, self.rows.count, step):
-            block = slice(first, first + step)
-            divergences[block] = _divergence(tensor[block].to(self.dtype), base[block].to(self.dtype))
-            delta = tensor[block].float() - base[block].float()
-            torch.mul(delta.abs_(), divergences[block, None], out=scores[block])
-            if not scores[block].isfinite().all():
-                raise ValueError(f"{self.name}: an input holds NaN or infinity; rows of it have no softmax")
+        device = chunk.tensors[0].device
+        scores = torch.empty(self.rows.count, self.rows.length, dtype=torch.float32, device=device)
+        divergences = torch.empty(self.rows.count, dtype=torch.float32, device=device)
+
+        def survey(part: Chunk, start: int) -> None:
+            rows = part.map(lambda tensor: tensor.view(-1, self.rows.length).split(step))
+            assert rows.base is not None, "the method requires a base"
+            row = start // self.rows.length
+            for base, tensor in zip(rows.base, rows.tensors[0], strict=True):
+                block = slice(row, row + len(base))
+                divergences[block] = _divergence(tensor.to(self.dtype), base.to(self.dtype))
+                torch.mul((tensor.float() - base.float()).abs_(), divergences[block, None], out=scores[block])
+                # Both are NaN where a score is. To ask each whether it is finite takes ten times as long.
+                if not all(map(math.isfinite, scores[block].aminmax())):
+                    raise ValueError(f"{self.name}: an input holds NaN or infinity; rows of it have no softmax")
+                row = block.stop
+
+        step = max(1, block_size(chunk.tensors[0]) // self.rows.length)
+        in_parts(chunk, survey, unit=self.rows.length)
         return divergences, _threshold(scores.view(-1))
 
 
@@ -105,14 +113,19 @@ class Fusion(DeltaMerge):
         return [self.scale]
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
-        assert chunk.base is not None, "the method requires a base"
         divergences = self.divergences.to(out.device)
-        flat, base, tensor = out.view(-1), chunk.base.view(-1), chunk.tensors[0].view(-1)
-        for block, row, rows in self.rows.blocks(chunk.offset, out.numel()):
-            delta = tensor[block].float() - base[block].float()
-            scores = delta.view(rows, -1).abs() * divergences[row : row + rows, None]
-            delta *= (scores >= self.threshold).view(-1)
-            kernels.weighted_sum(flat[block], [base[block], delta], [1.0, self.scale])
+        flat = out.view(-1)
+
+        def fuse(part: Chunk, start: int) -> None:
+            assert part.base is not None, "the method requires a base"
+            for block, row, rows in self.rows.blocks(part.offset, part.base.numel(), block_size(part.base)):
+                base = part.base[block]
+                delta = part.tensors[0][block].float() - base.float()
+                scores = delta.view(rows, -1).abs() * divergences[row : row + rows, None]
+                delta *= (scores >= self.threshold).view(-1)
+                kernels.weighted_sum(flat[start:][block], [base, delta], [1.0, self.scale])
+
+        in_parts(chunk, fuse)
 
 
 def _divergence(tensor: Tensor, base: Tensor) -> Tensor:
@@ -135,12 +148,12 @@ def _threshold(scores: Tensor) -> float:
 
 
 def _ranked(scores: Tensor, ranks: Sequence[int]) -> list[float]:
-    """Return the elements that have these ranks in rising order, from 0."""
-    negative = int((scores < 0).sum())
+    """Return the elements that have these ranks in rising order, from 0; ``scores`` are overwritten."""
+    negative = int((scores < 0).count_nonzero())
     below = [rank for rank in ranks if rank < negative]
     above = [rank for rank in ranks if rank >= negative]
     found = [-value for value in _largest(scores.neg().clamp_(min=0), [rank + 1 for rank in below])] if below else []
-    return found + (_largest(scores.clamp(min=0), [scores.numel() - rank for rank in above]) if above else [])
+    return found + (_largest(scores.clamp_(min=0), [scores.numel() - rank for rank in above]) if above else [])
 
 
 def _largest(values: Tensor, ranks: Sequence[int]) -> list[float]:

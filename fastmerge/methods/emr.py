@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..steps.apply import ElementwiseMerge
-from ..steps.arrays import maximum, minimum, where, zeros_like
+from ..steps.arrays import maximum, minimum, sign_of, where, zeros_like
 from ..steps.census import Census
 from ..steps.elements import ElementSums
 from ..steps.method import Group, Method, Parameter, Solve, method
@@ -62,8 +62,8 @@ class Emr(Method):
         return ElementwiseMerge(ones, partial(_masked, task=task), scale=scale_of(means))
 
 
-def unify(deltas: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Return the unified delta, and per model where it has the sign of the model's own (bool).
+def unify(deltas: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the unified delta, and the elected sign of every element (1 or -1); a model's mask is where it has it.
 
     Per element the sign is that of the sum, - where that is 0; the magnitude is the largest of the deltas that have it.
     NaN and infinity make the unified delta NaN or infinite.
@@ -76,7 +76,12 @@ def unify(deltas: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     plus = total > 0
     unified = where(plus, highest, lowest)
     unified += total - total  # NaN where infinities met
-    return unified, [where(plus, delta > 0, delta < 0) for delta in deltas]
+    return unified, sign_of(plus)
+
+
+def mask_of(delta: Tensor, sign: Tensor) -> Tensor:
+    """Return where a delta has the elected sign (bool)."""
+    return delta * sign > 0
 
 
 def scale_of(means: Sequence[tuple[float, float]]) -> float:
@@ -105,9 +110,9 @@ def _unified(deltas: Sequence[Tensor], merged: Tensor) -> Tensor:
 
 
 def _masked(deltas: Sequence[Tensor], merged: Tensor, task: int) -> Tensor:
-    unified, masks = unify(deltas)
+    unified, sign = unify(deltas)
     # A product, so that NaN and infinity stay.
-    unified *= masks[task]
+    unified *= mask_of(deltas[task], sign)
     return unified
 
 

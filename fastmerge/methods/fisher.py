@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .. import kernels
-from ..kernels import GRID
 from ..steps.apply import Apply, WeightedSum
+from ..steps.arrays import where
+from ..steps.blocks import block_size, in_parts
 from ..steps.method import Group, Method, Parameter, method
 from ..steps.source import Chunk
 from ._spans import divided
@@ -16,8 +17,6 @@ from ._statistics import Statistics, named, open_statistics, strangers
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-BLOCK = 4 * GRID
 
 
 @method
@@ -84,18 +83,25 @@ class FisherMean(Apply):
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
         import torch
 
-        flat, tensors = out.view(-1), [tensor.view(-1) for tensor in chunk.tensors]
-        for start in range(0, len(flat), BLOCK):
-            span = slice(start, min(start + BLOCK, len(flat)))
-            total, divisor = torch.zeros(2, span.stop - start, dtype=torch.float32, device=out.device)
-            for tensor, item, scale, floor in zip(tensors, self.statistics, self.scales, self.floors, strict=True):
-                share = item.read(self.name, chunk.offset + start, chunk.offset + span.stop).to(out.device)
-                share.mul_(scale).add_(floor)
-                total += share * tensor[span].float()
-                divisor += share
-            result = total.div_(divisor)
-            if not divisor.all():
-                mean = torch.empty_like(result)
-                kernels.weighted_sum(mean, [tensor[span] for tensor in tensors], self.means)
-                result = torch.where(divisor == 0, mean, result)
-            kernels.weighted_sum(flat[span], [result], [1.0])
+        flat = out.view(-1)
+        size = block_size(flat)
+
+        def merge(part: Chunk, start: int) -> None:
+            outs = flat[start : start + part.tensors[0].numel()]
+            at = part.offset
+            for target, *tensors in zip(*(t.split(size) for t in (outs, *part.tensors)), strict=True):
+                total, divisor = torch.zeros(2, len(target), dtype=torch.float32, device=out.device)
+                for tensor, item, scale, floor in zip(tensors, self.statistics, self.scales, self.floors, strict=True):
+                    share = item.read(self.name, at, at + len(target)).to(out.device)
+                    share.mul_(scale).add_(floor)
+                    total += share * tensor.float()
+                    divisor += share
+                result = total.div_(divisor)
+                if not divisor.all():
+                    mean = torch.empty_like(result)
+                    kernels.weighted_sum(mean, tensors, self.means)
+                    result = where(divisor == 0, mean, result)
+                kernels.weighted_sum(target, [result], [1.0])
+                at += len(target)
+
+        in_parts(chunk, merge)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..steps.apply import ElementwiseMerge
-from ..steps.arrays import clamp, float_of, zeros_like
+from ..steps.arrays import clamp, float_of, where, zeros_like
 from ..steps.elements import ElementSums
 from ..steps.method import Group, Method, Parameter, Solve, method
 from ._changes import EPSILON, changes
@@ -66,11 +66,11 @@ def _merged(deltas: Sequence[Tensor], merged: Tensor, epsilon: float, factors: S
     changed, count = changes(deltas, epsilon)
     alone = count == 1
     count, scale = clamp(count, 1), zeros_like(merged)
+    ones = scale + 1
     for delta, mask, factor in zip(deltas, changed, factors, strict=True):
-        scale[:] = 1
-        scale[alone] = factor
+        scale[:] = factor
         delta *= mask
-        delta *= scale
+        delta *= where(alone, scale, ones)
         delta /= count
         merged += delta
     return merged

@@ -70,7 +70,7 @@ def delta_blocks(
     chunk: Chunk, weights: Sequence[float], step: Step | None = None, selection: Selection | None = None
 ) -> Iterator[Block]:
     """Cut a chunk into blocks on the grid of the reductions. Each is valid until the next one is taken."""
-    size = _block_size(chunk.tensors[0])
+    size = block_size(chunk.tensors[0])
     inputs = chunk.map(lambda tensor: tensor.view(-1))
     like = inputs.tensors[0]
     numel = like.numel()
@@ -95,8 +95,8 @@ def delta_blocks(
         yield Block(span, base[0] if base else None, deltas, merged)
 
 
-def in_parts(chunk: Chunk, run: Callable[[Chunk, int], None]) -> None:
-    """Call ``run(part, start)`` on parts of a chunk, flat, that begin on the grid: one for each thread of torch.
+def in_parts(chunk: Chunk, run: Callable[[Chunk, int], None], unit: int = GRID) -> None:
+    """Call ``run(part, start)`` on parts of a chunk, flat, one for each thread of torch, of whole ``unit`` elements.
 
     On a GPU, and where the chunk is small, it is one part.
     """
@@ -109,7 +109,7 @@ def in_parts(chunk: Chunk, run: Callable[[Chunk, int], None]) -> None:
         return
     import torch
 
-    step = -(-numel // (threads * GRID)) * GRID
+    step = -(-numel // (threads * unit)) * unit
     pieces = [tensor.split(step) for tensor in flat.every]
 
     def work(i: int) -> None:
@@ -120,7 +120,8 @@ def in_parts(chunk: Chunk, run: Callable[[Chunk, int], None]) -> None:
         list(pool.map(work, range(len(pieces[0]))))
 
 
-def _block_size(like: Tensor) -> int:
+def block_size(like: Tensor) -> int:
+    """Return the elements of a tensor that are worked on at once."""
     if like.device.type != "cpu":
         return DEVICE_BLOCK
     return BLOCK if type(like) is Strip or _torch_threads() == 1 else SHARED_BLOCK

@@ -56,20 +56,20 @@ class Rows:
         """Return what survey and apply take of a tensor that must come whole, as ``Method.scratch_bytes``."""
         return None if self.unit else 8 * ((models + 4) * BLOCK + 4 * models**2 * self.count)
 
-    def blocks(self, offset: int, numel: int) -> Iterator[tuple[slice, int, int]]:
+    def blocks(self, offset: int, numel: int, most: int = BLOCK) -> Iterator[tuple[slice, int, int]]:
         """Cut elements ``offset .. offset + numel - 1`` into blocks: elements of the part, first row, rows.
 
-        A block is some whole rows, or a part of one. Of columns (inner > 1) the tensor is whole.
+        A block is some whole rows, or a part of one, of ``most`` elements. Of columns (inner > 1) the tensor is whole.
         """
         assert self.inner == 1
         at = 0
         while at < numel:
             row, begun = divmod(offset + at, self.length)
-            fit = min(BLOCK, numel - at) // self.length
+            fit = min(most, numel - at) // self.length
             if begun == 0 and fit:
                 size, rows = fit * self.length, fit
             else:
-                size, rows = min(BLOCK, self.length - begun, numel - at), 1
+                size, rows = min(most, self.length - begun, numel - at), 1
             yield slice(at, at + size), row, rows
             at += size
 

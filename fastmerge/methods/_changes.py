@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..steps.arrays import zeros_like
+from ..steps.arrays import above, zeros_like
 from ..steps.method import Parameter
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ EPSILON = Parameter(
 
 
 def changes(deltas: Sequence[Tensor], epsilon: float) -> tuple[list[Tensor], Tensor]:
-    """Return, per model, where it changed an element (bool), and the number of models that did (float32)."""
-    changed = [abs(delta) > epsilon for delta in deltas]
+    """Return, per model, 1 where it changed an element and 0 elsewhere, and the number of models that did (float32)."""
+    changed = [above(abs(delta), epsilon) for delta in deltas]
     count = zeros_like(deltas[0])
     for mask in changed:
         count += mask

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..steps.apply import ElementwiseMerge
-from ..steps.arrays import clamp, float_of, zeros_like
+from ..steps.arrays import above, clamp, zeros_like
 from ..steps.method import Group, Solve
 from ..steps.survey import Boundaries
 
@@ -33,11 +33,11 @@ def _agreeing(deltas: Sequence[Tensor], merged: Tensor, thresholds: Sequence[flo
     for delta, threshold in zip(deltas, thresholds, strict=True):
         # Not below: a NaN is kept.
         delta *= ~(abs(delta) < threshold)
-        merged += delta if by_sum else float_of(delta > 0) - float_of(delta < 0)
-    plus, minus = merged > 0, merged < 0
+        merged += delta if by_sum else above(delta, 0) - above(-delta, 0)
+    sign = above(merged, 0) - above(-merged, 0)
     total, number = zeros_like(merged), zeros_like(merged)
     for delta in deltas:
-        agrees = plus & (delta > 0) | minus & (delta < 0)
+        agrees = above(delta * sign, 0)
         # A product, so that NaN and infinity stay.
         total += delta * agrees
         number += agrees

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..kernels import keep_all
 from ..steps.apply import SparseMerge
+from ..steps.arrays import above
 from ..steps.method import Group, Parameter
 from ..steps.survey import Survey
 from ._sparse import density_parameter, keep_largest
@@ -32,5 +33,5 @@ def merged_tasks(group: Group) -> Generator[Survey, Any, SparseMerge]:
 
 
 def needed(delta: Tensor, merged: Tensor, mask_lambda: float) -> Tensor:
-    """Return where a model needs ``merged``: its ``delta`` is there, and not drowned by the others."""
-    return abs(delta) > abs(merged - delta) * mask_lambda
+    """Return 1 where a model needs ``merged``, its ``delta`` is there and not drowned by the others, elsewhere 0."""
+    return above(abs(delta), abs(merged - delta) * mask_lambda)

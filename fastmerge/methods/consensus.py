@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..steps.apply import ElementwiseMerge
-from ..steps.arrays import zeros_like
+from ..steps.arrays import float_of, zeros_like
 from ..steps.method import Group, Method, Parameter, Solve, method
 from ._sparse import SCALE
 from ._tasks import MASK_LAMBDA, MERGE, TASK_DENSITY, TASK_WEIGHT, merged_tasks, needed
@@ -56,5 +56,5 @@ def _needed(deltas: Sequence[Tensor], merged: Tensor, mask_lambdas: Sequence[flo
     for delta, mask_lambda in zip(deltas, mask_lambdas, strict=True):
         votes += needed(delta, merged, mask_lambda)
     # A product, so that NaN and infinity stay.
-    merged *= votes >= threshold
+    merged *= float_of(votes >= threshold)
     return merged

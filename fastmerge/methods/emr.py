@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..steps.apply import ElementwiseMerge
-from ..steps.arrays import maximum, minimum, sign_of, where, zeros_like
+from ..steps.arrays import above, maximum, minimum, where, zeros_like
 from ..steps.census import Census
 from ..steps.elements import ElementSums
 from ..steps.method import Group, Method, Parameter, Solve, method
@@ -73,15 +73,15 @@ def unify(deltas: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         total += delta
         maximum(highest, delta, out=highest)
         minimum(lowest, delta, out=lowest)
-    plus = total > 0
+    plus = above(total, 0)
     unified = where(plus, highest, lowest)
     unified += total - total  # NaN where infinities met
-    return unified, sign_of(plus)
+    return unified, plus * 2 - 1
 
 
 def mask_of(delta: Tensor, sign: Tensor) -> Tensor:
-    """Return where a delta has the elected sign (bool)."""
-    return delta * sign > 0
+    """Return 1 where a delta has the elected sign and 0 elsewhere, float32."""
+    return above(delta * sign, 0)
 
 
 def scale_of(means: Sequence[tuple[float, float]]) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..steps.apply import Apply, ElementwiseMerge
-from ..steps.arrays import copy, maximum, minimum, where
+from ..steps.arrays import above, copy, maximum, minimum, where
 from ..steps.method import Group, Method, Parameter, method
 from ._sparse import SCALE
 
@@ -43,4 +43,4 @@ def _largest(deltas: Sequence[Tensor], merged: Tensor) -> Tensor:
         maximum(highest, delta, out=highest)
         minimum(lowest, delta, out=lowest)
     # Both are NaN where any delta is.
-    return where(-lowest > highest, lowest, highest)
+    return where(above(-lowest, highest), lowest, highest)

@@ -58,8 +58,8 @@ class RamPlusTl(Method):
 
 def _unique_and_shared(deltas: Sequence[Tensor], merged: Tensor, epsilon: float) -> list[Tensor]:
     changed, count = changes(deltas, epsilon)
-    alone = count == 1
-    return [float_of(mask & alone) for mask in changed] + [float_of(mask & ~alone) for mask in changed]
+    alone = float_of(count == 1)
+    return [mask * alone for mask in changed] + [mask * (1 - alone) for mask in changed]
 
 
 def _merged(deltas: Sequence[Tensor], merged: Tensor, epsilon: float, factors: Sequence[float]) -> Tensor:

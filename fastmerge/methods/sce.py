@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..kernels import float32, keep_top
 from ..steps.apply import ElementwiseMerge
-from ..steps.arrays import clamp, float_of, sign_of, zeros_like
+from ..steps.arrays import above, clamp, float_of, zeros_like
 from ..steps.blocks import Selection
 from ..steps.elements import ElementSums, OfElements
 from ..steps.method import Group, Method, Parameter, Solve, method
@@ -99,9 +99,9 @@ def _erased(deltas: Sequence[Tensor], merged: Tensor, weights: Sequence[float]) 
     vote, divisor = zeros_like(merged), zeros_like(merged)
     for delta in deltas:
         vote += delta
-    sign = sign_of(vote >= 0)
+    sign = float_of(vote >= 0) * 2 - 1
     for delta, weight in zip(deltas, weights, strict=True):
-        agrees = float_of(delta * sign > 0)
+        agrees = above(delta * sign, 0)
         delta *= weight
         delta *= agrees
         merged += delta

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "as_strip", "clamp", "copy", "float_of", "join", "maximum", "minimum", "sign_of", "values_of", "where",
-    "zeros_like",
+    "above", "as_strip", "clamp", "copy", "float_of", "join", "maximum", "minimum", "values_of", "where", "zeros_like",
 ]  # fmt: skip
 
 
@@ -45,7 +44,7 @@ def zeros_like(values: Tensor) -> Tensor:
 
 
 def where(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """Return ``yes`` where a condition holds, elsewhere ``no``; all are vectors, of float32 and of bool.
+    """Return ``yes`` where a condition is true or 1, elsewhere ``no``; all are vectors, the latter two of float32.
 
     On the processor by bits: torch and numpy branch for each element, which takes ten times as long.
     """
@@ -61,7 +60,7 @@ def where(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
         other = no.view(torch.int32)
         chosen = yes.view(torch.int32) ^ other
     else:
-        return _module(condition).where(condition, yes, no)
+        return yes.where(condition.bool(), no)
     chosen &= mask
     chosen ^= other
     return chosen.view(yes.dtype)
@@ -86,15 +85,20 @@ def clamp(values: Tensor, least: float, most: float | None = None) -> Tensor:
 
 def float_of(mask: Tensor) -> Tensor:
     """Return 1 where ``mask`` is true and 0 elsewhere, float32."""
-    return mask.astype(np.float32) if isinstance(mask, np.ndarray) else mask.float()
+    if isinstance(mask, np.ndarray):
+        return mask.astype(np.float32)
+    import torch
+
+    return mask.view(torch.uint8).float()  # of bools it takes five times as long
 
 
-def sign_of(plus: Tensor) -> Tensor:
-    """Return 1 where ``plus`` is true and -1 elsewhere, float32."""
-    sign = float_of(plus)
-    sign *= 2
-    sign -= 1
-    return sign
+def above(values: Tensor, least: Tensor | float) -> Tensor:
+    """Return 1 where values lie above ``least`` and 0 elsewhere, float32: what to multiply or to count by."""
+    if isinstance(values, np.ndarray):
+        return float_of(values > least)
+    import torch
+
+    return torch.gt(values, least, out=torch.empty_like(values))  # four times as fast as to bools
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:

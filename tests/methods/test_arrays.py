@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastmerge.steps.arrays import sign_of, where
+from fastmerge.steps.arrays import above, where
 
 VALUES = torch.tensor([0.0, -0.0, 1.5, -2.25, torch.inf, -torch.inf, torch.nan, 1e-45])
 
@@ -21,9 +21,14 @@ def test_where_chooses_bits(kind: type):
     else:
         found = where(condition, yes, no)
     assert found.dtype is torch.float32 and torch.equal(found.view(torch.int32), expected)
+    assert torch.equal(where(condition.float(), yes, no).view(torch.int32), expected)
     assert where(condition[:0], yes[:0], no[:0]).numel() == 0
 
 
-def test_sign_of_is_never_0():
-    plus = torch.tensor([True, False])
-    assert sign_of(plus).tolist() == [1.0, -1.0] and sign_of(plus.numpy()).tolist() == [1.0, -1.0]
+@pytest.mark.parametrize("kind", [torch.Tensor, np.ndarray])
+def test_what_is_above_counts_1(kind: type):
+    values = VALUES.numpy() if kind is np.ndarray else VALUES
+    for least in (0.0, -values):
+        found = above(values, least)
+        assert found.dtype == values.dtype
+        assert found.tolist() == [0, 0, 1, 0, 1, 0, 0, 1]

@@ -19,8 +19,8 @@ from ..engine.files import InputFiles
 from ..engine.folders import appearing
 from ..engine.reading import Values
 from ..errors import BudgetError, InvalidInput, Problem, Refused, explained, nearest
+from ..extraction.approximating import matrix_bytes
 from ..extraction.factors_file import FactorsFile
-from ..extraction.run import matrix_bytes
 from ..progress import Progress, ProgressLike, shown
 from ..results import Result
 from ..sizes import DEFAULT_RAM, parse_size, show_size

@@ -16,7 +16,7 @@ from tiny_models import make_tensors, save_model
 import fastmerge
 from fastmerge.errors import BudgetError, FastmergeError, InvalidInput, OutputError
 from fastmerge.extraction import extract
-from fastmerge.extraction.run import matrix_bytes
+from fastmerge.extraction.approximating import matrix_bytes
 from fastmerge.extraction.selection import Wanted, select
 from fastmerge.methods._spectral import PROJECTIONS
 

@@ -17,6 +17,7 @@ from .checksums import checksum_of
 from .context import RunContext, apply_without_survey, merge_outputs
 from .finite import Suspect, all_finite
 from .needs import scratch_bytes
+from .parts import Part
 from .scheduler import Task, Unit
 
 # A batch is the work of one thread: few enough tensors that the last ones still go to several threads.
@@ -25,7 +26,7 @@ MOST = 256
 Key = tuple[str, int]
 """Where a tensor lies: path and offset."""
 
-Part = tuple[OutputTensor, int, int]
+Stretch = tuple[OutputTensor, int, int]
 """Outputs that lie side by side: the first one, where it is in the arena, and the bytes of all."""
 
 
@@ -44,7 +45,7 @@ def units(context: RunContext, outputs: Sequence[OutputTensor]) -> Iterator[Unit
         # An empty tensor asks for no work, whatever its method would do.
         plain = output.through is None and all(tensor.plain for tensor in output.inputs.every)
         whole = scratch_bytes(output) is not None or not plain
-        regional = whole and output.nbytes > 0
+        regional = (whole and output.nbytes > 0) or isinstance(output, Part)
         small = need <= context.sizes.slot - PAGE and not regional
         beside = output.offset == end
         if scattered and not beside:
@@ -116,7 +117,9 @@ class Batch:
             slot.download(start, total)
         slot.later(partial(self._write, parts, at, places, sums))
 
-    def _write(self, parts: Sequence[Part], at: dict[str, int], places: dict[Key, int], sums: dict[Key, str]) -> None:
+    def _write(
+        self, parts: Sequence[Stretch], at: dict[str, int], places: dict[Key, int], sums: dict[Key, str]
+    ) -> None:
         """Copy what is not merged to its place, and write all."""
         outputs, arena = self._outputs, self._context.arena
         for output in outputs:

@@ -10,6 +10,7 @@ damage, not forgery. The compiled backend sums all blocks of a part in one call,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import xxhash
@@ -22,7 +23,10 @@ BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class Sums:
-    """The checksum of an output tensor, and those of the stored tensors that it was made of, in their order."""
+    """The checksum of an output tensor, and those of the stored tensors that it was made of, in their order.
+
+    Of a part of a tensor they are the digests of its cells, one after the other.
+    """
 
     output: str
     inputs: tuple[str, ...] = ()
@@ -34,8 +38,9 @@ class Checksum:
     ``cell`` are the elements that are summed together: ``BLOCK``, or the rows of a tensor that is read row by row.
     """
 
-    def __init__(self, numel: int, itemsize: int, cell: int = BLOCK):
-        self._step = cell * itemsize
+    def __init__(self, numel: int, itemsize: int, cell: int = BLOCK, part: bool = False):
+        """``part``: they are consecutive cells of a tensor that has more of them."""
+        self._step, self._part = cell * itemsize, part
         self._digests = bytearray(8 * max(1, -(-numel // cell)))
 
     def add(self, offset: int, data: memoryview) -> None:
@@ -44,13 +49,20 @@ class Checksum:
         self._digests[first : first + len(digests)] = digests
 
     def hex(self) -> str:
-        """Return the checksum; every part must have been added."""
-        return _hex(self._digests)
+        """Return the checksum, or the digests of the cells of a part; every part must have been added."""
+        return self._digests.hex() if self._part else _hex(self._digests)
 
 
 def checksum_of(data: memoryview, itemsize: int) -> str:
     """Return the checksum of a tensor whose bytes are ``data``."""
     return _hex(digests_of(data, BLOCK * itemsize))
+
+
+def joined_sums(parts: Sequence[Sums]) -> Sums:
+    """Return the checksums of a tensor from those of its parts, in their order."""
+    rows = [(part.output, *part.inputs) for part in parts]
+    output, *inputs = (_hex(bytes.fromhex("".join(cells))) for cells in zip(*rows, strict=True))
+    return Sums(output, tuple(inputs))
 
 
 def digests_of(data: memoryview, step: int) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..errors import Refused
@@ -17,6 +17,7 @@ from .finite import Suspect
 from .inputs import Reader
 from .report import Meter
 from .sizing import Sizes
+from .totals import Totals
 
 
 class Sink(Protocol):
@@ -31,7 +32,12 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the units of a run share. ``finite`` insists on finite numbers, in inputs and outputs."""
+    """What the units of a run share.
+
+    Attributes:
+        finite: insist on finite numbers, in inputs and outputs.
+        totals: adds up what is asked of a tensor of which other ranks have parts.
+    """
 
     arena: Arena
     sizes: Sizes
@@ -39,6 +45,7 @@ class RunContext:
     sink: Sink
     meter: Meter
     finite: bool = False
+    totals: Totals = field(default_factory=Totals)
 
     def write(self, output: OutputTensor, start: int, at: int, nbytes: int) -> memoryview:
         """Hand the bytes at ``at`` of the arena to the sink: ``output`` (and its successors) from byte ``start`` on."""
@@ -55,6 +62,11 @@ def apply_without_survey(output: OutputTensor) -> Apply | None:
         return solve_without_data(get_method(output.method), output.group)
     except ValueError as error:
         raise Refused(str(error)) from error
+
+
+def surveyed(output: OutputTensor) -> bool:
+    """True where the method of an output asks for a survey, as far as no census is known."""
+    return output.group is not None and apply_without_survey(output) is None
 
 
 def apply_after_survey(output: OutputTensor, source: Source) -> Apply:

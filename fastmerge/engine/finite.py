@@ -12,6 +12,7 @@ from ..errors import CheckpointError, Refused
 from ..kernels import FLOATS, cpu_extension, why_no_cpu_extension
 from ..plan.types import InputTensor, OutputTensor
 from .files import InputFiles
+from .parts import whole_of
 
 # Integers as wide as the numbers, and infinity as one of them: whatever is not finite lies beyond it, by sign.
 _PATTERNS: dict[DType, tuple[np.dtype, int]] = {
@@ -58,7 +59,7 @@ class Suspect(Exception):
 
     def __init__(self, outputs: Sequence[OutputTensor], reason: str = ""):
         super().__init__(reason)
-        self.outputs, self.reason = outputs, reason
+        self.outputs, self.reason = list(map(whole_of, outputs)), reason
 
     def refusal(self, inputs: InputFiles) -> Refused:
         """Return the error to raise: it names the first input that holds NaN or infinity, else the reason."""

@@ -1,7 +1,7 @@
 """The journal: which output tensors are finished and on the disk, so that a killed run can go on.
 
-Line 0 names the plan and the state of every input file; each further line is one finished tensor and its
-checksum. A tensor's line is written only after its bytes were flushed, many tensors per flush.
+Line 0 names the plan and the state of every input file; each further line is one finished tensor, or part of one
+(``parts``), and its checksum. A tensor's line is written only after its bytes were flushed, many tensors per flush.
 
 Of a run of several ranks the first one writes ``journal.jsonl``, and each other one ``journal-<rank>.jsonl`` beside it.
 """

@@ -1,4 +1,4 @@
-"""A large output tensor: chunk by chunk."""
+"""A large output tensor, or a part of one: chunk by chunk."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from ..checkpoint.types import matrix_shape
 from ..dtypes import DType
@@ -27,7 +25,9 @@ from .finite import Suspect, all_finite
 from .inputs import Beside, Reader, beside_bytes
 from .mapping import Mapped
 from .needs import input_bytes, resident_bytes, scratch_bytes, whole_bytes
+from .parts import Part
 from .scheduler import Task
+from .streamed import Streamed
 from .watching import Watch
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class _Placed:
 
 
 class Large:
-    """One output tensor, chunk by chunk.
+    """One output tensor, or a part of one, chunk by chunk.
 
     Its inputs are brought into a region of the memory, whole, when a survey has to see them first and
     they fit. Otherwise each chunk is read where it is needed: once, or once more for every survey.
@@ -64,7 +64,9 @@ class Large:
     def __init__(self, context: RunContext, output: OutputTensor):
         self._context, self._output = context, output
         self._numel = output.nbytes // output.dtype.itemsize
-        self._checksum = Checksum(self._numel, output.dtype.itemsize)
+        self._part = output if isinstance(output, Part) else None
+        self._first = self._part.first if self._part else 0
+        self._checksum = Checksum(self._numel, output.dtype.itemsize, part=self._part is not None)
         self._apply = None if output.group is None else apply_without_survey(output)
         self._watch = Watch(output, finite=context.finite and self._apply is not None and not self._apply.carries)
         self._reader = context.reader.watched(self._watch)
@@ -75,10 +77,6 @@ class Large:
         self._region: int | None = None
         self._placed: Inputs[_Placed] = Inputs(None, ())
         self._out = 0
-
-    @property
-    def unwatched(self) -> Reader:
-        return self._context.reader
 
     def start(self, memory: Memory) -> bool:
         self._memory = memory
@@ -216,9 +214,18 @@ class Large:
             raise Suspect([self._output])
 
     def _source(self, slot: Slot) -> Source:
-        if self._whole:
+        part, first = self._part, self._first
+        if self._whole and (part is None or part.apart):
             return Resident.of(self._placed.map(lambda placed: placed.held))
-        return _Streamed(self, self._numel, self._context.sizes.chunk, slot)
+
+        def read(start: int, stop: int) -> Chunk:
+            slot.reset()
+            # Unwatched: surveys read what they need, some of it more than once.
+            return self.chunk(start - first, stop - first, slot, self._context.reader)
+
+        numel, add = (part.whole_numel, self._context.totals.adder(part)) if part else (self._numel, None)
+        step = self._numel if self._whole else self._context.sizes.chunk
+        return Streamed(read, numel, range(first, first + self._numel), step, add)
 
     def _surveying(self) -> AbstractContextManager[object]:
         """Time a survey, which reads by itself where it is streamed."""
@@ -301,7 +308,7 @@ class Large:
                 return placed.values.view(-1)[start:stop]
             return reader.elements(placed.tensor, start, stop, placed.beside, slot)
 
-        return Chunk.of(self._placed.map(elements), start)
+        return Chunk.of(self._placed.map(elements), self._first + start)
 
 
 def reads_once(output: OutputTensor, regions: int) -> bool:
@@ -320,28 +327,6 @@ def _surveyed(output: OutputTensor, step: Apply | None) -> bool:
 
 def _fits(output: OutputTensor, regions: int) -> bool:
     return whole_bytes(output) <= regions
-
-
-class _Streamed:
-    """A source that reads chunks where they are asked for."""
-
-    whole = False
-
-    def __init__(self, large: Large, numel: int, step: int, slot: Slot):
-        self._large, self._step, self._slot = large, step, slot
-        self.numel = numel
-
-    def chunks(self) -> Iterator[Chunk]:
-        for start in range(0, self.numel, self._step):
-            yield self.read(start, min(start + self._step, self.numel))
-
-    def read(self, start: int, stop: int) -> Chunk:
-        self._slot.reset()
-        # Unwatched: surveys read what they need, some of it more than once.
-        return self._large.chunk(start, stop, self._slot, self._large.unwatched)
-
-    def reduce(self, state: np.ndarray) -> np.ndarray:
-        return state
 
 
 class Counted(Large):

@@ -13,6 +13,9 @@ from ..errors import FastmergeError
 if TYPE_CHECKING:
     from torch.distributed import Store
 
+PIECE = 4 << 20
+"""Bytes of a value that are stored at once. A store of torch refuses more than 8 MiB, and ends with it."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -57,6 +60,24 @@ def own_devices(count: int, local_rank: int, local_count: int) -> str:
     """Return the GPUs of ``count`` that a rank takes of those on its machine: its share, or one that it shares."""
     own: Sequence[int] = range(local_rank, count, local_count) or [local_rank % count]
     return ",".join(f"cuda:{index}" for index in own)
+
+
+def put(store: Store, key: str, value: bytes) -> None:
+    """Store a value, in pieces: that which says how long it is comes last."""
+    for start in range(PIECE, len(value), PIECE):
+        store.set(f"{key}+{start}", value[start : start + PIECE])  # type: ignore[arg-type]
+    store.set(key, b"%d " % len(value) + value[:PIECE])  # type: ignore[arg-type]
+
+
+def take(store: Store, key: str, readers: int) -> bytes:
+    """Return a value that was ``put``; the last of so many readers removes it."""
+    length, first = bytes(store.get(key)).split(b" ", 1)
+    more = [f"{key}+{start}" for start in range(PIECE, int(length), PIECE)]
+    value = first + b"".join(bytes(store.get(piece)) for piece in more)
+    if readers == 1 or store.add(f"{key}+read", 1) == readers:
+        for piece in (key, *more, *([f"{key}+read"] if readers > 1 else [])):
+            store.delete_key(piece)
+    return value
 
 
 def connected(place: Place, timeout: float) -> Store:

@@ -13,11 +13,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import BudgetError, CheckpointError, FastmergeError, InputChanged, OutputError, Refused
-from .launched import Place, connected, own_devices
+from .launched import Place, connected, own_devices, put, take
 from .ranks import Ranks
 from .targets import choose
 
@@ -29,8 +30,17 @@ _STOPPING, _LIFELESS = 20.0, 5.0
 _KINDS = {kind.__name__: kind for kind in (BudgetError, CheckpointError, InputChanged, OutputError, Refused)}
 
 
+@dataclass
+class _Awaited:
+    """Keys of the store, how many ranks read them, and their values once they are there."""
+
+    keys: list[str]
+    readers: int
+    values: list[bytes] | None = None
+
+
 class LaunchedRanks(Ranks):
-    """One of several ranks, from ``with`` on. Methods are called by one thread.
+    """One of several ranks, from ``with`` on. Methods are called by one thread, but for ``agree_among``.
 
     Raises:
         FastmergeError: the store, or a rank, does not answer for ``timeout`` seconds, or another rank failed. The error
@@ -44,8 +54,7 @@ class LaunchedRanks(Ranks):
         self._turn = 0
         # Shared with the thread, under the lock of ``_changed``.
         self._outbox: list[tuple[str, bytes]] = []
-        self._awaited: list[str] = []
-        self._values: list[bytes] | None = None
+        self._awaited: list[_Awaited] = []
         self._written = [0] * place.count
         self._left: set[int] = set()
         self._failure: FastmergeError | None = None
@@ -81,14 +90,30 @@ class LaunchedRanks(Ranks):
     def collect(self, value: bytes) -> list[bytes]:
         self._turn += 1
         self._post(f"{self._turn}/{self.number}", value)
-        return self._await([f"{self._turn}/{number}" for number in range(self.count)]) if self.first else []
+        return self._await([f"{self._turn}/{number}" for number in range(self.count)], 1) if self.first else []
 
     def hear(self, value: bytes) -> bytes:
         self._turn += 1
         if self.first:
             self._post(f"{self._turn}/said", value)
             return value
-        return self._await([f"{self._turn}/said"])[0]
+        return self._await([f"{self._turn}/said"], self.count - 1)[0]
+
+    def agree_among(
+        self,
+        some: Sequence[int],
+        key: str,
+        value: bytes,
+        combine: Callable[[list[bytes]], bytes],
+        stopped: Callable[[], bool],
+    ) -> bytes:
+        key = f"{self._turn}/{key}"  # which no rank changes while others merge
+        if self.number != some[0]:
+            self._post(f"{key}/{self.number}", value)
+            return self._await([f"{key}/all"], len(some) - 1, stopped)[0]
+        total = combine([value, *self._await([f"{key}/{number}" for number in some[1:]], 1, stopped)])
+        self._post(f"{key}/all", total)
+        return total
 
     def tick(self, written: int) -> int:
         with self._changed:
@@ -134,15 +159,18 @@ class LaunchedRanks(Ranks):
             self._outbox.append((key, value))
         self._wake.set()
 
-    def _await(self, keys: list[str]) -> list[bytes]:
-        """Wait until all keys have values, and return these."""
+    def _await(self, keys: list[str], readers: int, stopped: Callable[[], bool] = lambda: False) -> list[bytes]:
+        """Wait until all keys have values, and return these. When all ``readers`` have them, they are forgotten."""
+        awaited = _Awaited(keys, readers)
         with self._changed:
-            self._values, self._awaited = None, keys
+            self._awaited.append(awaited)
             self._wake.set()
-            while self._values is None:
+            while awaited.values is None:
                 self._check()
+                if stopped():
+                    raise FastmergeError(f"{self.name} stopped")
                 self._changed.wait(_LATER)
-            return self._values
+            return awaited.values
 
     def _tell(self, error: BaseException) -> None:
         """Tell the others of an error, unless one of them told it."""
@@ -206,17 +234,15 @@ class LaunchedRanks(Ranks):
             if key == "failed":  # the first one counts
                 self._store.compare_set(key, "", value.decode())
             else:
-                self._store.set(key, value)  # type: ignore[arg-type]
+                put(self._store, key, value)
             with self._changed:
                 self._outbox.pop(0)
-        keys = self._awaited
-        if keys and self._store.check(keys):
-            values = [bytes(self._store.get(key)) for key in keys]
-            if self.first:
-                for key in keys:
-                    self._store.delete_key(key)
-            with self._changed:
-                self._values, self._awaited = values, []
+        for awaited in list(self._awaited):
+            if self._store.check(awaited.keys):
+                values = [take(self._store, key, awaited.readers) for key in awaited.keys]
+                with self._changed:
+                    awaited.values = values
+                    self._awaited.remove(awaited)
 
     def _listen(self) -> None:
         """Give a sign of life, and look for those of the others."""

@@ -36,7 +36,7 @@ class Leftover:
         path:     of it.
         target:   where the output would have appeared.
         nbytes:   that it takes on the disk.
-        finished: tensors that the same command would take over.
+        finished: tensors that the same command would take over, and parts of tensors.
         in_use:   True while a process works there.
     """
 

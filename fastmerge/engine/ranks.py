@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 
 class Ranks:
@@ -44,6 +44,20 @@ class Ranks:
         """Return, on every rank, what the first one makes of the values of all."""
         values = self.collect(value)
         return self.hear(combine(values) if self.first else b"")
+
+    def agree_among(
+        self,
+        some: Sequence[int],
+        key: str,
+        value: bytes,
+        combine: Callable[[list[bytes]], bytes],
+        stopped: Callable[[], bool],
+    ) -> bytes:
+        """Return, on each of ``some`` ranks, what the first of these makes of their values.
+
+        Any thread may call it: ``key`` tells calls apart. FastmergeError when it is ``stopped``.
+        """
+        return combine([value])
 
     def tick(self, written: int) -> int:
         """Say how many bytes this rank has written, and return how many all have; raise what ended another one."""

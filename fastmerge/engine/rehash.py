@@ -9,6 +9,7 @@ from ..plan.types import OutputTensor
 from .arena import Memory, Slot
 from .checksums import Checksum
 from .context import RunContext
+from .parts import Part
 from .scheduler import Task
 
 Read = Callable[[int, int, memoryview], None]
@@ -16,7 +17,7 @@ Read = Callable[[int, int, memoryview], None]
 
 
 class Rehash:
-    """A unit of work: reads one output tensor back and tells the sink its checksum."""
+    """A unit of work: reads one output tensor, or a part of one, back and tells the sink its checksum."""
 
     def __init__(self, context: RunContext, output: OutputTensor, read: Read):
         self._context, self._output, self._read = context, output, read
@@ -29,7 +30,7 @@ class Rehash:
 
     def stages(self) -> Generator[Sequence[Task], None, None]:
         output, size = self._output, self._output.dtype.itemsize
-        checksum = Checksum(output.nbytes // size, size)
+        checksum = Checksum(output.nbytes // size, size, part=isinstance(output, Part))
         step = self._context.sizes.chunk * size
         yield [partial(self._add, checksum, start, step) for start in range(0, max(output.nbytes, 1), step)]
         self._context.sink.finish(output, checksum.hex())

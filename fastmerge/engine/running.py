@@ -17,11 +17,12 @@ from .batches import units
 from .censuses import knowing, take_all
 from .checksums import BLOCK, Sums
 from .context import RunContext
-from .dealing import Seams, common_pages, deal
+from .dealing import Seams, common_pages, deal, deal_parts, taken_over, unfinished
 from .files import InputFiles, OutputFiles
 from .gathering import PlannedFiles
 from .journal import Journal, journal_of, journals_beside, read_journals
 from .manifest import write_manifest
+from .parts import joined, recorded
 from .prefetching import prefetched
 from .publish import StagingFolder
 from .ranks import ALONE, Ranks
@@ -122,8 +123,9 @@ def run(
     if progress is not None:
         total = sum(output.nbytes for output in plan.outputs)
         progress(total, total)
+    names = {output.name for output in plan.outputs}
     report = meter.report(
-        len(plan.outputs), len(finished), sizes.workers, target.names, target.why, target.peak_bytes()
+        len(plan.outputs), len(finished.keys() & names), sizes.workers, target.names, target.why, target.peak_bytes()
     )
     return replace(report, cold=cold, notes=(*report.notes, *others, *_of_ranks(ranks)))
 
@@ -169,13 +171,13 @@ class _Run:
     ranks: Ranks
 
     def resume(self) -> tuple[Journal, dict[str, Sums]]:
-        """Start the journal with the tensors of an earlier run whose bytes still have the checksum of its journal.
+        """Start the journal with what of an earlier run has bytes that still have the checksum of its journal.
 
         Return it, and what of these all ranks have together: the first one has them in its journal.
         """
         path, number = self.staging.journal, self.ranks.number
         promised = promised_to(self.ranks, lambda: read_journals(path, self.plan))
-        mine = self._share([output for output in self.plan.outputs if output.name in promised])
+        mine = self._share(recorded(self.plan.outputs, promised))
         found = Found()
 
         def make_units(context: RunContext) -> Iterator[Unit]:
@@ -184,7 +186,8 @@ class _Run:
         if mine:
             work(make_units, Host(), self.sizes, self.inputs, found, Meter(), self._listen, strips=True)
         sums_found = united(self.ranks, found.checksums)
-        finished = {name: sums for name, sums in promised.items() if sums_found.get(name) == sums.output}
+        kept = {name: sums for name, sums in promised.items() if sums_found.get(name) == sums.output}
+        finished = taken_over(self.plan.outputs, kept)
         if not self.ranks.first:
             self.ranks.hear(b"")  # the first one has noted all, and removes no more
             return Journal(journal_of(path, number), self.plan, self.outputs, {}), finished
@@ -204,7 +207,7 @@ class _Run:
         self, journal: Journal, finished: dict[str, Sums], target: Target, meter: Meter, progress: Progress | None
     ) -> None:
         """Merge this rank's share of what is not finished; what is when this fails is in the journal."""
-        todo = [output for output in self.plan.outputs if output.name not in finished]
+        todo = unfinished(self.plan.outputs, finished)
         total = sum(output.nbytes for output in self.plan.outputs)
         done = total - sum(output.nbytes for output in todo)
 
@@ -216,7 +219,7 @@ class _Run:
 
         try:
             strips = target.why_torch(self.plan.outputs) is None
-            runs = deal(todo, self.ranks.count)
+            runs = deal_parts(todo, self.ranks.count)
             mine = runs[self.ranks.number]
             paths = [str(self.staging.out / shard.filename) for shard in self.plan.shards]
             with (
@@ -234,7 +237,7 @@ class _Run:
                     return units(context, mine)
 
                 sink = FileSink(self.outputs, journal, seams)
-                work(make_units, target, self.sizes, self.inputs, sink, meter, tick, self.finite, strips)
+                work(make_units, target, self.sizes, self.inputs, sink, meter, tick, self.finite, strips, self.ranks)
             self.inputs.check()
             journal.flush()
         except BaseException:
@@ -246,7 +249,7 @@ class _Run:
 
     def publish(self, journal: Journal) -> None:
         """Look at the whole, bring everything to the disk and give the checkpoint its name, on the first rank."""
-        checksums = combined_sums(self.ranks, journal.checksums)
+        checksums = joined(self.plan.outputs, combined_sums(self.ranks, journal.checksums))
         if self.ranks.first:
             check_ties(self.plan, checksums)
             self.outputs.sync_all()

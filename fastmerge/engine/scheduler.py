@@ -81,10 +81,17 @@ class Scheduler:
     there is a task that can begin.
     """
 
-    def __init__(self, units: Iterator[Unit], slots: Sequence[Slot], workers: int | None = None):
-        """``workers``: threads, for all memories together; None takes one per slot."""
+    def __init__(
+        self,
+        units: Iterator[Unit],
+        slots: Sequence[Slot],
+        workers: int | None = None,
+        stop: Callable[[], None] = lambda: None,
+    ):
+        """``workers``: threads, for all memories together; None takes one per slot. ``stop`` ends waits of tasks."""
         self._units = units
         self._workers = workers or len(slots)
+        self._stop = stop
         self._next: Unit | None = next(units, None)
         self._numbers = itertools.count()
         self._lock = threading.RLock()
@@ -132,6 +139,7 @@ class Scheduler:
         with self._lock:
             self._failure = self._failure or error
             self._wake_all()
+        self._stop()
 
     def _wake_all(self) -> None:
         for team in self._teams:

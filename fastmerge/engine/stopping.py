@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 
 from ..errors import FastmergeError, InputChanged, Refused
-from ..plan.types import Plan
+from ..plan.types import OutputTensor, Plan
 from ..sizes import show_size
+from .dealing import taken_over, unfinished
 from .files import release
 from .journal import read_journals
 from .leftovers import leftovers_of
+from .parts import Part, recorded
 from .publish import StagingFolder, plan_of
 
 
@@ -45,21 +47,24 @@ def _leave(staging: StagingFolder, plan: Plan, error: BaseException) -> str:
     staging.recover()
     if not staging.folder.exists():
         return ""
-    finished = read_journals(staging.journal, plan)
+    finished = taken_over(plan.outputs, read_journals(staging.journal, plan))
     if not finished or isinstance(error, Refused | InputChanged):
         staging.discard()
         return "nothing is left of it" if isinstance(error, KeyboardInterrupt) else ""
-    _release_unfinished(staging, plan, finished)
-    kept = sum(output.nbytes for output in plan.outputs if output.name in finished)
+    left = unfinished(plan.outputs, finished)
+    _release(staging, plan, left)
+    kept = sum(output.nbytes for output in plan.outputs) - sum(output.nbytes for output in left)
+    parts = sum(isinstance(output, Part) for output in recorded(plan.outputs, finished))
+    beside = f" and {parts} parts of others" if parts else ""
     return (
-        f"stopped with {len(finished)} of {len(plan.outputs)} tensors finished, in {staging.folder} "
+        f"stopped with {len(finished) - parts} of {len(plan.outputs)} tensors finished{beside}, in {staging.folder} "
         f"({show_size(kept)}); the same command goes on from there, and fastmerge clean {staging.target} removes it"
     )
 
 
-def _release_unfinished(staging: StagingFolder, plan: Plan, finished: Mapping[str, object]) -> None:
-    """Give back the disk space that was reserved for tensors that are not finished."""
+def _release(staging: StagingFolder, plan: Plan, left: Sequence[OutputTensor]) -> None:
+    """Give back the disk space that was reserved for what is not finished."""
     for number, shard in enumerate(plan.shards):
-        outputs = [output for output in plan.outputs if output.shard == number and output.name not in finished]
+        outputs = [output for output in left if output.shard == number]
         with contextlib.suppress(OSError):  # some file systems have no holes
             release(os.path.join(staging.out, shard.filename), [(o.offset, o.nbytes) for o in outputs if o.nbytes])

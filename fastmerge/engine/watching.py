@@ -7,6 +7,7 @@ from ..dtypes import DType
 from ..plan.types import InputTensor, OutputTensor
 from .checksums import BLOCK, Checksum
 from .finite import Suspect, all_finite
+from .parts import Part
 
 # Rows that are read for themselves are summed one by one, which of shorter ones would take too long.
 LEAST_ROW_BYTES = 32
@@ -33,8 +34,8 @@ class Watch:
             raise Suspect([self._output])
         if row == 0 or row * dtype.itemsize >= LEAST_ROW_BYTES:
             if id(entry) not in self._sums:
-                numel = entry.nbytes // dtype.itemsize
-                self._sums.setdefault(id(entry), Checksum(numel, dtype.itemsize, row or BLOCK))
+                numel, part = entry.nbytes // dtype.itemsize, isinstance(self._output, Part)
+                self._sums.setdefault(id(entry), Checksum(numel, dtype.itemsize, row or BLOCK, part))
             self._sums[id(entry)].add(start * dtype.itemsize, data)
 
     def checksums(self) -> list[str]:

@@ -12,10 +12,12 @@ from .files import InputFiles
 from .finite import Suspect
 from .inputs import Reader
 from .mapping import InPlace
+from .ranks import ALONE, Ranks
 from .report import Meter
 from .scheduler import Scheduler, Unit
 from .sizing import Sizes
 from .targets import Target
+from .totals import Totals
 
 
 def default_threads() -> int:
@@ -33,10 +35,11 @@ def work(
     tick: Callable[[], None],
     finite: bool = False,
     strips: bool = False,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Run units on ``sizes.workers`` threads in one arena; ``finite`` insists on finite numbers.
 
-    Units get strips, or torch's tensors.
+    Units get strips, or torch's tensors. Those of tensors of which other ``ranks`` have parts ask them for sums.
 
     Refused: the inputs hold what the method cannot merge, or, where it is insisted, numbers are not finite.
     """
@@ -47,9 +50,9 @@ def work(
         target.slots(arena, sizes, meter) as slots,
     ):
         reader = Reader(arena, inputs, meter, places=InPlace(inputs, strips and not sizes.apart))
-        context = RunContext(arena, sizes, reader, sink, meter, finite)
+        context = RunContext(arena, sizes, reader, sink, meter, finite, Totals(ranks))
         try:
-            Scheduler(make_units(context), slots, sizes.workers).run(tick)
+            Scheduler(make_units(context), slots, sizes.workers, context.totals.stop).run(tick)
         except Suspect as suspect:
             raise suspect.refusal(inputs) from suspect
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import signal
 
 import pytest
 import torch
@@ -284,54 +283,3 @@ def test_places_of_launchers():
 def test_devices_are_dealt():
     assert [own_devices(4, rank, 2) for rank in range(2)] == ["cuda:0,cuda:2", "cuda:1,cuda:3"]
     assert [own_devices(2, rank, 3) for rank in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
-
-
-# Rank 2 kills itself when its journal has two tensors.
-KILLED = """
-import os, signal, sys
-from fastmerge.cli import main
-from fastmerge.engine.journal import Journal
-finished = Journal.finished
-
-def die(self, *arguments):
-    finished(self, *arguments)
-    self.flush()
-    if len(self.checksums) >= 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-if os.environ["RANK"] == "2":
-    Journal.finished = die
-main(sys.argv[1:])
-"""
-
-
-@pytest.mark.slow
-def test_a_rank_that_is_killed(merge, tmp_path):
-    (tmp_path / "r.yml").write_text(merge.recipe)
-    old = Merge(merge.recipe.replace("density: 0.4", "density: 0.6"), merge.out)
-    run(old.plan(), old.out)
-    shutil.copytree(merge.out, tmp_path / "old")
-    arguments = ["merge", tmp_path / "r.yml", merge.out, "--shard-size", "500kB", "--overwrite", "--threads", "1"]
-    ended = in_processes(4, [*arguments, "--distributed", "--rank-timeout", "10"], ("-c", KILLED))
-    assert [status for status, *_ in ended] == [2, 2, -signal.SIGKILL, 2], ended
-    for number in (0, 1, 3):
-        _, out, err = ended[number]
-        errors = [line for line in err.splitlines() if line.startswith("error:")]
-        assert len(errors) == 1 and "Traceback" not in err and not out, err
-        assert "rank 2 of 4 has not been heard of for 10 s" in errors[0], err
-    assert "stopped with" in ended[0][2] and "the same command goes on from there" in ended[0][2]
-    assert same_files(merge.out, tmp_path / "old")
-    (left,) = leftovers_of(merge.out)
-    assert left.finished >= 2 and not left.in_use
-    _, expected = alone(Merge(merge.recipe, tmp_path / "x"))
-    shutil.copytree(left.path, tmp_path / "kept")
-    for count in (3, 1):
-        if not left.path.exists():
-            shutil.rmtree(merge.out)
-            shutil.copytree(tmp_path / "old", merge.out)
-            shutil.copytree(tmp_path / "kept", left.path)
-        given = [*arguments, "--json", *(["--distributed"] if count > 1 else [])]
-        (status, out, err), *others = in_processes(count, given)
-        assert status == 0 and all(other[0] == 0 for other in others), err
-        assert json.loads(out)["resumed"] == left.finished
-        assert same_files(merge.out, expected)

@@ -99,4 +99,5 @@ def explained(path: str, doing: str, keeps: bool = True) -> Iterator[None]:
                 f"{path}: no space left on the disk ({doing}, {free} bytes are free); "
                 f"free some and run the same command again{': finished tensors are kept' if keeps else ''}"
             ) from error
-        raise OutputError(f"{path}: {doing}: {error.strerror}") from error
+        named = f": {error.filename}" if error.filename not in (None, path) else ""
+        raise OutputError(f"{path}: {doing}: {error.strerror or error}{named}") from error

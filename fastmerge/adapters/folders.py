@@ -18,7 +18,7 @@ from ..dtypes import ALL, DType
 from ..engine.files import InputFiles
 from ..engine.folders import appearing
 from ..engine.reading import Values
-from ..errors import BudgetError, InvalidInput, Problem, Refused, explained, nearest
+from ..errors import BudgetError, InvalidInput, Problem, Refused, nearest
 from ..extraction.approximating import matrix_bytes
 from ..extraction.factors_file import FactorsFile
 from ..progress import Progress, ProgressLike, shown
@@ -87,7 +87,8 @@ def merge_adapter_folders(
         out:         folder of the result; it appears when it is complete.
         combination: PEFT's ``combination_type``; one of ``COMBINATIONS``. A single adapter is always ``linear``.
         weights:     of the adapters; by default 1 each, their sum. Negative ones subtract.
-        rank:        of the result of ``svd`` and types that end in ``_svd``; by default the largest of the adapters.
+        rank:        of the result of ``svd`` and types that end in ``_svd``; by default the largest of the adapters. A
+                     module with fewer rows or columns gets as many.
         density:     share of the elements that is kept, in [0, 1]; the types that prune need it.
         majority_sign_method: of the types with ties: ``total`` (sum) or ``frequency`` (number of signs).
         scaling:     ``once``; ``twice`` applies the scales alpha / r twice in svd types, as PEFT did before 0.21.
@@ -126,8 +127,7 @@ def merge_adapter_folders(
         norms = _write(path, _Work(modules, ranks, used, ALL[dtype], files, call), saved)
         files.check()
         config = merged_config(opened, ranks, {n.rpartition(".")[0] for n in saved if not n.endswith("bias")})
-        with explained(str(folder), "writing adapter_config.json"):
-            (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         nbytes = path.stat().st_size
     whole, missed = (math.sqrt(sum(norm**2 for norm in own)) for own in zip(*norms, strict=True))
     return AdapterReport(
@@ -170,7 +170,8 @@ def _write(path: Path, work: _Work, saved: Mapping[str, TensorEntry]) -> list[tu
                 _copy(file, name, entry, work.files)
         for module, members in work.modules.items():
             factors = [_factors(own, change, module, work.files) for own, change in members]
-            merged = work.combination.merge(module, factors, [own.weight for own, _ in members])
+            combination = replace(work.combination, rank=work.ranks[module])
+            merged = combination.merge(module, factors, [own.weight for own, _ in members])
             keys = _keys(module, members[0][1], work.ranks[module])
             for (key, shape), factor in zip(keys.items(), (merged.up, merged.down), strict=True):
                 file.begin(key, shape, work.dtype)

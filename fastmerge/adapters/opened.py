@@ -91,15 +91,20 @@ def ranks_of(opened: Sequence[Opened], combination: Combination) -> dict[str, in
     """Return the rank that every module gets."""
     modules = modules_of(opened)
     if combination.is_svd:
-        return dict.fromkeys(modules, combination.rank)
+        return {module: min(combination.rank, *_sides(members[0][1])) for module, members in modules.items()}
     ranks = {module: [own.ranks[module] for own, _ in members] for module, members in modules.items()}
     return {module: sum(own) if combination.kind == "cat" else own[0] for module, own in ranks.items()}
+
+
+def _sides(change: Change) -> tuple[int, int]:
+    """Return the rows and columns of the matrix that an adapter changes."""
+    return change.parts[0].shape[0], change.parts[1].shape[1]
 
 
 def problems_of(opened: Sequence[Opened], combination: Combination) -> Iterator[Problem]:
     """Yield what is wrong with merging these adapters so."""
     for module, members in modules_of(opened).items():
-        sides = {(c.parts[0].shape[0], c.parts[1].shape[1], c.embedding) for _, c in members}
+        sides = {(*_sides(c), c.embedding) for _, c in members}
         if len(sides) > 1:
             shapes = " and ".join(f"{m} x {n}" for m, n, _ in sorted(sides))
             where = f"{members[0][0].reference} and others: {module}"

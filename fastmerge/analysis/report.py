@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import explained
 from ..pages import MOST_PANELS, Page, Section, Table, percent
 from .advice import Advice, advise
 from .family import Family
@@ -89,5 +88,4 @@ def _outside(analysis: Analysis, family: Family) -> Iterator[Table]:
 
 
 def _write(path: Path, text: str) -> None:
-    with explained(str(path), "writing"):
-        path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")

@@ -9,7 +9,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ..errors import explained
 from .experts import mean_alignment, mean_overlap
 from .family import Family
 from .measures import add_up, cosines, opposed_shares, weighted_opposed_shares
@@ -120,7 +119,7 @@ def _write_spectra(path: Path, analysis: Analysis, family: Family) -> None:
 
 
 def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with explained(str(path), "writing"), path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         for row in rows:

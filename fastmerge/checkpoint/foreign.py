@@ -71,6 +71,11 @@ _FORMATS: tuple[tuple[Sequence[str], str, str], ...] = (
         "rename its weights to model.safetensors (and the index, where there is one)",
     ),
     (
+        ("unified.safetensors",),
+        "an artifact of EMR",
+        "name an expert that fastmerge emr restore ARTIFACT TASK made of it",
+    ),
+    (
         ("consolidated*.pth", "consolidated*.pt"),
         "Meta's own format",
         "run transformers' convert_llama_weights_to_hf.py, or take the repository's copy in the transformers format",

@@ -5,11 +5,14 @@ Modules of this folder import click and nothing heavy; torch and the engine are 
 
 from __future__ import annotations
 
+import sys
+import traceback
+
 import click
 
 from ..errors import FastmergeError
 from ._ending import end
-from ._errors import Commands, Failure
+from ._errors import FAILED, Commands, Failure
 from ._version import show_version
 from .analyze import analyze
 from .average import average
@@ -87,3 +90,10 @@ def run() -> None:
     except SystemExit as finished:
         end(finished.code)
         raise
+    except Exception:
+        # Not Python's own status, 1, by which verify and diff say that something differs.
+        traceback.print_exc()
+        report = "please report these lines, and what fastmerge doctor --report prints"
+        click.echo(f"error: a mistake of fastmerge; {report}", err=True)
+        end(FAILED)
+        sys.exit(FAILED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import signal
 import threading
@@ -11,7 +12,7 @@ from typing import Any
 
 import click
 
-from ..errors import FastmergeError
+from ..errors import FastmergeError, OutputError
 from . import _garbage
 from ._help import GroupedCommand, SectionedGroup
 from ._output import note
@@ -25,7 +26,7 @@ class Failure(click.ClickException):
     exit_code = FAILED
 
     def __init__(self, error: Exception, as_json: bool):
-        super().__init__(str(error))
+        super().__init__(error.format_message() if isinstance(error, click.ClickException) else str(error))
         self._problems = tuple(dict.fromkeys(getattr(error, "problems", ())))
         self._notes = getattr(error, "notes", ())
         self._as_json = as_json
@@ -52,6 +53,17 @@ class Command(GroupedCommand):
     Plugins (``_options.PLUGIN``) are loaded before it starts.
     """
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        as_json = "--json" in args
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            if not as_json:
+                raise
+            raise Failure(error, as_json) from error
+
     def invoke(self, context: click.Context) -> Any:
         as_json = context.params.get("as_json", False)
         try:
@@ -60,6 +72,14 @@ class Command(GroupedCommand):
                 return super().invoke(context)
         except FastmergeError as error:
             raise Failure(error, as_json) from error
+        except click.UsageError as error:
+            if not as_json:
+                raise
+            raise Failure(error, as_json) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # nobody reads on: click ends without a word
+                raise
+            raise Failure(OutputError(_of_the_machine(error)), as_json) from error
         except RuntimeError as error:
             # The kernels do not know fastmerge.errors, so a backend that cannot run is a class of its own.
             if type(error).__name__ != "BackendError":
@@ -68,6 +88,12 @@ class Command(GroupedCommand):
         except KeyboardInterrupt as interrupt:
             click.echo(f"\ninterrupted: {interrupt}" if str(interrupt) else "\ninterrupted", err=True)
             context.exit(128 + getattr(interrupt, "signal", signal.SIGINT))
+
+
+def _of_the_machine(error: OSError) -> str:
+    """Return what the system said, and of which file; what is printed has no name."""
+    what = error.strerror or str(error)
+    return f"{error.filename}: {what}" if error.filename is not None else f"what is printed cannot be written: {what}"
 
 
 class Signalled(KeyboardInterrupt):

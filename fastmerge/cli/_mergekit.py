@@ -88,6 +88,10 @@ def translate(given: dict[str, Any], say: Callable[[str], None]) -> dict[str, An
         # huggingface_hub reads it when it is imported, which only a download does.
         os.environ["HF_HUB_CACHE"] = given["transformers_cache"]
     mapped = {ours: given[theirs] for theirs, ours in MAPPED.items() if given[theirs] is not None}
+    for theirs, ours in MAPPED.items():
+        if ours in mapped and _is_given(ours) and given[ours] != mapped[ours]:
+            flags = " and ".join(f"--{name.replace('_', '-')} {given[name]}" for name in (ours, theirs))
+            raise click.UsageError(f"{flags} are two names of one option; give one")
     return mapped | {"device": device_of(given)}
 
 
@@ -102,6 +106,12 @@ def device_of(given: Mapping[str, Any]) -> str:
 def option_name(flag: str) -> str:
     """Return how click names the option of a flag."""
     return flag.split("/")[0].lstrip("-").replace("-", "_")
+
+
+def _is_given(name: str) -> bool:
+    """True where the command line has an option, and not its default alone."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
 def _spelling(flag: str, value: Any) -> str:

@@ -48,9 +48,12 @@ class ShardSize(click.ParamType):
         text = str(value).strip().lower()
         factor = _FACTORS.get(text[-1:], 1)
         try:
-            return int(float(text.rstrip("kmb")) * factor)
-        except ValueError:
+            nbytes = int(float(text.rstrip("kmb")) * factor)
+        except (ValueError, OverflowError):
             self.fail(f"{value!r} is not a size like 5B or 500M", param, ctx)
+        if nbytes <= 0:
+            self.fail(f"{value!r} is not a positive size", param, ctx)
+        return nbytes
 
 
 def together(*options: Callable) -> Callable:

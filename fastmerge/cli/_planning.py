@@ -93,7 +93,7 @@ def planned(recipe: str, given: dict[str, Any], said: Sequence[str] = (), **more
     for text in texts:
         note(text, silent)
     # A line of its own makes text of a recipe that came in one line.
-    source = sys.stdin.read() + "\n" if recipe == "-" else recipe
+    source = (sys.stdin.read() if sys.stdin else "") + "\n" if recipe == "-" else recipe  # None: it was closed
     name = "standard input" if recipe == "-" else "<recipe>"
     return planned_source(source, options, name, **more)
 

@@ -140,7 +140,7 @@ def average(
         if show_recipe:
             click.echo(found.recipe, nl=False)
             return
-        plans = planned_source(found.recipe, given)
+        plans = planned_source(found.recipe, given, "average")
         if dry_run:
             if not silent:
                 _show_weights(found)

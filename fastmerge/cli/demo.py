@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ..errors import explained
 from ._errors import Command
 from ._garbage import collect_from_here
 from ._options import JSON
@@ -34,9 +35,10 @@ def demo(out: Path, seed: int, tour: bool, as_json: bool) -> None:
         click.echo(text, err=True)
 
     collect_from_here()
-    claim(out)
-    rows = list(run_demo(out, seed, say))
-    (out / PICTURE).write_text(draw(rows))
+    with explained(str(out), "writing", keeps=False):
+        claim(out)
+        rows = list(run_demo(out, seed, say))
+        (out / PICTURE).write_text(draw(rows))
     if as_json:
         print_json([{"name": row.name, "accuracies": row.accuracies, "average": row.average} for row in rows])
     else:

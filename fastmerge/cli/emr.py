@@ -7,8 +7,8 @@ import click
 from ..errors import FastmergeError
 from ._errors import Command, Commands
 from ._garbage import collect_from_here
-from ._options import dtype_option
-from ._output import print_facts
+from ._options import JSON, QUIET, dtype_option, together
+from ._output import print_facts, print_json
 from ._progress import progress
 
 
@@ -22,7 +22,8 @@ def emr() -> None:
 @click.argument("models", nargs=-1, required=True, metavar="[TASK=]MODEL...")
 @click.option("--out", required=True, type=click.Path(), help="Folder of the artifact.")
 @dtype_option("Of the delta.")
-def save(base: str, models: tuple[str, ...], out: str, dtype: str) -> None:
+@together(JSON, QUIET)
+def save(base: str, models: tuple[str, ...], out: str, dtype: str, as_json: bool, quiet: bool) -> None:
     """Write the artifact of MODELS, fine-tunes of BASE. Without names the tasks are 0, 1 and so on."""
     from ..emr import save as save_artifact
 
@@ -32,9 +33,12 @@ def save(base: str, models: tuple[str, ...], out: str, dtype: str) -> None:
         named[task if equals else str(i)] = model if equals else text
     if len(named) < len(models):
         raise FastmergeError("emr: two models have the same task; name each once")
-    with progress("reading", False) as update:
+    with progress("reading", quiet or as_json) as update:
         experts = save_artifact(base, named, out, dtype=dtype, progress=update)
-    print_facts([("artifact", experts.folder), ("tasks", ", ".join(experts.tasks))])
+    if as_json:
+        print_json(experts)
+    elif not quiet:
+        print_facts([("artifact", experts.folder), ("tasks", ", ".join(experts.tasks))])
 
 
 @emr.command(cls=Command)
@@ -42,7 +46,8 @@ def save(base: str, models: tuple[str, ...], out: str, dtype: str) -> None:
 @click.argument("task")
 @click.option("--out", required=True, type=click.Path(), help="Folder of the checkpoint.")
 @click.option("--base", help="The base, where it is no longer what the artifact names.")
-def restore(artifact: str, task: str, out: str, base: str | None) -> None:
+@together(JSON, QUIET)
+def restore(artifact: str, task: str, out: str, base: str | None, as_json: bool, quiet: bool) -> None:
     """Write the checkpoint of the expert TASK of ARTIFACT."""
     from ..emr import restore as restore_expert
 
@@ -53,4 +58,7 @@ def restore(artifact: str, task: str, out: str, base: str | None) -> None:
         raise
     except (KeyError, ValueError) as error:
         raise FastmergeError(str(error.args[0])) from error
-    print_facts([("checkpoint", out), ("task", task)])
+    if as_json:
+        print_json({"checkpoint": out, "task": task})
+    elif not quiet:
+        print_facts([("checkpoint", out), ("task", task)])

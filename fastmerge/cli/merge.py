@@ -183,7 +183,8 @@ def check(recipe: str, **given: Any) -> None:
         for step, plan in zip(found.pipeline.steps, found.plans, strict=True):
             name = f"{recipe}: {step.name}" if len(found.plans) > 1 and step.name else recipe
             verdict = f"no problem, {len(plan.notes)} to note" if plan.notes else "nothing is wrong"
-            click.echo(f"{name}: {verdict}; {len(plan.outputs)} tensors of {len(plan.models)} models")
+            tensors, models = counted(len(plan.outputs), "tensor"), counted(len(plan.models), "model")
+            click.echo(f"{name}: {verdict}; {tensors} of {models}")
 
 
 def run_plans(found: Planned, out: str | None, **how: Any) -> None:

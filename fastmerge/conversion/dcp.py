@@ -20,7 +20,7 @@ from ..checkpoint.quantized import decoded
 from ..engine.files import InputFiles
 from ..engine.folders import appearing, sync
 from ..engine.reading import Values
-from ..errors import OutputError, explained
+from ..errors import OutputError
 from ..plan.config import plain_config
 from ..plan.copies import MODEL_FILES, TOKENIZER_FILES, matching
 from ..progress import Progress, ProgressLike, shown
@@ -95,11 +95,7 @@ def to_dcp(
     notes = list(template.notes if template else ())
     if template is None and is_tied(checkpoint):
         notes.append(f"the head is the embedding and is not stored twice: leave {HEAD} out of the state that is loaded")
-    with (
-        shown(progress, "converting") as call,
-        appearing(out) as folder,
-        explained(str(out), "writing", keeps=False),
-    ):
+    with shown(progress, "converting") as call, appearing(out) as folder:
         sums = _write(folder, checkpoint, items, template, parse_size(shard_size), _counting(call, 0, total))
         _copy_files(folder, checkpoint, template)
         _check(folder, prefix, items, sums, _counting(call, total // 2, total))

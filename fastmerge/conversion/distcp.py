@@ -88,7 +88,12 @@ class Writer:
             self._file = open(self._folder / f"__0_{self._files}.distcp", "xb")  # noqa: SIM115
             self._files += 1
         start = self._file.tell()
-        write(self._file)
+        try:
+            write(self._file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch's archive ends with a complaint of its own
+                raise error.__context__ from None
+            raise
         self._places[index] = _StorageInfo(os.path.basename(self._file.name), start, self._file.tell() - start)
 
     def _close(self) -> None:

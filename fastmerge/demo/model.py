@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 ROPE_THETA = 10000.0
@@ -137,7 +138,8 @@ def save(model: Decoder, folder: Path, vocabulary: Sequence[str] = ()) -> None:
     if vocabulary:
         _save_tokenizer(vocabulary, folder)
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    # Not save_file, whose errors of the disk are no OSError.
+    (folder / "model.safetensors").write_bytes(to_bytes(tensors, metadata={"format": "pt"}))
 
 
 def _save_tokenizer(vocabulary: Sequence[str], folder: Path) -> None:

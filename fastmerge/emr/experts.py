@@ -66,7 +66,7 @@ def restore(
     experts = load(folder)
     scale = experts._scale(task)
     recipe = {"merge_method": "passthrough", "models": [{"model": os.fspath(base or experts.base)}]}
-    plan = make_plan(replace(load_recipe(recipe), path="emr"))
+    plan = make_plan(replace(load_recipe(recipe), path="emr", text=""))
     kinds = {output.name: (tuple(output.shape), output.dtype) for output in plan.outputs}
     with (
         experts._file(UNIFIED) as unified,

@@ -92,7 +92,7 @@ def _paired(base: str, models: Mapping[str, str]) -> tuple[list[OutputTensor], l
             "parameters": {"weight": 1.0},
         }
     )
-    plan = make_plan(replace(recipe, path="emr"))
+    plan = make_plan(replace(recipe, path="emr", text=""))
     outputs = [output for output in plan.outputs if output.inputs.base is not None]
     return outputs, list({file.path: file for model in plan.models for file in model.files}.values())
 

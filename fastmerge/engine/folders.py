@@ -107,19 +107,18 @@ def appearing(target: str | os.PathLike[str]) -> Iterator[Path]:
         OutputError: ``target`` exists and is not an empty folder, cannot be one, or the disk refuses.
     """
     final = free_target(target)
-    with partial_folder(final) as out:
+    with partial_folder(final) as out, explained(str(final), "writing", keeps=False):
         yield out
-        with explained(str(final), "publishing the output"):
-            for path in (*out.iterdir(), out):
-                sync(path)
-            os.rename(out, final)
-            sync(final.parent)
+        for path in (*out.iterdir(), out):
+            sync(path)
+        os.rename(out, final)
+        sync(final.parent)
 
 
 @contextlib.contextmanager
 def partial_folder(target: Path) -> Iterator[Path]:
     """Yield a new folder beside ``target``, in a partial folder of it that is removed when the block ends."""
-    with explained(str(target), "making a folder beside it"):
+    with explained(str(target), "making a folder beside it", keeps=False):
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=partial_prefix(target), dir=target.parent))
         lock = lock_folder(partial)

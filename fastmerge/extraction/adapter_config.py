@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import explained
 from ..plan.models import OpenModel
 
 __all__ = ["write_config"]
@@ -41,8 +40,7 @@ def write_config(path: Path, base: OpenModel, ranks: Mapping[str, int], saved: S
         "use_rslora": False,
         "use_dora": False,
     }
-    with explained(str(path), "writing"):
-        path.write_text(json.dumps(config, indent=2) + "\n")
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _targets(base: OpenModel, ranks: Mapping[str, int]) -> list[str]:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ..checkpoint import DTYPES
 from ..dtypes import DType
-from ..errors import explained
 
 __all__ = ["FactorsFile"]
 
@@ -42,9 +41,8 @@ class FactorsFile:
         self._end = 0
 
     def __enter__(self) -> FactorsFile:
-        with explained(str(self._path), "making the file"):
-            self._file = open(self._path, "wb")
-            self._file.write(bytes(8 + self._room))
+        self._file = open(self._path, "wb")
+        self._file.write(bytes(8 + self._room))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -58,14 +56,12 @@ class FactorsFile:
 
     def write(self, data: Tensor) -> None:
         """Append the elements of a contiguous tensor."""
-        with explained(str(self._path), f"writing {data.nbytes} bytes"):
-            self._file.write(data.reshape(-1).view(torch.uint8).numpy().data)
+        self._file.write(data.reshape(-1).view(torch.uint8).numpy().data)
 
     def finish(self) -> None:
         """Write the header. What was not entered is not in the file."""
-        with explained(str(self._path), "writing the header"):
-            self._file.seek(0, os.SEEK_SET)
-            self._file.write(self._room.to_bytes(8, "little") + _encoded(self._header).ljust(self._room))
+        self._file.seek(0, os.SEEK_SET)
+        self._file.write(self._room.to_bytes(8, "little") + _encoded(self._header).ljust(self._room))
 
 
 def _nbytes(shape: tuple[int, ...], dtype: DType) -> int:

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -67,23 +67,11 @@ def extract(
         progress:    None draws a bar in notebooks, True everywhere, False none; or what is called with the input bytes
                      that were read, and all of them.
     Raises:
-        InvalidInput:   the models cannot be opened, or do not differ in any matrix.
+        InvalidInput:   the models cannot be opened, or do not differ in any matrix; an argument is out of range.
         FastmergeError: a file is corrupt, a delta is not finite, the budget is too small, ``out`` exists.
-        ValueError:     an argument is out of range.
     """
-    if rank < 1:
-        raise ValueError(f"rank is {rank}; expected at least 1")
-    if energy is not None and not 0 < energy <= 1:
-        raise ValueError(f"energy is {energy}; expected a share in (0, 1]")
-    if matrices not in MATRICES:
-        raise ValueError(f"matrices is {matrices!r}; expected one of {', '.join(MATRICES)}")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    for pattern in (*include, *exclude):
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    if problems := list(_wrong(rank, energy, matrices, dtype, {"include": include, "exclude": exclude})):
+        raise InvalidInput(problems)
     started = time.perf_counter()
     first, second, notes = open_pair(os.fspath(base), os.fspath(tuned))
     models = first, second
@@ -133,6 +121,26 @@ def extract(
     )
     _log.info("%s", report)
     return report
+
+
+def _wrong(
+    rank: int, energy: float | None, matrices: str, dtype: str, patterns: Mapping[str, Sequence[str]]
+) -> Iterator[Problem]:
+    """Yield what is wrong with the options."""
+    if rank < 1:
+        yield Problem("rank", f"is {rank}, expected at least 1")
+    if energy is not None and not 0 < energy <= 1:
+        yield Problem("energy", f"is {energy}, expected a share in (0, 1]")
+    if matrices not in MATRICES:
+        yield Problem("matrices", f"is {matrices!r}, expected one of {', '.join(MATRICES)}")
+    if dtype not in DTYPES:
+        yield Problem("dtype", f"is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    for name, given in patterns.items():
+        for pattern in given:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                yield Problem(name, f"{pattern!r} is no regular expression: {error}")
 
 
 def _check_budget(selection: Selection, rank: int, ram: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..engine.report import DOING
 from ..pages import percent
+from ..results import counted
 from ..sizes import show_size
 
 __all__ = ["sentences"]
@@ -20,10 +21,8 @@ def sentences(summary: dict[str, Any]) -> Iterator[str]:
     """Yield what is to be known of the merge, the most important first."""
     count, models = summary["tensors"], summary["models"]
     done = [f"{count[what]} {what}" for what in ("merged", "copied") if count[what]]
-    yield (
-        f"{summary['method']} of {len(models)} models wrote {count['total']} tensors, {show_size(summary['bytes'])}: "
-        f"{' and '.join(done)}."
-    )
+    written = f"{counted(count['total'], 'tensor')}, {show_size(summary['bytes'])}"
+    yield f"{summary['method']} of {counted(len(models), 'model')} wrote {written}: {' and '.join(done)}."
     if count["left_out"]:
         yield f"{count['left_out']} tensors of the inputs were left out; the table below says why."
     yield from _of_deltas(summary)

@@ -33,7 +33,7 @@ def write_files(folder: Path, page: str, rows: str, summary: dict[str, Any]) -> 
         for name, text in texts.items()
     ]
     texts = {REPORT: json.dumps({**summary, "files": listed}, indent=1, ensure_ascii=False) + "\n", **texts}
-    with partial_folder(folder) as draft, explained(str(folder), "writing the report"):
+    with partial_folder(folder) as draft, explained(str(folder), "writing the report", keeps=False):
         for name, text in texts.items():
             (draft / name).write_text(text, encoding="utf-8")
             os.replace(draft / name, folder / name)

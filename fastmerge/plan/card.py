@@ -42,7 +42,7 @@ def model_card(recipe: Recipe, models: Sequence[OpenModel], outputs: Sequence[Ou
     if "licence" in card:
         metadata.setdefault("license", card["licence"])
     own = card.get("tags", [])
-    tags = ["merge", "fastmerge", *(own if isinstance(own, list) else [own])]
+    tags = ["merge", "fastmerge", *map(str, own if isinstance(own, list) else [own])]
     metadata |= {"library_name": "transformers", "tags": list(dict.fromkeys(tags))}
     title = next((str(card[key]) for key in ("title", "model_name", "name") if card.get(key)), "Merged model")
     about = "".join(f"{card[key]}\n\n" for key in ("description", "notes") if isinstance(card.get(key), str))

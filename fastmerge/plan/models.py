@@ -173,7 +173,7 @@ def _check_trained(recipe: Recipe, models: Mapping[ModelRef, OpenModel], finding
         return
     for key in given:
         what = "is of checkpoints of torch.distributed.checkpoint, and no model of the recipe is one"
-        findings.problem(f"{recipe.path}: {key}", what, "delete the key")
+        findings.problem(f"{recipe.path}: {key}", what, "leave it out")
 
 
 def _place(recipe: Recipe, reference: ModelRef) -> str:

@@ -126,6 +126,8 @@ def parse(name: str, text: str) -> list[Document]:
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         what = " ".join(part for part in (error.context, error.problem) if part)
         raise _invalid(place, f"is not valid YAML: {what}", _yaml_remedy(text, mark)) from None
+    except InvalidInput:
+        raise
     except (yaml.YAMLError, ValueError) as error:
         raise _invalid(name, f"is not valid YAML: {error}", "check its text") from None
     except RecursionError:

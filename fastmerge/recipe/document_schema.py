@@ -60,6 +60,21 @@ def _refuse_empty(table: Any) -> Any:
 BlockTable = Annotated[dict[str, Any] | None, BeforeValidator(_refuse_empty)]
 
 
+def _parts_of_names(value: Any) -> bool | tuple[str, ...]:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return tuple(value)
+    raise ValueError(f"is {value!r}, expected true, false, or a list of parts of tensor names")
+
+
+PartsOfNames = Annotated[
+    bool | tuple[str, ...],
+    PlainValidator(_parts_of_names),
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+
+
 class Keys(BaseModel):
     """A mapping of the recipe that has exactly these keys."""
 
@@ -170,7 +185,7 @@ class RecipeFile(Keys):
     boost: BlockTable = Field(None, description="Subspace Boosting of merged deltas")
     dtype: DType | None = None
     out_dtype: DType | None = None
-    keep_float32: bool | list[str] = Field(
+    keep_float32: PartsOfNames = Field(
         False, description="parts of names of tensors that stay float32 in spite of dtype; true for all that are"
     )
     tokenizer_source: TokenizerSource | None = None

@@ -10,11 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..errors import InvalidInput
+from ..errors import InvalidInput, Problem
 from .assembling import Assembly
 from .checks import check, notes
 from .document import Document, Findings, KeyPath, read_document
 from .document_schema import CARD_KEYS, RecipeFile
+from .faults import report, said
 from .mergekit_names import OTHER_FILES
 from .mixtures import is_mixture, load_mixture
 from .names import unknown_key
@@ -24,17 +25,6 @@ _INDEPENDENT = (
     "dtype", "out_dtype", "tokenizer", "tokenizer_source", "chat_template", "semantics", "seed", "boost", "lines",
     "missing", "integers", "keep_float32", "names", "config_source",
 )  # fmt: skip
-
-# What pydantic calls by the names of Python.
-_EXPECTED = {
-    "dict_type": "names and values",
-    "model_type": "names and values",
-    "list_type": "a list",
-    "string_type": "text",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
-}
 
 
 def load(
@@ -57,7 +47,7 @@ def load_document(document: Document, *, semantics: str | None = None, seed: int
     findings = Findings(document)
     data = document.data
     if not isinstance(data, dict):
-        findings.problem((), f"is a {type(data).__name__}, expected keys and values", "write merge_method: and models:")
+        findings.problem((), f"is {data!r:.40}, expected keys and values", "write merge_method: and models:")
         findings.stop()
     for key, meaning in OTHER_FILES.items():
         if key in data:
@@ -69,7 +59,7 @@ def load_document(document: Document, *, semantics: str | None = None, seed: int
         mixture = load_mixture(findings, keys, _card(data))
         findings.stop()
         return replace(mixture, notes=tuple(dict.fromkeys(findings.notes)))
-    file = _validate(findings, keys)
+    file = _validate(findings, keys, overrides)
     recipe = Assembly(findings, file).recipe(_card(data))
     findings.problems += check(recipe)
     findings.stop()
@@ -80,7 +70,7 @@ def _card(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key in (*CARD_KEYS, "name") and value is not None}
 
 
-def _validate(findings: Findings, data: Mapping[str, Any]) -> RecipeFile:
+def _validate(findings: Findings, data: Mapping[str, Any], overrides: Mapping[str, Any]) -> RecipeFile:
     """Return the typed file. Wrong keys are reported and left out; stop if nothing typed is left."""
     try:
         return RecipeFile.model_validate(data)
@@ -91,13 +81,10 @@ def _validate(findings: Findings, data: Mapping[str, Any]) -> RecipeFile:
         path: KeyPath = fault["loc"]
         if fault["type"] == "extra_forbidden":
             unknown_key(findings, path, str(data.get("merge_method")))
-        elif fault["type"] == "missing":
-            findings.problem(path[:-1], f"{path[-1]} is missing", f"add {path[-1]}:")
+        elif path and path[0] in overrides:  # it is not in the document
+            findings.problems.append(Problem(str(path[0]), said(fault)))
         else:
-            own, value = fault.get("ctx", {}).get("error"), repr(fault["input"])
-            expected = _EXPECTED.get(fault["type"]) or fault.get("ctx", {}).get("expected")
-            plain = f"is {value}, expected {expected}" if expected else f"{fault['msg']}, got {value}"
-            findings.problem(path, str(own) if own else plain)
+            report(findings, fault)
         # Without these the rest can still be checked; a fault in the models ends here.
         if fault["type"] == "extra_forbidden":
             _remove(rest, path)

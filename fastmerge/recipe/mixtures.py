@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 
 from .document import Findings, KeyPath
 from .document_schema import DType, Keys, Reference, Whole
+from .faults import report
 from .filters import NameFilter
 from .names import did_you_mean
 from .types import Branch, Module, Recipe, Setting, SliceSpec, SourceSpec
@@ -138,11 +139,7 @@ def _validated(findings: Findings, data: Mapping[str, Any]) -> MixtureFile | Non
         return MixtureFile.model_validate(known)
     except ValidationError as error:
         for fault in error.errors():
-            path: KeyPath = fault["loc"]
-            if fault["type"] == "missing":
-                findings.problem(path[:-1], f"{path[-1]} is missing", f"add {path[-1]}:")
-            else:
-                findings.problem(path, f"is {fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}")
+            report(findings, fault)
         return None
 
 

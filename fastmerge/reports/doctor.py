@@ -165,6 +165,8 @@ def _choice(op: Any, kind: str) -> str:
         name, reason = op.choose(kind)
     except kernels.BackendError as error:
         return f"none: {error}"
+    if why := kernels.why_no_cpu_extension():
+        reason = reason.replace(why, "see extension")  # said once, above
     text = f"{name} ({reason})"
     together, reason = op.choose(kind, many=True)
     return text if together == name else f"{text}; several tensors in one call: {together} ({reason})"

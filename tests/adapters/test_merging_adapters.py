@@ -145,6 +145,14 @@ def test_svd(tmp_path, rank):
     assert report.error == pytest.approx((missed / whole) ** 0.5, abs=1e-7)
 
 
+def test_a_rank_is_at_most_that_of_the_matrix(tmp_path):
+    folders = make(tmp_path, {}, {"r": 2})
+    report = fastmerge.merge_adapter_folders(folders, tmp_path / "out", rank=10**30)
+    sides = [min(up.shape[0], down.shape[1]) for up, down in ours(tmp_path / "out").values()]
+    assert [up.shape[1] for up, _ in ours(tmp_path / "out").values()] == sides
+    assert report.ranks == (min(sides), max(sides)) and report.error == 0
+
+
 @pytest.mark.parametrize("kind", ["ties_svd", "magnitude_prune_svd"])
 @pytest.mark.parametrize("density", [0.3, 1.0])
 def test_svd_of_pruned_deltas(tmp_path, kind, density):

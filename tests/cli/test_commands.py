@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from commands import call, call_json
@@ -15,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import fastmerge
 from fastmerge import kernels
-from fastmerge.cli import _options, main
+from fastmerge.cli import _options, main, run
 from fastmerge.cli._progress import progress
 from fastmerge.methods import all_methods
 
@@ -151,6 +154,15 @@ def test_the_offered_backends_are_those_of_the_registry():
     assert set(parameters["backend"].type.choices) == {"auto", *kernels.BACKENDS}
 
 
+def test_doctor_says_once_what_an_extension_lacks(monkeypatch):
+    why = "no compiler was here"
+    monkeypatch.setattr(kernels, "why_no_cpu_extension", lambda: why)
+    monkeypatch.setattr(type(kernels.OPERATIONS["gram"]), "choose", lambda *_, **__: ("reference", f"cpu: {why}"))
+    sections = call_json("doctor")
+    assert set(sections["backends"].values()) == {"reference (cpu: see extension)"}
+    assert sections["extension"]["fastmerge._C"] == f"missing: {why}"
+
+
 def test_bench_measures_beside_a_copy():
     found = call_json("bench", "--elements", 20000)
     assert found[0]["name"] == "copy" and found[0]["of_copy"] == 1
@@ -162,6 +174,39 @@ def test_errors_as_json(tmp_path):
     result = call("inspect", tmp_path, "--json")
     assert result.exit_code == 2
     assert "no weights" in json.loads(result.stdout)["error"]
+
+
+@pytest.mark.parametrize("arguments", [["--ram", "much"], ["--files", "--explain", "norm"], ["--typo"], []])
+def test_wrong_options_are_errors_as_json_too(ties, arguments):
+    recipe = ties if arguments else "nowhere.yml"
+    result = call("plan", recipe, *arguments, "--json")
+    assert result.exit_code == 2 and not result.stderr
+    assert json.loads(result.stdout)["error"]
+
+
+def test_errors_of_the_system_are_one_message(models, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
+
+    monkeypatch.setattr("fastmerge.reports.inspecting.inspect", full)
+    result = call("inspect", models / "one")
+    assert (result.exit_code, result.stderr) == (2, "error: somewhere: No space left on device\n")
+
+
+def test_a_mistake_of_fastmerge_is_not_taken_for_a_difference(monkeypatch, capsys):
+    """Status 1, Python's own for a traceback, is what verify says of a difference."""
+    monkeypatch.setattr("fastmerge.cli.main", lambda **_: 1 / 0)
+    with pytest.raises(SystemExit) as ended:
+        run()
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "ZeroDivisionError" in told and "fastmerge doctor --report" in told
+
+
+def test_a_closed_standard_input_is_an_empty_recipe(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(click.ClickException, match="standard input: the recipe is empty"):
+        main.main(["check", "-"], standalone_mode=False)
 
 
 def test_plan_lists_the_files_that_are_read(ties):
@@ -250,6 +295,11 @@ def test_the_report_of_doctor_names_no_folder(monkeypatch, tmp_path):
         (("average", "{models}/one", "{models}/two", "{out}", "--rank-timeout", 5), "--rank-timeout is of"),
         (("verify", "{models}", "--recipe", "{recipe}", "--seed", 5), "--seed chooses the tensors of --sample"),
         (("verify", "{models}", "--seed", 5), "--seed chooses the tensors of --sample"),
+        (("merge", "{recipe}", "{out}", "--seed", 1, "--random-seed", 2), "--seed 1 and --random-seed 2 are two names"),
+        (("merge", "{recipe}", "{out}", "--shard-size", 9, "--out-shard-size", 8), "--out-shard-size 8 are two names"),
+        (("merge", "{recipe}", "{out}", "--out-shard-size", "inf"), "'inf' is not a size like 5B"),
+        (("merge", "{recipe}", "{out}", "--seed", -1), "seed: is -1, expected at least 0"),
+        (("extract", "{models}/base", "{models}/one", "--out", "{out}", "-i", "(", "--energy", "nan"), "2 problems"),
     ],
 )
 def test_options_that_would_be_ignored_are_refused(models, ties, tmp_path, arguments, said):

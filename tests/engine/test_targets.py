@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -261,6 +262,20 @@ def test_other_outputs_follow_links_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "disk")
     with pytest.raises(OutputError, match="current directory"), appearing("."):
         pytest.fail("work began")
+
+
+def test_a_full_disk_is_named_by_what_was_to_appear(tmp_path):
+    def write(errors):
+        with appearing(tmp_path / "new") as folder:
+            (folder / "part").touch()
+            raise errors
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OutputError, match=r"new: no space left on the disk \(writing, \d+ bytes are free\); free some"):
+        write(full)
+    with pytest.raises(OutputError, match=r"new: writing: No such file or directory: elsewhere$"):
+        write(FileNotFoundError(errno.ENOENT, "No such file or directory", "elsewhere"))
+    assert not os.listdir(tmp_path)
 
 
 class Crash(BaseException):

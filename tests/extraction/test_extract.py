@@ -200,10 +200,10 @@ def refused(models, tmp_path, error, match, **options):
 
 
 def test_refusals_leave_nothing_behind(models, tmp_path):
-    refused(models, tmp_path, ValueError, "rank is 0", rank=0)
-    refused(models, tmp_path, ValueError, "energy is 1.5", energy=1.5)
-    refused(models, tmp_path, ValueError, "matrices is 'some'; expected one of attn_mlp, all", matrices="some")
-    refused(models, tmp_path, ValueError, "dtype is 'int8'; expected one of float32", dtype="int8")
+    refused(models, tmp_path, InvalidInput, "rank: is 0", rank=0)
+    refused(models, tmp_path, InvalidInput, "energy: is 1.5", energy=1.5)
+    refused(models, tmp_path, InvalidInput, "matrices: is 'some', expected one of attn_mlp, all", matrices="some")
+    refused(models, tmp_path, InvalidInput, "dtype: is 'int8', expected one of float32", dtype="int8")
     refused(models, tmp_path, InvalidInput, "differ in no matrix", tuned=models / "base")
     refused(models, tmp_path, InvalidInput, "neither an existing folder nor a hub id", tuned=models / "there")
     refused(models, tmp_path, BudgetError, r"needs at least \d+, to decompose model.layers.0.mlp.\w+_proj", ram="50kB")

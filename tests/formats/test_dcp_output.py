@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import pickle
 
@@ -350,3 +352,13 @@ def test_nothing_partial(model, tmp_path, monkeypatch):
         to_dcp(folder, tmp_path / "out")
     for options in (["--to", "dcp", "--dtype", "float32"], ["--to", "hf", "--like", folder], []):
         assert call("convert", folder, tmp_path / "other", *options).exit_code == 2
+
+
+def test_a_disk_that_fills_up_is_said_in_its_own_words(tmp_path):
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Writer(tmp_path, 1) as writer, pytest.raises(OSError, match="No space left"):
+        writer._file = Full()  # torch.save ends with an error of its own archive
+        writer.tensor("a", Chunk((0,), (4,)), torch.zeros(4))

@@ -149,6 +149,8 @@ def test_from_the_command_line(tmp_path, monkeypatch):
     found = load_file("restored/model.safetensors")
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
     assert (tmp_path / "restored" / "config.json").exists()
+    told = run("restore", "kept", "two", "--out", "again", "--json").stdout
+    assert json.loads(told) == {"checkpoint": "again", "task": "two"}
     failed = run("restore", "kept", "three", "--out", "other")
     assert failed.exit_code == 2 and "kept has no task 'three'; it has one, two" in failed.output
     assert not (tmp_path / "other").exists()

@@ -167,14 +167,14 @@ def test_model_card(family, plan_of, tmp_path):
 
 
 def test_what_the_recipe_says_of_its_result(family, plan_of):
-    about = "name: First\ndescription: A merge.\nlicense: mit\nlanguage: [en]\ntags: [blend, merge]\n"
+    about = "name: First\ndescription: A merge.\nlicense: mit\nlanguage: [en]\ntags: [blend, merge, {a: 1}]\n"
     text = plan_of(LINEAR + about).files["README.md"].text
     _, front, body = text.split("---\n", 2)
     metadata = yaml.safe_load(front)
     assert (metadata["license"], metadata["language"], metadata["tags"]) == (
         "mit",
         ["en"],
-        ["merge", "fastmerge", "blend"],
+        ["merge", "fastmerge", "blend", "{'a': 1}"],
     )
     assert body.startswith("# First\n\nA merge.\n\nMade with fastmerge")
 

@@ -108,7 +108,12 @@ MESSAGES = {
     LINEAR
     + "tokenizer: {tokens: {x: {source: {kind: one}}}}\n": "tokens.x.source: {'kind': 'one'} is no source of a token",
     LINEAR + "tokenizer: {source: a}\ntokenizer_source: a\n": "both tokenizer and tokenizer_source are given",
-    LINEAR + "seed: -1\n": "<recipe>:4:1: seed: Input should be greater than or equal to 0, got -1",
+    LINEAR + "seed: -1\n": "<recipe>:4:1: seed: is -1, expected at least 0",
+    LINEAR + "seed: 18446744073709551616\n": "<recipe>:4:1: seed: is 18446744073709551616, expected less than "
+    "18446744073709551616",
+    LINEAR + "dtype: bfloat16\nkeep_float32: norm\n": "<recipe>:5:1: keep_float32: is 'norm', expected true, false, or "
+    "a list of parts of tensor names",
+    LINEAR + "tokenizer: {pad_to_multiple_of: 0}\n": "tokenizer.pad_to_multiple_of: is 0, expected at least 1",
     LINEAR + "semantics: fusionbench\n": "linear does not have the semantics 'fusionbench' (available: mergekit)",
     # Parameters
     LINEAR.replace(
@@ -138,15 +143,15 @@ MESSAGES = {
     SLICE.replace("0, 2", "2, 2"): "<recipe>:3:13: slices[0].sources[0]: layer_range is [2, 2], expected [first, end]",
     SLICE.replace("0, 2", "-1, 2"): "layer_range is [-1, 2], expected [first, end] with 0 <= first < end",
     SLICE.replace("0, 2", "0, 2.5"): "layer_range[1]: is 2.5, expected a whole number",
-    SLICE.replace("0, 2", "2"): "slices[0].sources[0].layer_range: List should have at least 2 items",
+    SLICE.replace("0, 2", "2"): "slices[0].sources[0].layer_range: is [2], expected a list of at least 2",
+    SLICE.replace("0, 2", "0, 2, 4"): "slices[0].sources[0].layer_range: is [0, 2, 4], expected a list of at most 2",
     SLICE
     + "- sources: [a]\n": "<recipe>:4:13: slices[1].sources[0]: a has no layer_range (add layer_range: [first, end])",
     "merge_method: slerp\nbase_model: a\nparameters: {t: 1}\nslices:\n- sources:\n"
     "  - {model: a, layer_range: [0, 2]}\n  - {model: b, layer_range: [0, 3]}\n": "<recipe>:5:3: slices[0]: the "
     "sources have different numbers of layers: [0, 2], [0, 3] (make them equal)",
     # Files
-    "- a\n- b\n": "<recipe>:1:1: is a list, expected keys and values",
-    "\n": "<recipe>: the recipe is empty",
+    "- a\n- b\n": "<recipe>:1:1: is ['a', 'b'], expected keys and values",
     "a: &x [*x]\n": "expands to more than 200000 YAML nodes",
     "a: &a [1, 1]\n"
     + "".join(
@@ -186,6 +191,17 @@ tokenizer_source: union
         ("7:18", "models[1].parameters.weight"),
         ("7:37", "models[1].parameters.density"),
     ]
+
+
+@pytest.mark.parametrize("text", ["\n", LINEAR + "seed: 1\nseed: 2\n"])
+def test_what_is_no_mistake_of_yaml_is_said_alone(text: str) -> None:
+    assert "YAML" not in refusal(text)
+
+
+def test_a_seed_from_outside_is_not_in_the_recipe() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        load(LINEAR, seed=-1)
+    assert str(caught.value) == "seed: is -1, expected at least 0"
 
 
 def test_a_parameter_of_another_profile_is_refused() -> None:

@@ -57,7 +57,7 @@ class Plan(Result):
 
     def __str__(self) -> str:
         return (
-            f"{self.method} of {len(self.models)} models: {len(self.outputs)} tensors, "
+            f"{self.method} of {counted(len(self.models), 'model')}: {counted(len(self.outputs), 'tensor')}, "
             f"reads {show_size(self.bytes_read)}, writes {show_size(self.bytes_written)}"
         )
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-# Elements of a thread and turn; and of 64M, instructions that an H200 issues per microsecond: 132 multiprocessors, four
+# Elements of a vector; and of 64M, instructions that an H200 issues per microsecond: 132 multiprocessors, four
 # schedulers of 32 lanes each, 1.97 GHz.
 VECTOR = 8
 ELEMENTS = 64 << 20
@@ -24,12 +24,16 @@ _LINE = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)\s
 
 @dataclass(frozen=True)
 class Path:
-    """What to look for in a kernel: ``must`` has how often patterns occur; ``loop`` asks for one turn of a loop."""
+    """What to look for in a kernel: ``must`` has how often patterns occur; ``loop`` asks for one turn of a loop.
+
+    ``elements`` says of how many a thread executes it at a time, of each tensor.
+    """
 
     kernel: str
     name: str
     must: Mapping[str, int] = field(default_factory=dict)
     loop: bool = False
+    elements: int = VECTOR
 
 
 def _merges(dtype: str) -> Iterator[Path]:
@@ -42,10 +46,23 @@ def _merges(dtype: str) -> Iterator[Path]:
         yield Path(summed, "all")
 
 
+def _collections(dtype: str) -> Iterator[Path]:
+    """Yield the paths of one of the models: csrc/cuda/select_collect.cu."""
+    each = 32
+    compared, stored = r"FSETP?\..*\|R", r"STS "
+    for name, must in {
+        "a model, counted": {compared: 2 * each},
+        "a model, nothing gathered": {compared: 4 * each, stored: each},
+        "a model, gathered": {compared: 4 * each, stored: each, r"STG\.E ": 1},
+    }.items():
+        yield Path(f"collect_kernel<{dtype}>", name, must, loop=True, elements=each)
+
+
 PATHS = (
     *_merges("BFloat16"),
     *_merges("Float16"),
     Path("weighted_sum_kernel<BFloat16>", "a turn of 4 tensors", {r"LDG\.E.*128": 4}, loop=True),
+    *(path for dtype in ("BFloat16", "Float16", "float") for path in _collections(dtype)),
     Path("norms_kernel<BFloat16, 3, 3, false>", "a row", {r"IMAD\.WIDE\.U32": 3 * 20}, loop=True),
     Path("norms_kernel<BFloat16, 3, 4, false>", "a row", {r"LDG\.E\.U8": 3}, loop=True),
     *(Path(f"gram_kernel<BFloat16, {n}, true>", "a row", {r"LDG\.E.*128": n}, loop=True) for n in (2, 3, 4)),
@@ -61,7 +78,8 @@ def length(sass: str, path: Path) -> int | None:
     for i, (_, guard, op, arguments) in enumerate(code):
         target = re.search(r"0x([0-9a-f]+)\s*$", arguments) if op.startswith("BRA") else None
         to = place.get(int(target[1], 16)) if target else None
-        branches = guard or re.match(r"\s*!?U?P", arguments)
+        # BRA.DIV leaves the usual path: where lanes of a warp have parted.
+        branches = guard or op == "BRA.DIV" or re.match(r"\s*!?U?P", arguments)
         ends = (op.startswith("BRA") or op == "EXIT") and not branches
         follow.append([] if ends else [i + 1])
         if to is not None and to > i:
@@ -100,6 +118,12 @@ def _shortest(
     return best[end].get(tuple(most))
 
 
-def issue_us(instructions: int) -> float:
-    """Return the time that 64M elements take where nothing but issuing instructions limits it, eight to a thread."""
-    return ELEMENTS * instructions / VECTOR / SLOTS_PER_US / ISSUED
+def per_element(kernel: str, name: str, instructions: int) -> float:
+    """Return the instructions per element of a path."""
+    [elements] = {path.elements for path in PATHS if (path.kernel, path.name) == (kernel, name)}
+    return instructions / elements
+
+
+def issue_us(instructions: float) -> float:
+    """Return the time of 64M elements, at so many instructions each, where nothing but issuing them limits it."""
+    return ELEMENTS * instructions / SLOTS_PER_US / ISSUED

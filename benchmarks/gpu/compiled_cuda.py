@@ -90,7 +90,8 @@ def show_paths(found: Iterable[Report]) -> None:
     )
     for report in found:
         if report.case and report.instructions:
-            each, time = report.instructions / _paths.VECTOR, _paths.issue_us(report.instructions)
+            each = _paths.per_element(report.kernel, report.case, report.instructions)
+            time = _paths.issue_us(each)
             print(f"{report.arch:<3} {report.kernel:42} {report.case:25} {each:11.1f}  >= {time:.0f} us to issue")
 
 

@@ -17,8 +17,15 @@ Read = Callable[[str, int, memoryview], None]
 
 
 def read_joined(layout: Sequence[Joined], address: int, into: memoryview, read: Read) -> None:
-    """Fill ``into`` with the bytes from ``address`` on, all of one tensor of ``layout``, in the order of addresses."""
-    tensor = layout[bisect_right(layout, address, key=lambda item: item.start) - 1]
+    """Fill ``into`` with the bytes from ``address`` on, of tensors of ``layout`` (by address) one behind the other."""
+    i, done = bisect_right(layout, address, key=lambda item: item.start) - 1, 0
+    while done < len(into):
+        stop = min(len(into), layout[i].stop - address)
+        _read_one(layout[i], address + done, into[done:stop], read)
+        i, done = i + 1, stop
+
+
+def _read_one(tensor: Joined, address: int, into: memoryview, read: Read) -> None:
     begin, width = address - tensor.start, tensor.width
     at, stop = begin, begin + len(into)
     while at < stop:

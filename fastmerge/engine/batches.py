@@ -123,7 +123,7 @@ class Batch:
         """Copy what is not merged to its place, and write all."""
         outputs, arena = self._outputs, self._context.arena
         for output in outputs:
-            if output.group is None:
+            if output.group is None and output.nbytes:
                 (tensor,) = output.inputs.every
                 source, target = places[tensor.path, tensor.offset], at[output.name]
                 arena.bytes[target : target + output.nbytes] = arena.bytes[source : source + output.nbytes]
@@ -135,7 +135,8 @@ class Batch:
         for output in outputs:
             place = at[output.name]
             checksum = checksum_of(arena.bytes[place : place + output.nbytes], output.dtype.itemsize)
-            inputs = [checksum] if output.group is None else [sums[t.path, t.offset] for t in output.inputs.every]
+            own = output.inputs.every if output.group is not None else ()
+            inputs = [sums[t.path, t.offset] if t.nbytes else checksum for t in own] or [checksum]
             self._context.sink.finish(output, checksum, inputs)
 
     def _job(self, output: OutputTensor, at: int, places: dict[Key, int], slot: Slot) -> Job:
@@ -149,7 +150,8 @@ class Batch:
 
         One upload brings them all.
         """
-        tensors = {(t.path, t.offset): t for output in self._outputs for t in output.inputs.every}
+        # An empty tensor begins where another one does.
+        tensors = {(t.path, t.offset): t for output in self._outputs for t in output.inputs.every if t.nbytes}
         ranges = [(*key, tensors[key].nbytes, tensors[key].dtype) for key in sorted(tensors)]
         finite = self._context.finite and self._may_hide()
         places: dict[Key, int] = {}

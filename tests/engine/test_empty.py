@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checkpoint_files import write_adapter
+from checkpoint_files import write_adapter, write_raw
 from mirrors import compute_on_mirrors
 from tiny_merges import make_merge, merge_of_any, outputs_of
 from tiny_models import make_tensors
 
+import fastmerge
 from fastmerge.engine import RunOptions, run, scheduler, verify
 from fastmerge.engine.arena import Arena, Slot
+from fastmerge.engine.manifest import read_manifest
 from fastmerge.methods import all_methods
 
 # A name that methods know as a matrix of a layer, and one that no method knows.
@@ -35,6 +37,22 @@ def test_empty_tensors_are_written_as_they_are(tmp_path, method):
     for name, tensor in empty_tensors().items():
         assert found[name].shape == tensor.shape
     assert verify(merge.out, ram=64 << 20).ok
+
+
+def test_an_empty_tensor_begins_where_another_one_does(tmp_path):
+    """It lies before that one in one file and behind it in the other, and takes nothing from it."""
+    values = torch.randn(2, 8)
+    for row, name, begin in ((0, "model0", 32), (1, "model1", 0)):
+        entries = {"none": {"shape": [0, 4], "offsets": [begin, begin]}, "w": {"shape": [8], "offsets": [0, 32]}}
+        header = {n: {"dtype": "F32", "shape": e["shape"], "data_offsets": e["offsets"]} for n, e in entries.items()}
+        (tmp_path / name).mkdir()
+        write_raw(tmp_path / name / "model.safetensors", header, values[row].numpy().tobytes())
+    models = [{"model": str(tmp_path / name), "parameters": {"weight": 1}} for name in ("model0", "model1")]
+    recipe = {"merge_method": "linear", "models": models, "parameters": {"normalize": False}}
+    fastmerge.merge(recipe, tmp_path / "out")
+    assert torch.equal(outputs_of(tmp_path / "out")["w"], values[0] + values[1])
+    sources = read_manifest(tmp_path / "out")["sources"]
+    assert len({*sources["none"]}) == 1 and not {*sources["none"]} & {*sources["w"]}
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .devices.names import DEFAULT
 from .plan import DEFAULT_SHARD_SIZE, plan_all
+from .plan.state import state_key
 from .progress import ProgressLike, shown
 from .recipe import load
 from .recipe.pipeline import load_pipeline
@@ -45,6 +46,8 @@ def merge(
     overwrite: bool = False,
     allow_nonfinite: bool = False,
     report: bool = False,
+    format: str = "hf",
+    key: str | None = None,
     progress: ProgressLike = None,
 ) -> Report:
     """Merge the models of ``recipe`` into the folder ``out``. An interrupted merge goes on when it is called again.
@@ -68,6 +71,9 @@ def merge(
         allow_nonfinite: let NaN and infinity pass; without it inputs that hold them, and results that do, are refused.
         report:     read inputs and output once more, and write what the merge did into ``out``: ``report.html``, one
                     page with pictures, ``report.csv``, and ``report.json``.
+        format:     of ``out``: "hf", the hub's layout, or "dcp", a checkpoint of torch.distributed.checkpoint, which
+                    has the names that the recipe's ``names`` give, read backwards.
+        key:        of a "dcp": what leads to the model in the state, with dots; None is "model", "" nothing.
         progress:   None draws a bar in notebooks, True everywhere, False none; or what is called several times a second
                     with the output bytes that are written, and all of them.
     Raises:
@@ -89,7 +95,7 @@ def merge(
             load_pipeline(recipe, semantics=semantics, seed=seed), out, options, call, intermediates=intermediates,
             shard_size=parse_size(shard_size), allow_mixed_types=allow_mixed_types,
             truncate_embeddings=truncate_embeddings, copy_tokenizer=copy_tokenizer, model_card=model_card,
-            strict=strict, report=report,
+            strict=strict, report=report, state_key=state_key(format, key),
         )  # fmt: skip
     found = merged[-1].report
     assert found is not None, "only intermediate results are taken over"

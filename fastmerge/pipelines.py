@@ -22,6 +22,7 @@ from .engine.together import appear_to
 from .engine.workplace import fits_in_memory, intermediates_of, place_on_disk
 from .errors import CheckpointError, OutputError
 from .plan import make_plan, plan_all
+from .plan.documents import planning_of
 from .plan.types import Plan
 from .progress import Progress, of_bytes
 from .recipe.pipeline import Pipeline, with_folders
@@ -101,7 +102,10 @@ def merge_all(
     finished = 0
     with _place(out, intermediates, beside, options, ranks) as (place, options):
         for step, reported in zip(pipeline.steps, kept, strict=True):
-            plan = replace(make_plan(with_folders(step, folders), **planning), steps=_manifests(step, folders))
+            plan = replace(
+                make_plan(with_folders(step, folders), **planning_of(step, pipeline, planning)),
+                steps=_manifests(step, folders),
+            )
             final = step is pipeline.last and out is not None
             target = os.fspath(out) if final and out is not None else str(place / step.name)
             found: Report | None = None

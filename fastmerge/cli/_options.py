@@ -115,6 +115,18 @@ NAMES = click.option(
     type=click.Path(exists=True, dir_okay=False),
     help="YAML or JSON: a trainer's names of tensors and the hub's, for checkpoints of training (docs/training.md).",
 )
+FORMAT = together(
+    click.option(
+        "--format",
+        type=click.Choice(("hf", "dcp")),
+        default="hf",
+        show_default=True,
+        help="Of OUT: a folder of the hub, or a checkpoint of torch.distributed.checkpoint, for training.",
+    ),
+    click.option(
+        "--key", help='With --format dcp: what leads to the model in the state; "" for nothing.  [default: model]'
+    ),
+)
 CONFIG_SOURCE = click.option(
     "--config",
     "config_source",

@@ -47,7 +47,15 @@ RUNNING = together(
     mergekit_flags("out_shard_size", "cuda", "num_threads"),
 )  # fmt: skip
 
-_PASSED = ("shard_size", "strict", "allow_mixed_types", "truncate_embeddings", "copy_tokenizer", "model_card")
+_PASSED = (
+    "shard_size",
+    "strict",
+    "allow_mixed_types",
+    "truncate_embeddings",
+    "copy_tokenizer",
+    "model_card",
+    "state_key",
+)
 
 
 @dataclass(frozen=True)

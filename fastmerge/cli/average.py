@@ -16,6 +16,7 @@ from ._options import (
     DEVICE,
     DISTRIBUTED,
     FLOATS,
+    FORMAT,
     JSON,
     NAMES,
     QUIET,
@@ -29,7 +30,7 @@ from ._options import (
 )
 from ._output import note, print_facts, print_json, print_table
 from ._planning import planned_source, prepare_gpus, show_plans
-from .merge import REPORT, ranks_of, run_plans
+from .merge import REPORT, ranks_of, run_plans, state_key_of
 
 if TYPE_CHECKING:
     from ..averaging import Average, Trial
@@ -81,7 +82,7 @@ _CHOOSING = together(
 @REPORT
 @click.option("--dry-run", is_flag=True, help="Print the weights and the plan and stop.")
 @click.option("--show-recipe", is_flag=True, help="Print the average as a recipe of fastmerge merge and stop.")
-@together(NAMES, CONFIG_SOURCE, DISTRIBUTED, RANK_TIMEOUT)
+@together(FORMAT, NAMES, CONFIG_SOURCE, DISTRIBUTED, RANK_TIMEOUT)
 @together(THREADS, RAM, DEVICE, VRAM, BACKEND, SHARD_SIZE, STRICT, JSON, QUIET)
 def average(
     checkpoints: tuple[str, ...],
@@ -92,6 +93,8 @@ def average(
     show_recipe: bool,
     distributed: bool,
     rank_timeout: float | None,
+    format: str,
+    key: str | None,
     **given: Any,
 ) -> None:
     """Average CHECKPOINTs (folders, hub ids, or patterns in quotes) into the folder OUT.
@@ -121,12 +124,15 @@ def average(
                 "show-recipe": show_recipe,
                 "distributed": distributed,
                 "rank-timeout": rank_timeout,
+                "format": None if format == "hf" else format,
+                "key": key,
             },
         )
         _greedy(checkpoints, out, greedy, {"minimize": minimize, **kind, **given})
         return
     if minimize:
         raise click.UsageError("--minimize is of the scores of --greedy")
+    given["state_key"] = state_key_of(format, key)
     shared = ranks_of(distributed, rank_timeout, idle=dry_run or show_recipe)
     if not (distributed or dry_run or show_recipe):
         prepare_gpus(given)

@@ -13,7 +13,7 @@ from ..results import counted
 from ..sizes import show_size
 from ._errors import Command
 from ._explaining import show_explanations
-from ._options import DEAD_AFTER, DISTRIBUTED, RANK_TIMEOUT, RECIPE, together
+from ._options import DEAD_AFTER, DISTRIBUTED, FORMAT, RANK_TIMEOUT, RECIPE, together
 from ._output import note, print_facts, print_json
 from ._planning import CHECKING, PLANNING, RUNNING, Planned, planned, prepare_gpus, show_files, show_plans
 from ._progress import progress
@@ -49,6 +49,7 @@ MERGING = together(
 @click.command(cls=Command)
 @RECIPE
 @click.argument("out", type=click.Path())
+@FORMAT
 @PUSHING
 @DISTRIBUTED
 @RANK_TIMEOUT
@@ -61,6 +62,8 @@ def merge(
     dry_run: bool,
     distributed: bool,
     rank_timeout: float | None,
+    format: str,
+    key: str | None,
     **given: Any,
 ) -> None:
     """Merge the models of RECIPE (a file, or - for standard input) into the folder OUT.
@@ -70,6 +73,9 @@ def merge(
     """
     if private and push_to_hub is None:
         raise click.UsageError("--private is of the repository of --push-to-hub")
+    if push_to_hub is not None and format != "hf":
+        raise click.UsageError(f"--push-to-hub takes a folder of the hub, and --format {format} makes another one")
+    given["state_key"] = state_key_of(format, key)
     shared = ranks_of(distributed, rank_timeout, idle=dry_run)
     if dry_run:
         show_plans(planned(recipe, given))
@@ -89,6 +95,15 @@ def merge(
         run_plans(found, out, ranks=ranks)
         if destination is not None:
             note(f"pushed: {destination.push(out)}", found.silent)
+
+
+def state_key_of(format: str, key: str | None) -> str | None:
+    """Return the option of ``make_plan`` for an output in a format."""
+    if format == "hf" and key is None:  # most are, and planning is loaded when the recipe is read
+        return None
+    from ..plan.state import state_key
+
+    return state_key(format, key)
 
 
 def ranks_of(distributed: bool, timeout: float | None, idle: bool = False) -> contextlib.AbstractContextManager[Ranks]:

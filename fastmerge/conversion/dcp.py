@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from ..checkpoint import Checkpoint, TensorEntry, locate, open_checkpoint
-from ..checkpoint.distributed import SEPARATOR
+from ..checkpoint.distributed import with_key
+from ..checkpoint.distributed.chunks import Part
 from ..checkpoint.quantized import decoded
 from ..engine.files import InputFiles
 from ..engine.folders import appearing, sync
@@ -23,12 +24,13 @@ from ..engine.reading import Values
 from ..errors import OutputError
 from ..plan.config import plain_config
 from ..plan.copies import MODEL_FILES, TOKENIZER_FILES, matching
+from ..plan.models import HEAD
 from ..progress import Progress, ProgressLike, shown
 from ..recipe.writing import Table, read_names
 from ..sizes import parse_size
-from .distcp import Chunk, Writer
+from .distcp import Writer
 from .like import Like
-from .state import HEAD, Item, is_tied, items_of
+from .state import Item, is_tied, items_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,16 +117,16 @@ def _write(
     folder: Path, checkpoint: Checkpoint, items: list[Item], template: Like | None, shard_size: int,
     tell: Callable[[int], None],
 ) -> dict[str, list[str]]:  # fmt: skip
-    """Write all items; return a checksum of every chunk by the name of its tensor."""
+    """Write all items; return a checksum of every part by the name of its tensor."""
     sums: dict[str, list[str]] = {}
     with InputFiles(checkpoint.files) as inputs, Writer(folder, shard_size) as writer:
         inputs.open()
         for item in items:
-            entry, chunks = item.entry, item.chunks
-            writer.describe(item.name, item.path, entry.dtype.torch, entry.shape, chunks)
+            entry, parts = item.entry, item.parts
+            writer.describe(item.name, item.path, entry.dtype.torch, entry.shape, parts)
             sums[item.name] = []
-            for chunk, values in _values(entry, chunks, inputs):
-                writer.tensor(item.name, chunk, values)
+            for part, values in _values(entry, parts, inputs):
+                writer.tensor(item.name, part, values)
                 sums[item.name].append(_checksum(values))
                 tell(values.nbytes)
         inputs.check()
@@ -134,11 +136,11 @@ def _write(
     return sums
 
 
-def _values(entry: TensorEntry, chunks: list[Chunk], inputs: InputFiles) -> Iterator[tuple[Chunk, Tensor]]:
+def _values(entry: TensorEntry, parts: list[Part], inputs: InputFiles) -> Iterator[tuple[Part, Tensor]]:
     reader, at = Values(entry, inputs), 0
-    for chunk in chunks:
-        count = math.prod(chunk.sizes)
-        yield chunk, reader.elements(at, at + count).view(chunk.sizes)
+    for part in parts:
+        count = math.prod(part.sizes)
+        yield part, reader.elements(at, at + count).view(part.sizes)
         at += count
 
 
@@ -166,15 +168,15 @@ def _check(
     folder: Path, key: str, items: list[Item], sums: Mapping[str, list[str]], tell: Callable[[int], None]
 ) -> None:
     """Read everything back: it must be the tensors of the model, byte by byte."""
-    back = open_checkpoint(f"{folder}{SEPARATOR}{key}" if key else str(folder))
+    back = open_checkpoint(with_key(str(folder), key))
     found = {name: (entry.dtype, entry.shape) for name, entry in back.tensors.items()}
     if found != {item.own: (item.entry.dtype, item.entry.shape) for item in items}:
         raise OutputError(f"{folder}: reads as other tensors than those of the model")
     with InputFiles(back.files) as files:
         files.open()
         for item in items:
-            parts = _values(back.tensors[item.own], item.chunks, files)
-            for (_, values), checksum in zip(parts, sums[item.name], strict=True):
+            stored = _values(back.tensors[item.own], item.parts, files)
+            for (_, values), checksum in zip(stored, sums[item.name], strict=True):
                 if _checksum(values) != checksum:
                     raise OutputError(f"{folder}: {item.name} reads as other values than were written")
                 tell(values.nbytes)

@@ -10,11 +10,12 @@ from typing import BinaryIO
 import torch
 
 from ..checkpoint.distributed import METADATA, split_key
+from ..checkpoint.distributed.chunks import Part
 from ..checkpoint.distributed.metadata import StoredObject, StoredTensor, read_metadata
 from ..checkpoint.distributed.naming import choose, is_of_optimizer
 from ..dtypes import DType
 from ..errors import CheckpointError, nearest
-from .distcp import Chunk, Writer
+from .distcp import Writer
 
 __all__ = ["Like"]
 
@@ -114,13 +115,13 @@ class Like:
         """Write what is taken over, as it is stored here."""
         for name, tensor in self.tensors.items():
             dtype = tensor.dtype.torch if isinstance(tensor.dtype, DType) else getattr(torch, tensor.dtype)
-            chunks = [Chunk(chunk.offsets, chunk.sizes) for chunk in tensor.chunks]
-            if not chunks:
-                chunks = [Chunk((0,) * len(tensor.shape), tensor.shape)]
-                writer.describe(name, tensor.path, dtype, tensor.shape, chunks)
-                writer.tensor(name, chunks[0], torch.empty(tensor.shape, dtype=dtype))
+            parts = [Part(chunk.offsets, chunk.sizes) for chunk in tensor.chunks]
+            if not parts:
+                parts = [Part((0,) * len(tensor.shape), tensor.shape)]
+                writer.describe(name, tensor.path, dtype, tensor.shape, parts)
+                writer.tensor(name, parts[0], torch.empty(tensor.shape, dtype=dtype))
                 continue
-            writer.describe(name, tensor.path, dtype, tensor.shape, chunks)
+            writer.describe(name, tensor.path, dtype, tensor.shape, parts)
             for chunk in tensor.chunks:
                 writer.stored_tensor(name, chunk.offsets, self._range(chunk.filename, chunk.offset, chunk.length))
         for name, item in self.objects.items():

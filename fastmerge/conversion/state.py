@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..checkpoint import Checkpoint, TensorEntry
-from ..checkpoint.distributed.naming import unwrapped
+from ..checkpoint.distributed.chunks import Part, parts_of
+from ..checkpoint.distributed.naming import keys_of, unwrapped
 from ..checkpoint.distributed.tables import NamesError, NameTable
 from ..checkpoint.layers import says_tied
 from ..errors import CheckpointError
-from ..plan.models import is_head, is_vocabulary
-from .distcp import Chunk
+from ..plan.models import HEAD, is_head, is_vocabulary
 from .like import Like
 
-__all__ = ["HEAD", "Item", "is_tied", "items_of"]
-
-# Bytes of a chunk: larger tensors are cut into chunks of rows. Two are held, one of them while the other is read.
-AT_ONCE = 1 << 26
-
-HEAD = "lm_head.weight"
-"""The hub's name of the head."""
+__all__ = ["Item", "is_tied", "items_of"]
 
 
 @dataclass(frozen=True)
@@ -34,16 +27,9 @@ class Item:
     entry: TensorEntry
 
     @property
-    def chunks(self) -> list[Chunk]:
-        """Its parts, along the first dimension."""
-        shape = self.entry.shape
-        if not shape or not math.prod(shape):
-            return [Chunk((0,) * len(shape), shape)]
-        row = math.prod(shape[1:]) * self.entry.dtype.itemsize
-        rows = max(1, AT_ONCE // row)
-        starts = range(0, shape[0], rows)
-        rest = (0,) * (len(shape) - 1)
-        return [Chunk((at, *rest), (min(rows, shape[0] - at), *shape[1:])) for at in starts]
+    def parts(self) -> list[Part]:
+        """Its parts, along the first dimension. Two are held, one of them while the other is read."""
+        return parts_of(self.entry.shape, self.entry.dtype.itemsize)
 
 
 def items_of(
@@ -65,9 +51,7 @@ def items_of(
         template.check({name: entry.shape for name, entry in own.items()}, checkpoint.place)
         return template.key, [Item(name, *template.names[name], entry) for name, entry in own.items()]
     prefix = "model" if key is None else key
-    keys = tuple(prefix.split(".")) if prefix else ()
-    if not all(keys):
-        raise CheckpointError(f"{prefix!r} is no key (name one such as model or app.model)")
+    keys = keys_of(prefix)
     return prefix, [Item(unwrapped(name), ".".join((*keys, name)), (*keys, name), entry) for name, entry in own.items()]
 
 

@@ -19,7 +19,6 @@ from ..errors import CheckpointError
 from ..extraction.factors_file import FactorsFile
 from ..kernels import keep_masked
 from ..plan import make_plan
-from ..plan.types import TextFile
 from ..recipe import load as load_recipe
 
 FORMAT = "fastmerge-emr-1"
@@ -90,8 +89,8 @@ def restore(
         weights.finish()
         for name, file in plan.files.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            data = file.text.encode() if isinstance(file, TextFile) else Path(file.path).read_bytes()
-            (target / name).write_bytes(data)
+            with file.open() as source:
+                (target / name).write_bytes(source.read())
 
 
 @dataclass(frozen=True)

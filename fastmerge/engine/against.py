@@ -130,6 +130,13 @@ def verify_recipe(
     return RecipeReport((*judged, *sink.judged.values()), plan.notes, seconds)
 
 
+_TIED = "the config ties it to the embedding"
+
+
+def _is_tied(name: str, checkpoint: Checkpoint) -> bool:
+    return is_head(name) and says_tied(checkpoint.config) is True
+
+
 def _pair(plan: Plan, checkpoint: Checkpoint) -> tuple[list[OutputTensor], list[Judged]]:
     """Return the outputs that can be compared, each as a file of its own, and the verdicts on what cannot."""
     outputs: list[OutputTensor] = []
@@ -139,13 +146,14 @@ def _pair(plan: Plan, checkpoint: Checkpoint) -> tuple[list[OutputTensor], list[
     for name in checkpoint.tensors:
         if name not in planned:
             # What the merge leaves out on purpose, another tool may keep: buffers, heads that are tied.
-            verdict = UNDECIDED if name in reasons else DIFFERENT
-            judged.append(Judged(name, verdict, f"is not in the merge: {reasons.get(name, 'no input has it')}"))
+            why = _TIED if _is_tied(name, checkpoint) else reasons.get(name)
+            verdict = DIFFERENT if why is None else UNDECIDED
+            judged.append(Judged(name, verdict, f"is not in the merge: {why or 'no input has it'}"))
     for output in plan.outputs:
         name, entry = output.name, place_of(output, checkpoint)
         if entry is None:
-            tied = is_head(name) and says_tied(checkpoint.config) is True
-            detail = "is missing; the config ties it to the embedding" if tied else "is missing"
+            tied = _is_tied(name, checkpoint)
+            detail = f"is missing; {_TIED}" if tied else "is missing"
             judged.append(Judged(name, UNDECIDED if tied else DIFFERENT, detail))
         elif entry.shape != output.shape:
             judged.append(Judged(name, DIFFERENT, f"has shape {list(entry.shape)}, the merge {list(output.shape)}"))

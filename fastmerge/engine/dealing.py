@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from ..errors import explained
 from ..methods import get_method
-from ..plan.types import OutputTensor
+from ..plan.types import OutputTensor, Shard
 from .arena import PAGE
 from .checksums import BLOCK, Sums
 from .context import surveyed
@@ -184,8 +184,9 @@ class Seams:
     wrote there; not through a descriptor that is opened with O_DSYNC.
     """
 
-    def __init__(self, paths: Sequence[str], pages: set[Page]):
-        self._paths, self._pages = paths, pages
+    def __init__(self, folder: str, shards: Sequence[Shard], pages: set[Page]):
+        self._paths = [os.path.join(folder, shard.filename) for shard in shards]
+        self._shards, self._pages = shards, pages
         self._open: dict[int, int] = {}
         self._lock = threading.Lock()
 
@@ -207,7 +208,8 @@ class Seams:
             with self._lock:
                 if shard not in self._open:
                     self._open[shard] = os.open(self._paths[shard], os.O_WRONLY | os.O_DSYNC | os.O_CLOEXEC)
-            pwrite(self._open[shard], data, offset)
+            for start, stop, place in self._shards[shard].places(offset, len(data)):
+                pwrite(self._open[shard], data[start:stop], place)
 
     def __enter__(self) -> Seams:
         return self

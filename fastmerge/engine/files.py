@@ -162,7 +162,7 @@ class OutputFiles:
         self._direct: list[int | None] = []
 
     def open(self, made: bool = False) -> None:
-        """Create (or reopen) every file, reserve its space and write its header; ``made``: that is done already.
+        """Create (or reopen) every file, reserve its space, write what is known of it; ``made``: that is done already.
 
         Raises OutputError, with nothing left behind by a fresh start, when the disk is too small.
         """
@@ -174,11 +174,16 @@ class OutputFiles:
                 self._buffered.append(fd)
                 if not made:
                     _reserve(fd, shard.nbytes)
-                    pwrite(fd, memoryview(shard.header), 0)
+                    for place, data in shard.known:
+                        pwrite(fd, memoryview(data), place)
             self._direct.append(_open_direct(path))
 
     def write(self, shard: int, offset: int, data: memoryview, address: int) -> None:
-        """Write ``data``, which lies at ``address`` (modulo a page) in memory, at ``offset``."""
+        """Write ``data``, which lies at ``address`` (modulo a page) in memory, for ``offset``; see ``Shard.places``."""
+        for start, stop, place in self._shards[shard].places(offset, len(data)):
+            self._write(shard, place, data[start:stop], address + start)
+
+    def _write(self, shard: int, offset: int, data: memoryview, address: int) -> None:
         direct = self._direct[shard]
         with explained(self._paths[shard], f"writing {len(data)} bytes at byte {offset}"):
             head = min(-offset % PAGE, len(data))
@@ -198,6 +203,10 @@ class OutputFiles:
 
     def read(self, shard: int, offset: int, into: memoryview) -> None:
         """Fill ``into`` with what was written from ``offset`` on."""
+        for start, stop, place in self._shards[shard].places(offset, len(into)):
+            self._read(shard, place, into[start:stop])
+
+    def _read(self, shard: int, offset: int, into: memoryview) -> None:
         done = 0
         while done < len(into):
             with explained(self._paths[shard], "reading it back"):

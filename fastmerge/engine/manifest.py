@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..checkpoint.safetensors_header import header_digest
 from ..errors import CheckpointError
 from ..plan.digest import NUMERICS
 from ..plan.trust import gathered_rows, listing
@@ -66,8 +65,9 @@ def write_manifest(plan: Plan, checksums: Mapping[str, Sums], small_files: Seque
         ],
         "read": listing(plan),
         "rows": gathered_rows(plan),
+        **({} if plan.training is None else {"state_key": plan.training.key}),
         "files": [
-            *({"name": s.filename, "bytes": s.nbytes, "header": header_digest(s.header[8:])} for s in plan.shards),
+            *({"name": s.filename, "bytes": s.nbytes, "header": s.digest} for s in plan.shards),
             *small_files,
         ],
         "checksum": NAME,

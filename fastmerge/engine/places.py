@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..checkpoint import Checkpoint, TensorEntry
+from ..checkpoint import Checkpoint, TensorEntry, open_checkpoint
+from ..checkpoint.distributed import with_key
 from ..checkpoint.experts import in_block, naming_of
+from ..checkpoint.trained import as_hub_model
 from ..errors import Problem
-from ..plan.types import OutputTensor, Plan
+from ..plan.types import OutputTensor, Plan, TrainingState
+
+
+def open_output(folder: str, training: TrainingState | None) -> Checkpoint:
+    """Open an output under the names of its plan."""
+    if training is None:
+        return open_checkpoint(folder)
+    return as_hub_model(open_checkpoint(with_key(folder, training.key)), training.names, None)
 
 
 def under_names_of(plan: Plan, checkpoint: Checkpoint) -> Checkpoint:

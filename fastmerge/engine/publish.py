@@ -11,17 +11,16 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import io
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import xxhash
 
 from ..errors import CheckpointError, OutputError, explained
-from ..plan.types import CopiedFile, Plan, TextFile
+from ..plan.types import CopiedFile, Plan, SmallFile, TextFile
 from .files import libc
 from .folders import lock_folder, partial_prefix, real_target, sync
 from .manifest import FILENAME, read_manifest
@@ -128,12 +127,12 @@ class StagingFolder:
         """Write the manifest, the last file of an output."""
         self._write(FILENAME, TextFile(text))
 
-    def _write(self, name: str, file: TextFile | CopiedFile) -> dict[str, Any]:
+    def _write(self, name: str, file: SmallFile) -> dict[str, Any]:
         path = self.out / name
         with explained(str(path), "writing"):
             path.parent.mkdir(parents=True, exist_ok=True)
             digest, nbytes = xxhash.xxh3_64(), 0
-            with _opened(file) as source, open(path, "wb") as out:
+            with file.open() as source, open(path, "wb") as out:
                 while piece := source.read(1 << 20):
                     out.write(piece)
                     digest.update(piece)
@@ -156,10 +155,6 @@ class StagingFolder:
             sync(self.target.parent)
         with explained(str(self.folder), "tidying"):
             self.discard()
-
-
-def _opened(file: TextFile | CopiedFile) -> BinaryIO:
-    return io.BytesIO(file.text.encode()) if isinstance(file, TextFile) else open(file.path, "rb")
 
 
 @contextlib.contextmanager

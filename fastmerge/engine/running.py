@@ -221,10 +221,9 @@ class _Run:
             strips = target.why_torch(self.plan.outputs) is None
             runs = deal_parts(todo, self.ranks.count)
             mine = runs[self.ranks.number]
-            paths = [str(self.staging.out / shard.filename) for shard in self.plan.shards]
             with (
                 prefetched(self.inputs, mine, self.sizes, lambda: meter.bytes_read),
-                Seams(paths, common_pages(runs)) as seams,
+                Seams(str(self.staging.out), self.plan.shards, common_pages(runs)) as seams,
             ):
                 if todo:
                     own = {output.name for output in self._share(self.plan.outputs)}

@@ -67,4 +67,6 @@ def _release(staging: StagingFolder, plan: Plan, left: Sequence[OutputTensor]) -
     for number, shard in enumerate(plan.shards):
         outputs = [output for output in left if output.shard == number]
         with contextlib.suppress(OSError):  # some file systems have no holes
-            release(os.path.join(staging.out, shard.filename), [(o.offset, o.nbytes) for o in outputs if o.nbytes])
+            places = [place for output in outputs for place in shard.places(output.offset, output.nbytes)]
+            ranges = [(place, stop - start) for start, stop, place in places if stop > start]
+            release(os.path.join(staging.out, shard.filename), ranges)

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint import Checkpoint
 from ..checkpoint.distributed import split_key
 from ..errors import CheckpointError, Problem
 from ..kernels import limited_threads, use_backend
 from ..plan import make_plan
-from ..plan.types import OutputTensor, Plan
+from ..plan.types import OutputTensor, Plan, TrainingState
 from ..progress import Progress
 from ..recipe import ModelRef, Recipe
 from ..results import Result, counted
@@ -28,7 +28,7 @@ from .context import RunContext
 from .files import InputFiles
 from .gathering import PlannedFiles
 from .manifest import read_manifest, recipe_of
-from .places import misfits
+from .places import misfits, open_output
 from .rehash import Rehash
 from .report import Meter
 from .scheduler import Unit
@@ -97,8 +97,9 @@ def verify(
     """
     out = Path(os.path.abspath(out))
     manifest = manifest or read_manifest(out)
-    checkpoint = open_checkpoint(str(out))
-    plan, notes = _replan(manifest, checkpoint)
+    recipe, key = recipe_of(manifest), manifest.get("state_key")
+    checkpoint = open_output(str(out), None if key is None else TrainingState(key, recipe.names))
+    plan, notes = _replan(recipe, manifest, checkpoint)
     outputs, mismatches = _located(plan, checkpoint, manifest["tensors"])
     chosen = outputs if sample is None else random.Random(seed).sample(outputs, min(sample, len(outputs)))
     names = {output.name for output in chosen}
@@ -181,7 +182,7 @@ class _Comparison:
             if checksum != self._checksums[output.name]:
                 self._unexpected.add(output.name)
             for part, before, now in zip(parts, was, inputs, strict=False):
-                if now and before and now != before:
+                if now and before and now != before and output.nbytes:
                     self._swapped[part] = None
 
     def mismatches(self) -> Iterator[Problem]:
@@ -199,9 +200,8 @@ class _Comparison:
                 yield Problem(where, "the checksum is not the one in the manifest")
 
 
-def _replan(manifest: dict[str, Any], checkpoint: Checkpoint) -> tuple[Plan, list[str]]:
+def _replan(recipe: Recipe, manifest: dict[str, Any], checkpoint: Checkpoint) -> tuple[Plan, list[str]]:
     """Plan the merge of a manifest again, from the very folders that it names, and compare the inputs."""
-    recipe = recipe_of(manifest)
     # The recipe may say it from another directory.
     source = next((item["config_source"] for item in manifest["inputs"] if "config_source" in item), None)
     recipe = replace(recipe, config_source=source or recipe.config_source)
@@ -213,7 +213,7 @@ def _replan(manifest: dict[str, Any], checkpoint: Checkpoint) -> tuple[Plan, lis
             )
     plan = make_plan(
         _relocated(recipe, folders), allow_mixed_types=True, truncate_embeddings=manifest.get("truncated", False),
-        routers=_Stored(checkpoint),
+        routers=_Stored(checkpoint), state_key=manifest.get("state_key"),
     )  # fmt: skip
     recorded = [file for item in manifest["inputs"] for file in item["files"]]
     present = [file for model in plan.models for file in model.files]
@@ -265,6 +265,7 @@ def _located(plan: Plan, checkpoint: Checkpoint, checksums: dict[str, str]) -> t
     shards = {file.path: i for i, file in enumerate(checkpoint.files)}
     located, problems = [], []
     planned = {entry.name for output in plan.outputs for entry in output.stored}
+    planned |= set() if plan.training is None else plan.training.aliases.keys()
     for name in [name for name in checkpoint.tensors if name not in planned]:
         problems.append(Problem(f"{checkpoint.tensors[name].path}: {name}", "is no tensor of this merge"))
     for output in plan.outputs:

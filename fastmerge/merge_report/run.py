@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..analysis.family import labels_of
-from ..checkpoint import open_checkpoint
 from ..engine import Report
 from ..engine.manifest import read_manifest
+from ..engine.places import open_output
 from ..plan.types import Plan
 from .measuring import Account, measure_all
 from .page import page_of
@@ -44,7 +44,7 @@ def write_report(
         CheckpointError: an input changed since the merge.
     """
     folder = Path(os.path.realpath(out))
-    checkpoint = open_checkpoint(str(folder))
+    checkpoint = open_output(str(folder), plan.training)
     pairs, layers = pair(plan, checkpoint)
     found = measure_all(plan, pairs, checkpoint.files, ram, progress)
     account = Account(plan, labels_of([model.reference for model in plan.models]), layers, found)

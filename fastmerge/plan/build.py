@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..checkpoint.distributed import METADATA
 from ..checkpoint.experts import Naming
 from ..checkpoint.layers import layouts
 from ..checkpoint.opening import noting_reads
@@ -32,11 +33,12 @@ from .mixtures import pair_mixture
 from .models import OpenModel, open_models
 from .precision import Narrowed, output_dtype, rounded
 from .rows import Rows, pair_tensors
+from .state import as_state
 from .ties import tied_rows
 from .tokens import merge_vocabularies, rows_by_token
 from .truncation import truncate_vocabularies
 from .trust import read_files
-from .types import Dropped, OutputTensor, Plan
+from .types import Dropped, OutputTensor, Plan, SmallFile, TrainingState
 from .values import Values
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
@@ -69,6 +71,7 @@ def make_plan(
     strict: bool = False,
     explain: bool = False,
     routers: Callable[[str], bytes | None] | None = None,
+    state_key: str | None = None,
 ) -> Plan:
     """Plan the merge that ``recipe`` describes, from headers and configs alone.
 
@@ -83,26 +86,28 @@ def make_plan(
         strict:     make every note a problem.
         explain:    keep what the recipe says of every tensor, in ``Plan.origins``.
         routers:    the routers of a mixture of experts by name, where hidden states need not be computed again.
+        state_key:  makes the output a checkpoint of torch.distributed.checkpoint: what leads to the model in its
+                    state, with dots, "" for nothing. None writes the hub's layout.
     Raises:
         InvalidInput: with every problem that was found, each with its place and remedy.
     """
     with noting_reads() as seen:
         plan, opened = _planned(
             recipe, shard_size, allow_mixed_types, truncate_embeddings, copy_tokenizer, model_card, strict, explain,
-            routers,
+            routers, state_key,
         )  # fmt: skip
     return replace(plan, read=read_files(opened, seen))
 
 
 def _planned(
     recipe: Recipe, shard_size: int, allow_mixed_types: bool, truncate_embeddings: bool, copy_tokenizer: bool,
-    model_card: bool, strict: bool, explain: bool, routers: Callable[[str], bytes | None] | None,
+    model_card: bool, strict: bool, explain: bool, routers: Callable[[str], bytes | None] | None, state_key: str | None,
 ) -> tuple[Plan, list[OpenModel]]:  # fmt: skip
     findings = Findings(notes=list(recipe.notes))
     method = get_method(recipe.method)
     if shard_size < 1:
         findings.problem("shard size", f"is {shard_size}, expected at least 1 byte")
-    models = open_models(recipe, findings)
+    models = open_models(recipe, findings, trains=state_key is not None)
     check_models(models, allow_mixed_types, findings)
     sliced = any(source.layers for slice_ in recipe.slices for source in slice_.sources)
     compare_configs(list(models.values()), sliced, allow_mixed_types, findings)
@@ -125,19 +130,31 @@ def _planned(
     origins: dict[str, Origin] | None = {} if explain else None
     outputs = _decide(recipe, found, models[recipe.models[0]].checkpoint.config, findings, origins)
     outputs = with_entries(outputs, layout, findings)
-    files = small_files(
+    files: Mapping[str, SmallFile] = small_files(
         recipe, models, found, outputs, findings, Wanted(copy_tokenizer, model_card, truncate_embeddings), vocabulary
     )
     aliases = kept_aliases(models[recipe.models[0]], [e.name for output in outputs for e in output.stored], findings)
-    if strict:
-        findings.forbid_notes()
-    findings.stop()
     entries = {
         entry.name: Sized(entry.name, entry.dtype, entry.shape, entry.nbytes, i > 0)
         for o in outputs
         for i, entry in enumerate(o.stored)
     }
-    shards, positions, index = lay_out(list(entries.values()), shard_size, aliases)
+    training: TrainingState | None = None
+    named: dict[str, tuple[str, ...]] = {}
+    if state_key is not None:
+        training, named = as_state(
+            state_key, recipe, models[recipe.models[0]], list(entries.values()), aliases, findings
+        )
+    if strict:
+        findings.forbid_notes()
+    findings.stop()
+    if training is None:
+        shards, positions, index = lay_out(list(entries.values()), shard_size, aliases)
+    else:
+        from .layout_dcp import lay_out_dcp  # with torch, whose own classes describe it
+
+        shards, positions, described = lay_out_dcp(list(entries.values()), shard_size, named, training.aliases)
+        files, index = {**files, METADATA: described}, None
     places = dict(zip(entries, positions, strict=True))
     placed = [_placed(output, places[output.stored[0].name]) for output in outputs]
     placed.sort(key=lambda output: (output.shard, output.offset))
@@ -156,10 +173,13 @@ def _planned(
         dropped=tuple(_dropped(opened, found, placed)),
         files=files,
         notes=tuple(findings.notes),
-        digest=digest(placed, shards, [file for model in opened for file in model.files], semantics, recipe.seed),
+        digest=digest(
+            placed, shards, [file for model in opened for file in model.files], semantics, recipe.seed, named
+        ),
         truncated=truncate_embeddings,
         origins=origins or {},
         recipe_file=os.path.abspath(recipe.path) if os.path.isfile(recipe.path) else None,
+        training=training,
     )
     return plan, opened
 

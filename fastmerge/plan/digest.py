@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ..checkpoint import InputFile
 from ..methods import Group, get_method
@@ -14,11 +14,19 @@ NUMERICS = 1
 
 
 def digest(
-    outputs: Sequence[OutputTensor], shards: Sequence[Shard], files: Sequence[InputFile], semantics: str, seed: int
+    outputs: Sequence[OutputTensor],
+    shards: Sequence[Shard],
+    files: Sequence[InputFile],
+    semantics: str,
+    seed: int,
+    named: Mapping[str, Sequence[str]],
 ) -> str:
     """Return the plan's hash. Input files count by size and header, not by path or time.
 
     Files that parameters of methods name count by what the methods say of them.
+
+    Args:
+        named: the keys that lead to tensors in a state that is written, by their names; empty for the hub's layout.
     """
     numbers = {file.path: i for i, file in enumerate(files)}
     known: dict[int, str] = {}
@@ -62,6 +70,10 @@ def digest(
     # The headers say names, dtypes, shapes and places of the outputs, in their order.
     for shard in shards:
         hasher.update(shard.filename.encode() + shard.header)
+        for place, data in shard.around:
+            hasher.update(str(place).encode() + data)
+    for name, path in named.items():
+        hasher.update(repr((name, path)).encode())
     return hasher.hexdigest()
 
 

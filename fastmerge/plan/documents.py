@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..recipe.pipeline import Pipeline, with_folders
+from ..recipe.types import Recipe
 from .build import make_plan
-from .types import CopiedFile, Plan, TextFile
+from .types import Plan
 
 
 @contextlib.contextmanager
@@ -27,11 +28,16 @@ def plan_all(pipeline: Pipeline, **planning: Any) -> Iterator[list[Plan]]:
     place = tempfile.TemporaryDirectory(prefix="fastmerge-") if several else contextlib.nullcontext("")
     with place as scratch:
         for step in pipeline.steps:
-            plan = make_plan(with_folders(step, folders), **planning)
+            plan = make_plan(with_folders(step, folders), **planning_of(step, pipeline, planning))
             plans.append(plan)
             if step.name and several:
                 folders[step.name] = _stand_in(plan, Path(scratch) / step.name)
         yield plans
+
+
+def planning_of(step: Recipe, pipeline: Pipeline, planning: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of ``make_plan`` for a step: only the result is a checkpoint of training."""
+    return dict(planning) if step is pipeline.last else {**planning, "state_key": None}
 
 
 def _stand_in(plan: Plan, folder: Path) -> str:
@@ -40,10 +46,8 @@ def _stand_in(plan: Plan, folder: Path) -> str:
     for name, file in plan.files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(file, CopiedFile):
-            shutil.copyfile(file.path, path)
-        elif isinstance(file, TextFile):
-            path.write_text(file.text, encoding="utf-8")
+        with file.open() as source, open(path, "wb") as target:
+            shutil.copyfileobj(source, target)
     for shard in plan.shards:
         with open(folder / shard.filename, "wb") as weights:
             weights.write(shard.header)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ..checkpoint import DTYPES
+from ..checkpoint.safetensors_header import header_digest
 from ..dtypes import DType
 from .types import Shard
 
@@ -38,23 +39,12 @@ def lay_out(
 ) -> tuple[list[Shard], list[Position], str | None]:
     """Fill shards with ``tensors`` in their order. A tensor larger than ``shard_size`` gets a shard of its own.
 
-    Inside a shard, wider dtypes come first, so that every tensor is aligned to its elements.
-
     Args:
         aliases: further names of tensors, which the metadata of their shard keeps.
     Returns:
         The shards, the place of each tensor, and the text of the index (None for a single file).
     """
-    groups: list[list[int]] = [[]]
-    filled = 0
-    for block in _blocks(tensors):
-        nbytes = sum(tensors[i].nbytes for i in block)
-        if groups[-1] and filled + nbytes > shard_size:
-            groups.append([])
-            filled = 0
-        groups[-1] += block
-        filled += nbytes
-
+    groups = grouped(tensors, shard_size)
     shards: list[Shard] = []
     positions: list[Position] = [Position(0, 0)] * len(tensors)
     weight_map = {}
@@ -62,7 +52,6 @@ def lay_out(
         filename = (
             f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors" if len(groups) > 1 else "model.safetensors"
         )
-        group.sort(key=lambda i: -tensors[i].dtype.itemsize)
         names = {tensors[i].name for i in group}
         own = {alias: name for alias, name in (aliases or {}).items() if name in names}
         entries: dict[str, object] = {"__metadata__": own | {"format": "pt"}}
@@ -80,11 +69,27 @@ def lay_out(
         header = _header(entries)
         for i in group:
             positions[i] = Position(number, len(header) + positions[i].offset)
-        shards.append(Shard(filename, header, len(header) + end))
+        shards.append(Shard(filename, header, len(header) + end, digest=header_digest(header[8:])))
     if len(groups) == 1:
         return shards, positions, None
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors)}, "weight_map": weight_map}
     return shards, positions, json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+
+def grouped(tensors: Sequence[Sized], shard_size: int) -> list[list[int]]:
+    """Return the numbers of the tensors of each file, wider dtypes first, so that each is aligned to its elements."""
+    groups: list[list[int]] = [[]]
+    filled = 0
+    for block in _blocks(tensors):
+        nbytes = sum(tensors[i].nbytes for i in block)
+        if groups[-1] and filled + nbytes > shard_size:
+            groups.append([])
+            filled = 0
+        groups[-1] += block
+        filled += nbytes
+    for group in groups:
+        group.sort(key=lambda i: -tensors[i].dtype.itemsize)
+    return groups
 
 
 def _blocks(tensors: Sequence[Sized]) -> Iterator[list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,6 +24,9 @@ from .types import InputModel, InputTensor
 
 MERGED = (float64, float32, bfloat16, float16)
 """Dtypes that are merged and written; float64 is computed in float32."""
+
+HEAD = "lm_head.weight"
+"""The hub's name of the output head."""
 
 _HEADS = ("lm_head", "embed_out")
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared")
@@ -126,8 +129,11 @@ def _module(name: str) -> str:
     return name.removesuffix(".weight").rpartition(".")[2] if name.endswith(".weight") else ""
 
 
-def open_models(recipe: Recipe, findings: Findings) -> dict[ModelRef, OpenModel]:
-    """Open every model of the recipe. What is wrong with one is added to ``findings``; the others are returned."""
+def open_models(recipe: Recipe, findings: Findings, trains: bool = False) -> dict[ModelRef, OpenModel]:
+    """Open every model of the recipe. What is wrong with one is added to ``findings``; the others are returned.
+
+    ``trains`` says that the output is a checkpoint of training: the recipe's table of names is its own, then.
+    """
     if not recipe.models:
         findings.problem(recipe.path, "names no model", "list the models to merge")
         findings.stop()
@@ -162,13 +168,15 @@ def open_models(recipe: Recipe, findings: Findings) -> dict[ModelRef, OpenModel]
                 *_quantized(model),
             ):
                 findings.note(note)
-    _check_trained(recipe, models, findings)
+    _check_trained(recipe, models, ("config_source",) if trains else ("names", "config_source"), findings)
     return models
 
 
-def _check_trained(recipe: Recipe, models: Mapping[ModelRef, OpenModel], findings: Findings) -> None:
+def _check_trained(
+    recipe: Recipe, models: Mapping[ModelRef, OpenModel], keys: Sequence[str], findings: Findings
+) -> None:
     """Find keys of the recipe that are of checkpoints of training, where all models are known and none is one."""
-    given = [key for key in ("names", "config_source") if getattr(recipe, key) is not None]
+    given = [key for key in keys if getattr(recipe, key) is not None]
     if len(models) < len(recipe.models) or any(is_trained(model.checkpoint) for model in models.values()):
         return
     for key in given:

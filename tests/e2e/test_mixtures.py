@@ -14,8 +14,8 @@ from dense_models import save_dense
 from safetensors.torch import load_file, save_file
 
 import fastmerge
+from fastmerge.checkpoint.distributed import chunks
 from fastmerge.cli import main
-from fastmerge.conversion import state as state_items
 from fastmerge.conversion import to_dcp
 
 PROMPTS = [["the cat runs code", "hello king"], ["math adds numbers"]]
@@ -157,7 +157,7 @@ def test_embeddings_are_read_from_other_files_too(dense, tmp_path):
 @pytest.fixture
 def of_training(dense, tmp_path, monkeypatch) -> str:
     """The base as a checkpoint of training, whose files hold its tensors in pieces."""
-    monkeypatch.setattr(state_items, "AT_ONCE", 300)
+    monkeypatch.setattr(chunks, "AT_ONCE", 300)
     to_dcp(dense / "mistral" / "base", tmp_path / "base")
     return str(tmp_path / "base")
 

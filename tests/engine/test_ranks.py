@@ -21,6 +21,7 @@ from fastmerge.engine.launched_ranks import LaunchedRanks
 from fastmerge.engine.leftovers import leftovers_of
 from fastmerge.errors import FastmergeError, OutputError, Refused
 from fastmerge.pipelines import merge_all
+from fastmerge.plan.types import Shard
 from fastmerge.recipe.pipeline import load_pipeline
 
 # Budgets here are those of the compiled kernels.
@@ -256,7 +257,7 @@ def test_pages_in_common_are_written_once_and_whole(tmp_path):
     wanted, found = bytearray(dice.randbytes(end)), bytearray(end)
     path = tmp_path / "shard"
     path.write_bytes(bytes(end))
-    with Seams([str(path)], pages) as seams:
+    with Seams(str(tmp_path), [Shard("shard", b"", end)], pages) as seams:
         for output in outputs:
             start, stop = output.offset, output.offset + output.nbytes
             data = memoryview(wanted)[start:stop]

@@ -17,11 +17,12 @@ from tiny_models import make_tensors, save_model
 
 import fastmerge
 from fastmerge.checkpoint import open_checkpoint
+from fastmerge.checkpoint.distributed import chunks
+from fastmerge.checkpoint.distributed.chunks import Part
 from fastmerge.checkpoint.distributed.tables import NamesError
 from fastmerge.conversion import dcp as writing
-from fastmerge.conversion import state as state_items
 from fastmerge.conversion import to_dcp, to_hub
-from fastmerge.conversion.distcp import Chunk, Writer
+from fastmerge.conversion.distcp import Writer
 from fastmerge.errors import CheckpointError, InvalidInput, OutputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore:.*TypedStorage is deprecated")
@@ -61,7 +62,7 @@ def same(found, expected):
 
 @pytest.mark.parametrize("key", [None, "", "app.model"])
 def test_torch_reads_it(model, tmp_path, key, monkeypatch):
-    monkeypatch.setattr(state_items, "AT_ONCE", 500)  # several chunks of most tensors
+    monkeypatch.setattr(chunks, "AT_ONCE", 500)  # several chunks of most tensors
     folder, tensors = model
     seen = []
     report = to_dcp(folder, tmp_path / "out", key=key, shard_size=4096, progress=lambda *at: seen.append(at))
@@ -256,10 +257,10 @@ def test_a_head_that_is_the_embedding(tmp_path):
     same(loaded(tmp_path / "like", both), both | {"lm_head.weight": tensors["model.embed_tokens.weight"]})
 
 
-@pytest.mark.parametrize("at_once", [300, state_items.AT_ONCE])
+@pytest.mark.parametrize("at_once", [300, chunks.AT_ONCE])
 def test_tensors_in_pieces_are_compared_by_their_bytes(tmp_path, monkeypatch, at_once):
     """A head that is no copy of the embedding is kept; integers that differ are refused."""
-    monkeypatch.setattr(state_items, "AT_ONCE", at_once)
+    monkeypatch.setattr(chunks, "AT_ONCE", at_once)
     own = make_tensors(1, **SIZE)
     own |= {"lm_head.weight": own["model.embed_tokens.weight"].clone(), "model.count": torch.arange(500)}
     changed = {name: own[name].clone() for name in ("lm_head.weight", "model.count")}
@@ -287,10 +288,10 @@ def test_two_keys_of_one_folder_in_pieces(tmp_path):
     with Writer(tmp_path / "run", 1 << 20) as writer:
         for key, tensors in models.items():
             for name, tensor in tensors.items():
-                chunks = [Chunk((0, 0), (5, 4)), Chunk((5, 0), (3, 4))]
-                writer.describe(f"{key}.{name}", (key, name), tensor.dtype, (8, 4), chunks)
-                for chunk, values in zip(chunks, tensor.split([5, 3]), strict=True):
-                    writer.tensor(f"{key}.{name}", chunk, values)
+                parts = [Part((0, 0), (5, 4)), Part((5, 0), (3, 4))]
+                writer.describe(f"{key}.{name}", (key, name), tensor.dtype, (8, 4), parts)
+                for part, values in zip(parts, tensor.split([5, 3]), strict=True):
+                    writer.tensor(f"{key}.{name}", part, values)
         writer.finish()
     one, other = (f"{tmp_path}/run::{key}" for key in models)
     both = [{"model": place, "parameters": {"weight": 1}} for place in (one, other)]
@@ -361,4 +362,20 @@ def test_a_disk_that_fills_up_is_said_in_its_own_words(tmp_path):
 
     with Writer(tmp_path, 1) as writer, pytest.raises(OSError, match="No space left"):
         writer._file = Full()  # torch.save ends with an error of its own archive
-        writer.tensor("a", Chunk((0,), (4,)), torch.zeros(4))
+        writer.tensor("a", Part((0,), (4,)), torch.zeros(4))
+
+
+def test_neighbours_in_pieces_of_whole_pages(tmp_path):
+    """Their addresses have no gap between them, and small neighbours are read in one go."""
+    (tmp_path / "run").mkdir()
+    tensors = {f"norm{i}": torch.randn(32, 32) for i in range(3)}
+    with Writer(tmp_path / "run", 1 << 20) as writer:
+        for name, tensor in tensors.items():
+            parts = [Part((0, 0), (20, 32)), Part((20, 0), (12, 32))]
+            writer.describe(name, (name,), tensor.dtype, (32, 32), parts)
+            for part, values in zip(parts, tensor.split([20, 12]), strict=True):
+                writer.tensor(name, part, values)
+        writer.finish()
+    models = [{"model": str(tmp_path / "run"), "parameters": {"weight": 1}}]
+    fastmerge.merge({"merge_method": "linear", "models": models}, tmp_path / "out")
+    same(load_file(tmp_path / "out/model.safetensors"), tensors)

@@ -20,6 +20,7 @@ __all__ = [
     "is_distributed_place",
     "open_distributed",
     "split_key",
+    "with_key",
 ]
 
 METADATA = ".metadata"
@@ -35,6 +36,11 @@ def split_key(place: str) -> tuple[str, str | None]:
     if not separator or not folder or not key or os.path.lexists(os.path.expanduser(place)):
         return place, None
     return folder, key
+
+
+def with_key(folder: str, key: str) -> str:
+    """Return how the model under a key of a folder is named; "" is a model without one."""
+    return f"{folder}{SEPARATOR}{key}" if key else folder
 
 
 def is_distributed(names: Collection[str]) -> bool:

@@ -24,7 +24,10 @@ _MOST_PICKLED = 1 << 16
 
 
 class Item(NamedTuple):
-    """Where the elements of a stored tensor lie in the file, what they are, and what tells this item from another."""
+    """Where the elements of a stored tensor lie in the file, what they are, and what tells this item from another.
+
+    Where the item begins is not part of its identity.
+    """
 
     offset: int
     dtype: DType
@@ -105,7 +108,7 @@ def read_item(file: BinaryIO, offset: int, length: int) -> Item:
         raise ValueError("it is not contiguous")
     if first + nbytes > member.file_size or start + first + nbytes > length:
         raise ValueError("its elements lie behind its end")
-    identity = f"{offset} {length} {start + first} {member.file_size} {member.CRC} {stored.dtype} {stored.shape}"
+    identity = f"{length} {start + first} {member.file_size} {member.CRC} {stored.dtype} {stored.shape}"
     return Item(offset + start + first, stored.dtype, stored.shape, identity)
 
 

@@ -53,6 +53,14 @@ def unwrapped(name: str) -> str:
     return _WRAPPERS.sub("", name)
 
 
+def keys_of(key: str) -> tuple[str, ...]:
+    """Return the keys that lead to a model in a state, of their text with dots; CheckpointError where it is none."""
+    keys = tuple(key.split(".")) if key else ()
+    if not all(keys):
+        raise CheckpointError(f"{key!r} is no key (name one such as model or app.model)")
+    return keys
+
+
 def is_of_optimizer(name: str, path: Sequence[str]) -> bool:
     """True for an item of the state of an optimizer, by its name or the keys that lead to it."""
     return any(map(_OPTIMIZERS.fullmatch, (name.partition(".")[0], *path)))

@@ -14,7 +14,7 @@ from ..joined import Chunk, Joined, join
 from ..opening import open_weights
 from ..placeholders import placeholder
 from ..types import Checkpoint, InputFile, TensorEntry, in_order
-from . import METADATA, SEPARATOR
+from . import METADATA, with_key
 from .items import Item, read_item
 from .metadata import StoredChunk, StoredTensor, read_metadata
 from .naming import choose
@@ -46,7 +46,7 @@ def open_dcp(folder: str, key: str | None, config: dict[str, Any] | None) -> Che
     own = InputFile(
         path, status.st_size, status.st_mtime_ns, hashlib.sha256(stored.data).hexdigest(), joined=tuple(layout)
     )
-    source = f"{folder}{SEPARATOR}{key}" if key else ""
+    source = with_key(folder, key) if key else ""
     return Checkpoint(folder, (own, *files), in_order(tensors), config, source=source)
 
 
@@ -77,6 +77,17 @@ def entry_of(
     return TensorEntry(path, start, nbytes, dtype, shape)
 
 
+def digests(folder: str) -> dict[str, str]:
+    """Return the digests of the files of a DCP folder by their names; CheckpointError where it is damaged."""
+    _, files = _items(folder, read_metadata(os.path.join(folder, METADATA)).tensors)
+    return {os.path.basename(file.path): file.header_digest for file in files}
+
+
+def items_digest(items: Iterable[tuple[int, str]]) -> str:
+    """Return the digest of a file by the places and identities of its items, in their order."""
+    return hashlib.sha256("\n".join(f"{offset} {identity}" for offset, identity in items).encode()).hexdigest()
+
+
 def _place(chunk: StoredChunk) -> tuple[str, int, int]:
     return chunk.filename, chunk.offset, chunk.length
 
@@ -103,7 +114,7 @@ def _items(
             raise CheckpointError(f"{path}: {placeholder(path) or f'cannot be read: {error.strerror}'}") from error
         except ValueError as error:
             raise CheckpointError(f"{path}: {placeholder(path) or f'{error} ({_AGAIN})'}") from error
-        digest = hashlib.sha256("\n".join(items[place].identity for place in own).encode()).hexdigest()
+        digest = items_digest((place[1], items[place].identity) for place in own)
         files.append(InputFile(path, status.st_size, status.st_mtime_ns, digest))
     return items, files
 

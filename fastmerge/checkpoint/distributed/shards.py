@@ -12,7 +12,7 @@ from ...errors import CheckpointError
 from ..joined import Chunk, Joined
 from ..safetensors_header import read_header
 from ..types import Checkpoint, InputFile, TensorEntry, in_order
-from . import SEPARATOR, SHARDING_INFO
+from . import SHARDING_INFO, with_key
 from .reading import entry_of
 
 _AGAIN = "save the checkpoint again"
@@ -45,7 +45,7 @@ def open_shards(folder: str, key: str | None, config: dict[str, Any] | None, nam
         raise CheckpointError(f"{folder}: holds no tensors{f' under the key {key}' if key else ''}")
     files[0] = replace(files[0], joined=tuple(layout))
     renamed = {name.removeprefix(f"{key}."): entry for name, entry in found.items()} if key else found
-    source = f"{folder}{SEPARATOR}{key}" if key else ""
+    source = with_key(folder, key) if key else ""
     return Checkpoint(folder, tuple(files), in_order(renamed), config, source=source)
 
 

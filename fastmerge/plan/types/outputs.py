@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import BinaryIO
 
+from ...checkpoint.distributed.tables import NameTable
 from ...dtypes import DType
 from ...methods import Group
 from ...steps.inputs import Inputs
@@ -33,7 +38,7 @@ class OutputTensor:
         dtype:  as written.
         shape:  of the tensor.
         shard:  index into ``Plan.shards``.
-        offset: first byte in the shard file (header included).
+        offset: its address in the shard: the first byte in the file, where the shard does not say otherwise.
         nbytes: length in bytes.
         method: name of the merge method, or "copy": the bytes of the single input are taken as they are.
         inputs: with a base for methods that take one.
@@ -65,11 +70,44 @@ class OutputTensor:
 
 @dataclass(frozen=True)
 class Shard:
-    """One output file: its final name, its safetensors header (length prefix included) and its size in bytes."""
+    """One output file.
+
+    Attributes:
+        filename: its final name.
+        header:   its first bytes, safetensors' own (length prefix included); empty for a file of DCP.
+        nbytes:   its size.
+        around:   what is known of it besides: where bytes lie, and which.
+        starts, shifts: addresses from ``starts[i]`` on lie ``shifts[i]`` bytes further on in the file, since ``around``
+                  lies between tensors and their parts; none where every byte lies at its address.
+        digest:   of what the file says of its tensors, as ``InputFile.header_digest``.
+    """
 
     filename: str
     header: bytes
     nbytes: int
+    around: tuple[tuple[int, bytes], ...] = ()
+    starts: tuple[int, ...] = ()
+    shifts: tuple[int, ...] = ()
+    digest: str = ""
+
+    @property
+    def known(self) -> Iterator[tuple[int, bytes]]:
+        """Where bytes lie that are known before the merge, and which."""
+        if self.header:
+            yield 0, self.header
+        yield from self.around
+
+    def places(self, address: int, nbytes: int) -> Iterator[tuple[int, int, int]]:
+        """Yield where the bytes from ``address`` on lie: the first and the last of a run, and its place in the file."""
+        if not self.starts:
+            yield 0, nbytes, address
+            return
+        i, done = bisect_right(self.starts, address) - 1, 0
+        while done < nbytes:
+            end = self.starts[i + 1] - address if i + 1 < len(self.starts) else nbytes
+            stop = min(nbytes, end)
+            yield done, stop, address + done + self.shifts[i]
+            i, done = i + 1, stop
 
 
 @dataclass(frozen=True)
@@ -78,9 +116,43 @@ class TextFile:
 
     text: str
 
+    def open(self) -> BinaryIO:
+        return io.BytesIO(self.text.encode())
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A small output file given by its bytes."""
+
+    data: bytes
+
+    def open(self) -> BinaryIO:
+        return io.BytesIO(self.data)
+
 
 @dataclass(frozen=True)
 class CopiedFile:
     """A small output file copied from ``path``."""
 
     path: str
+
+    def open(self) -> BinaryIO:
+        return open(self.path, "rb")
+
+
+SmallFile = TextFile | DataFile | CopiedFile
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """How an output of torch.distributed.checkpoint names its tensors.
+
+    Attributes:
+        key:     what leads to the model in the state, with dots; "" where nothing does.
+        names:   the table by which they have other names than in the plan.
+        aliases: further names, in the plan's way, of tensors that are stored once, such as a tied head.
+    """
+
+    key: str
+    names: NameTable | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from typing import Any
 from ...results import Result, counted
 from ...sizes import show_size
 from .inputs import Dropped, InputModel, InputTensor, ReadFile
-from .outputs import CopiedFile, OutputTensor, Shard, TextFile
+from .outputs import OutputTensor, Shard, SmallFile, TrainingState
 
 
 @dataclass(frozen=True, repr=False)
@@ -22,10 +22,10 @@ class Plan(Result):
         semantics, seed: as resolved.
         models:   every model that is read.
         outputs:  every tensor that is written.
-        shards:   every safetensors file that is written.
-        index:    text of ``model.safetensors.index.json``, or None for a single shard.
+        shards:   every file of weights that is written.
+        index:    text of ``model.safetensors.index.json``; None for a single shard, and for outputs of DCP.
         dropped:  every input tensor that is not used.
-        files:    small files of the output by name: their text (config.json, ...) or the path that is copied.
+        files:    small files of the output by name: config.json, ...
         notes:    what the user should know, one sentence each.
         steps:    the manifests of merges whose results are inputs of this one, by name.
         origins:  what the recipe says of every output, by name (``explain.Origin``); empty unless asked for.
@@ -34,6 +34,7 @@ class Plan(Result):
         recipe_file: absolute path of the recipe; None for text.
         given_semantics: as the recipe or its caller has them; None where the method's default was taken.
         read:     every small file that planning read.
+        training: for an output of torch.distributed.checkpoint, how it names its tensors.
     """
 
     recipe: str
@@ -45,7 +46,7 @@ class Plan(Result):
     shards: tuple[Shard, ...]
     index: str | None
     dropped: tuple[Dropped, ...]
-    files: dict[str, TextFile | CopiedFile] = field(default_factory=dict)
+    files: Mapping[str, SmallFile] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     steps: Mapping[str, Any] = field(default_factory=dict)
     origins: Mapping[str, Any] = field(default_factory=dict)
@@ -54,6 +55,7 @@ class Plan(Result):
     recipe_file: str | None = None
     given_semantics: str | None = None
     read: tuple[ReadFile, ...] = ()
+    training: TrainingState | None = None
 
     def __str__(self) -> str:
         return (

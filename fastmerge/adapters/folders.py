@@ -131,7 +131,7 @@ def merge_adapter_folders(
         nbytes = path.stat().st_size
     whole, missed = (math.sqrt(sum(norm**2 for norm in own)) for own in zip(*norms, strict=True))
     return AdapterReport(
-        folder=os.path.abspath(out),
+        folder=os.path.abspath(os.path.expanduser(out)),
         combination=used.kind,
         modules=len(modules),
         ranks=(min(ranks.values()), max(ranks.values())),

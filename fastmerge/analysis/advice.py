@@ -45,12 +45,10 @@ def advise(family: Family, summary: dict[str, Any]) -> Advice:
     kept = _distinct(live, cosine)
     pairs = [(i, j) for i in kept for j in kept if i < j]
     mean = math.fsum(cosine[i][j] for i, j in pairs) / len(pairs) if pairs else math.nan
-    method, parameters, why = _choice(len(kept), mean, summary["weighted_opposition"])
+    method, parameters, why = _choice(len(kept), len(models), mean, summary["weighted_opposition"])
     kept = kept or list(range(len(models)))[:1]
     names = ", ".join(models[k]["label"] for k in kept)
-    first = (
-        f"Try first: {method} of {names}. {why} The recipe is in recipe.yml; fastmerge merge recipe.yml OUT makes it."
-    )
+    first = f"Try first: {method} of {names}. {why}"
     text = _recipe(family, kept, method, parameters, f"{method}: {why}")
     return Advice(tuple(_sentences(summary, live, kept)), first, text)
 
@@ -97,10 +95,13 @@ def _sentences(summary: dict[str, Any], live: Sequence[int], kept: Sequence[int]
     return said
 
 
-def _choice(count: int, cosine: float, opposed: float | None) -> tuple[str, dict[str, Any], str]:
-    """Return a method, its parameters beside the weights, and why."""
-    if count < 2:
-        return "task_arithmetic", {}, "One model has all that the others have: its weight scales the change."
+def _choice(count: int, models: int, cosine: float, opposed: float | None) -> tuple[str, dict[str, Any], str]:
+    """Return a method for ``count`` distinct ones of the models, its parameters beside the weights, and why."""
+    if count == 0:
+        return "task_arithmetic", {}, "Nothing was changed, so that every merge is the base."
+    if count == 1:
+        why = "It is the only model" if models == 1 else "It has all that the others have"
+        return "task_arithmetic", {}, f"{why}: its weight scales the change."
     if cosine >= ALIKE:
         return "linear", {}, f"The deltas point the same way (cosine {cosine:.2f}), so that an average loses little."
     if opposed is not None and opposed >= CHANCE:

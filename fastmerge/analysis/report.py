@@ -20,10 +20,10 @@ from .types import Analysis
 
 __all__ = ["write_report"]
 
-PAGE = "report.html"
+PAGE, RECIPE = "report.html", "recipe.yml"
 # What the other files hold.
 FILES = {
-    "recipe.yml": "the recipe to try first",
+    RECIPE: "the recipe to try first",
     "analysis.json": "the numbers of this page (schema in docs/analysis.md)",
     "tensors.csv": "one row per tensor: norms, densities, sign conflicts, stable ranks",
     "pairs.csv": "one row per pair of models, over all tensors",
@@ -45,7 +45,7 @@ def write_report(folder: Path, analysis: Analysis) -> dict[str, Any]:
             parts += of_directions(analysis, family, summary)
         advice = advise(family, summary)
         summary["advice"] = {"sentences": list(advice.sentences), "first": advice.first}
-        _write(folder / "recipe.yml", advice.recipe)
+        _write(folder / RECIPE, advice.recipe)
     if analysis.theorem is not None:
         parts.append(of_theorem(analysis.theorem))
     _write(folder / "analysis.json", json.dumps({"schema": 1, **summary}, indent=1) + "\n")
@@ -59,7 +59,8 @@ def _page(analysis: Analysis, summary: dict[str, Any], advice: Advice | None, pa
     if analysis.family is None or advice is None:
         return Page("Rank collapse", parts)
     tables = [_models(analysis.family, summary), *_outside(analysis, analysis.family)]
-    top = Section("", "\n\n".join(advice.sentences), (), tables, advice.first, advice.recipe)
+    first = f"{advice.first} The recipe is in {RECIPE}; fastmerge merge {RECIPE} OUT makes it."
+    top = Section("", "\n\n".join(advice.sentences), (), tables, first, advice.recipe)
     return Page("What the models changed", [top, *parts])
 
 

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..engine.folders import appearing, free_target
 from ..engine.reading import DeltaReader, reading_bytes
@@ -91,7 +90,7 @@ def analyze(
             summary = write_report(folder, analysis)
             files = tuple(sorted(path.name for path in folder.iterdir()))
     of_models = analysis.family.notes if analysis.family else ()
-    report = AnalysisReport(str(Path(out).absolute()), files, summary, of_models)
+    report = AnalysisReport(os.path.abspath(os.path.expanduser(out)), files, summary, of_models)
     _log.info("%s", report)
     return report
 

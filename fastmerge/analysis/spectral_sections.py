@@ -40,10 +40,11 @@ def _ranks(analysis: Analysis, family: Family, summary: dict[str, Any]) -> Secti
     for tensor in family.matrices:
         assert tensor.layer is not None
         by_cell.setdefault((tensor.module, tensor.layer), []).append(analysis.ranks[tensor.name])
+    low, high = (f"{pick(of_models):.3g}" for pick in (min, max))
     text = (
         "The stable rank of a matrix, its squared Frobenius norm over its squared largest singular value, says in how "
-        f"many directions it lies. Averaged over the matrices it is {min(of_models):.3g} to {max(of_models):.3g} for "
-        f"the models"
+        f"many directions it lies. Averaged over the matrices it is {low if low == high else f'{low} to {high}'} for "
+        f"the {'models' if count > 1 else 'model'}"
     )
     text += f" and {summary['stable_ranks'][-1]:.3g} for the mean of all." if count > 1 else "."
     if summary["missed"]:

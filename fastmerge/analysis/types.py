@@ -57,6 +57,11 @@ class AnalysisReport(Result):
         """Path of the page."""
         return f"{self.folder}/report.html"
 
+    @property
+    def recipe(self) -> str:
+        """Path of the recipe to try first."""
+        return f"{self.folder}/recipe.yml"
+
     def __str__(self) -> str:
         models = self.summary.get("models", ())
         return f"analysis of {counted(len(models), 'model')}: {self.page}, {counted(len(self.files), 'file')}"
@@ -67,7 +72,8 @@ class AnalysisReport(Result):
         return self.summary.get("advice", {}).get("first", "")
 
     def facts(self) -> list[tuple[str, str]]:
-        first = [("try first", self.advice.removeprefix("Try first: "))] if self.advice else []
+        what = self.advice.removeprefix("Try first: ")
+        first = [("try first", f"{what} The recipe is in {self.recipe}.")] if what else []
         return first + [
             (model["label"], f"{100 * model['relative_norm']:.3g} % of the base's norm away from it, "
              f"{100 * model['density']:.3g} % of the elements changed")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+
 import click
 
 from ._errors import Command
@@ -68,5 +71,6 @@ def analyze(
         names = ", ".join(choice["models"])
         click.echo(f"least in common: {names} (alignment {choice['score']:.3f}, of all pairs {choice['usual']:.3f})")
     if report.advice:
-        click.echo(wrapped(report.advice))
+        recipe = shlex.quote(os.path.relpath(report.recipe))
+        click.echo(wrapped(f"{report.advice} The recipe is in {recipe}; fastmerge merge {recipe} OUT makes it."))
     click.echo(f"report: {report.page}, {len(report.files)} files")

@@ -111,7 +111,7 @@ def extract(
         )  # fmt: skip
         nbytes = path.stat().st_size
     report = ExtractionReport(
-        folder=os.path.abspath(out),
+        folder=os.path.abspath(os.path.expanduser(out)),
         matrices=tuple(found),
         others=(*others, *selection.unpaired),
         unchanged=len(selection.pairs) - len(found) - len(others),

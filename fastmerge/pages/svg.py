@@ -10,8 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from unicodedata import east_asian_width
 
-__all__ = ["LETTER", "STYLE", "Axis", "Grid", "Scale", "cells", "drawing", "lines", "number", "standalone"]
+__all__ = ["BOLD", "STYLE", "Axis", "Grid", "Scale", "cells", "drawing", "lines", "number", "standalone", "widest"]
 
 # Rows of cells; NaN stays blank.
 Grid = Sequence[Sequence[float]]
@@ -26,6 +27,7 @@ STYLE = (
 )
 """What a page with pictures says once."""
 LETTER = 6.6  # width of a letter of 12 px, on average
+BOLD = 1.2  # how much wider titles are
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,9 @@ def cells(
     """Return a map of coloured cells, its names and its scale; ``written`` puts the numbers into them."""
     wide = 44.0 if written else min(22.0, max(5.0, 560 / max(len(columns), 1)))
     high = 26.0 if written else 17.0
-    left = 12 + LETTER * max(map(len, rows), default=0)
+    left = 12 + widest(rows)
     slanted = written or any(len(column) > 3 for column in columns)
-    below = 14 + (0.72 * LETTER * max(map(len, columns), default=0) if slanted else 6)
+    below = 14 + (0.72 * widest(columns) if slanted else 6)
     width, height = wide * len(columns), high * len(rows)
     parts = [f'<text class="t" x="0" y="13">{escape(title)}</text>', f'<g transform="translate({left:.0f},24)">']
     for y, (row, values) in enumerate(zip(rows, grid, strict=True)):
@@ -73,14 +75,14 @@ def cells(
             if not math.isnan(value):
                 parts.append(_cell(x * wide, y * high, wide, high, value, scale, f"{row}, {columns[x]}", written))
     # Numbers of layers stand apart; names are slanted.
-    step = 1 if slanted else max(1, math.ceil(26 / wide))
+    step = 1 if slanted else max(1, math.ceil((widest(columns) + 8) / wide))
     for x, column in enumerate(columns):
         if x % step == 0:
             place = f"translate({(x + 0.5) * wide:.1f},{height + 13:.1f})"
             turned = ' rotate(-45)" class="r' if slanted else '" class="m'
             parts.append(f'<text transform="{place}{turned}">{escape(column)}</text>')
     parts.append(_legend(width + 16, max(height, 90), scale, unit) + "</g>")
-    wide_enough = max(left + width + 96 + 0.5 * LETTER * len(unit), 1.1 * LETTER * len(title))
+    wide_enough = max(left + width + 96 + 0.5 * widest([unit]), BOLD * widest([title]))
     return drawing(wide_enough, 24 + max(height, 90) + below, parts)
 
 
@@ -155,7 +157,7 @@ def lines(
         parts.append(f'<text x="497" y="{y}">{escape(name)}</text>')
     parts.append(f'<text class="m" x="230" y="254">{escape(across)}</text></g>')
     parts.append(f'<text class="m" transform="translate(11,{top + 110}) rotate(-90)">{escape(up)}</text>')
-    width = left + 510 + LETTER * max(map(len, kept), default=0)
+    width = max(left + 510 + widest(list(kept)), BOLD * widest([title]))
     return drawing(width, max(top + 262, top + 17 * len(kept) + 8), parts)
 
 
@@ -184,6 +186,11 @@ class Axis:
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough)
         return [i * step for i in range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)]
+
+
+def widest(texts: Sequence[str]) -> float:
+    """Return about how many pixels the longest of the texts takes; letters of East Asia are twice as wide."""
+    return LETTER * max((sum(1 + (east_asian_width(c) in "WF") for c in text) for text in texts), default=0)
 
 
 def standalone(svg: str) -> str:

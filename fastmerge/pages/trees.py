@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from .svg import LETTER, Axis, drawing, number
+from .svg import BOLD, Axis, drawing, number, widest
 
 __all__ = ["Branch", "tree"]
 
@@ -35,7 +35,7 @@ class Branch:
 
 def tree(root: Branch, labels: Sequence[str], title: str, along: str) -> str:
     """Return a tree with its leaves on the left; a join is the farther right the smaller its height, at most 1."""
-    left, tall = 12 + LETTER * max(map(len, labels)), HIGH * len(root.leaves)
+    left, tall = 12 + widest(labels), HIGH * len(root.leaves)
     axis = Axis(min(0.0, *root.joins()) if root.parts else 0.0, 1.0, WIDE, False)
     parts = [f'<text class="t" x="0" y="13">{escape(title)}</text>', f'<g transform="translate({left:.0f},24)">']
     for value in axis.ticks():
@@ -46,7 +46,7 @@ def tree(root: Branch, labels: Sequence[str], title: str, along: str) -> str:
         parts.append(f'<text class="r" x="-6" y="{(place + 0.5) * HIGH + 4:.1f}">{escape(labels[leaf])}</text>')
     parts.append(f'<text class="m" x="{WIDE / 2}" y="{tall + 31}">{escape(along)}</text>')
     _draw(root, 0, axis, labels, parts)
-    return drawing(max(left + WIDE + 24, 1.1 * LETTER * len(title)), tall + 62, [*parts, "</g>"])
+    return drawing(max(left + WIDE + 24, BOLD * widest([title])), tall + 62, [*parts, "</g>"])
 
 
 def _draw(branch: Branch, first: int, axis: Axis, labels: Sequence[str], parts: list[str]) -> tuple[float, float]:

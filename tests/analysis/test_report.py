@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -145,11 +146,30 @@ def test_many_models_are_ordered_by_nearness_and_fit_the_page(tmp_path, generato
     assert max(float(picture.get("width")) for picture in page.pictures) < 1100
 
 
+def test_no_title_or_name_is_cut():
+    """About 7.9 pixels a letter of a title, twice as many for one of East Asia; every layer of few has its number."""
+    title = "a title that is far longer than its picture"
+    for text, letters in ((title, len(title)), ("標題" * 20, 80)):
+        drawn = cells([[0.0]], ["row"], ["0"], Scale(0, 1), text, "")
+        assert float(ElementTree.fromstring(drawn).get("width")) >= 7.9 * letters
+    drawn = cells([[0.0] * 4], ["row"], list("0123"), Scale(0, 1), "", "")
+    texts = [item.text for item in ElementTree.fromstring(drawn).iter() if item.tag.endswith("text")]
+    assert [text for text in texts if text in list("0123")] == ["0", "1", "2", "3", "1", "0"]  # the last two: its scale
+
+
+def test_a_folder_may_be_named_from_home(family, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    report = analyze([str(family / "one")], str(family / "base"), "~/report")
+    assert report.page == f"{tmp_path}/report/report.html" and os.path.isfile(report.recipe)
+
+
 def test_one_model_and_the_theorem_alone(family, tmp_path):
     report = analyze([str(family / "one")], str(family / "base"), tmp_path / "one")
     page = Page(tmp_path / "one" / "report.html")
     assert page.titles == ["Norms", "Densities", "Stable rank", "Singular values", "Files"]
-    assert report.summary["stable_ranks"][0] > 1 and "Try first: task_arithmetic of one" in page.text
+    assert (
+        report.summary["stable_ranks"][0] > 1 and "Try first: task_arithmetic of one. It is the only model" in page.text
+    )
     assert call("check", tmp_path / "one" / "recipe.yml").exit_code == 0
     alone = analyze([], None, tmp_path / "theorem", theorem=True)
     assert set(alone.files) == {"theorem.csv", "report.html", "analysis.json"}

@@ -81,6 +81,7 @@ class Ranker {
     std::uint32_t rank = kCommon ? buckets_.start(buckets_.common()) : 0;
     std::size_t open = 0;
     for (std::size_t i = 0; i < n; i += 64) {
+      const std::uint64_t there = n - i < 64 ? (std::uint64_t{1} << (n - i)) - 1 : ~std::uint64_t{0};
       std::uint64_t kept = 0, dropped = 0;
       for (std::size_t j = 0; j < 64; j += kHalves) {
         const H id = load_as<H>(ids + i + j), half = load_as<H>(halves + i + j);
@@ -88,8 +89,9 @@ class Ranker {
         dropped |= std::uint64_t{bits_above(low(id >> Buckets<Count>::kClassShift), half)} << j;
       }
       if constexpr (kCommon) {
+        // Beyond the row there are ids, too: with these, ranks would exceed the row's, whose thresholds end there.
         const std::uint64_t all =
-            word_of<std::uint64_t>([&](std::size_t j) { return bits_equal(load_as<H>(ids + i + j), common); });
+            there & word_of<std::uint64_t>([&](std::size_t j) { return bits_equal(load_as<H>(ids + i + j), common); });
         const H largest = H{} + high_threshold(rank);
         rank += static_cast<std::uint32_t>(__builtin_popcountll(all));
         const H least = H{} + high_threshold(rank - 1);
@@ -99,7 +101,6 @@ class Ranker {
         dropped = (dropped & ~all) |
                   (word_of<std::uint64_t>([&](std::size_t j) { return bits_above(least, half(j)); }) & all);
       }
-      const std::uint64_t there = n - i < 64 ? (std::uint64_t{1} << (n - i)) - 1 : ~std::uint64_t{0};
       kept &= there;
       bits[i / 32] = static_cast<std::uint32_t>(kept);
       bits[i / 32 + 1] = static_cast<std::uint32_t>(kept >> 32);

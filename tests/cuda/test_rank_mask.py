@@ -21,7 +21,7 @@ def _mask(tensor, rows, device, backend, offset=0):
     return mask.cpu()
 
 
-@pytest.mark.parametrize("kind", ["distinct", "equal", "two values", "special"])
+@pytest.mark.parametrize("kind", ["distinct", "equal", "unchanged", "two values", "special"])
 @pytest.mark.parametrize(
     "rows", [(40, 7, 1), (9, 127, 1), (97, 256, 1), (3, 4096, 1), (4, 4097, 1), (1, 9001, 1), (2, 300, 5), (1, 4500, 3)]
 )
@@ -30,6 +30,7 @@ def test_rows(device, generator, rows, kind):
     tensor = {
         "distinct": normal,
         "equal": torch.ones(rows),
+        "unchanged": torch.where(normal > 0.3, normal, 0.0),
         "two values": torch.where(normal > 0.3, 1.0, 1.0 + 2**-23),
         "special": torch.where(normal > 1, torch.nan, torch.where(normal < -1, torch.inf, normal)),
     }[kind].flatten()

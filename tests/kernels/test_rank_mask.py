@@ -138,6 +138,20 @@ def test_rows_of_any_length(variant, length, generator):
             assert torch.equal(draw(t, (*shape, 1), 0.5, 0.3, base=b), expected)
 
 
+@pytest.mark.parametrize("variant", EVERY[1:], ids=lambda v: v.label)
+@pytest.mark.parametrize(("length", "inner"), [(33, 1), (65, 1), (100, 3), (127, 1), (257, 1), (1025, 1), (4097, 1)])
+def test_rows_that_hardly_changed(variant, length, inner, generator):
+    """Their zeros end in the middle of a word, and nearly so do the thresholds."""
+    shape = (max(2, 2000 // length), length, inner)
+    for changed in (0.0, 0.2, 0.6):
+        tensor = torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < changed)
+        for density, epsilon in ((0.5, 0.4999), (0.9, 0.05), (0.9, 0.0999)):
+            with kernels.use_backend("reference"):
+                expected = draw(tensor, shape, density, epsilon)
+            with variant.active():
+                assert torch.equal(draw(tensor, shape, density, epsilon), expected)
+
+
 def test_probability_is_linear_in_the_rank():
     """Of 4000 rows, sixteenths of the ranks are kept as often as the formula says, within five standard deviations."""
     rows, length, density, epsilon = 4000, 256, 0.4, 0.3

@@ -110,11 +110,11 @@ def cases(brief: bool) -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def _split_products(kind: str) -> None:
-    x, scale = torch.empty(2, 256, 256), torch.empty(2, 1, 1)
-    b = split_product.split(x, scale)
+    x = torch.empty(2, 256, 256)
+    b, unit = split_product.split(x, torch.empty(2, 1, 1))
     a = tuple(part.mT for part in b) if kind == "gram" else b
     plus = None if kind == "gram" else x
-    split_product.product(a, b, (256, 256), scale, 256, kind != "multiply", plus=plus)
+    split_product.product(a, b, (unit, unit), (256, 256), 256, kind != "multiply", plus=plus)
 
 
 def compile_all(arch: int, brief: bool) -> list[Report]:

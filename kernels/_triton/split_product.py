@@ -1,9 +1,9 @@
 r"""Triton kernels of the split products of ``spectral._products``: float32 matrices multiplied as float16 pieces.
 
-``split`` writes the pieces in one pass. ``product`` makes the three tensor-core products of a tile in one accumulator,
-which moves to a float32 sum every ``chunk`` terms; the sum is scaled and added to another matrix as it is stored. A
-symmetric product computes the tiles on and above the diagonal and stores each twice. The last bits differ from those
-of the library product, which sums in another order.
+``split`` writes the pieces, and their unit, in one pass. ``product`` makes the three tensor-core products of a tile in
+one accumulator, which moves to a float32 sum every ``chunk`` terms; the sum is scaled and added to another matrix as it
+is stored. A symmetric product computes the tiles on and above the diagonal and stores each twice. The last bits differ
+from those of the library product, which sums in another order.
 
 Splitting inside the product, from float32 tiles, would move as many bytes, but send each tile through registers and
 back to shared memory in every one of its n / 128 uses; it was tried, and compiles to spills on the three families.
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from ._launch import elementwise_block, family, launch
 
+# A matrix is scaled to a largest magnitude in [2^13, 2^14): within float16, with 37 bits of range below.
+_TOP = 13
 # Eight warps hold accumulator and sum of a tile of 128 x 128 in 64 registers each. ``_GROUP`` rows of tiles share
 # columns of b in the L2 cache.
 TILE, _GROUP, _NUM_WARPS = 128, 8, 8
@@ -28,24 +30,29 @@ _STEPS = {True: (32, 3), False: (16, 4)}
 
 @triton.jit(do_not_specialize=["padded_rows", "blocks"])
 def _split_kernel(
-    high_ptr, low_ptr, x_ptr, scales, rows, columns, padded_rows, padded_columns, blocks,
-    COLUMNS: tl.constexpr,
+    high_ptr, low_ptr, units, x_ptr, largest_ptr, rows, columns, padded_rows, padded_columns, blocks,
+    COLUMNS: tl.constexpr, TOP: tl.constexpr,
 ):  # fmt: skip
     line = tl.program_id(0) // blocks
     batch, row = (line // padded_rows).to(tl.int64), (line % padded_rows).to(tl.int64)
     j = (tl.program_id(0) % blocks) * COLUMNS + tl.arange(0, COLUMNS)
     mask = (row < rows) & (j < columns)
-    x = tl.load(x_ptr + (batch * rows + row) * columns + j, mask, other=0.0) * tl.load(scales + batch)
+    # Of the largest; the unit, its power of two over 2^TOP, is not subnormal.
+    exponent = tl.maximum(tl.load(largest_ptr + batch).to(tl.int32, bitcast=True) >> 23, TOP + 1)
+    if tl.program_id(0) % (padded_rows * blocks) == 0:
+        tl.store(units + batch, ((exponent - TOP) << 23).to(tl.float32, bitcast=True))
+    scale = ((254 + TOP - exponent) << 23).to(tl.float32, bitcast=True)
+    x = tl.load(x_ptr + (batch * rows + row) * columns + j, mask, other=0.0) * scale
     high = x.to(tl.float16)
     out = (batch * padded_rows + row) * padded_columns + j
     tl.store(high_ptr + out, high, j < padded_columns)
     tl.store(low_ptr + out, (x - high.to(tl.float32)).to(tl.float16), j < padded_columns)
 
 
-@triton.jit(do_not_specialize=["tiles", "row_tiles", "column_tiles", "beta"])
+@triton.jit(do_not_specialize=["tiles", "row_tiles", "column_tiles", "alpha", "beta"])
 def _split_product_kernel(
-    out_ptr, a_high, a_low, b_high, b_low, plus_ptr, factors, rows, columns, terms, a_batch, a_row, a_term, b_batch,
-    b_term, b_column, tiles, row_tiles, column_tiles, beta, SYMMETRIC: tl.constexpr,
+    out_ptr, a_high, a_low, b_high, b_low, plus_ptr, a_units, b_units, rows, columns, terms, a_batch, a_row, a_term,
+    b_batch, b_term, b_column, tiles, row_tiles, column_tiles, alpha, beta, SYMMETRIC: tl.constexpr,
     PLUS: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, TERMS: tl.constexpr, GROUP: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -79,7 +86,7 @@ def _split_product_kernel(
             b_high += TERMS * b_term
             b_low += TERMS * b_term
         total += acc
-    total *= tl.load(factors + batch)
+    total *= alpha * tl.load(a_units + batch) * tl.load(b_units + batch)
     out_ptr += batch * rows * columns
     here = row * columns + column + i[:, None] * columns + i[None, :]
     mask = (row + i < rows)[:, None] & (column + i < columns)[None, :] if MASKED else None
@@ -96,35 +103,36 @@ def _split_product_kernel(
         tl.store(out_ptr + there, tl.trans(total), mirror_mask)
 
 
-def split(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Return float16 (high, low) with ``x * scale = high + low``, padded with zeros to whole tiles.
+def split(x: Tensor, largest: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Return float16 (high, low) with ``x = unit * (high + low)``, padded with zeros to whole tiles, and the unit.
 
     Args:
-        x:     [batch, p, q] float32, contiguous.
-        scale: [batch, 1, 1] float32, a power of two.
+        x:       [batch, p, q] float32, contiguous.
+        largest: [batch, 1, 1] float32, the largest magnitude in each. The unit is of this shape, a power of two.
     """
     batch, rows, columns = x.shape
     padded = [batch, triton.cdiv(rows, TILE) * TILE, triton.cdiv(columns, TILE) * TILE]
     high, low = (torch.empty(padded, dtype=torch.float16, device=x.device) for _ in range(2))
+    unit = torch.empty_like(largest)
     block, num_warps = elementwise_block(x, 1, 2)
     blocks = triton.cdiv(padded[2], block)
     launch(
-        _split_kernel, (batch * padded[1] * blocks,), x, high, low, x, scale, rows, columns, *padded[1:], blocks,
-        COLUMNS=block, num_warps=num_warps,
+        _split_kernel, (batch * padded[1] * blocks,), x, high, low, unit, x, largest, rows, columns, *padded[1:],
+        blocks, COLUMNS=block, TOP=_TOP, num_warps=num_warps,
     )  # fmt: skip
-    return high, low
+    return (high, low), unit
 
 
 def product(
-    a: tuple[Tensor, ...], b: tuple[Tensor, ...], shape: tuple[int, int], factor: Tensor, chunk: int, symmetric: bool,
-    beta: float = 0.0, plus: Tensor | None = None,
+    a: tuple[Tensor, ...], b: tuple[Tensor, ...], units: tuple[Tensor, Tensor], shape: tuple[int, int], chunk: int,
+    symmetric: bool, alpha: float = 1.0, beta: float = 0.0, plus: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Return ``factor a b + beta plus`` [batch, *shape] in float32.
+    """Return ``alpha units[0] units[1] a b + beta plus`` [batch, *shape] in float32.
 
     Args:
         a, b:      float16 pieces of ``split``, or their transposes, the leading one first.
+        units:     of a and of b, as ``split`` returns them.
         shape:     rows and columns without padding.
-        factor:    [batch, 1, 1] float32.
         chunk:     terms of an inner product between promotions, a multiple of 32.
         symmetric: the product is known to be, as is ``plus``.
         plus:      [batch, *shape] float32, contiguous.
@@ -135,8 +143,8 @@ def product(
     out = torch.empty(batch, *shape, dtype=torch.float32, device=a[0].device)
     launch(
         _split_product_kernel, (batch * row_tiles * column_tiles,), out, out, *a, *b, out if plus is None else plus,
-        factor, *shape, terms, *a[0].stride(), *b[0].stride(), row_tiles * column_tiles, row_tiles, column_tiles, beta,
-        SYMMETRIC=symmetric, PLUS=plus is not None, CHUNK=chunk, TILE=TILE, TERMS=step, GROUP=_GROUP,
+        *units, *shape, terms, *a[0].stride(), *b[0].stride(), row_tiles * column_tiles, row_tiles, column_tiles,
+        alpha, beta, SYMMETRIC=symmetric, PLUS=plus is not None, CHUNK=chunk, TILE=TILE, TERMS=step, GROUP=_GROUP,
         MASKED=any(size % TILE for size in shape), num_warps=_NUM_WARPS, num_stages=stages,
     )  # fmt: skip
     return out

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ._exact import Outcome
-from ._filter import PATIENCE, Ritz, Search, Triplets, largest_bound
+from ._filter import Search, Triplets, largest_bound
 from ._info import Info
-from ._matrices import Total, alone, frobenius
+from ._matrices import frobenius
 from ._polar import Polar, polar_factor
 from ._products import Operand, Products
 from ._rules import Cut, Rules, found
@@ -24,8 +24,9 @@ METHOD = "accurate"
 # Largest accepted ||P'P - I||_F / sqrt(n) and ||skew(P'X)||_F / ||X||_F.
 ORTH, SKEW = 3e-6, 1e-5
 PROBES = 16
-# Error that the leading triplets may add, relative to the norm of the result.
-TRIPLETS = 3e-7
+# Error that the leading triplets may add, relative to the norm of the result; and what products in float32 leave of
+# a residual, relative to the largest value.
+TRIPLETS, FLOOR = 3e-7, 2.0**-22
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,9 @@ class Factored:
     """Matrices with their polar factors, before a rule says what becomes of their singular values.
 
     Attributes:
-        x, p:     [batch, m, n] the matrices, and their factors P.
-        gram:     [batch, n, n] X'X / size^2.
+        x, p:     [batch, m, n] the matrices over their sizes, and the factors.
+        gram:     [batch, n, n] x'x.
         size:     [batch] float64: bounds on the largest singular values.
-        norms:    Frobenius norms, and
-        nuclear:  nuclear norms, on the host.
         infos:    what was done.
         accepted: which are certified.
     """
@@ -46,18 +45,12 @@ class Factored:
     p: Operand
     gram: Tensor
     size: Tensor
-    norms: list[float]
-    nuclear: list[float]
     infos: list[Info]
     accepted: list[bool]
     products: Products
-    total: Total
 
 
-def by_products(
-    x: Tensor, rules: Rules, keep: bool = True, products: Products | None = None,
-    total: Total = alone, rows: int | None = None,
-) -> Outcome:  # fmt: skip
+def by_products(x: Tensor, rules: Rules, keep: bool = True, products: Products | None = None) -> Outcome:
     """Map the singular values of ``x`` [batch, m, n], m >= n, none of them all zeros, by ``rules``.
 
     Matrices of the batch go through all products together; each has its own certificate and its own cut. Takes up to
@@ -66,114 +59,80 @@ def by_products(
     Args:
         keep:     null directions may stay null; else a matrix with one is not accepted.
         products: to make; by default those of the device.
-        total:    adds up over ranks that have ``rows`` rows together, of which ``x`` is a part.
     """
     try:
-        return raised(factored(x, keep, products or Products.on(x.device), total, rows), rules)
+        return raised(factored(x, keep, products or Products.on(x.device)), rules)
     except torch.linalg.LinAlgError:  # an iteration that diverged has no eigenvectors
         return x, [Info(METHOD)] * len(x), [False] * len(x)
 
 
-def factored(x: Tensor, keep: bool, products: Products, total: Total = alone, rows: int | None = None) -> Factored:
+def factored(x: Tensor, keep: bool, products: Products) -> Factored:
     """Return the polar factors of ``x``, with certificates; arguments as in ``by_products``."""
-    norm = total(frobenius(x).square()).sqrt()
+    norm = products.total(frobenius(x).square()).sqrt()
     unit = x / norm.to(x).view(-1, 1, 1)
-    gram = total(products.gram(products.operand(unit)))
+    gram = products.gram(unit)
     squares = largest_bound(gram, products)
-    gram = gram / squares.to(gram).view(-1, 1, 1)
+    gram /= squares.to(gram).view(-1, 1, 1)
     unit *= squares.rsqrt().to(unit).view(-1, 1, 1)
-    polar = polar_factor(unit, gram, products, total, rows)
-    del unit
-    p, whole = products.operand(polar.factor), products.operand(x)
-    certificates = _certificates(p, whole, polar, norm, products, total)
-    nuclear = total(torch.sum(polar.factor * x, dim=(-2, -1), dtype=torch.float64))
-    orth, skew, sums, norms = torch.stack([*certificates, nuclear, norm]).tolist()
-    accepted = [
-        o <= ORTH and s <= SKEW and (count == 0 or (keep and count is not None))
-        for o, s, count in zip(orth, skew, polar.nullity, strict=True)
-    ]
-    infos = [
-        Info(METHOD, nuclear=nuclear, nullity=count, iterations=steps, orth=o, skew=s)
-        for nuclear, count, steps, o, s in zip(sums, polar.nullity, polar.steps, orth, skew, strict=True)
-    ]
-    return Factored(whole, p, gram, norm * squares.sqrt(), norms, sums, infos, accepted, products, total)
+    operand = products.operand(unit)
+    polar = polar_factor(operand, gram, products)
+    p = products.operand(polar.factor)
+    size = norm * squares.sqrt()
+    nuclear = size * products.total(torch.sum(polar.factor * unit, dim=(-2, -1), dtype=torch.float64))
+    orth, skew = _certificates(p, operand, polar, products)
+    infos, accepted = [], []
+    rows = torch.stack([nuclear, orth, skew * squares.sqrt()]).mT.tolist()
+    for row, count, steps in zip(rows, polar.nullity, polar.steps, strict=True):
+        info = Info(METHOD, nuclear=row[0], nullity=count, iterations=steps, orth=row[1], skew=row[2])
+        infos.append(info)
+        accepted.append(row[1] <= ORTH and row[2] <= SKEW and (count == 0 or (keep and count is not None)))
+    return Factored(operand, p, gram, size, infos, accepted, products)
 
 
 def raised(given: Factored, rules: Rules) -> Outcome:
     """Set the singular values as ``rules`` say, in the place of the polar factors."""
-    products, infos, result = given.products, list(given.infos), given.p.whole
+    infos, result, n = list(given.infos), given.p.whole, given.gram.shape[-1]
+    nuclear = [info.nuclear or 0.0 for info in infos]
     wanted = [i for i, ok in enumerate(given.accepted) if ok]
-    if not wanted:
-        return result, infos, given.accepted
 
-    def factor(v: Tensor) -> Tensor:
-        """Return P'X v: P'X is symmetric, and its eigenvalues are the singular values, not squared."""
-        left = products.multiply(given.x, products.operand(v))
-        return given.total(products.multiply(given.p.mT, products.operand(left))).double()
+    def cuts_of(triplets: Triplets, last: int) -> dict[int, Cut]:
+        cuts = {i: rules[i].cut(triplets.values[i], nuclear[i], n) for i in wanted}
+        return {i: cut for i, cut in cuts.items() if cut and cut.k <= last}
 
-    def ritz(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        image = factor(v)
-        values, turn = torch.linalg.eigh(_symmetric(v.double().mT @ image))
-        values, turn = values.flip(-1), turn.flip(-1)
-        v, image = v.double() @ turn, image @ turn
-        return values, torch.linalg.vector_norm(image - v * values.unsqueeze(-2), dim=-2), v.to(result)
+    def enough(triplets: Triplets) -> bool | None:
+        cuts = cuts_of(triplets, triplets.values.shape[-1] - 2)
+        return all(_converged(triplets, i, cuts[i], n) for i in wanted) if len(cuts) == len(wanted) else None
 
-    cuts, triplets, passes = _search_cuts(given, wanted, rules, ritz)
+    none = torch.empty(len(result), 0, dtype=torch.float64)
+    triplets = Triplets(none, none, given.gram[..., :0], 0)
+    cuts = cuts_of(triplets, 0)
+    if len(cuts) < len(wanted) and (last := Search(given.x, given.gram, given.size, given.products).until(enough)):
+        triplets, cuts = last, cuts_of(last, last.values.shape[-1] - 2)
+        cuts = {i: cut for i, cut in cuts.items() if _converged(triplets, i, cut, n)}
     _raise_leading(result, cuts, triplets)
-    for i in [i for i in wanted if i not in cuts]:
-        h = given.total(products.multiply(given.p.of([i]).mT, given.x.of([i])))[0]
-        values, v = torch.linalg.eigh(_symmetric(h.double()))
-        known = values.flip(-1)[: len(h) - (infos[i].nullity or 0)].cpu()
-        cuts[i] = found(rules[i].cut(known, given.nuclear[i], len(h), complete=True))
-        whole = Triplets(known[None], torch.zeros_like(known[None]), v.flip(-1)[None].to(result))
-        _raise_leading(result[i : i + 1], {0: cuts[i]}, whole)
+    for i in set(wanted) - cuts.keys():
+        h = given.products.inner(given.p.of([i]), given.x.of([i]))[0].double()
+        values, v = torch.linalg.eigh(given.size[i] / 2 * (h + h.mT))
+        known = values.flip(-1)[: n - (infos[i].nullity or 0)].cpu()
+        cuts[i] = found(rules[i].cut(known, nuclear[i], n, complete=True))
+        _raise_leading(result[i : i + 1], {0: cuts[i]}, Triplets(known[None], none, v.flip(-1)[None].to(result), 0))
     for i, cut in cuts.items():
-        infos[i] = replace(infos[i], k=cut.k, cut=cut.value, margin=cut.margin, noise=cut.noise, passes=passes)
+        infos[i] = replace(
+            infos[i], k=cut.k, cut=cut.value, margin=cut.margin, noise=cut.noise, passes=triplets.passes or None
+        )
     return result, infos, given.accepted
 
 
-def _certificates(
-    p: Operand, x: Operand, polar: Polar, norm: Tensor, products: Products, total: Total
-) -> tuple[Tensor, Tensor]:
-    """Return estimates of ||P'P - I||_F / sqrt(n), null directions left out, and of ||skew(P'X)||_F / ||X||_F."""
-    batch, n = len(p.whole), p.whole.shape[-1]
-    generator = torch.Generator().manual_seed(0)
-    w = torch.randn(n, PROBES, generator=generator).to(p.whole).expand(batch, n, PROBES)
+def _certificates(p: Operand, x: Operand, polar: Polar, products: Products) -> tuple[Tensor, Tensor]:
+    """Return estimates of ||P'P - I||_F / sqrt(n), null directions left out, and of ||skew(P'x)||_F."""
+    batch, _, n = p.whole.shape
+    w = torch.randn(n, PROBES, generator=torch.Generator().manual_seed(0)).to(p.whole).expand(batch, n, PROBES)
     w = w - polar.null @ (polar.null.mT @ w)
     probes = products.operand(w)
     there, image = (products.operand(products.multiply(whole, probes)) for whole in (p, x))
-    off = total(products.multiply(p.mT, there)) - w
-    skew = total(products.multiply(p.mT, image)) - total(products.multiply(x.mT, there))
-    return frobenius(off) / math.sqrt(n * PROBES), frobenius(skew) / (2 * math.sqrt(PROBES)) / norm
-
-
-def _search_cuts(
-    given: Factored, wanted: list[int], rules: Rules, ritz: Ritz
-) -> tuple[dict[int, Cut], Triplets, int | None]:
-    """Return the cut of each wanted matrix whose triplets converge while a search pays, all triplets, and its passes.
-
-    Flat rules need no search.
-    """
-    batch, size = given.gram.shape[:2]
-    none = torch.empty(batch, 0, dtype=torch.float64)
-    triplets = Triplets(none, none, given.gram[..., :0])
-    if rules[0].flat:
-        return {i: found(rules[i].cut(none[i], given.nuclear[i], size)) for i in wanted}, triplets, None
-    search = Search(given.gram, given.size, given.products, ritz)
-    done: dict[int, Cut] = {}
-    while search.columns:
-        for attempt in range(PATIENCE):
-            triplets = search.step()
-            candidates = {i: rules[i].cut(triplets.values[i], given.nuclear[i], size) for i in wanted}
-            cuts = {i: cut for i, cut in candidates.items() if cut is not None and cut.k + 1 < search.columns}
-            done = {i: cut for i, cut in cuts.items() if _converged(triplets, i, cut, given)}
-            if len(done) == len(wanted):
-                return done, triplets, search.passes
-            if attempt and len(cuts) < len(wanted):
-                break
-        if not search.widen():
-            break
-    return done, triplets, search.passes
+    off = products.inner(p, there) - w
+    skew = products.inner(p, image) - products.inner(x, there)
+    return frobenius(off) / math.sqrt(n * PROBES), frobenius(skew) / (2 * math.sqrt(PROBES))
 
 
 def _raise_leading(p: Tensor, cuts: dict[int, Cut], triplets: Triplets) -> None:
@@ -189,20 +148,16 @@ def _raise_leading(p: Tensor, cuts: dict[int, Cut], triplets: Triplets) -> None:
     p.baddbmm_(u, v.mT)
 
 
-def _converged(triplets: Triplets, index: int, cut: Cut, given: Factored) -> bool:
+def _converged(triplets: Triplets, index: int, cut: Cut, n: int) -> bool:
     """Return whether the leading triplets and the cut add less than TRIPLETS to the relative error of the result.
 
     A residual r moves a triplet's term by about r, and its value by r^2 / gap, at most r; the value at the cut moves
-    every singular value. No residual gets below what P'X, whose triplets they are, lacks of its symmetry.
+    every singular value.
     """
-    values, residuals = triplets.values[index], triplets.residuals[index]
-    k, norm = cut.k, cut.value * math.sqrt(given.gram.shape[-1])
-    doubt = (given.infos[index].skew or 0.0) * given.norms[index]
+    k, values, residuals = cut.k, triplets.values[index], triplets.residuals[index]
+    floor = FLOOR * float(values[0])
+    norm = math.sqrt(float(values[:k].square().sum()) + (n - k) * cut.value**2)
     r, gap = float(residuals[k]), float(values[k] - values[k + 1])
     drift = min(r, r * r / gap if gap > 0 else r)
-    floor = 4 * 2.0**-24 * float(values[0])
-    return float(residuals[:k].norm()) <= max(TRIPLETS * norm, doubt) and drift <= max(TRIPLETS * cut.value, floor)
-
-
-def _symmetric(x: Tensor) -> Tensor:
-    return (x + x.mT) / 2
+    near = float(residuals[:k].norm()) <= max(TRIPLETS * norm, floor * math.sqrt(k))
+    return near and drift <= max(TRIPLETS * cut.value, floor)

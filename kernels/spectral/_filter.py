@@ -1,8 +1,8 @@
-r"""Leading eigenvectors of X'X on a device: subspace iteration, filtered by Chebyshev polynomials.
+r"""Leading singular triplets on a device: subspace iteration, filtered by Chebyshev polynomials.
 
 A filter of degree d on G = X'X keeps what lies in [0, low] small and lets the rest grow like ``T_d``: as much as d
-products could in any order. What is asked of the result is found by a Rayleigh-Ritz step on X itself, not on its
-square (``Ritz``). Products with G are of n^2 b terms for b columns; what is orthonormalized, and decomposed, is small.
+products could in any order. Values and residuals are found by a Rayleigh-Ritz step on X itself, not on its square.
+Products with G are of n^2 b terms for b columns; what is orthonormalized, and decomposed, is small.
 The host waits once per Rayleigh-Ritz step. (Zhou, Saad, Tiago and Chelikowsky 2006 for the scaled recurrence.)
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._products import Products
+from ._products import Operand, Products
 
 # Products between two Rayleigh-Ritz steps.
 DEGREE = 8
@@ -29,6 +29,8 @@ POWER_COLUMNS, POWERS = 16, 8
 FIRST, SHARE, LARGEST_SHARE = 32, 1 / 32, 1 / 4
 # After so many Rayleigh-Ritz steps without an end, the block is too small.
 PATIENCE = 4
+# Left vectors of values below are not normalized.
+LEAST = 1e-12
 
 
 @dataclass(frozen=True)
@@ -39,73 +41,78 @@ class Triplets:
         values:    [batch, b] float64 on the host.
         residuals: [batch, b] float64 on the host, of the triplets: they bound the errors of the values.
         v:         [batch, n, b] right vectors, orthonormal.
+        passes:    products with G, or with X and back, that it took to find them.
     """
 
     values: Tensor
     residuals: Tensor
     v: Tensor
+    passes: int
 
 
-# Takes orthonormal columns [batch, n, b]; returns values and residuals, [batch, b] float64 on the device and by falling
-# value, and the columns turned to them.
-Ritz = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+# Whether the triplets are; None: more columns are needed.
+Enough = Callable[[Triplets], "bool | None"]
 
 
 class Search:
-    """A block of columns on its way to the leading triplets.
+    """A search for the leading triplets of matrices.
 
-    Attributes:
-        columns: of the block; 0 where a search does not pay.
-        passes:  products with G, or with X and back, so far.
+    Args:
+        x:    [batch, m, n] the matrices over their sizes: their singular values are 1 at most.
+        gram: x'x.
+        size: [batch] float64.
     """
 
-    def __init__(self, gram: Tensor, size: Tensor, products: Products, ritz: Ritz, least: int = FIRST):
-        """``gram`` [batch, n, n] is X'X / size^2; ``least`` columns are needed."""
-        self._gram, self._size, self._products, self._ritz = gram, size, products, ritz
-        self._operand = products.operand(gram)
-        # Of the columns: squares of their values over size^2, on the device and on the host; None where not known.
-        self._squares: tuple[Tensor, Tensor] | None = None
-        n = gram.shape[-1]
+    def __init__(self, x: Operand, gram: Tensor, size: Tensor, products: Products):
+        self._x, self._gram, self._size, self._products = x, products.operand(gram), size, products
+        self._passes = 0
+
+    def until(self, enough: Enough, least: int = FIRST) -> Triplets | None:
+        """Return triplets, ``least`` or more, that are ``enough``, or the last that pay; None where none do."""
+        gram = self._gram.whole
+        n, v, triplets = gram.shape[-1], gram[..., :0], None
         columns = max(least, math.ceil(SHARE * n))
-        self.columns, self.passes = columns if columns <= LARGEST_SHARE * n else 0, 0
-        self._v = start_block(gram, self.columns)
-        if self.columns:
-            self._start(self._v)
+        while columns <= LARGEST_SHARE * n:
+            v = torch.cat([v, start_block(gram, columns)[..., v.shape[-1] :]], dim=-1)
+            for _ in range(2):
+                v = orthonormal(self._product(v))
+            for step in range(PATIENCE):
+                triplets, squares = self._ritz(v)
+                found, v = enough(triplets), triplets.v
+                if found:
+                    return triplets
+                if step == PATIENCE - 1 or (step and found is None):
+                    break
+                v = self._filtered(v, squares, triplets.values[:, [0, -1]].square())
+            columns *= 2
+        return triplets
 
-    def step(self) -> Triplets:
-        """Filter the block, but for the first time, and return its triplets."""
-        if self._squares is not None:
-            self._v = self._filtered(self._v, *self._squares)
-        values, residuals, self._v = self._ritz(self._v)
-        squares = (values / self._size.unsqueeze(-1)).square()
+    def _ritz(self, v: Tensor) -> tuple[Triplets, Tensor]:
+        """Return the triplets of X in the space of orthonormal columns, and squares of their values over ``size``."""
+        left = self._products.multiply(self._x, v).double()
+        squares, turn = torch.linalg.eigh(self._products.total(left.mT @ left))
+        squares, turn = squares.flip(-1).clamp(min=0), turn.flip(-1)
+        values, v = squares.sqrt(), (v.double() @ turn).to(v)
+        u = (left @ turn / values.clamp(min=LEAST).unsqueeze(-2)).to(v)
+        image = self._products.inner(self._x, u)
+        residuals = torch.linalg.vector_norm(image - v * values.unsqueeze(-2), dim=-2)
+        self._passes += 1
         # The only time that the host waits for the device.
-        found = torch.stack([values, residuals, squares]).cpu()
-        self._squares = squares, found[2]
-        self.passes += 1
-        return Triplets(found[0], found[1], self._v)
-
-    def widen(self) -> bool:
-        """Double the block; False where it would be too wide to pay."""
-        if 2 * self.columns > LARGEST_SHARE * self._gram.shape[-1]:
-            return False
-        more = start_block(self._gram, 2 * self.columns)[..., : self.columns]
-        self.columns *= 2
-        self._start(torch.cat([self._v, more], dim=-1))
-        return True
-
-    def _start(self, v: Tensor) -> None:
-        for _ in range(2):
-            v = orthonormal(self._product(v))
-        self._v = v
-        self._squares = None
+        values, residuals = (self._size.unsqueeze(-1) * torch.stack([values, residuals])).cpu()
+        return Triplets(values, residuals, v, self._passes), squares
 
     def _product(self, v: Tensor) -> Tensor:
-        self.passes += 1
-        return self._products.multiply(self._operand, self._products.operand(v))
+        self._passes += 1
+        return self._products.multiply(self._gram, v)
 
     def _filtered(self, v: Tensor, squares: Tensor, known: Tensor) -> Tensor:
-        """Return the columns after about DEGREE products, orthonormal; their squares are ``known`` to the host."""
-        growth = (2 * known[:, 0] / known[:, -1].clamp(min=torch.finfo(torch.float64).tiny) - 1).clamp(min=1 + 1e-6)
+        """Return the columns after about DEGREE products, orthonormal.
+
+        Args:
+            squares: [batch, b] of their values, on the device;
+            known:   [batch, 2] of the largest and the smallest, in any unit, on the host.
+        """
+        growth = (2 * known[:, 0] / known[:, 1].clamp(min=torch.finfo(torch.float64).tiny) - 1).clamp(min=1 + 1e-6)
         degree = max(1, min(DEGREE, int(math.acosh(SPREAD) / float(growth.acosh().max()))))
         half = (squares[:, -1] / 2).clamp(min=torch.finfo(torch.float32).tiny).view(-1, 1, 1)
         top = torch.maximum(squares[:, 0].view(-1, 1, 1), 2.001 * half)
@@ -116,17 +123,14 @@ class Search:
     def _chebyshev(self, v: Tensor, degree: int, half: Tensor, top: Tensor) -> Tensor:
         """Return ``T_degree(G / half - 1) v`` over its value at ``top``."""
         first = sigma = half / (top - half)
-        before, now = v, self._shifted(v, half, sigma / half)
-        for _ in range(degree - 1):
-            following = 1 / (2 / first - sigma)
-            after = self._shifted(now, half, 2 * following / half)
+        before, now = torch.zeros_like(v), v
+        for step in range(degree):
+            following = 1 / (2 / first - sigma) if step else sigma
+            factor = ((2 if step else 1) * following / half).to(v)
+            after = self._product(now).sub_(half.to(v) * now).mul_(factor)
             before, now = now, after.sub_((sigma * following).to(v) * before)
             sigma = following
         return now
-
-    def _shifted(self, v: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
-        """Return ``factor (G v - shift v)``."""
-        return self._product(v).sub_(shift.to(v) * v).mul_(factor.to(v))
 
 
 def largest_bound(gram: Tensor, products: Products) -> Tensor:
@@ -134,18 +138,19 @@ def largest_bound(gram: Tensor, products: Products) -> Tensor:
     operand = products.operand(gram)
     v = start_block(gram, min(POWER_COLUMNS, gram.shape[-1]))
     for _ in range(POWERS):
-        v = orthonormal(products.multiply(operand, products.operand(v)))
-    image = products.multiply(operand, products.operand(v)).double()
-    values, turn = torch.linalg.eigh(v.double().mT @ image)
+        v = by_cholesky(products.multiply(operand, v))
+    v = by_cholesky(v)
+    image, wide = products.multiply(operand, v).double(), v.double()
+    values, turn = torch.linalg.eigh(wide.mT @ image)
     top, turn = values[..., -1], turn[..., -1:]
-    rest = image @ turn - top.view(-1, 1, 1) * (v.double() @ turn)
+    rest = image @ turn - top.view(-1, 1, 1) * (wide @ turn)
     return 1.005 * (top + 2 * torch.linalg.vector_norm(rest, dim=(-2, -1)))
 
 
 def start_block(like: Tensor, columns: int) -> Tensor:
     """Return orthonormal columns [batch, n, columns], from a private generator on the host: the same for every matrix.
 
-    The result depends on the input and the backend alone.
+    The result of a search depends on the input and the backend alone.
     """
     batch, n = len(like), like.shape[-1]
     return _block_on_host(n, columns, like.dtype).to(like.device).expand(batch, n, columns)
@@ -155,13 +160,13 @@ def start_block(like: Tensor, columns: int) -> Tensor:
 @functools.lru_cache(maxsize=4)
 def _block_on_host(n: int, columns: int, dtype: torch.dtype) -> Tensor:
     """Return the start block; nobody writes into it."""
-    start = torch.randn(n, columns, generator=torch.Generator().manual_seed(columns), dtype=torch.float64)
+    start = torch.randn(n, columns, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return torch.linalg.qr(start).Q.to(dtype)
 
 
 def orthonormal(x: Tensor) -> Tensor:
     """Return an orthonormal basis of the columns, those of little weight last; columns of zeros stay."""
-    return by_cholesky(by_cholesky(x / torch.linalg.vector_norm(x, dim=-2, keepdim=True).clamp(min=1e-37)))
+    return by_cholesky(by_cholesky(x.double())).to(x.dtype)
 
 
 def by_cholesky(x: Tensor) -> Tensor:
@@ -172,7 +177,7 @@ def by_cholesky(x: Tensor) -> Tensor:
     """
     wide = x.double()
     gram = wide.mT @ wide
-    shift = 2.0**-50 * gram.diagonal(dim1=-2, dim2=-1).sum(-1) + torch.finfo(torch.float64).tiny
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    r, _ = torch.linalg.cholesky_ex(gram + shift.view(-1, 1, 1) * eye, upper=True)
+    # Relative to each: columns may be of any size.
+    gram.diagonal(dim1=-2, dim2=-1).mul_(1 + gram.shape[-1] * 2.0**-50).add_(torch.finfo(torch.float64).tiny)
+    r, _ = torch.linalg.cholesky_ex(gram, upper=True)
     return torch.linalg.solve_triangular(r, wide, upper=True, left=False).to(x.dtype)

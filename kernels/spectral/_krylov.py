@@ -15,11 +15,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._filter import start_block
+
 
 class BlockKrylov:
     """The search space of one batch of matrices [batch, m, n], m >= n; grows by ``block`` columns a step.
-
-    Start vectors come from a private generator on the host: the result depends on the input and the backend alone.
 
     Attributes, once it was expanded, of the approximate leading triplets, by falling value:
         values:    [batch, p] float64.
@@ -29,11 +29,9 @@ class BlockKrylov:
 
     def __init__(self, x: Tensor, block: int):
         batch, m, n = x.shape
-        start = torch.randn(n, block, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        fresh = torch.linalg.qr(start).Q.to(x.dtype).to(x.device)
         self.x = x
         self.block = block
-        self.fresh = fresh.expand(batch, n, block)
+        self.fresh = start_block(x, block)
         self.left = x.new_empty(batch, m, 0)
         self.right = x.new_empty(batch, n, 0)
         self.core = torch.empty(batch, 0, 0, dtype=torch.float64, device=x.device)

@@ -16,13 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._exact import NULL
 from ._filter import by_cholesky, orthonormal, start_block
-from ._matrices import Total, alone
 from ._products import Operand, Products, chosen
 from ._schedule import Quintic, schedule
 
@@ -60,38 +60,39 @@ class Polar:
     steps: list[int]
 
 
-def polar_factor(x: Tensor, gram: Tensor, products: Products, total: Total = alone, rows: int | None = None) -> Polar:
+def polar_factor(x: Operand, gram: Tensor, products: Products) -> Polar:
     """Return the polar factor of each matrix. Takes two matrices beside ``x`` and six of the size of ``gram``.
 
     The host waits for the device once, and once more per extension, which only the matrices that need it get.
 
     Args:
-        x:     [batch, m, n], m >= n, singular values at most 1.
-        gram:  [batch, n, n] = x'x.
-        total: adds up over ranks that have ``rows`` rows together, of which ``x`` is a part.
+        x:    [batch, m, n], m >= n, singular values at most 1.
+        gram: [batch, n, n] = x'x.
     """
-    m, n = rows or x.shape[-2], x.shape[-1]
-    tall = m >= TALL * n
+    batch, m, n = x.whole.shape
+    tall = (products.rows or m) >= TALL * n
     steps, taken, gain = schedule(TALL_LOWER if tall else SQUARE_LOWER), 0, 1.0
-    pending, done = list(range(len(x))), []
+    pending, done, parts = list(range(batch)), [], []
     for extension in range(EXTENSIONS + 1):
-        operand = products.operand(x)
         for group in _groups(steps, tall):
-            operand = products.operand(_grown(operand, gram, group, products))
-            gram = total(products.gram(operand))
+            x = products.operand(_grown(x, gram, group, products))
+            gram = products.gram(x)
         taken, gain = taken + len(steps), gain * math.prod(a for a, _, _ in steps)
-        look = _look(operand, gram, products, total)
-        judged = _judged(look.squares.cpu(), gain, n)
-        short = [i for i in range(len(pending)) if judged.short[i] and extension < EXTENSIONS]
-        if some := [i for i in range(len(pending)) if i not in short]:
-            part = operand.of(some), chosen(gram, some), look.of(some), judged.of(some)
-            done.append(([pending[i] for i in some], _ended(*part, products, total, taken)))
-        if not short:
+        look = _look(x, gram, products)
+        squares = look.squares.cpu()
+        short = _judged(squares, gain, n).short if extension < EXTENSIONS else [False] * len(pending)
+        if some := [i for i, s in enumerate(short) if not s]:
+            judged = _judged(squares[some], gain, n)
+            ended = x.of(some), chosen(gram, some), _Look(*(chosen(part, some) for part in look))
+            parts.append(_ended(*ended, judged, products, taken))
+            done += [pending[i] for i in some]
+        if len(done) == batch:
             break
-        pending = [pending[i] for i in short]
-        x, gram = chosen(operand.whole, short) / SHRINK, chosen(gram, short) / SHRINK**2
+        some = [i for i, s in enumerate(short) if s]
+        pending = [pending[i] for i in some]
+        x, gram = products.operand(chosen(x.whole, some) / SHRINK), chosen(gram, some) / SHRINK**2
         steps, gain = schedule(EXTENSION), gain / SHRINK
-    return _joined(done)
+    return parts[0] if len(parts) == 1 else _joined(parts, sorted(range(batch), key=done.__getitem__))
 
 
 def _groups(steps: Sequence[Quintic], tall: bool) -> list[Sequence[Quintic]]:
@@ -114,19 +115,19 @@ def _grown(x: Operand, gram: Tensor, steps: Sequence[Quintic], products: Product
     for i, (a, b, c) in enumerate(steps):
         operand = products.operand(gram)
         # M = a I + rest
-        rest = products.symmetric(operand, operand, c, b, gram)
-        factor = products.operand(rest)
+        rest = products.operand(products.symmetric(operand, operand, c, b, gram))
         if i < len(steps) - 1:
-            half = products.symmetric(operand, factor, 1.0, a, gram)
-            gram = products.symmetric(products.operand(half), factor, 1.0, a, half)
-        s = rest if s is None else products.symmetric(products.operand(s), factor, 1.0, a, s).add_(rest, alpha=alpha)
+            half = products.symmetric(operand, rest, 1.0, a, gram)
+            gram = products.symmetric(half, rest, 1.0, a, half)
+        if s is not None:
+            rest = products.operand(products.symmetric(s, rest, 1.0, a, s.whole).add_(rest.whole, alpha=alpha))
+        s = rest
         alpha *= a
     assert s is not None
-    return products.multiply(x, products.operand(s), alpha, x.whole)
+    return products.multiply(x, s, alpha, x.whole)
 
 
-@dataclass(frozen=True)
-class _Look:
+class _Look(NamedTuple):
     """Attributes:
     squares: [batch, p] float64, rising: those of the singular values in the space of ``v``.
     v:       [batch, n, p] right singular vectors there.
@@ -137,28 +138,24 @@ class _Look:
     v: Tensor
     y: Tensor
 
-    def of(self, indices: list[int]) -> _Look:
-        return _Look(*(chosen(field, indices) for field in (self.squares, self.v, self.y)))
 
-
-def _look(x: Operand, gram: Tensor, products: Products, total: Total) -> _Look:
+def _look(x: Operand, gram: Tensor, products: Products) -> _Look:
     """Find the directions that are farthest from 1."""
     n = gram.shape[-1]
     v = start_block(gram, min(n, max(LEAST, math.ceil(SHARE * n))))
     away = products.operand(_minus_one(gram))
     for _ in range(POWERS):
-        v = by_cholesky(products.multiply(away, products.operand(v)))
+        v = by_cholesky(products.multiply(away, v))
     v = orthonormal(v)
-    y = products.multiply(x, products.operand(v))
+    y = products.multiply(x, v)
     wide, high = y.double(), v.double()
     # A column of zeros stands for a direction that is 1 exactly.
     missing = torch.diag_embed((torch.linalg.vector_norm(v, dim=-2) < 0.5).double())
-    squares, turn = torch.linalg.eigh(total(wide.mT @ wide) + missing)
+    squares, turn = torch.linalg.eigh(products.total(wide.mT @ wide) + missing)
     return _Look(squares.clamp(min=0), (high @ turn).to(v), (wide @ turn).to(v))
 
 
-@dataclass(frozen=True)
-class _Judged:
+class _Judged(NamedTuple):
     """What is to be done about the directions of a look, on the host.
 
     Attributes:
@@ -174,10 +171,6 @@ class _Judged:
     short: list[bool]
     nullity: list[int | None]
     left: Tensor
-
-    def of(self, indices: list[int]) -> _Judged:
-        short, nullity = [self.short[i] for i in indices], [self.nullity[i] for i in indices]
-        return _Judged(self.gains[indices], self.null[indices], short, nullity, self.left[indices])
 
 
 def _judged(squares: Tensor, gain: float, n: int) -> _Judged:
@@ -202,37 +195,27 @@ def _judged(squares: Tensor, gain: float, n: int) -> _Judged:
     return _Judged(gains, null, short.tolist(), nullity, left)
 
 
-def _ended(
-    x: Operand, gram: Tensor, look: _Look, judged: _Judged, products: Products, total: Total, taken: int
-) -> Polar:
+def _ended(x: Operand, gram: Tensor, look: _Look, judged: _Judged, products: Products, taken: int) -> Polar:
     """Repair the small directions, then make the last step, or two."""
     whole = x.whole
     if bool(judged.gains.any()):
         gains = judged.gains.to(look.squares.device).unsqueeze(-2)
         # (I + v g v') A (I + v g v'), with v'A v = diag(squares). X'y has the digits of A v that A, of size 1, has not.
-        image, v = total(products.multiply(x.mT, products.operand(look.y))).double(), look.v.double()
-        turned = image * gains + v * (gains.square() * look.squares.unsqueeze(-2) / 2)
-        gram = gram + (turned @ v.mT + v @ turned.mT).to(gram)
+        turned = products.inner(x, look.y) * gains + look.v * (gains.square() * look.squares.unsqueeze(-2) / 2)
+        turned = turned.to(gram)
+        gram = torch.baddbmm(gram, torch.cat([turned, look.v], -1), torch.cat([look.v, turned], -1).mT)
         whole = torch.baddbmm(whole, look.y * gains.to(look.y), look.v.mT)
     whole, taken = _finished(whole, gram, products), taken + 1
     if bool((judged.left > LEFT).any()):
-        whole, taken = _finished(whole, total(products.gram(products.operand(whole))), products), taken + 1
+        whole, taken = _finished(whole, products.gram(whole), products), taken + 1
     return Polar(whole, look.v * judged.null.to(look.v).unsqueeze(-2), judged.nullity, [taken] * len(whole))
 
 
-def _joined(done: list[tuple[list[int], Polar]]) -> Polar:
-    """Return parts of a batch, each with the indices of its matrices, as one."""
-    if len(done) == 1:
-        return done[0][1]
-    parts = [part for _, part in done]
-    nullity = [n for part in parts for n in part.nullity]
-    steps = [n for part in parts for n in part.steps]
-    joined = Polar(torch.cat([p.factor for p in parts]), torch.cat([p.null for p in parts]), nullity, steps)
-    for indices, part in done:
-        joined.factor[indices], joined.null[indices] = part.factor, part.null
-        for i, index in enumerate(indices):
-            nullity[index], steps[index] = part.nullity[i], part.steps[i]
-    return joined
+def _joined(parts: list[Polar], order: list[int]) -> Polar:
+    """Return parts of a batch as one, matrix i at ``order[i]`` of them all."""
+    factor, null = torch.cat([p.factor for p in parts])[order], torch.cat([p.null for p in parts])[order]
+    nullity, steps = [n for p in parts for n in p.nullity], [n for p in parts for n in p.steps]
+    return Polar(factor, null, [nullity[i] for i in order], [steps[i] for i in order])
 
 
 def _finished(x: Tensor, gram: Tensor, products: Products) -> Tensor:
@@ -242,8 +225,7 @@ def _finished(x: Tensor, gram: Tensor, products: Products) -> Tensor:
     square = products.symmetric(operand, operand)
     outer = e.mul(-1 / 2).add_(square, alpha=3 / 8)
     inner = e.mul_(-5 / 16).add_(square, alpha=35 / 128)
-    multiplier = products.symmetric(products.operand(square), products.operand(inner), 1.0, 1.0, outer)
-    return products.multiply(products.operand(x), products.operand(multiplier), 1.0, x)
+    return products.multiply(x, products.symmetric(square, inner, 1.0, 1.0, outer), 1.0, x)
 
 
 def _minus_one(gram: Tensor) -> Tensor:

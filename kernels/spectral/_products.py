@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .. import _triton
+from ._matrices import Total, alone
 
 # Operands are scaled to a largest magnitude in [2^13, 2^14): within float16, with 37 bits of range below.
 TOP_EXPONENT = 14
@@ -36,12 +37,12 @@ class Operand:
     Attributes:
         whole:  the matrix.
         pieces: float16, the leading one first, padded by Triton to whole tiles; none in float32.
-        scale:  [batch, 1, 1], the power of two that the pieces carry.
+        unit:   [batch, 1, 1], a power of two: whole = unit (high + low).
     """
 
     whole: Tensor
     pieces: tuple[Tensor, ...] = ()
-    scale: Tensor | None = None
+    unit: Tensor | None = None
 
     @property
     def mT(self) -> Operand:
@@ -50,8 +51,8 @@ class Operand:
 
     def of(self, indices: list[int]) -> Operand:
         """Return some matrices of the batch."""
-        scale = None if self.scale is None else chosen(self.scale, indices)
-        return Operand(chosen(self.whole, indices), tuple(chosen(piece, indices) for piece in self.pieces), scale)
+        unit = None if self.unit is None else chosen(self.unit, indices)
+        return Operand(chosen(self.whole, indices), tuple(chosen(piece, indices) for piece in self.pieces), unit)
 
 
 def chosen(x: Tensor, indices: list[int]) -> Tensor:
@@ -59,17 +60,24 @@ def chosen(x: Tensor, indices: list[int]) -> Tensor:
     return x if len(indices) == len(x) else x[indices]
 
 
+Matrices = Tensor | Operand
+
+
 @dataclass(frozen=True)
 class Products:
-    """Who makes products.
+    """Who makes products, of operands or of matrices that become operands for this once.
 
     Attributes:
         maker: ``float32``; ``library`` or ``triton`` of split products.
         chunk: terms of an inner product of pieces summed on tensor cores before promotion.
+        total: adds up over ranks, each of which has a part of the rows of tall matrices;
+        rows:  of all of them together; 0: those of the matrix.
     """
 
     maker: str
     chunk: int = 0
+    total: Total = alone
+    rows: int = 0
 
     @staticmethod
     def on(device: torch.device) -> Products:
@@ -85,60 +93,68 @@ class Products:
             return TRITON
         return LIBRARY if hasattr(torch.ops.aten.baddbmm, "dtype_out") else FLOAT32
 
-    def operand(self, x: Tensor) -> Operand:
+    def operand(self, x: Matrices) -> Operand:
         """Return ``x`` [batch, p, q] with the pieces that are multiplied."""
+        if isinstance(x, Operand):
+            return x
         if self.maker == "float32":
             return Operand(x)
         if not x.is_contiguous() and x.mT.is_contiguous():
             return self.operand(x.mT).mT
         largest = torch.linalg.vector_norm(x, ord=torch.inf, dim=(-2, -1), keepdim=True)
-        scale = torch.ldexp(torch.ones_like(largest), TOP_EXPONENT - torch.frexp(largest).exponent)
         if self.maker == "triton":
             from .._triton.split_product import split
 
-            return Operand(x, split(x.contiguous(), scale), scale)
-        rest = x * scale
+            return Operand(x, *split(x.contiguous(), largest))
+        unit = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - TOP_EXPONENT)
+        rest = x / unit
         high = rest.half()
-        return Operand(x, (high, rest.sub_(high).half()), scale)
+        return Operand(x, (high, rest.sub_(high).half()), unit)
 
-    def multiply(self, a: Operand, b: Operand, beta: float = 0.0, plus: Tensor | None = None) -> Tensor:
-        """Return ``a b + beta plus``."""
+    def multiply(self, a: Matrices, b: Matrices, beta: float = 0.0, plus: Tensor | None = None) -> Tensor:
+        """Return ``a b + beta plus``, for ``a`` of all rows or of a part of them."""
         return self._product(a, b, 1.0, beta, plus, symmetric=False)
 
-    def gram(self, x: Operand) -> Tensor:
-        """Return ``x^T x``."""
-        return self._product(x.mT, x, 1.0, 0.0, None, symmetric=True)
+    def inner(self, x: Matrices, y: Matrices) -> Tensor:
+        """Return ``x^T y``, the sum over ranks."""
+        return self.total(self._product(x.mT, y))
+
+    def gram(self, x: Matrices) -> Tensor:
+        """Return ``x^T x``, the sum over ranks."""
+        x = self.operand(x)
+        return self.total(self._product(x.mT, x, symmetric=True))
 
     def symmetric(
-        self, a: Operand, b: Operand, alpha: float = 1.0, beta: float = 0.0, plus: Tensor | None = None
+        self, a: Matrices, b: Matrices, alpha: float = 1.0, beta: float = 0.0, plus: Tensor | None = None
     ) -> Tensor:
         """Return ``alpha a b + beta plus`` of symmetric matrices that commute: symmetric to the bit."""
         return self._product(a, b, alpha, beta, plus, symmetric=True)
 
     def _product(
-        self, a: Operand, b: Operand, alpha: float, beta: float, plus: Tensor | None, symmetric: bool
-    ) -> Tensor:
+        self, a: Matrices, b: Matrices, alpha: float = 1.0, beta: float = 0.0,
+        plus: Tensor | None = None, symmetric: bool = False,
+    ) -> Tensor:  # fmt: skip
+        a, b = self.operand(a), self.operand(b)
         if self.maker == "float32":
             added = a.whole.new_zeros(()) if plus is None else plus
             result = torch.baddbmm(added, a.whole, b.whole, beta=beta, alpha=alpha)
             return _mirrored(result, result.shape[-1]) if symmetric else result
-        assert a.scale is not None and b.scale is not None
-        factor = alpha / a.scale / b.scale
+        assert a.unit is not None and b.unit is not None
+        rows, columns = a.whole.shape[-2], b.whole.shape[-1]
         if self.maker == "triton":
             from .._triton.split_product import product
 
-            shape = (a.whole.shape[-2], b.whole.shape[-1])
-            return product(a.pieces, b.pieces, shape, factor, self.chunk, symmetric, beta, plus)
-        columns = b.whole.shape[-1]
-        result = torch.empty(len(a.whole), a.whole.shape[-2], columns, dtype=torch.float32, device=a.whole.device)
+            units, shape = (a.unit, b.unit), (rows, columns)
+            return product(a.pieces, b.pieces, units, shape, self.chunk, symmetric, alpha, beta, plus)
+        result = torch.empty(len(a.whole), rows, columns, dtype=torch.float32, device=a.whole.device)
         panel = max(LEAST_PANEL, -(-columns // PANELS)) if symmetric else columns
         for start in range(0, columns, panel):
             part = slice(start, start + panel)
-            rows = slice(start + panel) if symmetric else slice(None)
-            self._sum(result[:, rows, part], [p[:, rows] for p in a.pieces], [p[..., part] for p in b.pieces])
+            above = slice(start + panel) if symmetric else slice(None)
+            self._sum(result[:, above, part], [p[:, above] for p in a.pieces], [p[..., part] for p in b.pieces])
         if symmetric:
             _mirrored(result, panel)
-        result *= factor
+        result *= alpha * a.unit * b.unit
         return result if plus is None else result.add_(plus, alpha=beta)
 
     def _sum(self, result: Tensor, a: list[Tensor], b: list[Tensor]) -> None:

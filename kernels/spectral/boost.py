@@ -26,6 +26,7 @@ from ._by_products import by_products
 from ._exact import by_gram
 from ._info import Info
 from ._matrices import Total, full_float32
+from ._products import Products
 from ._routes import spectral_map
 from ._rules import Boost, noise_floors
 
@@ -82,24 +83,21 @@ def boost_part(shard: Tensor, beta: float, *, dim: int, total: Total, noise: flo
     x = (x if rows else x.new_zeros(1, n)).unsqueeze(0)
     squares = torch.linalg.vector_norm(x, dtype=torch.float64).square()
     m, square = total(torch.stack([squares.new_tensor(rows), squares])).tolist()
-    norm = math.sqrt(square)
     if m < n:
         raise ValueError(f"shard is a part of {m:.0f} x {n}, split along its shorter side; expected the longer one")
-    if not math.isfinite(norm):
+    if not math.isfinite(square):
         raise ValueError(
             "shard, here or on another rank, has elements that are NaN or infinite; expected finite values"
         )
-    if norm == 0:
+    if square == 0:
         return shard.clone(), Info("zero")
-    (floor,) = noise_floors(noise, (m, n))
-    rules, x = [Boost(beta, floor / norm)], x / norm
+    rules = [Boost(beta, floor) for floor in noise_floors(noise, (m, n))]
+    products = replace(Products.on(x.device), total=total, rows=int(m))
     with full_float32():
-        result, (info,), (accepted,) = by_products(x, rules, total=total, rows=int(m))
+        result, (info,), (accepted,) = by_products(x, rules, products=products)
         if not accepted:
             result, (info,), (accepted,) = by_gram(x, rules, keep=True, total=total)
     if not accepted:
         return None
-    assert info.cut is not None and info.nuclear is not None
-    result = (norm * result[0])[:rows]
-    info = replace(info, cut=norm * info.cut, nuclear=norm * info.nuclear)
+    result = result[0, :rows]
     return (result if dim == -2 else result.mT.contiguous()), info

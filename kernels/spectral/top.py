@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ._exact import decomposed, full_svd
-from ._filter import PATIENCE, Search, orthonormal
+from ._filter import Search, orthonormal
+from ._filter import Triplets as Approximate
 from ._info import Info
 from ._krylov import BlockKrylov
 from ._matrices import check_choice, check_matrices, frobenius, full_float32
@@ -81,10 +82,9 @@ def by_krylov(x: Tensor, rank: int, tol: float) -> Triplets | None:
         search.expand()
         if search.size < rank:
             continue
-        values, residuals = search.values[:, :rank], search.residuals[:, :rank].amax(dim=1)
-        if bool((residuals <= tol * values[:, 0]).all()):
+        if _converged(search, rank, tol):
             u, v = search.vectors(rank)
-            return u, values.to(x), v, _infos("krylov", search.passes, values, residuals)
+            return u, search.values[:, :rank].to(x), v, _infos("krylov", search, rank)
         if search.size + block > min(largest, n - block):
             search.restart(rank + block)
     return None
@@ -96,30 +96,18 @@ def by_filter(x: Tensor, rank: int, tol: float) -> Triplets | None:
         return None
     products = Products.on(x.device)
     norm = frobenius(x).clamp(min=torch.finfo(torch.float32).tiny)
-    whole = products.operand(x)
     unit = products.operand(x / norm.to(x).view(-1, 1, 1))
+    search = Search(unit, products.gram(unit), norm, products)
+    found = search.until(lambda triplets: _converged(triplets, rank, tol), least=rank + max(8, rank // 2))
+    if found is None or not _converged(found, rank, tol):
+        return None
+    v = found.v[..., :rank]
+    u = orthonormal(products.multiply(unit, v))
+    return u, found.values[:, :rank].to(x), v, _infos("filter", found, rank)
 
-    def ritz(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        left = products.multiply(whole, products.operand(v))
-        squares, turn = torch.linalg.eigh(left.double().mT @ left.double())
-        values, turn = squares.flip(-1).clamp(min=0).sqrt(), turn.flip(-1)
-        u = (left.double() @ turn / values.clamp(min=1e-300).unsqueeze(-2)).to(x)
-        v = (v.double() @ turn).to(x)
-        image = products.multiply(whole.mT, products.operand(u))
-        return values, torch.linalg.vector_norm(image - v * values.unsqueeze(-2), dim=-2), v
 
-    search = Search(products.gram(unit), norm, products, ritz, least=rank + max(8, rank // 2))
-    while search.columns:
-        for _ in range(PATIENCE):
-            triplets = search.step()
-            values, residuals = triplets.values[:, :rank], triplets.residuals[:, :rank].amax(dim=1)
-            if bool((residuals <= tol * values[:, 0]).all()):
-                v = triplets.v[..., :rank]
-                u = orthonormal(products.multiply(whole, products.operand(v)))
-                return u, values.to(x), v, _infos("filter", search.passes, values, residuals)
-        if not search.widen():
-            break
-    return None
+def _converged(found: BlockKrylov | Approximate, rank: int, tol: float) -> bool:
+    return bool((found.residuals[:, :rank].amax(dim=1) <= tol * found.values[:, 0]).all())
 
 
 def by_gram(x: Tensor, rank: int) -> Triplets | None:
@@ -138,6 +126,7 @@ def by_svd(x: Tensor, rank: int) -> Triplets:
     return u[..., :rank], s[..., :rank], vh[..., :rank, :].mT, [Info("svd")] * len(x)
 
 
-def _infos(method: str, passes: int, values: Tensor, residuals: Tensor) -> list[Info]:
-    shares = residuals / values[:, 0].clamp(min=torch.finfo(torch.float64).tiny)
-    return [Info(method, passes=passes, residual=share) for share in shares.tolist()]
+def _infos(method: str, found: BlockKrylov | Approximate, rank: int) -> list[Info]:
+    largest = found.values[:, 0].clamp(min=torch.finfo(torch.float64).tiny)
+    shares = found.residuals[:, :rank].amax(dim=1) / largest
+    return [Info(method, passes=found.passes, residual=share) for share in shares.tolist()]

@@ -71,7 +71,7 @@ def test_few_small_directions_are_repaired_and_many_extend_the_schedule(m, small
     if small:
         values[-small:] = torch.logspace(-3.5, -4, small, dtype=torch.float64)
     x, exact = with_values(values, m, generator)
-    found = polar_factor(x, FLOAT32.gram(FLOAT32.operand(x)), FLOAT32)
+    found = polar_factor(FLOAT32.operand(x), FLOAT32.gram(x), FLOAT32)
     extended = small >= 12
     base = len(schedule(1e-2 if m > 128 else 1e-3))
     assert found.nullity == [0]
@@ -84,7 +84,7 @@ def test_only_matrices_that_need_it_are_extended(generator):
     easy, hard = torch.linspace(1, 0.3, 64, dtype=torch.float64), torch.logspace(0, -4.5, 64, dtype=torch.float64)
     pairs = [with_values(values, 64, generator) for values in (easy, hard, easy)]
     x = torch.cat([pair[0] for pair in pairs])
-    found = polar_factor(x, FLOAT32.gram(FLOAT32.operand(x)), FLOAT32)
+    found = polar_factor(FLOAT32.operand(x), FLOAT32.gram(x), FLOAT32)
     assert found.steps[0] == found.steps[2] < found.steps[1]
     for factor, (single, exact) in zip(found.factor, pairs, strict=True):
         peer = torch.linalg.svd(single[0])

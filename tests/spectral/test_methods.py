@@ -64,12 +64,17 @@ def orthogonalized(deltas):
 @pytest.mark.parametrize("beta", [0.0, 0.2, 0.6])
 def test_task_arithmetic_boosted(shape, beta, generator):
     base, tensors = fine_tunes(generator, shape)
-    total = 1.5 * sum(w * d for w, d in zip(WEIGHTS, deltas_of(base, tensors), strict=True))
-    merged = merge("task_arithmetic_sb", base, tensors, weight=WEIGHTS, lambda_=1.5, beta=beta)
-    assert relative_error(merged.double() - base.double(), boost_oracle(total, beta)[0]) < ERROR
-    normalized = merge("task_arithmetic_sb", base, tensors, weight=[1, 2, 1], normalize=True, beta=beta)
-    mean = sum(w * d for w, d in zip([0.25, 0.5, 0.25], deltas_of(base, tensors), strict=True))
-    assert relative_error(normalized.double() - base.double(), boost_oracle(mean, beta)[0]) < ERROR
+    zero, deltas = base.float() * 0, [tensor.float() - base.float() for tensor in tensors]
+    for weights, how in ((WEIGHTS, {"lambda_": 1.5}), ([1, 2, 1], {"normalize": True})):
+        plain = merge("task_arithmetic", zero, deltas, weight=weights, **how)
+        shares = torch.tensor(weights) * (how.get("lambda_") or 0.25)
+        total = sum(w * d for w, d in zip(shares.tolist(), deltas_of(base, tensors), strict=True))
+        assert relative_error(plain, total) < 2e-7
+        merged = merge("task_arithmetic_sb", base, tensors, weight=weights, beta=beta, **how)
+        exact = boost_oracle(plain.double(), beta)[0]
+        # A draw that is nearly singular goes to the float32 SVD, and costs what it costs there.
+        peer = relative_error(boost_oracle(plain, beta, torch.float32)[0], exact)
+        assert relative_error(merged.double() - base.double(), exact) < max(ERROR, 1.5 * peer)
 
 
 @pytest.mark.parametrize("density", [1.0, 0.4])

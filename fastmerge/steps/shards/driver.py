@@ -10,9 +10,10 @@ from typing import Any
 from ...sizes import show_size
 from ..census import Round, take_censuses
 from ..driver import merge_sources, solve_without_data
+from ..source import Chunk
 from .dealing import ask_dealt, merge_dealt
 from .jobs import ShardJob, named, windows
-from .local import apply_to_part, localized
+from .local import apply_by_pieces, apply_to_part, localized
 from .ranks import Agreement, Ranks
 from .surveys import ask_window, solve_window
 from .together import merge_together
@@ -67,10 +68,13 @@ def _merge_by_parts(jobs: Sequence[ShardJob], ranks: Ranks, agreement: Agreement
     for job, step in zip(jobs, steps, strict=True):
         if step is None:
             continue
-        if localized(step, job.layout.runs) is step:  # many small ones go side by side
+        local = localized(step, job.layout.runs)
+        if local is step:  # many small ones go side by side
             placeless.append(job)
+        elif local is not None:
+            local(job.out, Chunk.of(job.inputs))
         else:
-            apply_to_part(step, job.layout.runs, job.out, job.inputs)
+            apply_by_pieces(step, job.layout.runs, job.out, job.inputs)
     merge_sources([job.local for job in placeless])
     for window in windows([job for job, step in zip(jobs, steps, strict=True) if step is None], len(ranks)):
         for job, step in zip(window, solve_window(window, ranks, agreement), strict=True):

@@ -15,7 +15,6 @@ from .tensors import is_sharded, local
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.tensor import DTensor
 
     from ..steps.shards import Layout, Ranks, ShardJob
 
@@ -86,10 +85,10 @@ class Parts:
 
     def _problems(self, where: str, tensor: Any, like_where: str, like: Any) -> list[Problem]:
         if not is_sharded(tensor):
-            if not tensor.is_floating_point() and not is_sharded(like):
-                return []  # a buffer that is only copied
+            if not is_sharded(like):
+                return []  # a buffer, as FSDP leaves them: a copy of every rank
             remedy = "distribute it over the mesh too, with distribute_tensor"
-            return [Problem(where, "is a plain tensor, and others are sharded (DTensor)", remedy)]
+            return [Problem(where, f"is a plain tensor, {like_where} is sharded (DTensor)", remedy)]
         if tensor.device_mesh != self._mesh:
             return [Problem(where, f"is sharded over {tensor.device_mesh}, others over {self._mesh}", "use one mesh")]
         unknown = [placement for placement in tensor.placements if _split(placement) is _UNKNOWN]
@@ -108,10 +107,11 @@ class Parts:
             return [Problem(where, what, "make it with distribute_tensor or fully_shard")]
         return []
 
-    def _layout(self, tensor: DTensor) -> Layout:
+    def _layout(self, tensor: Any) -> Layout:
         from ..steps.shards import Layout
 
-        shape, splits = tuple(tensor.shape), tuple(_split(placement) for placement in tensor.placements)
+        placements = tensor.placements if is_sharded(tensor) else [None] * len(self._ranks.shape)
+        shape, splits = tuple(tensor.shape), tuple(_split(placement) for placement in placements)
         if (shape, splits) not in self._layouts:
             self._layouts[shape, splits] = Layout(shape, self._ranks.shape, splits, self._ranks.position)
         return self._layouts[shape, splits]
@@ -138,7 +138,7 @@ _UNKNOWN = object()
 
 def _split(placement: Any) -> Any:
     """Return (dimension, pieces) of a shard, None of a replica, else ``_UNKNOWN``; see ``layout.Split``."""
-    if placement.is_replicate():
+    if placement is None or placement.is_replicate():
         return None
     kind = type(placement).__name__
     if kind == "_StridedShard":

@@ -31,15 +31,19 @@ def functions_take_shards(mesh, rank, states):
 
 
 def buffers_are_copied_and_ties_kept(mesh, rank, states):
-    steps = torch.tensor([7])
-    name = "model.embed_tokens.weight"
+    """Those of FSDP2 are plain tensors: of integers, which are copied, and of floats, which are merged."""
+    steps, name = torch.tensor([7]), "model.embed_tokens.weight"
     parts = [state | {"tied": state[name], "few": state["one"], "steps": steps} for state in by_rows(mesh, states)]
+    for part, state in zip(parts, states, strict=True):
+        part["buffer"] = state["wide"].clone()
     # The first row is rank 0's: "few" is tied there alone, and empty on the other rank.
     merged = fastmerge.merge_state_dicts(parts[0], parts[1:], **TIES)
     expected = fastmerge.merge_state_dicts(states[0], states[1:], **TIES)
     assert list(merged) == list(parts[0]) and torch.equal(merged["steps"], steps)
     assert torch.equal(merged["tied"].full_tensor(), expected[name])
     assert torch.equal(merged["few"].full_tensor(), expected["one"])
+    renamed = [{"buffer": state["wide"]} for state in states]
+    assert torch.equal(merged["buffer"], fastmerge.merge_state_dicts(renamed[0], renamed[1:], **TIES)["buffer"])
     fastmerge.merge_(parts[0], parts[1:], **TIES)
     assert torch.equal(parts[0]["tied"].full_tensor(), expected[name])
 

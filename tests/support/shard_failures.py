@@ -32,7 +32,7 @@ def what_does_not_fit_together_is_refused(mesh, rank, states):
         arguments = TIES | options
         return lambda: fastmerge.merge_state_dicts(base, models, **arguments)
 
-    refused(InvalidInput, r"models\[1\]\['wide'\]: is a plain tensor, and others", merge(a, states[1]))
+    refused(InvalidInput, r"models\[1\]\['wide'\]: is a plain tensor, base\['wide'\] is sharded", merge(a, states[1]))
     refused(
         InvalidInput,
         rf"models\[0\]\['{embedding}'\]: has placements \(Shard\(dim=1\),\), base",
@@ -49,9 +49,10 @@ def what_does_not_fit_together_is_refused(mesh, rank, states):
     refused(InvalidInput, words, lambda: fastmerge.merge_state_dicts(base, [a], **other))
     refused(InvalidInput, r"is to merge tensor '\S+experts.up_proj'.*where rank 0 has .*'wide'", reverse(base, a, rank))
     plain = torch.ones(1, 3)
-    refused(
-        InvalidInput, r"tensors\[0\]\['tensor'\]: is a plain", lambda: functional.linear([plain, a["one"]], weight=1)
-    )
+    words = r"tensors\[1\]\['tensor'\]: is sharded \(DTensor\), tensors\[0\]\['tensor'\] is a plain tensor"
+    refused(InvalidInput, words, lambda: functional.linear([plain, a["one"]], weight=1))
+    mixed = {**base, "buffer": torch.ones(3, device=plain.device) if rank else base["wide"]}
+    refused(InvalidInput, "rank 1: is to merge .*plain", lambda: fastmerge.merge_(mixed, [mixed, mixed], **TIES))
 
 
 def without(state, name, rank):

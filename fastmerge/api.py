@@ -6,13 +6,15 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from .arguments import size_of, whole
 from .devices.names import DEFAULT
+from .errors import InvalidInput
 from .plan import DEFAULT_SHARD_SIZE, plan_all
 from .plan.state import state_key
 from .progress import ProgressLike, shown
 from .recipe import load
 from .recipe.pipeline import load_pipeline
-from .sizes import DEFAULT_RAM, parse_size
+from .sizes import DEFAULT_RAM
 
 if TYPE_CHECKING:
     from .engine import RecipeReport, Report, VerifyReport
@@ -86,14 +88,14 @@ def merge(
     from .pipelines import merge_all
 
     options = RunOptions(
-        ram=parse_size(ram), threads=threads, device=device, vram=None if vram is None else parse_size(vram),
+        ram=size_of("ram", ram), threads=threads, device=device, vram=None if vram is None else size_of("vram", vram),
         backend=backend, overwrite=overwrite, allow_nonfinite=allow_nonfinite,
     )  # fmt: skip
     prepare(options.device, options.ram)
     with shown(progress, "merging") as call:
         merged = merge_all(
             load_pipeline(recipe, semantics=semantics, seed=seed), out, options, call, intermediates=intermediates,
-            shard_size=parse_size(shard_size), allow_mixed_types=allow_mixed_types,
+            shard_size=size_of("shard_size", shard_size), allow_mixed_types=allow_mixed_types,
             truncate_embeddings=truncate_embeddings, copy_tokenizer=copy_tokenizer, model_card=model_card,
             strict=strict, report=report, state_key=state_key(format, key),
         )  # fmt: skip
@@ -130,7 +132,7 @@ def check(
     """
     planned = plan_all(
         load_pipeline(recipe, semantics=semantics, seed=seed),
-        shard_size=parse_size(shard_size),
+        shard_size=size_of("shard_size", shard_size),
         allow_mixed_types=allow_mixed_types,
         truncate_embeddings=truncate_embeddings,
         copy_tokenizer=copy_tokenizer,
@@ -163,9 +165,11 @@ def verify(
     """
     from .pipelines import verify_all
 
+    if problems := [*whole("sample", sample, 0), *whole("threads", threads)]:
+        raise InvalidInput(problems)
     with shown(progress, "verifying") as call:
         return verify_all(
-            out, sample=sample, backend=backend, seed=seed, ram=parse_size(ram), threads=threads, progress=call
+            out, sample=sample, backend=backend, seed=seed, ram=size_of("ram", ram), threads=threads, progress=call
         )
 
 
@@ -192,6 +196,6 @@ def verify_recipe(
 
     with shown(progress, "verifying") as call:
         return verify_output(
-            load(recipe, semantics=semantics, seed=seed), os.fspath(out), backend=backend, ram=parse_size(ram),
+            load(recipe, semantics=semantics, seed=seed), os.fspath(out), backend=backend, ram=size_of("ram", ram),
             threads=threads, progress=call,
         )  # fmt: skip

@@ -78,6 +78,8 @@ def merge_all(
     options = options or RunOptions()
     if pipeline.last is None and out is not None:
         raise OutputError(f"{out}: the documents of the recipe have several results; leave out the name of one")
+    if out is None and pipeline.last is not None and not pipeline.last.name:
+        raise OutputError("the result has no place: the document has no name, and no folder is given (OUT)")
     if plans is None:
         with plan_all(pipeline, **planning) as made:
             plans = made

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
 
+from .errors import InvalidInput, Problem
 from .sizes import show_size
 
 __all__ = ["Progress", "ProgressLike", "lines", "notebook_bar", "of_bytes", "shown", "terminal_bar"]
@@ -29,6 +30,8 @@ def shown(wanted: ProgressLike, title: str) -> Iterator[Progress | None]:
     """Yield what to call with the progress of a function; None where nothing is to be shown."""
     if callable(wanted):
         yield wanted
+    elif wanted not in (None, True, False):
+        raise InvalidInput([Problem("progress", f"is {wanted!r}, expected None, True, False or a function")])
     elif wanted is False or (wanted is None and not _in_notebook()):
         yield None
     elif _in_notebook():

@@ -16,10 +16,10 @@ ROOT = Path(fastmerge.__file__).resolve().parents[1]
 
 # From the ground up: a room may use those before it. The root is the public API; its rooms come last.
 ROOMS = (
-    "errors", "sizes", "results", "progress", "dtypes", "kernels", "devices", "steps", "checkpoint", "methods",
-    "recipe", "plan", "engine", "sharded", "tensors", "functional", "state_dicts", "pages", "analysis", "merge_report",
-    "pipelines", "api", "schedules", "averaging", "training", "extraction", "conversion", "adapters", "emr",
-    "statistics", "reports", "hub", "integrations", "demo", "cli", "__main__",
+    "errors", "sizes", "arguments", "results", "progress", "dtypes", "kernels", "devices", "steps", "checkpoint",
+    "methods", "recipe", "plan", "engine", "sharded", "tensors", "functional", "state_dicts", "pages", "analysis",
+    "merge_report", "pipelines", "api", "schedules", "averaging", "training", "extraction", "conversion", "adapters",
+    "emr", "statistics", "reports", "hub", "integrations", "demo", "cli", "__main__",
 )  # fmt: skip
 # What the root holds for all: its version, and the extensions that are built into it.
 OF_THE_ROOT = {"__version__", "_C", "_cuda"}

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..arguments import several, size_of, whole
 from ..checkpoint import Change, TensorEntry
 from ..dtypes import ALL, DType
 from ..engine.files import InputFiles
@@ -23,7 +24,7 @@ from ..extraction.approximating import matrix_bytes
 from ..extraction.factors_file import FactorsFile
 from ..progress import Progress, ProgressLike, shown
 from ..results import Result
-from ..sizes import DEFAULT_RAM, parse_size, show_size
+from ..sizes import DEFAULT_RAM, show_size
 from .combining import COMBINATIONS, Combination, Factors
 from .opened import Opened, modules_of, open_adapters, problems_of, ranks_of
 from .result_config import merged_config
@@ -101,7 +102,7 @@ def merge_adapter_folders(
         FastmergeError: a file is corrupt, values are not finite, the budget is too small, ``out`` exists.
     """
     started = time.perf_counter()
-    references = [os.fspath(adapter) for adapter in adapters]
+    references = several(adapters)
     weights = [1.0] * len(references) if weights is None else [float(weight) for weight in weights]
     wanted = Combination(combination, rank or 0, density, majority_sign_method, seed, scaling == "twice")
     problems = list(_problems(references, weights, wanted, rank, scaling, dtype))
@@ -115,7 +116,7 @@ def merge_adapter_folders(
     if problems:
         raise InvalidInput(problems)
     modules, ranks = modules_of(opened), ranks_of(opened, used)
-    _check_budget(modules, used, parse_size(ram))
+    _check_budget(modules, used, size_of("ram", ram))
     with (
         shown(progress, "merging adapters") as call,
         InputFiles(own.adapter.file for own in opened) as files,
@@ -209,8 +210,9 @@ def _problems(
         yield Problem("density", "is 0: dare divides by it", "give one in (0, 1]")
     if wanted.density is not None and not wanted.prunes:
         yield Problem("density", f"has no effect on {wanted.kind}", "leave it out")
-    if rank is not None and (rank < 1 or not wanted.is_svd):
-        yield Problem("rank", f"is {rank}" if rank < 1 else f"has no effect on {wanted.kind}", "svd types take one")
+    yield from whole("rank", rank)
+    if rank is not None and not wanted.is_svd:
+        yield Problem("rank", f"has no effect on {wanted.kind}", "svd types take one")
     choices: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("majority_sign_method", wanted.majority_sign_method, ("total", "frequency")),
         ("scaling", scaling, ("once", "twice")),

@@ -7,12 +7,13 @@ import logging
 import os
 from collections.abc import Sequence
 
+from ..arguments import several, size_of
 from ..engine.folders import appearing, free_target
 from ..engine.reading import DeltaReader, reading_bytes
 from ..errors import BudgetError, InvalidInput, Problem
 from ..progress import Progress, ProgressLike, of_bytes, shown
 from ..recipe.writing import Table, of_training
-from ..sizes import DEFAULT_RAM, parse_size
+from ..sizes import DEFAULT_RAM
 from .experts import choose, mean_alignment
 from .family import Family, Matched, open_family
 from .journal import Journal, journal_of
@@ -68,8 +69,9 @@ def analyze(
         InvalidInput:   models do not match the base, or an argument does not match the models; all is named.
         FastmergeError: a file is corrupt, a delta is not finite, the budget is too small, ``out`` exists.
     """
-    if not 0 <= beta <= 1:
-        raise InvalidInput([Problem("beta", f"is {beta}", "give a share from 0 to 1")])
+    if not (isinstance(beta, float | int) and 0 <= beta <= 1):
+        raise InvalidInput([Problem("beta", f"is {beta!r}", "give a share from 0 to 1")])
+    models = several(models or ())
     analysis = Analysis(beta=beta)
     target = free_target(out)
     with contextlib.ExitStack() as stack:
@@ -79,7 +81,7 @@ def analyze(
             if choose_models is not None and not 2 <= choose_models <= len(models):
                 raise InvalidInput([Problem("choose", f"is {choose_models}", f"there are {len(models)} models")])
             family = open_family(base, models, of_training(names, config_source))
-            work = _Work(family, show, ho_gsvd or choose_models is not None, exact, parse_size(ram))
+            work = _Work(family, show, ho_gsvd or choose_models is not None, exact, size_of("ram", ram))
             call = stack.enter_context(shown(progress, "reading"))
             _analyze(analysis, work, stack.enter_context(journal_of(target, work.family, exact)), call)
             if choose_models is not None:

@@ -82,7 +82,7 @@ def average_of(
         found = read.weights(len(models)) if found is None else found
     recipe: dict[str, Any] = {"description": title or _title(kind, schedule, models), "merge_method": "linear"}
     recipe |= {"models": _items(models, found), "parameters": {"normalize": False}, "integers": "last"}
-    recipe |= {} if dtype is None else {"dtype": dtype}
+    recipe |= {} if dtype is None else {"dtype": str(dtype)}
     text = write_recipe(recipe | of_training(names_table, config_source))
     return Average(window.models, tuple(found), text, window.notes)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..api import check, merge
+from ..arguments import several
 from ..checkpoint import locate
 from ..checkpoint.distributed import is_distributed_place
 from ..engine import Report
@@ -73,7 +74,7 @@ def average(
         FastmergeError: as ``merge``.
     """
     found = average_of(
-        _listed(checkpoints), schedule=schedule, weights=weights, counts=counts, base=base, dtype=dtype,
+        several(checkpoints), schedule=schedule, weights=weights, counts=counts, base=base, dtype=dtype,
         last=last, every=every, start=start, stop=stop, names_table=names, config_source=config_source,
     )  # fmt: skip
     report = merge(found.recipe, out, **options)
@@ -110,7 +111,7 @@ def greedy_soup(
     Raises:
         InvalidInput, FastmergeError: as ``average``; a score that is no number.
     """
-    models = window_of(_listed(checkpoints)).models
+    models = window_of(several(checkpoints)).models
 
     def mean(chosen: Sequence[str], title: str = "A trial") -> str:
         # Weights keep the order in which they joined.
@@ -137,9 +138,3 @@ def greedy_soup(
         title = f"Greedy soup of {len(found.models)} of {len(models)} checkpoints, score {found.score:g}"
         report = merge(mean(found.models, title), out, **options)
     return replace(found, report=report)
-
-
-def _listed(checkpoints: Names) -> list[str]:
-    if isinstance(checkpoints, str | os.PathLike):
-        return [os.fspath(checkpoints)]
-    return [os.fspath(name) for name in checkpoints]

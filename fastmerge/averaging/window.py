@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..arguments import whole
 from ..checkpoint.distributed import SEPARATOR, split_key
 from ..checkpoint.foreign import holds_weights
 from ..errors import InvalidInput, Problem
@@ -54,7 +55,9 @@ def window_of(
     Raises:
         InvalidInput: a pattern without folders, a model given twice, a step asked of names that have none.
     """
-    problems: list[Problem] = []
+    problems = [*whole("last", last), *whole("every", every), *whole("start", start, 0), *whole("stop", stop, 0)]
+    if problems:
+        raise InvalidInput(problems)
     found = [model for name in names for model in _expanded(name, problems)]
     times = Counter(map(os.path.normpath, found))
     twice = {model for model in found if times[os.path.normpath(model)] > 1}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from ..arguments import size_of
 from ..checkpoint import Checkpoint, TensorEntry, locate, open_checkpoint
 from ..checkpoint.distributed import with_key
 from ..checkpoint.distributed.chunks import Part
@@ -27,7 +28,6 @@ from ..plan.copies import MODEL_FILES, TOKENIZER_FILES, matching
 from ..plan.models import HEAD
 from ..progress import Progress, ProgressLike, shown
 from ..recipe.writing import Table, read_names
-from ..sizes import parse_size
 from .distcp import Writer
 from .like import Like
 from .state import Item, is_tied, items_of
@@ -98,7 +98,7 @@ def to_dcp(
     if template is None and is_tied(checkpoint):
         notes.append(f"the head is the embedding and is not stored twice: leave {HEAD} out of the state that is loaded")
     with shown(progress, "converting") as call, appearing(out) as folder:
-        sums = _write(folder, checkpoint, items, template, parse_size(shard_size), _counting(call, 0, total))
+        sums = _write(folder, checkpoint, items, template, size_of("shard_size", shard_size), _counting(call, 0, total))
         _copy_files(folder, checkpoint, template)
         _check(folder, prefix, items, sums, _counting(call, total // 2, total))
     final = Path(out).expanduser()

@@ -14,7 +14,7 @@ def parse_devices(text: str) -> str | tuple[int, ...]:
     Raises:
         ValueError: the text names no devices, or one twice.
     """
-    names = text.lower().replace(" ", "").split(",")
+    names = str(text).lower().replace(" ", "").split(",")
     if names in (["auto"], ["cpu"], ["cuda"]):
         return names[0]
     if not all(re.fullmatch(r"cuda:\d+", name) for name in names) or len(set(names)) < len(names):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from ..arguments import several
 from ..dtypes import DType, bfloat16, float16, float32, int32
 from ..engine.folders import appearing
 from ..engine.reading import DeltaReader
@@ -55,7 +56,7 @@ def save(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    named = models if isinstance(models, Mapping) else {str(i): model for i, model in enumerate(models)}
+    named = models if isinstance(models, Mapping) else {str(i): model for i, model in enumerate(several(models))}
     outputs, files = _paired(os.fspath(base), {task: os.fspath(model) for task, model in named.items()})
     total = sum(tensor.nbytes for output in outputs for tensor in output.inputs.every)
     shapes = {output.name: tuple(output.shape) for output in outputs}

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..arguments import whole
 from ..devices.names import DEFAULT, parse_devices
-from ..kernels import OPERATIONS, limited_threads, use_backend
+from ..errors import InvalidInput, Problem
+from ..kernels import BACKENDS, OPERATIONS, limited_threads, use_backend
 from ..plan.types import OutputTensor, Plan
 from ..progress import Progress
 from ..sizes import DEFAULT_RAM, parse_size
@@ -66,9 +68,16 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.chunk is not None and (self.chunk <= 0 or self.chunk % BLOCK):
             raise ValueError(f"chunk is {self.chunk}; expected a positive multiple of {BLOCK}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads is {self.threads}; expected at least 1")
-        parse_devices(self.device)
+        problems = list(whole("threads", self.threads))
+        try:
+            parse_devices(self.device)
+        except ValueError as error:
+            problems.append(Problem("device", str(error)))
+        if self.backend not in (None, "auto", *BACKENDS):
+            known = ", ".join(("auto", *BACKENDS))
+            problems.append(Problem("backend", f"is {self.backend!r}, expected one of {known}"))
+        if problems:
+            raise InvalidInput(problems)
 
 
 def run(

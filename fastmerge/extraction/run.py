@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
+from ..arguments import several, size_of, whole
 from ..dtypes import bfloat16, float16, float32
 from ..engine.folders import appearing
 from ..engine.reading import DeltaReader, reading_bytes
 from ..errors import BudgetError, InvalidInput, Problem
 from ..plan.types import InputTensor
 from ..progress import ProgressLike, of_bytes, shown
-from ..sizes import DEFAULT_RAM, parse_size
+from ..sizes import DEFAULT_RAM
 from .adapter_config import write_config
 from .approximating import Approximation, matrix_bytes, stored_dtype
 from .factors_file import FactorsFile
@@ -70,13 +71,14 @@ def extract(
         InvalidInput:   the models cannot be opened, or do not differ in any matrix; an argument is out of range.
         FastmergeError: a file is corrupt, a delta is not finite, the budget is too small, ``out`` exists.
     """
+    include, exclude = several(include), several(exclude)
     if problems := list(_wrong(rank, energy, matrices, dtype, {"include": include, "exclude": exclude})):
         raise InvalidInput(problems)
     started = time.perf_counter()
     first, second, notes = open_pair(os.fspath(base), os.fspath(tuned))
     models = first, second
     selection = select(*models, Wanted(matrices, tuple(include), tuple(exclude), embeddings))
-    _check_budget(selection, rank, parse_size(ram))
+    _check_budget(selection, rank, size_of("ram", ram))
     files = [file for model in models for file in model.files]
     total = sum(t.nbytes for pair in selection.pairs for t in pair)
     with (
@@ -127,10 +129,9 @@ def _wrong(
     rank: int, energy: float | None, matrices: str, dtype: str, patterns: Mapping[str, Sequence[str]]
 ) -> Iterator[Problem]:
     """Yield what is wrong with the options."""
-    if rank < 1:
-        yield Problem("rank", f"is {rank}, expected at least 1")
-    if energy is not None and not 0 < energy <= 1:
-        yield Problem("energy", f"is {energy}, expected a share in (0, 1]")
+    yield from whole("rank", 0 if rank is None else rank)
+    if energy is not None and not (isinstance(energy, float | int) and 0 < energy <= 1):
+        yield Problem("energy", f"is {energy!r}, expected a share in (0, 1]")
     if matrices not in MATRICES:
         yield Problem("matrices", f"is {matrices!r}, expected one of {', '.join(MATRICES)}")
     if dtype not in DTYPES:

@@ -64,7 +64,7 @@ class Assembly:
             return ()
         if (file.out_dtype or file.dtype) in (None, "float32"):
             self._findings.note(("keep_float32",), "has no effect without a dtype of 16 bits")
-        parts = [""] if wanted is True else wanted
+        parts = wanted if isinstance(wanted, tuple) else ("",)
         return tuple(NameFilter("filter", "" if part == "*" else part) for part in parts)
 
     def _modules(self) -> tuple[Module, ...]:

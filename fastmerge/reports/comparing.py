@@ -18,6 +18,7 @@ from ..dtypes import bfloat16, float16, float32, float64
 from ..engine.arena import Arena
 from ..engine.files import InputFiles
 from ..engine.reading import Values
+from ..errors import InvalidInput, Problem
 from ..recipe.writing import Table, read_names
 from ..results import Result, table
 
@@ -29,6 +30,7 @@ FLOATS = (float32, bfloat16, float16)
 # Bytes of an element, at most: of complex numbers.
 WIDEST = 8
 COLUMNS = ("tensor", "changed", "L2 of b - a", "cosine")
+ORDERS = ("order", "name", "changed", "l2", "cosine")
 # Tensors that a notebook shows.
 SHOWN = 20
 
@@ -98,6 +100,8 @@ class Difference(Result):
 
         What has no number stands last.
         """
+        if by not in ORDERS:
+            raise InvalidInput([Problem("by", f"is {by!r}, expected one of {', '.join(ORDERS)}")])
         if by == "order":
             return list(self.tensors)
         if by == "name":

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from ..errors import nearest
 from ..methods import Method, all_methods
 from ..results import Result, table
 
 
 class Methods(Result, dict[str, Method]):
     """Every merge method by name; shown as a list with a line for each."""
+
+    def __missing__(self, name: str) -> Method:
+        close = nearest(name, self)
+        raise KeyError(f"{name} (did you mean {close}?)" if close else name)
 
     def __repr__(self) -> str:
         return f"<{len(self)} merge methods>"

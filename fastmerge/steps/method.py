@@ -16,7 +16,15 @@ from typing import Any, ClassVar, Literal
 from .apply import Apply
 from .survey import Survey
 
-REQUIRED: Any = object()
+
+class _Required:
+    """A default that there is not."""
+
+    def __repr__(self) -> str:
+        return "REQUIRED"
+
+
+REQUIRED: Any = _Required()
 
 # A survey, then its answer, as often as needed; in the end the apply step.
 Solve = Generator[Survey, Any, Apply]
@@ -177,6 +185,9 @@ class Method(ABC):
     neutral: ClassVar[bool] = True
     on_strips: ClassVar[bool] = False
     leaves: ClassVar[bool] = False
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {self.summary}>"
 
     @abstractmethod
     def merge(self, group: Group) -> Solve | Apply:

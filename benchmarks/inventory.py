@@ -136,11 +136,8 @@ def rank_mask(
     masks = x.table(len(x.tensors), kernels.mask_words(x.numel), torch.int32)
     length = ROW if x.numel % ROW == 0 else x.numel
     rows = rows or (x.numel // max(1, length), length, 1)
-    for k, (mask, tensor) in enumerate(zip(masks, x.tensors, strict=True)):
-        kernels.rank_mask(
-            mask, tensor, x.base, rows=rows, density=density, epsilon=epsilon, key=key, model=first_model + k,
-            backend=backend,
-        )  # fmt: skip
+    models = [kernels.Ranked(first_model + k, density, epsilon) for k in range(len(x.tensors))]
+    kernels.rank_mask(list(masks), x.tensors, x.base, models, rows=rows, key=key, backend=backend)
     return masks
 
 

@@ -120,12 +120,20 @@ PYBIND11_MODULE(_C, m) {
     equal_counts(reinterpret_cast<std::int64_t*>(counts), inputs, thresholds);
   });
 
-  m.def("rank_mask", [](Address mask, const Ints& arrays, const std::array<std::size_t, 3>& shape, std::uint32_t first,
-                        std::uint64_t step, std::uint64_t key, std::uint32_t model, std::uint64_t offset) {
+  // Per model: its number, and first and step of its drop thresholds.
+  using Draw = std::tuple<std::uint32_t, std::uint32_t, std::uint64_t>;
+  m.def("rank_mask", [](const std::vector<Address>& masks, const Ints& arrays, const std::vector<Draw>& draws,
+                        const std::array<std::size_t, 3>& shape, std::uint64_t key, std::uint64_t offset) {
     const Tensors inputs = tensors(arrays);
-    const RankRows rows{inputs.tensors[0], inputs.base, shape[1], shape[2], first, step, key, model};
+    expect(masks.size(), inputs, "masks");
+    expect(draws.size(), inputs, "draws");
+    RankRows rows{{}, inputs.base, shape[1], shape[2], key};
+    for (std::size_t k = 0; k < draws.size(); ++k) {
+      const auto& [model, first, step] = draws[k];
+      rows.models.push_back({inputs.tensors[k], model, first, step, reinterpret_cast<std::uint32_t*>(masks[k])});
+    }
     const Unlocked unlocked(inputs);
-    rank_mask(reinterpret_cast<std::uint32_t*>(mask), rows, shape[0], offset);
+    rank_mask(rows, shape[0], offset);
   });
 
   m.def(

@@ -30,7 +30,7 @@ from .keep import (
 from .low_rank import low_rank_update
 from .norms import norm_partials
 from .philox import drop_threshold, keep_mask, random_words, tensor_key
-from .rank_mask import rank_mask
+from .rank_mask import Ranked, rank_mask
 from .select import Selection, SelectJob, found_boundaries, select_boundaries, select_boundaries_many, start_selection
 from .sparse_merge import MergeJob, sparse_merge, sparse_merge_many
 from .strip import Strip, as_strip, empty, on_host, zeros
@@ -51,6 +51,7 @@ __all__ = [
     "FoundFactors",
     "Keep",
     "MergeJob",
+    "Ranked",
     "SelectJob",
     "Selection",
     "Strip",

@@ -21,7 +21,8 @@ Deep, Bhardwaj and Poria 2024, arXiv 2406.11617.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastmerge.dtypes import int32
 
@@ -34,60 +35,79 @@ from .philox import drop_threshold, random_words
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["rank_mask"]
+__all__ = ["Ranked", "rank_mask"]
+
+
+class Ranked(NamedTuple):
+    """A model whose elements are kept by their rank, and how likely.
+
+    Attributes:
+        model:   its index among the non-base models, 0 <= model < 2**32.
+        density: mean keep probability, 0 < density - epsilon and density + epsilon < 1.
+        epsilon: half of the range of keep probabilities, >= 0.
+    """
+
+    model: int
+    density: float
+    epsilon: float
 
 
 def rank_mask(
-    mask: Tensor,
-    tensor: Tensor,
+    masks: Sequence[Tensor],
+    tensors: Sequence[Tensor],
     base: Tensor | None,
+    models: Sequence[Ranked],
     *,
     rows: tuple[int, int, int],
-    density: float,
-    epsilon: float,
     key: int,
-    model: int,
     offset: int = 0,
     backend: str | None = None,
 ) -> None:
-    """Write the keep mask of one model's delta into ``mask``, one bit per element, for ``keep_masked``.
+    """Write the keep masks of the deltas of some models into ``masks``, one bit per element, for ``keep_masked``.
 
     Args:
-        mask:    [mask_words(offset % 32 + n)] int32, overwritten, from element ``offset - offset % 32`` on; the bits
-                 before the first element and beyond the last are 0.
-        tensor:  n elements, contiguous: whole, or some slices of the outer dimension.
-        base:    shaped like it, or None.
+        masks:   N masks, [mask_words(offset % 32 + n)] int32, overwritten, from element ``offset - offset % 32`` on;
+                 the bits before the first element and beyond the last are 0.
+        tensors: N tensors of n elements, contiguous: whole, or some slices of the outer dimension.
+        base:    shaped like them, or None.
+        models:  of the tensors, one each.
         rows:    (outer, length, inner), whose product is n; ranks are taken along ``length``, below 2**31.
-        density: mean keep probability, 0 < density - epsilon and density + epsilon < 1.
-        epsilon: half of the range of keep probabilities, >= 0.
         key:     64-bit key of the tensor (``tensor_key``).
-        model:   index of the model among the non-base models, 0 <= model < 2**32.
         offset:  global index of the first element, a multiple of ``length * inner``.
         backend: pin a backend; by default the fastest available on the device.
     Raises:
         ValueError: a shape or a number is wrong; the message names the argument and its value.
         BackendError: a pinned backend cannot run.
     """
-    check_group([tensor], base)
+    check_group(tensors, base)
+    numel = tensors[0].numel()
     if offset < 0 or offset % max(1, rows[1] * rows[2]):
         raise ValueError(f"offset is {offset}; expected the first element of a slice of {rows[1]} x {rows[2]}")
-    check_table("mask", mask, int32, (mask_words(offset % 32 + tensor.numel()),))
-    if mask.device != tensor.device:
-        raise ValueError(f"mask is on {mask.device}, tensor is on {tensor.device}")
-    if math.prod(rows) != tensor.numel() or min(rows) < 0 or rows[1] >= 2**31:
-        raise ValueError(f"rows is {rows}; expected three sizes of {tensor.numel()} elements, the second below 2**31")
-    if not (epsilon >= 0 and density - epsilon > 0 and density + epsilon < 1):
-        raise ValueError(
-            f"density is {density} and epsilon is {epsilon}; expected epsilon >= 0, density - epsilon > 0 "
-            "and density + epsilon < 1"
-        )
-    if not (0 <= key < 2**64 and 0 <= model < 2**32):
-        raise ValueError(f"key is {key} and model is {model}; expected 64 and 32 bits")
-    if tensor.numel():
-        first, step = _thresholds(rows[1], density, epsilon)
-        _rank_mask(mask, tensor, base, rows, first, step, key, model, offset, backend=backend)
-    elif mask.numel():
-        mask[:] = 0
+    if not len(masks) == len(models) == len(tensors):
+        raise ValueError(f"there are {len(masks)} masks and {len(models)} models; expected {len(tensors)}, as tensors")
+    for k, (mask, tensor) in enumerate(zip(masks, tensors, strict=True)):
+        check_table(f"masks[{k}]", mask, int32, (mask_words(offset % 32 + numel),))
+        if mask.device != tensor.device:
+            raise ValueError(f"masks[{k}] is on {mask.device}, tensors[{k}] is on {tensor.device}")
+    if math.prod(rows) != numel or min(rows) < 0 or rows[1] >= 2**31:
+        raise ValueError(f"rows is {rows}; expected three sizes of {numel} elements, the second below 2**31")
+    if not 0 <= key < 2**64:
+        raise ValueError(f"key is {key}; expected 64 bits")
+    for k, (model, density, epsilon) in enumerate(models):
+        if not (epsilon >= 0 and density - epsilon > 0 and density + epsilon < 1):
+            raise ValueError(
+                f"models[{k}] has density {density} and epsilon {epsilon}; expected epsilon >= 0, "
+                "density - epsilon > 0 and density + epsilon < 1"
+            )
+        if not 0 <= model < 2**32:
+            raise ValueError(f"models[{k}] has the number {model}; expected 32 bits")
+    if numel:
+        draws = [(model, *_thresholds(rows[1], density, epsilon)) for model, density, epsilon in models]
+        _rank_mask(masks, tensors, base, draws, rows, key, offset, backend=backend)
+    else:
+        for mask in masks:
+            if mask.numel():
+                mask[:] = 0
 
 
 def _thresholds(length: int, density: float, epsilon: float) -> tuple[int, int]:
@@ -104,38 +124,43 @@ def _round32(probability: float) -> int:
 
 @operation("rank_mask", gpu=Order(("cuda",), "the only one"))
 def _rank_mask(
-    mask: Tensor, tensor: Tensor, base: Tensor | None, rows: tuple[int, int, int], first: int, step: int, key: int,
-    model: int, offset: int,
+    masks: Sequence[Tensor], tensors: Sequence[Tensor], base: Tensor | None, draws: list[tuple[int, int, int]],
+    rows: tuple[int, int, int], key: int, offset: int,
 ) -> None:  # fmt: skip
     import torch
 
-    delta = tensor.float() if base is None else tensor.float() - base.float()
-    order = magnitude_bits(delta.flatten()).view(rows).argsort(dim=1, stable=True)
-    positions = torch.arange(rows[1], device=order.device)[None, :, None].expand_as(order)
-    ranks = torch.empty_like(order).scatter_(1, order, positions)
-    thresholds = first - ((step * ranks + 2**30) >> 31)
-    bits = torch.zeros(offset % 32 + tensor.numel(), dtype=torch.bool, device=mask.device)
-    bits[offset % 32 :] = random_words(key, model, offset, tensor.numel(), mask.device) >= thresholds.flatten()
-    mask.copy_(packed(bits))
+    for mask, tensor, (model, first, step) in zip(masks, tensors, draws, strict=True):
+        delta = tensor.float() if base is None else tensor.float() - base.float()
+        order = magnitude_bits(delta.flatten()).view(rows).argsort(dim=1, stable=True)
+        positions = torch.arange(rows[1], device=order.device)[None, :, None].expand_as(order)
+        ranks = torch.empty_like(order).scatter_(1, order, positions)
+        thresholds = first - ((step * ranks + 2**30) >> 31)
+        bits = torch.zeros(offset % 32 + tensor.numel(), dtype=torch.bool, device=mask.device)
+        bits[offset % 32 :] = random_words(key, model, offset, tensor.numel(), mask.device) >= thresholds.flatten()
+        mask.copy_(packed(bits))
 
 
 @_rank_mask.backend("cpu", probe=_native.why_no_cpu_extension)
 def _cpu(
-    mask: Tensor, tensor: Tensor, base: Tensor | None, rows: tuple[int, int, int], first: int, step: int, key: int,
-    model: int, offset: int,
+    masks: Sequence[Tensor], tensors: Sequence[Tensor], base: Tensor | None, draws: list[tuple[int, int, int]],
+    rows: tuple[int, int, int], key: int, offset: int,
 ) -> None:  # fmt: skip
-    arrays = _native.arrays([tensor], base)
-    _native.cpu_extension().rank_mask(mask.data_ptr(), arrays, rows, first, step, key, model, offset)
+    addresses = [mask.data_ptr() for mask in masks]
+    _native.cpu_extension().rank_mask(addresses, _native.arrays(tensors, base), draws, rows, key, offset)
 
 
 @_rank_mask.backend("cuda", probe=_cuda.why_unavailable)
 def _run_cuda(
-    mask: Tensor, tensor: Tensor, base: Tensor | None, rows: tuple[int, int, int], first: int, step: int, key: int,
-    model: int, offset: int,
+    masks: Sequence[Tensor], tensors: Sequence[Tensor], base: Tensor | None, draws: list[tuple[int, int, int]],
+    rows: tuple[int, int, int], key: int, offset: int,
 ) -> None:  # fmt: skip
     import torch
 
-    arrays, stream, extension = _native.arrays([tensor], base), _cuda.stream(tensor), _cuda.extension()
+    stream, extension = _cuda.stream(tensors[0]), _cuda.extension()
     nbytes = extension.rank_workspace(rows[0] * rows[2], rows[1], stream)
-    workspace = torch.empty(nbytes // 8, dtype=torch.int64, device=tensor.device)
-    extension.rank_mask(mask.data_ptr(), arrays, rows, first, step, key, model, offset, workspace.data_ptr(), stream)
+    workspace = torch.empty(nbytes // 8, dtype=torch.int64, device=tensors[0].device)
+    for mask, tensor, (model, first, step) in zip(masks, tensors, draws, strict=True):
+        arrays = _native.arrays([tensor], base)
+        extension.rank_mask(
+            mask.data_ptr(), arrays, rows, first, step, key, model, offset, workspace.data_ptr(), stream
+        )  # fmt: skip

@@ -18,7 +18,7 @@ from .histogram import equal_counts, magnitude_histogram
 from .keep import Keep
 from .low_rank import low_rank_update
 from .norms import norm_partials
-from .rank_mask import rank_mask
+from .rank_mask import Ranked, rank_mask
 from .select import select_boundaries
 from .sparse_merge import sparse_merge
 from .weighted_sum import weighted_sum
@@ -57,8 +57,8 @@ def _check_table(table: Tensor, tensors: Sequence[Tensor], base: Tensor | None, 
     check_group(tensors, base)
 
 
-def _check_mask(mask: Tensor, tensor: Tensor, base: Tensor | None, *_) -> None:
-    check_group([tensor], base)
+def _check_masks(masks: Sequence[Tensor], tensors: Sequence[Tensor], base: Tensor | None, *_) -> None:
+    check_group(tensors, base)
 
 
 def _check_low_rank(out: Tensor, weight: Tensor, *_) -> None:
@@ -123,15 +123,14 @@ def _equal_counts(counts, tensors, base, thresholds) -> None:
 
 
 @_define(
-    "rank_mask(Tensor(a!) mask, Tensor tensor, Tensor? base, int[] rows, float density, float epsilon, int key, "
-    "int model) -> ()",
-    _check_mask,
+    "rank_mask(Tensor(a!)[] masks, Tensor[] tensors, Tensor? base, int[] models, float[] densities, float[] epsilons, "
+    "int[] rows, int key) -> ()",
+    _check_masks,
 )
-def _rank_mask(mask, tensor, base, rows, density, epsilon, key, model) -> None:
+def _rank_mask(masks, tensors, base, models, densities, epsilons, rows, key) -> None:
+    ranked = [Ranked(*values) for values in zip(models, densities, epsilons, strict=True)]
     # A schema has signed integers of 64 bits.
-    rank_mask(
-        mask, tensor, base, rows=tuple(rows), density=density, epsilon=epsilon, key=key % 2**64, model=model
-    )  # fmt: skip
+    rank_mask(masks, tensors, base, ranked, rows=tuple(rows), key=key % 2**64)
 
 
 @_define("low_rank_update(Tensor(a!) out, Tensor weight, Tensor up, Tensor down, float scale) -> ()", _check_low_rank)

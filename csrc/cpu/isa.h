@@ -9,13 +9,20 @@
 
 namespace fastmerge::cpu {
 
-// A tensor [outer, length, inner] whose elements are ranked along the middle dimension, and what rank_threshold takes.
+// A model whose mask is drawn: its tensor, its number, what rank_threshold takes, and the words of the mask.
+struct RankModel {
+  Array tensor;
+  std::uint32_t model, first;
+  std::uint64_t step;
+  std::uint32_t* words;
+};
+
+// Tensors [outer, length, inner] whose elements are ranked along the middle dimension.
 struct RankRows {
-  Array tensor, base;
+  std::vector<RankModel> models;
+  Array base;
   std::size_t length, inner;
-  std::uint32_t first;
-  std::uint64_t step, key;
-  std::uint32_t model;
+  std::uint64_t key;
 };
 
 // Columns of a tensor with inner > 1 that are ranked together, since memory comes in cache lines.
@@ -54,9 +61,9 @@ struct Loops {
   // Adds to counts the histogram of bits >> 16, or, with a prefix >= 0, of the low bits of those with that prefix.
   void (*histogram)(std::uint32_t* counts, Array tensor, Array base, std::int64_t prefix, std::size_t begin,
                     std::size_t end);
-  // Sets the bits of rows begin .. end - 1 in a mask of zeros; where inner > 1, of so many blocks of kRankColumns rows,
+  // Sets the bits of rows begin .. end - 1 in masks of zeros; where inner > 1, of so many blocks of kRankColumns rows,
   // ceil(inner / kRankColumns) for each index of the outer dimension.
-  void (*rank_mask)(std::uint32_t* words, const RankRows&, std::size_t begin, std::size_t end);
+  void (*rank_mask)(const RankRows&, std::size_t begin, std::size_t end);
   // Rows first_row .. last_row - 1 of out = weight + scale * up @ down, for `columns` columns.
   void (*low_rank)(Output out, Array weight, const float* up, const float* down, std::size_t columns, std::size_t rank,
                    float scale, std::size_t first_row, std::size_t last_row);

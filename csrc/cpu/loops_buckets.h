@@ -1,45 +1,32 @@
 // The keys of a row in buckets, counted in parts of the row. Part of loops.h.
 #pragma once
 
-#include "loops_keys.h"
+#include "loops_classes.h"
 
 namespace fastmerge::cpu {
 namespace {
-
-// Elements beyond a row that are read and, where they are ours, written.
-constexpr std::size_t kRowSlack = 64;
 
 // Count: holds the length of a row.
 template <class Count>
 class Buckets {
  public:
-  explicit Buckets(const RankRows& rows)
-      : first_(static_cast<float>(rows.first) * 0x1p-16f),
-        slope_(static_cast<float>(rows.step) * 0x1p-47f),
-        n_(rows.length),
-        keys_(n_ >= 1024  ? kMostKeys
-              : n_ >= 512 ? kMostKeys - kOctave
-                          : kMostKeys - 2 * kOctave),
-        part_(std::clamp((n_ + 32 * kSide - 1) / (32 * kSide) * 32, kLeastPart, kMostPart)),
+  explicit Buckets(std::size_t n)
+      : n_(n),
+        part_(std::min((n_ + kSide - 1) / kSide, kMostPart)),
         parts_((n_ + part_ - 1) / part_),
         per_part_(~std::uint64_t{0} / part_ + 1),
         starts_(kMost),
         counts_((parts_ + 1) * kMost) {}
 
-  // Begins with a row: writes the buckets of its elements over their keys. largest: of the keys; most: what few of them
-  // exceed, an outlier or two.
-  void begin(std::uint16_t* keys, std::size_t largest, std::size_t most) {
-    ids_ = keys;
-    const auto bottom = static_cast<std::uint16_t>(most < keys_ ? 0 : (most - keys_ + 2) & ~1u);
-    for (std::size_t i = 0; i < n_; i += kHalves) {
-      const H key = load_as<H>(keys + i);
-      const H above = smaller(larger(key, H{} + bottom) - bottom, H{} + static_cast<std::uint16_t>(keys_ - 1));
-      store_as(keys + i, larger(above, smaller(key, H{} + 1)));
-    }
-    buckets_ = std::min<std::size_t>(std::max<std::size_t>(largest, bottom + (largest > 0)) - bottom + 1, keys_);
+  // Begins with a row whose elements have these buckets. largest: of its keys.
+  void begin(const std::uint16_t* ids, const Scale& scale, std::size_t largest) {
+    ids_ = ids;
+    used_ =
+        std::min<std::size_t>(std::max<std::size_t>(largest, scale.bottom + (largest > 0)) - scale.bottom, scale.last) +
+        1;
     for (std::size_t part = 1; part <= parts_; ++part) {
       Count* const counts = counts_.data() + part * kMost;
-      for (std::size_t b = 0; b <= buckets_; b += kLanesOf<V>) store_as(counts + b, V{});
+      for (std::size_t b = 0; b < used_; b += kLanesOf<V>) store_as(counts + b, V{});
     }
     start_group(0);
   }
@@ -62,26 +49,17 @@ class Buckets {
     if (at_ == common_ && group_ < parts_) end_group();
   }
 
-  // Counts what is left.
-  void finish() {
+  // Counts what is left, and finds bounds for the classes of a model.
+  void finish(Classes& classes, const RankModel& model) {
     while (group_ < parts_) {
       count_some();
       count_on();
     }
     parts_ == kSide ? bound<kSide>() : bound<0>();
+    Count ranks[Classes::kCount + 1];
+    for (std::size_t c = 0; c <= Classes::kCount; ++c) ranks[c] = starts_[c << Classes::kShift];
+    classes.bound(model, ranks);
   }
-
-  // The keys of eight octaves have buckets of their own, of fewer in short rows; what lies below them shares bucket 1,
-  // what lies above them the last. Zeros have bucket 0.
-  static constexpr std::size_t kMostKeys = 8 * kOctave;
-
-  // Classes of so many buckets, as many as can be looked up at once. Per class, bounds of the high halves of its
-  // largest drop threshold, and of its least.
-  static constexpr std::size_t kClasses = Lookup::kEntries;
-  static constexpr int kClassShift = kMostKeys == 32 * kClasses ? 5 : 6;
-  static_assert(kMostKeys == kClasses << kClassShift);
-  const std::uint16_t* high_edges() const { return high_; }
-  const std::uint16_t* low_edges() const { return low_; }
 
   // The tied bucket of an eighth of the row or more, the largest of them: zeros, as a rule. kNone where there is none.
   static constexpr std::uint32_t kNone = 0xFFFF;
@@ -125,13 +103,13 @@ class Buckets {
  private:
   using V = std::conditional_t<sizeof(Count) == 2, H, U>;
 
-  static constexpr std::size_t kMost = kMostKeys + kLanesOf<V>;
+  static constexpr std::size_t kMost = kBuckets + kLanesOf<V>;
   // Parts that are counted side by side: equal magnitudes follow each other, and each waits for the last one's count.
   static constexpr std::size_t kSide = 4;
   // Elements of each that are counted at a time.
   static constexpr std::size_t kSome = HalfWords::kStep / 8 / kSide;
   // Elements of a part, which also narrows the ranks of equal magnitudes.
-  static constexpr std::size_t kLeastPart = 128, kMostPart = 8192;
+  static constexpr std::size_t kMostPart = 8192;
 
   // Which elements i .. i + 31 are in a bucket.
   std::uint32_t members(std::size_t i, std::size_t id) const {
@@ -164,12 +142,10 @@ class Buckets {
   template <std::size_t kParts>
   void bound() {
     const std::size_t parts = kParts ? kParts : parts_;
-    // Per vector of buckets, the rank that it begins at.
-    Count firsts[kMost / kLanesOf<V> + 1];
     V rank{}, most{}, even;
     for (std::size_t i = 0; i < kLanesOf<V>; ++i) even[i] = static_cast<LaneOf<V>>(i % 2 == 0 ? -1 : 0);
-    std::size_t at = 0;
-    for (std::size_t b = 0; b <= buckets_; b += kLanesOf<V>) {
+    std::size_t b = 0;
+    for (; b < used_; b += kLanesOf<V>) {
       Count* counts = counts_.data() + kMost + b;
       V found = load_as<V>(counts);
       for (std::size_t part = 1; part < parts; ++part) {
@@ -180,24 +156,10 @@ class Buckets {
       most = (found & even) > most ? found & even : most;
       const V sums = running_sums(found);
       store_as(starts_.data() + b, rank + sums - found);
-      firsts[at++] = first_lane(rank);
       rank += last_lane(sums);
     }
-    std::fill(firsts + at, std::end(firsts), static_cast<Count>(n_));
+    for (; b <= kBuckets; b += kLanesOf<V>) store_as(starts_.data() + b, rank);
     find_common(largest_lane(most));
-    bound_classes(firsts);
-  }
-
-  // In float32, with room for rounding.
-  void bound_classes(const Count* firsts) {
-    std::int32_t ranks[kClasses + 1];
-    for (std::size_t c = 0; c <= kClasses; ++c) ranks[c] = firsts[(c << kClassShift) / kLanesOf<V>];
-    float thresholds[kClasses + 1];
-    for (std::size_t c = 0; c <= kClasses; ++c) thresholds[c] = first_ - static_cast<float>(ranks[c]) * slope_;
-    for (std::size_t c = 0; c < kClasses; ++c) {
-      high_[c] = static_cast<std::uint16_t>(std::min(thresholds[c] + 0.0625f, 65535.0f));
-      low_[c] = static_cast<std::uint16_t>(std::max(thresholds[c + 1] - 0.0625f, 0.0f));
-    }
   }
 
   // most: of the elements of tied buckets.
@@ -209,19 +171,17 @@ class Buckets {
     }
   }
 
-  const float first_, slope_;
-  std::size_t n_, keys_, part_, parts_;
+  std::size_t n_, part_, parts_;
   std::uint64_t per_part_;  // 2^64 / part_, rounded up
-  std::size_t buckets_ = 0;
+  std::size_t used_ = 0;    // buckets
   // Where counting stands: in a group of parts, so many of whose elements are counted in each.
   std::size_t group_ = parts_, at_ = 0, common_ = 0;
-  std::uint16_t* ids_ = nullptr;
+  const std::uint16_t* ids_ = nullptr;
   const std::uint16_t* side_ids_ = nullptr;
   Count* side_counts_ = nullptr;
   // counts_: per part and bucket, those in earlier parts; the last row has those in all.
   Lines<Count> starts_, counts_;
   std::uint32_t common_id_ = kNone;
-  std::uint16_t high_[kClasses], low_[kClasses];
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The magnitudes of a row as 16-bit keys. Part of loops.h.
+// The magnitudes of a row as 16-bit keys, and buckets of these. Part of loops.h.
 //
 // A key is twice the high half of the bits of a magnitude, plus 1 where the low half is not zero: it orders as the
 // magnitudes do, and an even key stands for one magnitude only. Differences of close bfloat16 mostly have even keys.
@@ -42,20 +42,38 @@ FASTMERGE_INLINE H keys_of(F first, F second) {
   return keys_of(odd_halves((H)a, (H)b), even_halves((H)a, (H)b));
 }
 
-// Writes the keys of the deltas begin .. begin + n - 1, and zeros up to a whole vector. Returns the largest keys, of
-// `top` and these.
-H row_keys(std::uint16_t* keys, H top, Array tensor, Array base, std::size_t begin, std::size_t n) {
+// The buckets of keys: each has its own from a bottom on, which is even, so that only even buckets hold one magnitude
+// each. What lies below shares bucket 1, what lies beyond the last one that. Zeros have bucket 0.
+struct Scale {
+  std::uint16_t bottom = 0, last = 0xFFFF;
+
+  FASTMERGE_INLINE_MEMBER H bucket(H key) const {
+    const H above = smaller(larger(key, H{} + bottom) - bottom, H{} + last);
+    return larger(above, smaller(key, H{} + 1));
+  }
+
+  // Whether it does where the other one is wanted: it has the same keys, but for an octave.
+  bool serves(const Scale& other) const { return bottom <= other.bottom + kOctave && other.bottom <= bottom + kOctave; }
+};
+
+// Elements that are asked for ahead of time: what is done with so many takes longer than memory does.
+constexpr std::size_t kAhead = 4096;
+
+// Writes the buckets of the deltas begin .. begin + n - 1, and zeros up to a whole vector. Returns the largest keys.
+H read_buckets(std::uint16_t* buckets, const Scale& scale, Array tensor, Array base, std::size_t begin, std::size_t n) {
+  H top{};
+  const Scale known = scale;
   const auto add = [&](std::size_t i, H key) {
     top = larger(top, key);
-    store_as(keys + i, key);
+    store_as(buckets + i, known.bucket(key));
   };
   std::size_t at = 0;
   const auto whole = [&](auto* type) {
     const auto* const x = static_cast<decltype(type)>(tensor.data) + begin;
     const auto* const y = static_cast<decltype(type)>(base.data) + begin;
     for (; at + kPair <= n; at += kPair) {
-      prefetch(x + at);
-      prefetch(y + at);
+      __builtin_prefetch(x + at + kAhead);
+      __builtin_prefetch(y + at + kAhead);
       const Pair a = load_pair(x + at), b = load_pair(y + at);
       add(at, keys_of<std::remove_pointer_t<decltype(type)>>(a.first - b.first, a.second - b.second));
     }

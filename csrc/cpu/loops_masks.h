@@ -20,7 +20,7 @@ class HalfWords {
   static constexpr int kGroups = kBytes == 64 ? 4 : 2;
   static constexpr int kStep = kGroups * 8 * kDoubles;  // elements
 
-  HalfWords(std::uint64_t key, std::uint32_t model) : model_(model) {
+  explicit HalfWords(std::uint64_t key) : key_(key) {
     // Even lanes take the first half of the blocks of a group, odd lanes the second, so that joining the words of a
     // block also puts the blocks in order.
     for (int i = 0; i < kDoubles; ++i) lane_[i] = i / 2 + i % 2 * (kDoubles / 2);
@@ -28,7 +28,14 @@ class HalfWords {
       keys_[round][0] = U64{} + static_cast<std::uint32_t>(key + kWeyl0 * round);
       keys_[round][1] = U64{} + static_cast<std::uint32_t>((key >> 32) + kWeyl1 * round);
     }
-    const std::uint32_t key0 = static_cast<std::uint32_t>(key);
+  }
+
+  HalfWords(std::uint64_t key, std::uint32_t model) : HalfWords(key) { choose(model); }
+
+  // Goes on with the numbers of a model.
+  void choose(std::uint32_t model) {
+    model_ = model;
+    const std::uint32_t key0 = static_cast<std::uint32_t>(key_);
     const std::uint64_t of_model = LowHalves<std::uint64_t>::multiply(model, kPhilox1);
     const std::uint64_t of_key = LowHalves<std::uint64_t>::multiply(of_model >> 32 ^ key0, kPhilox0);
     early_[0] = keys_[1][0] ^ of_model;
@@ -105,7 +112,7 @@ class HalfWords {
   }
 
   U64 lane_, keys_[kPhiloxRounds][2], early_[3];
-  std::uint64_t model_;
+  std::uint64_t key_, model_ = 0;
 };
 
 // Fills the mask of the elements index .. index + n - 1 (n <= kTile) and returns its first element.

@@ -31,100 +31,111 @@ void set_bits(std::uint32_t* words, std::uint64_t index, std::uint32_t bits) {
   if (rest) __atomic_fetch_or(words + (index >> 5) + 1, rest, __ATOMIC_RELAXED);
 }
 
-// Sets the bits of n elements from an index on. Words that none but these have a part in are written.
-void write_row(std::uint32_t* words, std::uint64_t index, const std::uint32_t* bits, std::size_t n) {
-  const std::size_t whole = index % 32 == 0 ? n / 32 : 0;
-  std::copy_n(bits, whole, words + (index >> 5));
-  for (std::size_t i = whole * 32; i < n; i += 32) set_bits(words, index + i, bits[i / 32]);
+// Sets those of n elements from an index on. Words that none but these have a part in are written.
+void write_rows(std::uint32_t* words, std::uint64_t index, const std::uint64_t* bits, std::size_t n) {
+  const auto some = [&](std::size_t at, std::size_t count) {
+    const std::uint64_t found = bits[at / 64] >> (at % 64) | bits[at / 64 + 1] << 1 << (63 - at % 64);
+    return static_cast<std::uint32_t>(found & ((std::uint64_t{1} << count) - 1));
+  };
+  std::size_t at = std::min<std::size_t>(n, -index & 31);
+  if (at > 0) set_bits(words, index, some(0, at));
+  for (; at + 32 <= n; at += 32) words[(index + at) >> 5] = some(at, 32);
+  if (at < n) set_bits(words, index + at, some(at, n - at));
 }
 
-// Asks for n elements that are read a row later: in time, and not all at once.
-__attribute__((noinline)) void fetch(Array array, std::size_t begin, std::size_t n) {
-  if (!array.data) return;
-  const std::size_t size = array.dtype == kFloat32 ? 4 : 2;
-  const char* const data = static_cast<const char*>(array.data) + begin * size;
-  for (std::size_t i = 0; i < n * size; i += 64) __builtin_prefetch(data + i, 0, 2);
-}
-
-// The random numbers of a row whose elements are counted meanwhile, and the next row of `next` elements asked for. Not
-// inlined: among more values those of Philox would not stay in registers.
+// The random numbers of some elements, which are counted meanwhile. Not inlined: among more values those of Philox
+// would not stay in registers.
 template <class Count>
 __attribute__((noinline)) const std::uint16_t* draw_and_count(std::uint16_t* out, const HalfWords& random,
-                                                              Ranker<Count>& ranker, const RankRows& rows,
-                                                              std::size_t index, std::size_t next) {
-  std::size_t fetched = 0;
-  const auto then = [&] {
-    ranker.count_on();
-    const std::size_t size = std::min<std::size_t>(HalfWords::kStep, next - fetched);
-    fetch(rows.tensor, index + rows.length + fetched, size);
-    fetch(rows.base, index + rows.length + fetched, size);
-    fetched += size;
-  };
-  return random_halves(out, random, index, rows.length, [&] { ranker.count_some(); }, then);
+                                                              Ranker<Count>& ranker, std::size_t index, std::size_t n) {
+  return random_halves(out, random, index, n, [&] { ranker.count_some(); }, [&] { ranker.count_on(); });
 }
 
+// Elements whose scale is likely that of a row.
+constexpr std::size_t kSample = 1024;
+
 template <class Count>
-void rank_rows(std::uint32_t* words, const RankRows& rows, std::size_t first_row, std::size_t last_row) {
-  const std::size_t n = rows.length;
+void rank_rows(const RankRows& rows, std::size_t first_row, std::size_t last_row) {
   Ranker<Count> ranker(rows);
-  const HalfWords random(rows.key, rows.model);
-  Lines<std::uint16_t> keys(n + kRowSlack);
-  Lines<std::uint16_t> storage(n + 8 + kRowSlack + HalfWords::kStep);
-  std::vector<std::uint32_t> bits(n / 32 + 2);
-  for (std::size_t row = first_row; row < last_row; ++row) {
-    const std::size_t index = row * n;
-    const H tops = row_keys(keys.data(), H{}, rows.tensor, rows.base, index, n);
-    ranker.begin(keys.data(), largest_lane(tops), large_lane(tops) + kOctave);
-    const std::uint16_t* const halves =
-        draw_and_count(storage.data(), random, ranker, rows, index, row + 1 < last_row ? n : 0);
-    ranker.decide(bits.data(), halves, index);
-    write_row(words, index, bits.data(), n);
+  const std::size_t n = rows.length, most = ranker.together() * n, end = last_row * n;
+  HalfWords random(rows.key);
+  Lines<std::uint16_t> ids(most + kRowSlack), storage(most + 8 + kRowSlack + HalfWords::kStep);
+  std::vector<std::uint64_t> bits(most / 64 + 2);
+  std::vector<Scale> scales;
+  for (const RankModel& model : rows.models) {
+    const std::size_t first = first_row * n, few = std::min({kSample, most, end - first});
+    scales.push_back(ranker.scale(read_buckets(ids.data(), Scale{}, model.tensor, rows.base, first, few)));
+  }
+  for (std::size_t index = first_row * n; index < end; index += most) {
+    const std::size_t size = std::min(most, end - index);
+    for (std::size_t k = 0; k < rows.models.size(); ++k) {
+      const RankModel& model = rows.models[k];
+      // With the scale of the last rows, as a rule.
+      const auto read = [&] { return read_buckets(ids.data(), scales[k], model.tensor, rows.base, index, size); };
+      H tops = read();
+      const Scale wanted = ranker.scale(tops);
+      if (!scales[k].serves(wanted)) {
+        scales[k] = wanted;
+        tops = read();
+      }
+      random.choose(model.model);
+      ranker.begin(model, ids.data(), scales[k], largest_lane(tops));
+      const std::uint16_t* const halves = draw_and_count(storage.data(), random, ranker, index, size);
+      ranker.decide(bits.data(), halves, index, size);
+      write_rows(model.words, index, bits.data(), size);
+    }
   }
 }
 
 // Columns of tensors with inner > 1, kRankColumns at a time: unit u is block u % blocks of slab u / blocks.
 template <class Count>
-void rank_columns(std::uint32_t* words, const RankRows& rows, std::size_t first_unit, std::size_t last_unit) {
+void rank_columns(const RankRows& rows, std::size_t first_unit, std::size_t last_unit) {
   const std::size_t n = rows.length, blocks = (rows.inner + kRankColumns - 1) / kRankColumns, pitch = n + kRowSlack;
-  const std::size_t row_words = n / 32 + 2;
+  const std::size_t row_words = n / 64 + 2;
   Ranker<Count> ranker(rows);
-  const HalfWords random(rows.key, rows.model);
-  std::uint16_t across[kRankColumns + kRowSlack], tops[kRankColumns];
+  std::uint16_t across[kRankColumns + kRowSlack];
   std::uint16_t storage[kRankColumns + 8 + HalfWords::kStep];
   Lines<std::uint16_t> keys(kRankColumns * pitch), halves(kRankColumns * pitch);
-  std::vector<std::uint32_t> bits(kRankColumns * row_words);
-  for (std::size_t unit = first_unit; unit < last_unit; ++unit) {
-    const std::size_t column = unit % blocks * kRankColumns, start = unit / blocks * n * rows.inner + column;
-    const std::size_t width = std::min(kRankColumns, rows.inner - column);
-    std::fill_n(tops, width, 0);
-    for (std::size_t j = 0; j < n; ++j) {
-      const std::size_t index = start + j * rows.inner;
-      row_keys(across, H{}, rows.tensor, rows.base, index, width);
-      const std::uint16_t* const drawn = random_halves(storage, random, index, width, [] {}, [] {});
-      for (std::size_t c = 0; c < width; ++c) {
-        keys[c * pitch + j] = across[c];
-        tops[c] = std::max(tops[c], across[c]);
-        halves[c * pitch + j] = drawn[c];
+  std::vector<std::uint64_t> bits(kRankColumns * row_words);
+  for (const RankModel& model : rows.models) {
+    const HalfWords random(rows.key, model.model);
+    for (std::size_t unit = first_unit; unit < last_unit; ++unit) {
+      const std::size_t column = unit % blocks * kRankColumns, start = unit / blocks * n * rows.inner + column;
+      const std::size_t width = std::min(kRankColumns, rows.inner - column);
+      for (std::size_t j = 0; j < n; ++j) {
+        const std::size_t index = start + j * rows.inner;
+        read_buckets(across, Scale{}, model.tensor, rows.base, index, width);
+        const std::uint16_t* const drawn = random_halves(storage, random, index, width, [] {}, [] {});
+        for (std::size_t c = 0; c < width; ++c) {
+          keys[c * pitch + j] = across[c];
+          halves[c * pitch + j] = drawn[c];
+        }
       }
-    }
-    for (std::size_t c = 0; c < width; ++c) {
-      ranker.begin(&keys[c * pitch], tops[c], tops[c]);
-      ranker.decide(&bits[c * row_words], &halves[c * pitch], start + c);
-    }
-    for (std::size_t j = 0; j < n; ++j) {
-      std::uint32_t word = 0;
-      for (std::size_t c = 0; c < width; ++c) word |= (bits[c * row_words + j / 32] >> (j % 32) & 1u) << c;
-      set_bits(words, start + j * rows.inner, word);
+      for (std::size_t c = 0; c < width; ++c) {
+        std::uint16_t* const own = &keys[c * pitch];
+        H tops{};
+        for (std::size_t j = 0; j < n; j += kHalves) tops = larger(tops, load_as<H>(own + j));
+        const Scale scale = ranker.scale(tops);
+        for (std::size_t j = 0; j < n; j += kHalves) store_as(own + j, scale.bucket(load_as<H>(own + j)));
+        ranker.begin(model, own, scale, largest_lane(tops));
+        ranker.decide(&bits[c * row_words], &halves[c * pitch], start + c, n);
+      }
+      for (std::size_t j = 0; j < n; ++j) {
+        std::uint32_t word = 0;
+        for (std::size_t c = 0; c < width; ++c)
+          word |= static_cast<std::uint32_t>(bits[c * row_words + j / 64] >> (j % 64) & 1u) << c;
+        set_bits(model.words, start + j * rows.inner, word);
+      }
     }
   }
 }
 
-void rank_mask(std::uint32_t* words, const RankRows& rows, std::size_t begin, std::size_t end) {
+void rank_mask(const RankRows& rows, std::size_t begin, std::size_t end) {
   const bool small = rows.length <= 0xFFFF;
   const auto loop = rows.inner == 1 ? small ? rank_rows<std::uint16_t> : rank_rows<std::uint32_t>
                     : small         ? rank_columns<std::uint16_t>
                                     : rank_columns<std::uint32_t>;
-  loop(words, rows, begin, end);
+  loop(rows, begin, end);
 }
 
 }  // namespace

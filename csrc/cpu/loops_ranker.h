@@ -1,8 +1,8 @@
-// The mask of one row by rank. Part of loops.h; contract: kernels/rank_mask.py.
+// The masks of rows by rank. Part of loops.h; contract: kernels/rank_mask.py.
 //
-// Few elements need their rank. A histogram of a row's keys bounds the ranks of a bucket, hence the drop thresholds in
-// it; the random number of an element mostly lies outside of these bounds. Only what is left undecided is ranked in its
-// bucket.
+// Few elements need their rank. Bounds of the ranks of a class of keys bound the drop thresholds in it, and the random
+// number of an element mostly lies outside of these bounds. In a long row, what is left undecided has its rank from the
+// buckets of all keys; in a shorter one it is compared with the row, since many buckets are more to add up than that.
 #pragma once
 
 #include "loops_buckets.h"
@@ -22,91 +22,184 @@ FASTMERGE_INLINE std::size_t append_bits(std::uint32_t* list, std::size_t at, st
   return static_cast<std::size_t>(count);
 }
 
-// The masks of rows of one length, one row at a time.
+// The masks of rows of one length: of one row at a time, or of as many shorter ones as lie side by side.
 template <class Count>
 class Ranker {
  public:
-  explicit Ranker(const RankRows& rows) : rows_(rows), n_(rows.length), buckets_(rows), open_(n_ + kRowSlack) {}
+  explicit Ranker(const RankRows& rows)
+      : rows_(rows),
+        n_(rows.length),
+        together_(rows.inner == 1 && n_ < kLong ? std::max<std::size_t>(1, kEnough / n_) : 1),
+        per_row_((std::uint64_t{1} << 32) / n_ + 1),
+        buckets_(n_ < kLong ? 1 : n_),
+        open_(n_ < kLong ? 0 : n_ + kRowSlack) {}
 
-  // Begins with a row, whose keys it overwrites: see Buckets.
-  void begin(std::uint16_t* keys, std::size_t largest, std::size_t most) {
-    keys_ = keys;
-    if (n_ > kShort) buckets_.begin(keys, largest, most);
+  // Rows that are ranked together.
+  std::size_t together() const { return together_; }
+
+  // The scale of rows with such largest keys.
+  Scale scale(H tops) const { return n_ > kShort ? scale_of(tops) : Scale{}; }
+
+  // Begins with some elements of a model, of which these are the buckets. largest: of the keys.
+  void begin(const RankModel& model, const std::uint16_t* ids, const Scale& scale, std::size_t largest) {
+    model_ = &model;
+    ids_ = ids;
+    if (n_ >= kLong) buckets_.begin(ids, scale, largest);
   }
   // May be called meanwhile: see Buckets.
   FASTMERGE_INLINE_MEMBER void count_some() { buckets_.count_some(); }
   void count_on() { buckets_.count_on(); }
 
-  // Writes the bits of the row. halves: of the random words, readable for kRowSlack more elements. Element j has the
-  // global index index + j * rows.inner.
-  void decide(std::uint32_t* bits, const std::uint16_t* halves, std::uint64_t index) {
+  // Writes the bits of these elements, of which there are so many. halves: of the random words, readable for kRowSlack
+  // more elements. Element j has the global index index + j * rows.inner.
+  void decide(std::uint64_t* bits, const std::uint16_t* halves, std::uint64_t index, std::size_t size) {
+    std::fill_n(bits, size / 64 + 2, 0);
     const Drawn drawn{bits, halves, index};
-    if (n_ <= kShort) return decide_short(drawn);
-    buckets_.finish();
-    const Lookup high(buckets_.high_edges()), low(buckets_.low_edges());
-    const std::size_t open = buckets_.common() == buckets_.kNone ? decide_by_class<false>(drawn, high, low)
-                                                                 : decide_by_class<true>(drawn, high, low);
-    decide_by_value(drawn, decide_tied(drawn, decide_by_bounds(drawn, open)));
+    if (n_ >= kLong) {
+      buckets_.finish(classes_, *model_);
+      decide_by_value(drawn, decide_tied(drawn, decide_by_bounds(drawn, decide_by_classes(drawn, size))));
+    } else if (n_ > kShort) {
+      for (std::size_t row = 0; row < size; row += n_) decide_row(drawn, row);
+    } else {
+      const Uniform high{H{} + high_threshold(0)};
+      const Uniform low{H{} + high_threshold(static_cast<std::uint32_t>(n_ - 1))};
+      decide_by_edges<false>(drawn, 0, size, high, low, {}, comparing(drawn));
+    }
   }
 
  private:
-  // A row's bits, random numbers and global index.
+  // The bits, random numbers and global index of the elements that are decided.
   struct Drawn {
-    std::uint32_t* bits;
+    std::uint64_t* bits;
     const std::uint16_t* halves;
     std::uint64_t index;
   };
 
+  // Edges that are the same for all.
+  struct Uniform {
+    H edge;
+    FASTMERGE_INLINE_MEMBER H operator()(H) const { return edge; }
+  };
+
   // The high half of the drop threshold of a rank.
   std::uint16_t high_threshold(std::uint32_t rank) const {
-    return static_cast<std::uint16_t>(rank_threshold(rows_.first, rows_.step, rank) >> 16);
+    return static_cast<std::uint16_t>(rank_threshold(model_->first, model_->step, rank) >> 16);
   }
 
-  void decide_by_rank(const Drawn& drawn, std::uint32_t at, std::uint32_t rank) const {
-    const std::uint32_t drop = rank_threshold(rows_.first, rows_.step, rank);
-    const bool kept = keeps_element(drawn.halves[at], drop, rows_.key, rows_.model, drawn.index + at * rows_.inner);
-    drawn.bits[at / 32] |= std::uint32_t{kept} << (at % 32);
+  bool keeps(const Drawn& drawn, std::size_t at, std::uint32_t rank) const {
+    const std::uint32_t drop = rank_threshold(model_->first, model_->step, rank);
+    return keeps_element(drawn.halves[at], drop, rows_.key, model_->model, drawn.index + at * rows_.inner);
   }
 
-  // Writes the bits of what the bounds of classes decide, lists the rest, and returns how many these are. kCommon:
-  // those of the bucket that has one magnitude and many elements lie between the ranks of its elements in every word.
-  template <bool kCommon, class Edges>
-  std::size_t decide_by_class(const Drawn& drawn, const Edges& high, const Edges& low) {
-    const std::uint16_t* const ids = keys_;
+  static void set(const Drawn& drawn, std::size_t at, bool kept) {
+    drawn.bits[at / 64] |= std::uint64_t{kept} << (at % 64);
+  }
+
+  // A bucket of one magnitude and many elements, and the rank that it begins at.
+  struct Common {
+    std::uint16_t id;
+    std::uint32_t start;
+  };
+
+  // Writes the bits of what the edges of classes decide, from one element up to another, and of the others those that
+  // rest(at, open) returns. kCommon: the elements of a bucket lie between the ranks of its elements in every word.
+  template <bool kCommon, class Edges, class Rest>
+  FASTMERGE_INLINE_MEMBER void decide_by_edges(const Drawn& drawn, std::size_t begin, std::size_t end,
+                                               const Edges& high, const Edges& low, Common common, Rest rest) const {
+    const std::uint16_t* const ids = ids_;
     const std::uint16_t* const halves = drawn.halves;
-    std::uint32_t* const bits = drawn.bits;
-    std::uint32_t* const list = open_.data();
-    const std::size_t n = n_;
-    const H common = H{} + static_cast<std::uint16_t>(buckets_.common());
-    std::uint32_t rank = kCommon ? buckets_.start(buckets_.common()) : 0;
-    std::size_t open = 0;
-    for (std::size_t i = 0; i < n; i += 64) {
-      const std::uint64_t there = n - i < 64 ? (std::uint64_t{1} << (n - i)) - 1 : ~std::uint64_t{0};
+    std::uint64_t* const bits = drawn.bits;
+    const H wanted = H{} + common.id;
+    std::uint32_t rank = common.start;
+    for (std::size_t i = begin; i < end; i += 64) {
+      const std::uint64_t there = end - i < 64 ? (std::uint64_t{1} << (end - i)) - 1 : ~std::uint64_t{0};
       std::uint64_t kept = 0, dropped = 0;
       for (std::size_t j = 0; j < 64; j += kHalves) {
         const H id = load_as<H>(ids + i + j), half = load_as<H>(halves + i + j);
-        kept |= std::uint64_t{bits_above(half, high(id >> Buckets<Count>::kClassShift))} << j;
-        dropped |= std::uint64_t{bits_above(low(id >> Buckets<Count>::kClassShift), half)} << j;
+        kept |= std::uint64_t{bits_above(half, high(id >> Classes::kShift))} << j;
+        dropped |= std::uint64_t{bits_above(low(id >> Classes::kShift), half)} << j;
       }
       if constexpr (kCommon) {
+        const auto half = [&](std::size_t j) { return load_as<H>(halves + i + j); };
         // Beyond the row there are ids, too: with these, ranks would exceed the row's, whose thresholds end there.
         const std::uint64_t all =
-            there & word_of<std::uint64_t>([&](std::size_t j) { return bits_equal(load_as<H>(ids + i + j), common); });
+            there & word_of<std::uint64_t>([&](std::size_t j) { return bits_equal(load_as<H>(ids + i + j), wanted); });
         const H largest = H{} + high_threshold(rank);
         rank += static_cast<std::uint32_t>(__builtin_popcountll(all));
         const H least = H{} + high_threshold(rank - 1);
-        const auto half = [&](std::size_t j) { return load_as<H>(halves + i + j); };
-        kept =
-            (kept & ~all) | (word_of<std::uint64_t>([&](std::size_t j) { return bits_above(half(j), largest); }) & all);
-        dropped = (dropped & ~all) |
-                  (word_of<std::uint64_t>([&](std::size_t j) { return bits_above(least, half(j)); }) & all);
+        const auto above = word_of<std::uint64_t>([&](std::size_t j) { return bits_above(half(j), largest); });
+        const auto below = word_of<std::uint64_t>([&](std::size_t j) { return bits_above(least, half(j)); });
+        kept = (kept & ~all) | (above & all);
+        dropped = (dropped & ~all) | (below & all);
       }
-      kept &= there;
-      bits[i / 32] = static_cast<std::uint32_t>(kept);
-      bits[i / 32 + 1] = static_cast<std::uint32_t>(kept >> 32);
-      open += append_bits(list + open, i, there & ~(kept | dropped));
+      const std::uint64_t word = (kept & there) | rest(i, there & ~(kept | dropped));
+      bits[i / 64] |= word << (i % 64);
+      bits[i / 64 + 1] |= word >> 1 >> (63 - i % 64);
     }
-    return open;
+  }
+
+  // ---- rows that are compared ----
+
+  void decide_row(const Drawn& drawn, std::size_t row) {
+    const std::uint32_t zeros = classes_.count(*model_, ids_ + row, n_);
+    const Lookup high = classes_.high(), low = classes_.low();
+    zeros ? decide_by_edges<true>(drawn, row, row + n_, high, low, {}, comparing(drawn))
+          : decide_by_edges<false>(drawn, row, row + n_, high, low, {}, comparing(drawn));
+  }
+
+  auto comparing(const Drawn& drawn) const {
+    return [&](std::size_t at, std::uint64_t open) {
+      std::uint64_t kept = 0;
+      for (; open; open &= open - 1) {
+        const int i = __builtin_ctzll(open);
+        const std::size_t one = at + static_cast<std::size_t>(i);
+        kept |= std::uint64_t{keeps(drawn, one, rank_in_row(drawn, one))} << i;
+      }
+      return kept;
+    };
+  }
+
+  std::uint32_t rank_in_row(const Drawn& drawn, std::size_t at) const {
+    const std::size_t row = (at * per_row_ >> 32) * n_;
+    const std::uint16_t own = ids_[at];
+    const H key = H{} + own;
+    std::uint32_t rank = 0;
+    for (std::size_t i = 0; i < n_; i += 32) {
+      const auto keys = [&](std::size_t j) { return load_as<H>(ids_ + row + i + j); };
+      const std::uint32_t there = n_ - i < 32 ? (1u << (n_ - i)) - 1 : ~0u;
+      rank += popcount(word_of<std::uint32_t>([&](std::size_t j) { return bits_above(key, keys(j)); }) & there);
+      std::uint32_t equal = word_of<std::uint32_t>([&](std::size_t j) { return bits_equal(key, keys(j)); }) & there;
+      if (own % 2 == 0) {
+        const std::size_t before = std::max(at - row, i) - i;
+        rank += popcount(before < 32 ? equal & ((1u << before) - 1) : equal);
+        continue;
+      }
+      for (const std::int32_t value = magnitude(drawn, at); equal; equal &= equal - 1) {
+        const std::size_t other = row + i + static_cast<std::size_t>(__builtin_ctz(equal));
+        const std::int32_t found = other == at ? value : magnitude(drawn, other);
+        rank += found < value || (found == value && other < at);
+      }
+    }
+    return rank;
+  }
+
+  // ---- rows whose keys are counted ----
+
+  // Decides what classes decide; lists the rest, and returns how many these are.
+  std::size_t decide_by_classes(const Drawn& drawn, std::size_t size) {
+    std::size_t count = 0;
+    const auto rest = [&](std::size_t at, std::uint64_t open) {
+      count += append_bits(open_.data() + count, at, open);
+      return std::uint64_t{0};
+    };
+    const Lookup high = classes_.high(), low = classes_.low();
+    const std::uint32_t id = buckets_.common();
+    if (id == buckets_.kNone) {
+      decide_by_edges<false>(drawn, 0, size, high, low, {}, rest);
+    } else {
+      decide_by_edges<true>(drawn, 0, size, high, low, {static_cast<std::uint16_t>(id), buckets_.start(id)}, rest);
+    }
+    return count;
   }
 
   // The same by bounds of the ranks of each, for the first ones of the list.
@@ -118,7 +211,7 @@ class Ranker {
       const std::uint32_t at = list[i], half = drawn.halves[at];
       const auto [least, most] = buckets_.ranks(at);
       const bool kept = half > high_threshold(least), dropped = half < high_threshold(most);
-      drawn.bits[at / 32] |= std::uint32_t{kept} << (at % 32);
+      set(drawn, at, kept);
       list[undecided] = at;
       undecided += !kept && !dropped;
     }
@@ -132,7 +225,7 @@ class Ranker {
     for (std::size_t i = 0; i < undecided; ++i) {
       const std::uint32_t at = list[i];
       if (buckets_.tied(at)) {
-        decide_by_rank(drawn, at, buckets_.tied_rank(at));
+        set(drawn, at, keeps(drawn, at, buckets_.tied_rank(at)));
       } else {
         list[others++] = at;
       }
@@ -142,7 +235,7 @@ class Ranker {
 
   // Decides the first ones of the list, bucket by bucket.
   void decide_by_value(const Drawn& drawn, std::size_t count) {
-    const std::uint16_t* const ids = keys_;
+    const std::uint16_t* const ids = ids_;
     std::uint32_t* const list = open_.data();
     std::stable_sort(list, list + count, [&](std::uint32_t a, std::uint32_t b) { return ids[a] < ids[b]; });
     for (std::size_t begin = 0, end = 0; begin < count; begin = end) {
@@ -159,55 +252,30 @@ class Ranker {
         const auto at =
             static_cast<std::size_t>(std::lower_bound(members_.begin(), members_.end(), list[i]) - members_.begin());
         const std::uint32_t within = few ? rank_among(values_.data(), members_.size(), at) : order_[at];
-        decide_by_rank(drawn, list[i], buckets_.start(id) + within);
+        set(drawn, list[i], keeps(drawn, list[i], buckets_.start(id) + within));
       }
     }
   }
 
-  // Edges that are the same for all.
-  struct Uniform {
-    H edge;
-    FASTMERGE_INLINE_MEMBER H operator()(H) const { return edge; }
-  };
-
-  // Decides a row without buckets: counts the keys below each that its random number leaves open.
-  void decide_short(const Drawn& drawn) {
-    const Uniform high{H{} + high_threshold(0)};
-    const Uniform low{H{} + high_threshold(static_cast<std::uint32_t>(n_ - 1))};
-    const std::size_t open = decide_by_class<false>(drawn, high, low);
-    for (std::size_t i = 0; i < open; ++i) {
-      const std::uint32_t at = open_[i];
-      decide_by_rank(drawn, at, short_rank(drawn, at));
-    }
-  }
-
-  std::uint32_t short_rank(const Drawn& drawn, std::uint32_t at) const {
-    const H key = H{} + keys_[at];
-    const auto keys = [&](std::size_t j) { return load_as<H>(keys_ + j); };
-    const std::uint32_t there = n_ < 32 ? (1u << n_) - 1 : ~0u, before = (1u << at) - 1;
-    const std::uint32_t below = word_of<std::uint32_t>([&](std::size_t j) { return bits_above(key, keys(j)); }) & there;
-    std::uint32_t equal = word_of<std::uint32_t>([&](std::size_t j) { return bits_equal(key, keys(j)); }) & there;
-    if (keys_[at] % 2 == 0) return popcount(below) + popcount(equal & before);
-    std::uint32_t rank = popcount(below);
-    for (const std::int32_t own = magnitude(drawn, at); equal; equal &= equal - 1) {
-      const auto other = static_cast<std::uint32_t>(__builtin_ctz(equal));
-      rank += magnitude(drawn, other) < own || (magnitude(drawn, other) == own && other < at);
-    }
-    return rank;
-  }
-
   std::int32_t magnitude(const Drawn& drawn, std::size_t at) const {
-    return magnitude_at(rows_.tensor, rows_.base, drawn.index + at * rows_.inner);
+    return magnitude_at(model_->tensor, rows_.base, drawn.index + at * rows_.inner);
   }
 
-  // Rows of so many elements need no buckets.
+  // Rows of up to so many elements have no classes.
   static constexpr std::size_t kShort = 32;
+  // Those of so many have buckets.
+  static constexpr std::size_t kLong = 768;
+  // Elements that are worth a call.
+  static constexpr std::size_t kEnough = 4096;
   // Up to that many elements of a bucket are ranked by counting.
   static constexpr std::size_t kFew = 32;
 
   const RankRows& rows_;
-  std::size_t n_;
-  const std::uint16_t* keys_ = nullptr;
+  std::size_t n_, together_;
+  std::uint64_t per_row_;  // 2^32 / n_, rounded up
+  const RankModel* model_ = nullptr;
+  const std::uint16_t* ids_ = nullptr;
+  Classes classes_;
   Buckets<Count> buckets_;
   std::vector<std::uint32_t> open_, members_, order_;
   std::vector<std::int32_t> values_;

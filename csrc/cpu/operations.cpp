@@ -99,23 +99,25 @@ void equal_counts(std::int64_t* counts, const Tensors& inputs, const std::vector
   });
 }
 
-void rank_mask(std::uint32_t* words, RankRows rows, std::size_t outer, std::uint64_t offset) {
+void rank_mask(RankRows rows, std::size_t outer, std::uint64_t offset) {
   const bool contiguous = rows.inner == 1;
   const std::size_t blocks = contiguous ? 1 : (rows.inner + kRankColumns - 1) / kRankColumns;
   const std::size_t elements = rows.length * (contiguous ? 1 : std::min(rows.inner, kRankColumns));
-  std::fill_n(words, (offset % 32 + outer * rows.length * rows.inner + 31) / 32, 0);
-  // Loops are given the addresses of the whole tensor, and some rows of it.
-  words -= offset / 32;
-  for (Array* const array : {&rows.tensor, &rows.base}) {
-    if (array->data) {
-      array->data = static_cast<const char*>(array->data) - offset * (array->dtype == kFloat32 ? sizeof(float) : 2);
-    }
+  // Loops are given the addresses of the whole tensors, and some rows of these.
+  const auto whole = [&](Array& array) {
+    if (!array.data) return;
+    array.data = static_cast<const char*>(array.data) - offset * (array.dtype == kFloat32 ? sizeof(float) : 2);
+  };
+  whole(rows.base);
+  for (RankModel& model : rows.models) {
+    std::fill_n(model.words, (offset % 32 + outer * rows.length * rows.inner + 31) / 32, 0);
+    model.words -= offset / 32;
+    whole(model.tensor);
   }
   const std::size_t first = offset / (rows.length * rows.inner) * blocks;
   const std::size_t grain = std::max<std::size_t>(1, kGrain / elements);
-  parallel_ranges(outer * blocks, grain, kGrain / elements, [&](std::size_t begin, std::size_t end) {
-    loops().rank_mask(words, rows, first + begin, first + end);
-  });
+  parallel_ranges(outer * blocks, grain, kGrain / elements,
+                  [&](std::size_t begin, std::size_t end) { loops().rank_mask(rows, first + begin, first + end); });
 }
 
 void low_rank(Output out, Array weight, const float* up, const float* down, std::size_t rows, std::size_t columns,

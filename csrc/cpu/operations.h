@@ -20,8 +20,8 @@ void norms(double* partials, const Tensors& inputs, const std::vector<Keep>& kee
 void magnitude_histogram(std::int64_t* counts, const Tensors& inputs, int level,
                          const std::vector<std::int64_t>& prefixes);
 void equal_counts(std::int64_t* counts, const Tensors& inputs, const std::vector<std::int64_t>& thresholds);
-// Overwrites the mask. The tensor is `outer` slices of one, the first of which begins at element `offset`.
-void rank_mask(std::uint32_t* words, RankRows rows, std::size_t outer, std::uint64_t offset);
+// Overwrites the masks. The tensors are `outer` slices of others, the first of which begins at element `offset`.
+void rank_mask(RankRows rows, std::size_t outer, std::uint64_t offset);
 void low_rank(Output out, Array weight, const float* up, const float* down, std::size_t rows, std::size_t columns,
               std::size_t rank, float scale);
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .. import kernels
 from ..dtypes import int32
-from ..kernels import Keep, empty, keep_masked, mask_words
+from ..kernels import Keep, Ranked, empty, keep_masked, mask_words
 from .source import Chunk, Sliced, Source
 from .survey import Survey
 
@@ -30,10 +30,10 @@ class RankMasks(Survey):
     key: int
 
     def run(self, source: Source) -> list[Keep | None]:
-        models = [model for model, chance in enumerate(self.chances) if chance is not None]
+        models = [Ranked(model, *chance) for model, chance in enumerate(self.chances) if chance is not None]
 
         def draw(chunk: Chunk) -> list[Tensor]:
-            return [self._mask(chunk, model) for model in models]
+            return self._masks(chunk, models)
 
         if source.whole:
             (chunk,) = source.chunks()
@@ -41,17 +41,16 @@ class RankMasks(Survey):
         else:
             assert isinstance(source, Sliced), "methods that rank take whole tensors, or slices"
             masks, first = source.masks(len(models), draw)
-        rules = {model: keep_masked(mask, first) for model, mask in zip(models, masks, strict=True)}
+        rules = {ranked.model: keep_masked(mask, first) for ranked, mask in zip(models, masks, strict=True)}
         return [rules.get(model) for model in range(len(self.chances))]
 
-    def _mask(self, chunk: Chunk, model: int) -> Tensor:
-        chance, tensor = self.chances[model], chunk.tensors[model]
-        assert chance is not None, "only models with chances are drawn"
+    def _masks(self, chunk: Chunk, models: list[Ranked]) -> list[Tensor]:
+        tensors = [chunk.tensors[ranked.model] for ranked in models]
+        numel = tensors[0].numel()
         outer, length, inner = self.rows
-        outer = tensor.numel() // (length * inner) if length * inner else outer
-        mask = empty(tensor, int32, mask_words(chunk.offset % 32 + tensor.numel()))
+        outer = numel // (length * inner) if length * inner else outer
+        masks = [empty(tensor, int32, mask_words(chunk.offset % 32 + numel)) for tensor in tensors]
         kernels.rank_mask(
-            mask, tensor, chunk.base, rows=(outer, length, inner), density=chance[0], epsilon=chance[1], key=self.key,
-            model=model, offset=chunk.offset,
-        )  # fmt: skip
-        return mask
+            masks, tensors, chunk.base, models, rows=(outer, length, inner), key=self.key, offset=chunk.offset
+        )
+        return masks

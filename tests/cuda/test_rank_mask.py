@@ -15,7 +15,7 @@ def _mask(tensor, rows, device, backend, offset=0):
     mask = torch.full((kernels.mask_words(offset % 32 + tensor.numel()),), -7, dtype=torch.int32, device=device)
     # Almost every probability occurs, so that almost every rank matters.
     kernels.rank_mask(
-        mask, tensor.to(device), None, rows=rows, density=0.5, epsilon=0.4999, key=2**63 + 5, model=1, offset=offset,
+        [mask], [tensor.to(device)], None, [kernels.Ranked(1, 0.5, 0.4999)], rows=rows, key=2**63 + 5, offset=offset,
         backend=backend,
     )  # fmt: skip
     return mask.cpu()
@@ -50,9 +50,8 @@ def test_rows_that_bins_decide(device, generator, kind, density, epsilon):
     masks = []
     for where, backend in (("cpu", "reference"), (device, "cuda")):
         mask = torch.full((kernels.mask_words(tensor.numel()),), -7, dtype=torch.int32, device=where)
-        kernels.rank_mask(
-            mask, tensor.to(where), None, rows=rows, density=density, epsilon=epsilon, key=9, model=2, backend=backend
-        )  # fmt: skip
+        ranked = kernels.Ranked(2, density, epsilon)
+        kernels.rank_mask([mask], [tensor.to(where)], None, [ranked], rows=rows, key=9, backend=backend)
         masks.append(mask.cpu())
     assert torch.equal(*masks)
 

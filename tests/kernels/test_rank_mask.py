@@ -5,7 +5,7 @@ import torch
 from kernel_cases import Variant, blank, variants
 
 from fastmerge import kernels
-from fastmerge.kernels import mask_words, rank_mask
+from fastmerge.kernels import Ranked, mask_words, rank_mask
 from fastmerge.kernels.keep import kept
 from fastmerge.kernels.philox import random_words
 
@@ -19,7 +19,7 @@ def bits_of(mask, numel):
 
 def draw(tensor, rows, density=0.5, epsilon=0.15, base=None, model=0):
     mask = blank(mask_words(tensor.numel()), dtype=torch.int32)
-    rank_mask(mask, tensor, base, rows=rows, density=density, epsilon=epsilon, key=KEY, model=model)
+    rank_mask([mask], [tensor], base, [Ranked(model, density, epsilon)], rows=rows, key=KEY)
     return bits_of(mask, tensor.numel())
 
 
@@ -106,8 +106,8 @@ def test_slices_are_drawn_as_in_the_whole(variant, rows, generator):
         mask = blank(mask_words(offset % 32 + (end - begin) * size), dtype=torch.int32)
         part = slice(begin * size, end * size)
         rank_mask(
-            mask, tensor[part], base[part], rows=(end - begin, length, inner), density=0.5, epsilon=0.3, key=KEY,
-            model=1, offset=offset,
+            [mask], [tensor[part]], base[part], [Ranked(1, 0.5, 0.3)], rows=(end - begin, length, inner), key=KEY,
+            offset=offset,
         )  # fmt: skip
         every = bits_of(mask, 32 * len(mask))
         found = every[offset % 32 :][: (end - begin) * size]
@@ -125,10 +125,10 @@ def test_slices_are_drawn_as_in_the_whole(variant, rows, generator):
 
 
 @pytest.mark.parametrize("variant", EVERY[1:], ids=lambda v: v.label)
-@pytest.mark.parametrize("length", [31, 32, 33, 128, 129, 511, 1023, 33000, 70001])
+@pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 65, 129, 511, 767, 768, 1023, 4097, 33000, 70001])
 def test_rows_of_any_length(variant, length, generator):
-    """Short rows have no buckets, those of 65536 elements and more wider counts, long ones more parts."""
-    shape = (max(1, 300 // length), length)
+    """Short rows are ranked many at a time, those of 768 elements have buckets, of 65536 and more wider counts."""
+    shape = (-(-5000 // length), length)
     base = torch.randn(shape, generator=generator).bfloat16()
     tensor = (base + torch.randn(shape, generator=generator) / 64).bfloat16()
     for t, b in [(tensor, base), (tensor.float() / 3, base.float() / 3), (tensor.half(), base)]:
@@ -152,6 +152,28 @@ def test_rows_that_hardly_changed(variant, length, inner, generator):
                 assert torch.equal(draw(tensor, shape, density, epsilon), expected)
 
 
+@pytest.mark.parametrize("variant", EVERY[1:], ids=lambda v: v.label)
+@pytest.mark.parametrize("rows", [(300, 29, 1), (40, 150, 1), (9, 1100, 1), (4, 50, 40)])
+def test_models_of_one_call(variant, rows, generator):
+    """Each has the mask that it has alone, whatever the others are: other scales, dtypes, probabilities, ties, NaN."""
+    numel = rows[0] * rows[1] * rows[2]
+    base = torch.randn(numel, generator=generator).bfloat16()
+    normal = torch.randn(numel, generator=generator)
+    # Rows of a model differ in scale, too.
+    scales = torch.exp2(torch.arange(rows[0]) * 7 % 40 - 20.0).repeat_interleave(rows[1] * rows[2])
+    tensors = [
+        (base + normal / 64).bfloat16(), base + normal * scales, base.clone(), (base + normal).half(),
+        torch.where(normal > 1, torch.nan, torch.where(normal < -1, torch.inf, normal)).bfloat16(),
+    ]  # fmt: skip
+    models = [Ranked(7, 0.5, 0.3), Ranked(0, 0.3, 0.1), Ranked(1, 0.5, 0.49), Ranked(3, 0.9, 0.0), Ranked(2, 0.5, 0.4)]
+    masks = [blank(mask_words(numel), dtype=torch.int32) for _ in models]
+    with variant.active():
+        rank_mask(masks, tensors, base, models, rows=rows, key=KEY)
+    for mask, tensor, (model, density, epsilon) in zip(masks, tensors, models, strict=True):
+        with kernels.use_backend("reference"):
+            assert torch.equal(bits_of(mask, numel), draw(tensor, rows, density, epsilon, base, model))
+
+
 def test_probability_is_linear_in_the_rank():
     """Of 4000 rows, sixteenths of the ranks are kept as often as the formula says, within five standard deviations."""
     rows, length, density, epsilon = 4000, 256, 0.4, 0.3
@@ -170,21 +192,26 @@ def test_without_epsilon_it_is_dropout_at_random(generator):
 
 def test_arguments():
     tensor, mask = torch.ones(64), torch.zeros(2, dtype=torch.int32)
-    good = {"rows": (4, 16, 1), "density": 0.5, "epsilon": 0.1, "key": 1, "model": 0}
+    good = {"models": [Ranked(0, 0.5, 0.1)], "rows": (4, 16, 1), "key": 1}
     for change, message in [
         ({"rows": (4, 15, 1)}, r"rows is \(4, 15, 1\); expected three sizes of 64 elements"),
-        ({"density": 0.1}, r"density is 0\.1 and epsilon is 0\.1; expected epsilon >= 0, density - epsilon > 0"),
-        ({"density": 0.9}, r"density is 0\.9 and epsilon is 0\.1; .*density \+ epsilon < 1"),
-        ({"epsilon": -0.1}, r"epsilon is -0\.1; expected epsilon >= 0"),
-        ({"density": float("nan")}, "density is nan"),
+        (
+            {"models": [Ranked(0, 0.1, 0.1)]},
+            r"models\[0\] has density 0\.1 and epsilon 0\.1; expected epsilon >= 0",
+        ),
+        ({"models": [Ranked(0, 0.9, 0.1)]}, r"models\[0\] has density 0\.9 and epsilon 0\.1; .*density \+ epsilon < 1"),
+        ({"models": [Ranked(0, 0.5, -0.1)]}, r"models\[0\] has density 0\.5 and epsilon -0\.1; expected epsilon >= 0"),
+        ({"models": [Ranked(0, float("nan"), 0.1)]}, r"models\[0\] has density nan"),
+        ({"models": [Ranked(2**32, 0.5, 0.1)]}, r"models\[0\] has the number 4294967296; expected 32 bits"),
+        ({"models": []}, "there are 1 masks and 0 models; expected 1, as tensors"),
         ({"offset": 8}, "offset is 8; expected the first element of a slice of 16 x 1"),
-        ({"key": 2**64}, "key is 18446744073709551616 and model is 0; expected 64 and 32 bits"),
+        ({"key": 2**64}, "key is 18446744073709551616; expected 64 bits"),
     ]:
         with pytest.raises(ValueError, match=message):
-            rank_mask(mask, tensor, None, **{**good, **change})
-    with pytest.raises(ValueError, match=r"mask is torch\.int32 \(2,\); expected contiguous int32 \(3,\)"):
-        rank_mask(mask, torch.ones(65), None, **{**good, "rows": (5, 13, 1)})
+            rank_mask([mask], [tensor], None, **{**good, **change})
+    with pytest.raises(ValueError, match=r"masks\[0\] is torch\.int32 \(2,\); expected contiguous int32 \(3,\)"):
+        rank_mask([mask], [torch.ones(65)], None, **{**good, "rows": (5, 13, 1)})
     with pytest.raises(ValueError, match=r"base has shape \(3,\)"):
-        rank_mask(mask, tensor, torch.ones(3), **good)
-    with pytest.raises(ValueError, match="mask is on meta, tensor is on cpu"):
-        rank_mask(mask.to("meta"), tensor, None, **good)
+        rank_mask([mask], [tensor], torch.ones(3), **good)
+    with pytest.raises(ValueError, match=r"masks\[0\] is on meta, tensors\[0\] is on cpu"):
+        rank_mask([mask.to("meta")], [tensor], None, **good)

@@ -18,6 +18,7 @@ BAND = [1, 0x3F000000, 2**63 - 1, 0x80000000, 0]
 def samples():
     base, tensors = torch.zeros(N), [torch.linspace(-1, 1, N), torch.ones(N)]
     table = torch.zeros(-(-N // GRID), 4, dtype=torch.float64)
+    masks = [torch.zeros(32, dtype=torch.int32) for _ in tensors]
     return {
         "weighted_sum": (torch.empty(N), tensors, [0.5, 0.25]),
         "sparse_merge": (
@@ -29,7 +30,7 @@ def samples():
         "select_boundaries": (tensors, base, [10, 20, 30, 40]),
         "magnitude_histogram": (torch.zeros(2, HISTOGRAM_BINS[0], dtype=torch.int64), tensors, base, 0, []),
         "equal_counts": (torch.zeros(2, 1, dtype=torch.int64), tensors, None, [0x3F800000, 0]),
-        "rank_mask": (torch.zeros(32, dtype=torch.int32), tensors[0], base, [10, 100, 1], 0.5, 0.1, -5, 1),
+        "rank_mask": (masks, tensors, base, [0, 1], [0.5, 0.4], [0.1, 0.2], [10, 100, 1], -5),
         "low_rank_update": (torch.empty(4, 5), torch.ones(4, 5), torch.ones(4, 2), torch.ones(2, 5), 0.5),
     }  # fmt: skip
 

@@ -20,9 +20,8 @@ def masks_of(tensors, base, rows, densities, epsilons, seed, name):
     found = []
     for k, (tensor, density, epsilon) in enumerate(zip(tensors, densities, epsilons, strict=True)):
         mask = blank(kernels.mask_words(tensor.numel()), dtype=torch.int32)
-        kernels.rank_mask(
-            mask, tensor, base, rows=rows, density=density, epsilon=epsilon, key=kernels.tensor_key(seed, name), model=k
-        )
+        ranked = kernels.Ranked(k, density, epsilon)
+        kernels.rank_mask([mask], [tensor], base, [ranked], rows=rows, key=kernels.tensor_key(seed, name))
         found.append(kept(torch.zeros(tensor.numel()), kernels.keep_masked(mask), 0).view(base.shape))
     return found
 

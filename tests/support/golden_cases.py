@@ -124,10 +124,12 @@ def check(golden: Golden, bound_of: Bound, monkeypatch: pytest.MonkeyPatch) -> N
             "fastmerge.kernels.keep.keep_mask",
             lambda key, model, drop, offset, count, device: golden.masks[model].flatten()[offset : offset + count],
         )
-        monkeypatch.setattr(
-            "fastmerge.kernels.rank_mask",
-            lambda mask, tensor, base, model, **_: mask.copy_(packed(golden.masks[model])),
-        )
+
+        def given_masks(masks, tensors, base, models, **_):
+            for mask, ranked in zip(masks, models, strict=True):
+                mask.copy_(packed(golden.masks[ranked.model]))
+
+        monkeypatch.setattr("fastmerge.kernels.rank_mask", given_masks)
     out = torch.full_like(golden.out, float("nan"))
     with use_backend("reference" if golden.masks else None):
         merge_source(golden.method, golden.group, Resident(golden.base, golden.tensors), out)

@@ -202,13 +202,13 @@ def equal_counts(draw: Draw) -> Run:
 
 
 def rank_mask(draw: Draw) -> Run:
-    numel, draw.tensors = draw.numel, draw.tensors[:1]
+    numel = draw.numel
     outer = draw.random.choice([d for d in (1, 3, 7, 31) if numel % d == 0])
     inner = draw.random.choice([d for d in (1, 1, 2, 43) if numel // outer % d == 0])
     density, epsilon = draw.random.choice([(0.5, 0.15), (0.3, 0.0), (0.5, 0.4999), (0.9, 0.05)])
     return draw.call(
         "rank_mask", rows=(outer, numel // outer // inner, inner), density=density, epsilon=epsilon,
-        key=draw.random.getrandbits(64), first_model=draw.random.choice([0, 2**32 - 1]),
+        key=draw.random.getrandbits(64), first_model=draw.random.choice([0, 2**32 - draw.count]),
     )  # fmt: skip
 
 

@@ -95,7 +95,7 @@ def merge_all(
     if out is not None:  # before any work, not when the last step begins
         last = next(plan for step, plan in zip(pipeline.steps, plans, strict=True) if step is pipeline.last)
         for plan in plans:
-            feasible(plan, options)
+            feasible(plan.outputs, options)
         StagingFolder(Path(out), last, options.overwrite).check_target()
     total = sum(_tensor_bytes(plan) + _report_bytes(plan, of) for plan, of in zip(plans, kept, strict=True))
     beside = sum(plan.bytes_written for plan in (plans[:-1] if out is not None else plans))

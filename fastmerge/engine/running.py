@@ -112,7 +112,7 @@ def run(
         _if_first(ranks, staging.locked),
         PlannedFiles(plan) as inputs,
     ):
-        target, sizes = feasible(plan, options)
+        target, sizes = feasible(plan.outputs, options)
         staging.check_target()
         inputs.open()
         cold = tuple(path for path in inputs.paths if not inputs.cached(path))
@@ -154,17 +154,17 @@ def _if_first(
     return what() if ranks.first else contextlib.nullcontext()
 
 
-def feasible(plan: Plan, options: RunOptions) -> tuple[Target, Sizes]:
-    """Return where ``plan`` is computed, and how the memory is divided.
+def feasible(outputs: Sequence[OutputTensor], options: RunOptions) -> tuple[Target, Sizes]:
+    """Return where ``outputs`` are computed, and how the memory is divided.
 
     Raises:
         BudgetError, FastmergeError, BackendError: the memory is too small, or a device or backend cannot be used.
     """
     target = choose(options.device, options.vram)
-    if options.backend not in (None, "auto") and any(output.method != "copy" for output in plan.outputs):
+    if options.backend not in (None, "auto") and any(output.method != "copy" for output in outputs):
         OPERATIONS["weighted_sum"].choose(target.names[0], options.backend)
     budget = target.budget(options.ram)
-    return target, divide(plan.outputs, budget, options.threads or default_threads(), options.chunk)
+    return target, divide(outputs, budget, options.threads or default_threads(), options.chunk)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,11 +13,15 @@ from ..errors import InvalidInput, Problem
 from ..kernels import use_backend
 from ..methods import configure, find_method
 from ..sharded import Prepared, merge_parts, mesh_of, options_of
+from ..sizes import parse_size
 from ..steps.driver import Job, merge_sources, solve_without_data
 from ..steps.inputs import Inputs
 from ..steps.source import Resident
 from ..tensors import in_memory, promoted
 from .checks import StateDict, input_problems, out_problems, shared_memory
+
+if TYPE_CHECKING:
+    from ..engine import RunOptions
 
 __all__ = ["merge_", "merge_state_dicts"]
 
@@ -33,6 +37,8 @@ def merge_state_dicts(
     dtype: torch.dtype | None = None,
     backend: str | None = None,
     out: Mapping[str, Tensor] | None = None,
+    device: str | torch.device | None = None,
+    vram: int | str | None = None,
     **parameters: Any,
 ) -> dict[str, Tensor]:
     """Merge state dicts by any method; the inputs are not modified unless they are in ``out``.
@@ -40,6 +46,8 @@ def merge_state_dicts(
     Float tensors (float32, bfloat16, float16) are merged as ``functional.merge_tensors`` does. Other
     tensors must be equal in every input and are copied. Tensors may lie on several devices (a ``device_map``), each
     name on one: what lies on a GPU is merged there, on its current stream, side by side with other GPUs.
+    With a ``device``, GPUs merge tensors that lie in the host's memory: these stream through in windows, and the result
+    is in the host's memory, too.
     Of tensors that are sharded over a mesh (DTensor) every rank merges its part: see ``docs/shards.md``.
 
     Args:
@@ -54,6 +62,9 @@ def merge_state_dicts(
         backend:    pin a backend; by default the fastest available.
         out:        tensors to write into, one for every name; by default new ones are made. One may be an input of
                     its own name.
+        device:     "cuda" (every GPU), GPUs such as "cuda:0,cuda:1", or "auto": every GPU where there is one. Only for
+                    tensors in the host's memory. None and "cpu" merge them where they lie.
+        vram:       memory that is taken of each GPU for that, in bytes or as "20GiB"; None takes 90 % of what is free.
         parameters: of the method, named as in recipes; ``lambda`` is spelt ``lambda_``. Per-model ones
                     are one value for all, or a sequence.
     Returns:
@@ -63,6 +74,7 @@ def merge_state_dicts(
         ValueError:   the method cannot merge the values of a tensor; the message names it.
         ShardError:   of sharded tensors: it failed on another rank, or one does not answer.
         BackendError: a pinned backend cannot run.
+        BudgetError, FastmergeError: of a ``device``: it has too little memory, or cannot be used.
 
     >>> import torch
     >>> base = {"weight": torch.zeros(3), "steps": torch.tensor(7)}
@@ -77,20 +89,45 @@ def merge_state_dicts(
     prepare = partial(_prepared, method=method, semantics=semantics, seed=seed, dtype=dtype, parameters=parameters)
     states = {label: _tensors_of(model) for label, model in given.items()}
     mesh = mesh_of([*states.values(), out])
+    streamed = device is not None and str(device) != "cpu"
     with use_backend(backend):
         if mesh is not None:
+            if streamed:
+                raise InvalidInput([Problem("device", "is for tensors in the host's memory; these are DTensors")])
             return merge_parts(mesh, states, out, prepare)
         merge = prepare(states, out)
-        jobs = [_job(merge, name) for name in merge.inputs if name not in merge.tied]
+        names = [name for name in merge.inputs if name not in merge.tied]
+        jobs = [_job(merge, name) for name in names]
         for job in jobs[:1]:  # the parameters are the same for all
             solve_without_data(job.method, job.group)
+        options = _options(merge, str(device), vram) if streamed else None
         merge.copy()
-        merge_sources(jobs)
+        if options is None or not _stream(merge, names, options):
+            merge_sources(jobs)
     if out is not None:
         return dict(merge.targets)
-    names = next(iter(states.values()))
     targets, tied = merge.targets, merge.tied
-    return {name: targets[tied[name]].clone() if name in tied else targets[name] for name in names}
+    return {
+        name: targets[tied[name]].clone() if name in tied else targets[name] for name in next(iter(states.values()))
+    }
+
+
+def _options(merge: Prepared, device: str, vram: int | str | None) -> RunOptions:
+    """Return how GPUs merge tensors that lie in the host's memory."""
+    from ..engine.running import RunOptions
+
+    if elsewhere := {str(target.device) for target in merge.targets.values()} - {"cpu"}:
+        raise InvalidInput([Problem("device", f"is for tensors in the host's memory; some are on {min(elsewhere)}")])
+    try:
+        return RunOptions(device=device, vram=None if vram is None else parse_size(vram))
+    except ValueError as error:
+        raise InvalidInput([Problem("device, vram", str(error))]) from error
+
+
+def _stream(merge: Prepared, names: Sequence[str], options: RunOptions) -> bool:
+    from .streaming import stream
+
+    return stream(merge, names, options)
 
 
 def _prepared(
@@ -164,7 +201,8 @@ def merge_(
         models:  N state dicts (or modules) with the names and shapes of ``target``.
         method:  as in recipes, e.g. ``"ties"``.
         base:    the base of methods that require one; None takes what ``target`` holds before.
-        options: ``semantics``, ``seed``, ``backend`` and the parameters of the method, as in ``merge_state_dicts``.
+        options: ``semantics``, ``seed``, ``backend``, ``device``, ``vram`` and the parameters of the method, as in
+                 ``merge_state_dicts``.
     Raises:
         InvalidInput: as ``merge_state_dicts``, where ``target`` is called ``out``.
         ValueError:   the method cannot merge the values of a tensor. Others may be merged already.

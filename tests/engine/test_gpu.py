@@ -11,7 +11,7 @@ from fastmerge import merge_, merge_state_dicts
 from fastmerge.devices import gpus
 from fastmerge.engine import RunOptions, run
 from fastmerge.engine.checksums import BLOCK
-from fastmerge.errors import BudgetError
+from fastmerge.errors import BudgetError, InvalidInput
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(gpus.why_none() is not None, reason=f"no GPU: {gpus.why_none()}")]
 
@@ -95,6 +95,25 @@ def test_state_dicts_in_place(method, generator):
         merge_(there, models, method=method, **GIVEN[method])
     stream.synchronize()
     assert all(torch.equal(there[name].cpu(), tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize("method", sorted(GIVEN))
+@pytest.mark.parametrize("pinned", [False, True])
+def test_state_dicts_of_the_host_stream_through(method, pinned, generator, monkeypatch):
+    base, tuned, *_ = states(generator, "cpu")
+    wanted = merge_state_dicts(None if method == "linear" else base, tuned, method=method, **GIVEN[method])
+    monkeypatch.setattr("fastmerge.engine.devices.LENT_BYTES", 1 << 16)
+    if pinned:
+        base, *tuned = ({name: tensor.pin_memory() for name, tensor in state.items()} for state in (base, *tuned))
+    into = tuned[0]
+    merge_(into, tuned, base=None if method == "linear" else base, method=method, device="cuda", **GIVEN[method])
+    assert all(torch.equal(into[name], tensor) for name, tensor in wanted.items())
+
+
+def test_what_lies_on_a_gpu_is_not_streamed(generator):
+    _, _, there, model, *_ = states(generator, "cuda")
+    with pytest.raises(InvalidInput, match="device: is for tensors in the host's memory; some are on cuda:0"):
+        merge_state_dicts(there, [model], method="ties", weight=0.5, density=0.3, device="cuda")
 
 
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import InvalidInput, Problem
 from ..methods import Configured
 from ..steps.inputs import Inputs
-from .tensors import is_sharded, local
+from .tensors import dimensions_of, is_sharded, local
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -67,6 +67,7 @@ class Parts:
         self.like: Mapping[str, Any] = {}
         # Many tensors of a model are alike.
         self._layouts: dict[Any, Layout] = {}
+        self._meshes: dict[DeviceMesh, tuple[int, ...] | None] = {}
 
     def localized(self, given: Named, out: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Return the local parts of all state dicts; InvalidInput where they are not placed alike."""
@@ -89,13 +90,17 @@ class Parts:
                 return []  # a buffer, as FSDP leaves them: a copy of every rank
             remedy = "distribute it over the mesh too, with distribute_tensor"
             return [Problem(where, f"is a plain tensor, {like_where} is sharded (DTensor)", remedy)]
-        if tensor.device_mesh != self._mesh:
-            return [Problem(where, f"is sharded over {tensor.device_mesh}, others over {self._mesh}", "use one mesh")]
+        if self._dimensions(tensor.device_mesh) is None:
+            remedy = "use one mesh, or lines and planes of it"
+            return [Problem(where, f"is sharded over {tensor.device_mesh}, others over {self._mesh}", remedy)]
         unknown = [placement for placement in tensor.placements if _split(placement) is _UNKNOWN]
         if unknown:
             return [Problem(where, f"has placement {unknown[0]}; expected shards or replicas", "call .redistribute")]
         if not is_sharded(like):
             return [Problem(where, f"is sharded (DTensor), {like_where} is a plain tensor", "distribute both")]
+        if tensor.device_mesh != like.device_mesh:
+            what = f"is sharded over {tensor.device_mesh}, {like_where} over {like.device_mesh}"
+            return [Problem(where, what, "call .redistribute")]
         if tensor.shape != like.shape:
             return [Problem(where, f"has shape {tuple(tensor.shape)}, {like_where} has {tuple(like.shape)}")]
         if tuple(tensor.placements) != tuple(like.placements):
@@ -110,19 +115,32 @@ class Parts:
     def _layout(self, tensor: Any) -> Layout:
         from ..steps.shards import Layout
 
-        placements = tensor.placements if is_sharded(tensor) else [None] * len(self._ranks.shape)
-        shape, splits = tuple(tensor.shape), tuple(_split(placement) for placement in placements)
+        # What a tensor lies on no line of, holds copies of it.
+        cuts: dict[int, Any] = {}
+        if is_sharded(tensor) and (dims := self._dimensions(tensor.device_mesh)) is not None:
+            cuts = dict(zip(dims, map(_split, tensor.placements), strict=True))
+        shape, splits = tuple(tensor.shape), tuple(cuts.get(dim) for dim in range(self._mesh.ndim))
         if (shape, splits) not in self._layouts:
             self._layouts[shape, splits] = Layout(shape, self._ranks.shape, splits, self._ranks.position)
         return self._layouts[shape, splits]
+
+    def _dimensions(self, mesh: DeviceMesh) -> tuple[int, ...] | None:
+        """Return which dimensions of the mesh a tensor's own has."""
+        if mesh not in self._meshes:
+            self._meshes[mesh] = dimensions_of(mesh, self._mesh)
+        return self._meshes[mesh]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a whole tensor."""
         return tuple(self.like[name].shape)
 
     def placements(self, name: str) -> str:
-        """Return how a tensor lies on the mesh."""
-        return str(tuple(self.like[name].placements)) if is_sharded(self.like[name]) else "plain"
+        """Return how a tensor lies on the mesh, or on a part of it."""
+        like = self.like[name]
+        if not is_sharded(like):
+            return "plain"
+        dims = self._dimensions(like.device_mesh)
+        return f"{tuple(like.placements)}{'' if len(dims or ()) == self._mesh.ndim else f' on its dimensions {dims}'}"
 
     def job(self, prepared: Prepared, name: str, inputs: Inputs[Tensor]) -> ShardJob:
         """Return the job of this rank's part of a tensor."""
@@ -138,7 +156,7 @@ _UNKNOWN = object()
 
 def _split(placement: Any) -> Any:
     """Return (dimension, pieces) of a shard, None of a replica, else ``_UNKNOWN``; see ``layout.Split``."""
-    if placement is None or placement.is_replicate():
+    if placement.is_replicate():
         return None
     kind = type(placement).__name__
     if kind == "_StridedShard":

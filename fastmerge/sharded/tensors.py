@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -32,11 +34,23 @@ def like_shard(part: Tensor, like: Any) -> Tensor:
 
 
 def mesh_of(states: Iterable[Any]) -> DeviceMesh | None:
-    """Return the mesh of the first tensor that is sharded over one, or None."""
+    """Return the mesh of most dimensions that a tensor is sharded over, the first of these; None where none is."""
     if "torch.distributed.tensor" not in sys.modules:  # so nothing can be
         return None
-    for state in states:
-        for tensor in state.values() if isinstance(state, Mapping) else ():
-            if is_sharded(tensor):
-                return tensor.device_mesh
+    tensors = (tensor for state in states if isinstance(state, Mapping) for tensor in state.values())
+    meshes = {id(tensor.device_mesh): tensor.device_mesh for tensor in tensors if is_sharded(tensor)}
+    return max(meshes.values(), key=lambda mesh: mesh.ndim, default=None)
+
+
+def dimensions_of(part: DeviceMesh, mesh: DeviceMesh) -> tuple[int, ...] | None:
+    """Return which dimensions of a mesh another one has, seen from this rank; None where it is no part of it."""
+    if part == mesh:
+        return tuple(range(mesh.ndim))
+    here = mesh.get_coordinate()
+    if part.device_type != mesh.device_type or here is None:
+        return None
+    for dims in combinations(range(mesh.ndim), part.ndim):
+        line = tuple(slice(None) if dim in dims else at for dim, at in enumerate(here))
+        if torch.equal(mesh.mesh[line], part.mesh):
+            return dims
     return None

@@ -8,11 +8,13 @@ import re
 
 import torch
 from shard_worker import PLACEMENTS, by_rows, refused, replaced, sharded
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import fastmerge
 from fastmerge import functional
+from fastmerge.errors import InvalidInput
 from fastmerge.steps.shards import jobs
 
 TIES = {"method": "ties", "weight": 1.0, "density": 0.3}
@@ -46,6 +48,27 @@ def buffers_are_copied_and_ties_kept(mesh, rank, states):
     assert torch.equal(merged["buffer"], fastmerge.merge_state_dicts(renamed[0], renamed[1:], **TIES)["buffer"])
     fastmerge.merge_(parts[0], parts[1:], **TIES)
     assert torch.equal(parts[0]["tied"].full_tensor(), expected[name])
+
+
+def lines_of_a_mesh_hold_copies(mesh, rank, states):
+    """As what tensor parallel leaves out lies beside ``fully_shard``: on some dimensions of the mesh of the others."""
+    plane = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "tensor"))
+    parts = [
+        {
+            "both": distribute_tensor(state["wide"].clone(), plane, [Shard(0), Shard(1)]),
+            "copied": distribute_tensor(state["wide"].clone(), plane["data"], [Shard(0)]),
+            "cut": distribute_tensor(state["wide"].clone(), plane["tensor"], [Shard(0)]),
+        }
+        for state in states
+    ]
+    base, *tuned = (dict.fromkeys(parts[0], state["wide"]) for state in states)
+    expected = fastmerge.merge_state_dicts(base, tuned, **TIES)
+    merged = fastmerge.merge_state_dicts(parts[0], parts[1:], **TIES)
+    for name, tensor in merged.items():
+        assert tensor.device_mesh == parts[0][name].device_mesh and torch.equal(tensor.full_tensor(), expected[name])
+    other = parts[1] | {"cut": parts[1]["copied"]}
+    words = r"models\[0\]\['cut'\]: is sharded over .*, base\['cut'\] over"
+    refused(InvalidInput, words, lambda: fastmerge.merge_state_dicts(parts[0], [other], **TIES))
 
 
 def modules_are_fully_sharded(mesh, rank, states):
@@ -157,6 +180,7 @@ CASES = (
     masks_by_rank_are_made_of_local_rows,
     functions_take_shards,
     buffers_are_copied_and_ties_kept,
+    lines_of_a_mesh_hold_copies,
     modules_are_fully_sharded,
     functions_deal_out_a_matrix,
 )

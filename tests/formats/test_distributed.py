@@ -144,6 +144,18 @@ def test_the_key_that_holds_the_model(save, tree, key):
         same(values(f"{folder}::{key}"), model)
 
 
+def test_the_largest_of_several_keys_is_meant(save):
+    place = save({"app": {"net": {"a.weight": torch.ones(40)}}, "lists": [torch.ones(2), torch.ones(2)]})
+    with pytest.raises(CheckpointError, match=r"app\.net, lists \(name the model's: .*::app\.net\)"):
+        open_checkpoint(str(place))
+
+
+def test_a_tensor_that_is_not_contiguous(save):
+    place = save({"model": {"a": torch.ones(2, 3).t()}})
+    with pytest.raises(CheckpointError, match=r"as \.t\(\) leaves it \(call \.contiguous\(\) before saving\)"):
+        open_checkpoint(str(place))
+
+
 def test_several_keys(save):
     one, two = {"w": torch.ones(2)}, {"w": torch.zeros(2)}
     folder = save({"model": one, "ema": two})

@@ -35,6 +35,10 @@ class Item(NamedTuple):
     identity: str
 
 
+class NotPlain(ValueError):
+    """A tensor that is as it was saved, and is not read."""
+
+
 class _Stored(NamedTuple):
     """A tensor as its pickle describes it: the storage's key, and offset, shape and strides in elements."""
 
@@ -78,7 +82,7 @@ def read_item(file: BinaryIO, offset: int, length: int) -> Item:
     """Return the tensor in ``length`` bytes of ``file`` from ``offset`` on.
 
     Raises:
-        ValueError: damaged, compressed, of another byte order, or no plain contiguous tensor.
+        ValueError: damaged, compressed, of another byte order, or no plain contiguous tensor (``NotPlain``).
     """
     if offset + length > os.fstat(file.fileno()).st_size:
         raise ValueError(f"its bytes {offset} to {offset + length} lie behind the end of the file")
@@ -105,7 +109,7 @@ def read_item(file: BinaryIO, offset: int, length: int) -> Item:
     first = stored.offset * stored.dtype.itemsize
     nbytes = math.prod(stored.shape) * stored.dtype.itemsize
     if not _contiguous(stored.shape, stored.stride):
-        raise ValueError("it is not contiguous")
+        raise NotPlain("holds a tensor that is not contiguous, as .t() leaves it (call .contiguous() before saving)")
     if first + nbytes > member.file_size or start + first + nbytes > length:
         raise ValueError("its elements lie behind its end")
     identity = f"{length} {start + first} {member.file_size} {member.CRC} {stored.dtype} {stored.shape}"

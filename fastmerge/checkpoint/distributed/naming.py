@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from ...errors import CheckpointError
-from . import SEPARATOR
+from . import with_key
 from .metadata import StoredTensor
 
 # Keys of a state dict under which trainers keep what is no model.
@@ -41,9 +42,12 @@ def choose(folder: str, tensors: Mapping[str, StoredTensor], key: str | None) ->
         raise CheckpointError(f"{folder}: holds no tensors of a model (it may be the state of an optimizer only)")
     if len(groups) > 1:
         named = ", ".join(group or "(no key)" for group in groups[:6])
-        raise CheckpointError(
-            f"{folder}: holds tensors under several keys: {named} (name the model's: {folder}{SEPARATOR}{groups[-1]})"
-        )
+        sizes = dict.fromkeys(filter(None, groups), 0)
+        for tensor in ours.values():
+            if (group := _group(tensor)) in sizes:
+                sizes[group] += math.prod(tensor.shape)
+        largest = with_key(folder, max(sizes, key=lambda group: (sizes[group], group)))
+        raise CheckpointError(f"{folder}: holds tensors under several keys: {named} (name the model's: {largest})")
     prefix = f"{groups[0]}." if groups[0] else ""
     return _unwrapped(folder, {name.removeprefix(prefix): t for name, t in ours.items()})
 
@@ -67,7 +71,12 @@ def is_of_optimizer(name: str, path: Sequence[str]) -> bool:
 
 
 def _groups(tensors: Iterable[StoredTensor]) -> list[str]:
-    return sorted({".".join(tensor.path[:-1]) for tensor in tensors})
+    return sorted(set(map(_group, tensors)))
+
+
+def _group(tensor: StoredTensor) -> str:
+    """Return the keys that lead to a tensor, but for its own."""
+    return ".".join(tensor.path[:-1])
 
 
 def _unwrapped(folder: str, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:

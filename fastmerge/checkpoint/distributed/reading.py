@@ -15,7 +15,7 @@ from ..opening import open_weights
 from ..placeholders import placeholder
 from ..types import Checkpoint, InputFile, TensorEntry, in_order
 from . import METADATA, with_key
-from .items import Item, read_item
+from .items import Item, NotPlain, read_item
 from .metadata import StoredChunk, StoredTensor, read_metadata
 from .naming import choose
 
@@ -112,6 +112,8 @@ def _items(
             raise CheckpointError(f"{path}: {what}") from error
         except OSError as error:
             raise CheckpointError(f"{path}: {placeholder(path) or f'cannot be read: {error.strerror}'}") from error
+        except NotPlain as error:
+            raise CheckpointError(f"{path}: {error}") from error
         except ValueError as error:
             raise CheckpointError(f"{path}: {placeholder(path) or f'{error} ({_AGAIN})'}") from error
         digest = items_digest((place[1], items[place].identity) for place in own)

@@ -58,6 +58,21 @@ def _collections(dtype: str) -> Iterator[Path]:
         yield Path(f"collect_kernel<{dtype}>", name, must, loop=True, elements=each)
 
 
+def _grams() -> Iterator[Path]:
+    """Yield a stage of every Gram kernel of 16-bit tensors, and of half of its threads where each half has a part."""
+    for n in range(1, 17):
+        kernel, pairs, copied = f"gram_staged_kernel<BFloat16, {n}>", n * (n + 1) // 2, {"LDGSTS": 1}
+        rows = 8 if n <= 4 else 4
+        if n <= 12:
+            yield Path(kernel, "a stage", {"DFMA": rows * pairs, **copied}, loop=True, elements=rows)
+        else:
+            first = n - 4
+            early = first * (first + 1) // 2
+            for name, sums, deltas in ((f"the first {first}", early, first), ("the last 4", pairs - early, n)):
+                must = {"DFMA": rows * sums, r"F2F\.F64\.F32": rows * deltas, **copied}
+                yield Path(kernel, f"a stage, {name}", must, loop=True, elements=rows)
+
+
 PATHS = (
     *_merges("BFloat16"),
     *_merges("Float16"),
@@ -65,7 +80,7 @@ PATHS = (
     *(path for dtype in ("BFloat16", "Float16", "float") for path in _collections(dtype)),
     Path("norms_kernel<BFloat16, 3, 3, false>", "a row", {r"IMAD\.WIDE\.U32": 3 * 20}, loop=True),
     Path("norms_kernel<BFloat16, 3, 4, false>", "a row", {r"LDG\.E\.U8": 3}, loop=True),
-    *(Path(f"gram_kernel<BFloat16, {n}, true>", "a row", {r"LDG\.E.*128": n}, loop=True) for n in (2, 3, 4)),
+    *_grams(),
 )
 
 

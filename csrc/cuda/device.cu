@@ -72,6 +72,14 @@ int multiprocessors(int device) {
   return known.emplace(device, attribute(device, cudaDevAttrMultiProcessorCount)).first->second;
 }
 
+std::size_t shared_of_block(int device) {
+  return static_cast<std::size_t>(attribute(device, cudaDevAttrMaxSharedMemoryPerBlockOptin));
+}
+
+std::size_t shared_of_multiprocessor(int device) {
+  return static_cast<std::size_t>(attribute(device, cudaDevAttrMaxSharedMemoryPerMultiprocessor));
+}
+
 OnDevice::OnDevice(int device) : device_(device) {
   check(cudaGetDevice(&before_), "the current CUDA device");
   if (before_ != device_) check(cudaSetDevice(device_), "CUDA device " + std::to_string(device_));

@@ -19,11 +19,21 @@ __device__ inline T* dynamic_shared() {
   return reinterpret_cast<T*>(fastmerge_shared);
 }
 
+// Keeps a number in a register, where the compiler would rather make it anew in every turn of a loop.
+__device__ inline unsigned pinned(unsigned number) {
+  asm("" : "+r"(number));
+  return number;
+}
+
 // Throws std::runtime_error naming what failed, unless the status is success.
 void check(cudaError_t status, const std::string& what);
 
 // Asked once per device.
 int multiprocessors(int device);
+
+// Bytes of shared memory: the most that a block can ask for, and those of all blocks of a multiprocessor.
+std::size_t shared_of_block(int device);
+std::size_t shared_of_multiprocessor(int device);
 
 // Blocks whose threads take one unit of work each.
 inline unsigned blocks_of(std::size_t units, int threads) {

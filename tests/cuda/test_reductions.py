@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
+import cuda_emulation
 import pytest
 import torch
 from kernel_cases import same_bits
 from torch import Tensor
 
 from fastmerge import kernels
-from fastmerge.kernels import GRID, Boundary
+from fastmerge.kernels import GRID, Boundary, _cuda
 
 B, F, H = torch.bfloat16, torch.float32, torch.float16
 NUMELS = (0, 1, 7 * 129, GRID + 300, 5 * GRID)
@@ -21,29 +24,47 @@ def _make(generator, numel: int, dtypes: list[torch.dtype], begin: int = 0) -> l
     return [(values + n).to(dtype)[begin:] for n, dtype in zip(noise, dtypes, strict=True)]
 
 
-@pytest.mark.parametrize("begin", [0, 3])
+def _check_gram(device: torch.device, base: Tensor | None, tensors: list[Tensor]) -> None:
+    shape = (-(-tensors[0].numel() // GRID), len(kernels.pairs(len(tensors))))
+    expected = torch.full(shape, torch.nan, dtype=torch.float64)
+    out = torch.full_like(expected, torch.nan, device=device)
+    kernels.gram_partials(expected, tensors, base, backend="reference")
+    there = None if base is None else base.to(device)
+    kernels.gram_partials(out, [t.to(device) for t in tensors], there, backend="cuda")
+    assert same_bits(out.cpu(), expected)
+
+
 @pytest.mark.parametrize("based", [True, False])
-@pytest.mark.parametrize(
-    "dtypes", [[B], [B, B], [F] * 3, [B, F, H, B], [B] * 5, [H] * 7, [B] * 8, [F, B, H, B, F, B, B]], ids=str
-)
-def test_gram(device, generator, dtypes, based, begin):
+@pytest.mark.parametrize(("dtypes", "begin"), [([B] * 2, 3), ([B, F, H, B], 0), ([F, B, H, B, F, B, B], 3)], ids=str)
+def test_gram_of_any(device, generator, dtypes, begin, based):
     for numel in NUMELS:
         base, *tensors = _make(generator, numel, [B, *dtypes], begin)
-        shape = (-(-numel // GRID), len(kernels.pairs(len(tensors))))
-        expected = torch.full(shape, torch.nan, dtype=torch.float64)
-        out = torch.full_like(expected, torch.nan, device=device)
-        kernels.gram_partials(expected, tensors, base if based else None, backend="reference")
-        there = [t.to(device) for t in tensors]
-        kernels.gram_partials(out, there, base.to(device) if based else None, backend="cuda")
-        assert same_bits(out.cpu(), expected)
+        _check_gram(device, base if based else None, tensors)
 
 
-def test_gram_of_many(device, generator):
-    tensors = _make(generator, 300, [B] * 20)
-    partials = [torch.full((1, 20 * 21 // 2), torch.nan, dtype=torch.float64, device=d) for d in ("cpu", device)]
-    kernels.gram_partials(partials[0], tensors, backend="reference")
-    kernels.gram_partials(partials[1], [t.to(device) for t in tensors], backend="cuda")
-    assert same_bits(partials[1].cpu(), partials[0])
+# All pairs of a lane in one thread, from 13 on in two. With 12 and 13 tensors a block takes several chunks.
+@pytest.mark.parametrize("based", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "count"), [(B, 1), (H, 3), (F, 4), (B, 7), (F, 9), (B, 12), (H, 13), (F, 16)], ids=str
+)
+def test_gram(device, generator, dtype, count, based):
+    for numel in (0, 1, 7 * 129, 5 * GRID if count in (12, 13) else GRID + 300):
+        base, *tensors = _make(generator, numel, [dtype] * (count + 1))
+        _check_gram(device, base if based else None, tensors)
+
+
+def test_gram_of_what_is_not_finite(device, generator):
+    base, *tensors = _make(generator, 1000, [B] * 6)
+    tensors[1][5], tensors[2][999], tensors[4][0] = torch.inf, torch.nan, -torch.inf
+    _check_gram(device, base, tensors)
+
+
+@pytest.mark.parametrize("kilobytes", [227, 99])
+@pytest.mark.parametrize("count", [11, 20])
+def test_gram_of_many(device, generator, count, kilobytes):
+    """More tensors than a kernel takes, of which there are fewer where a block has less shared memory."""
+    with cuda_emulation.shared_memory(_cuda.extension(), kilobytes << 10) if device.type == "cpu" else nullcontext():
+        _check_gram(device, None, _make(generator, 300, [B] * count))
 
 
 @pytest.mark.parametrize("power", [1, 2])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -71,3 +72,14 @@ def load(library: Path) -> ModuleType:
 def order(library: str | Path, seed: int) -> None:
     """Let the threads and blocks of the emulated kernels in ``library`` run at random; seed 0: as they are numbered."""
     ctypes.CDLL(str(library)).fastmerge_emulated_order(ctypes.c_uint(seed))
+
+
+@contextlib.contextmanager
+def shared_memory(module: ModuleType, limit: int) -> Iterator[None]:
+    """Let a block of the emulated GPU have at most so many bytes of shared memory, within the context."""
+    limited = ctypes.CDLL(module.__file__).fastmerge_emulated_shared
+    limited(ctypes.c_size_t(limit))
+    try:
+        yield
+    finally:
+        limited(ctypes.c_size_t(227 << 10))

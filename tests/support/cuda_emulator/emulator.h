@@ -39,5 +39,8 @@ extern "C" __attribute__((visibility("default"))) void fastmerge_emulated_driver
 // The compute capability of the GPU, as 90.
 extern "C" __attribute__((visibility("default"))) void fastmerge_emulated_capability(int number);
 
+// The bytes of shared memory that a block can ask for, at most kSharedBytes.
+extern "C" __attribute__((visibility("default"))) void fastmerge_emulated_shared(std::size_t bytes);
+
 // Whether kernels run; else their launches are checked, and do nothing: for timing the host.
 extern "C" __attribute__((visibility("default"))) void fastmerge_emulated_kernels(int run);

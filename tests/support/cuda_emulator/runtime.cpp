@@ -9,6 +9,8 @@ namespace {
 
 thread_local std::string last_error;
 bool kernels_run = true;
+int driver = 13000, capability = 90;
+std::size_t shared = emulator::kSharedBytes;
 
 std::map<const void*, std::size_t>& allowed_shared() {
   static std::map<const void*, std::size_t> bytes;
@@ -26,7 +28,7 @@ cudaError_t fastmerge_emulated_launch(const cudaLaunchConfig_t& config, const vo
   const dim3 grid = config.gridDim, block = config.blockDim;
   const std::size_t threads = std::size_t{block.x} * block.y * block.z;
   if (!grid.x || !grid.y || !grid.z || !threads || threads > 1024 || grid.x > 0x7FFFFFFFu || grid.y > 65535 ||
-      config.dynamicSmemBytes > allowed || allowed > emulator::kSharedBytes) {
+      config.dynamicSmemBytes > allowed || allowed > shared) {
     return cudaErrorInvalidConfiguration;
   }
   if (!kernels_run) return cudaSuccess;
@@ -45,9 +47,9 @@ const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorLaunchFailure ? last_error.c_str() : error ? "invalid argument" : "no error";
 }
 
-static int driver = 13000, capability = 90;
 void fastmerge_emulated_driver(int version) { driver = version; }
 void fastmerge_emulated_capability(int number) { capability = number; }
+void fastmerge_emulated_shared(std::size_t bytes) { shared = bytes; }
 
 cudaError_t cudaDriverGetVersion(int* version) { return *version = driver, cudaSuccess; }
 cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
@@ -56,9 +58,12 @@ cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaE
 
 // Three multiprocessors, so that blocks loop over tensors of a test's size.
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount      ? 3
-           : attribute == cudaDevAttrComputeCapabilityMajor ? capability / 10
-                                                            : capability % 10;
+  const int bytes = static_cast<int>(shared);
+  *value = attribute == cudaDevAttrMultiProcessorCount                ? 3
+           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin     ? bytes
+           : attribute == cudaDevAttrMaxSharedMemoryPerMultiprocessor ? bytes + 1024
+           : attribute == cudaDevAttrComputeCapabilityMajor           ? capability / 10
+                                                                      : capability % 10;
   return cudaSuccess;
 }
 

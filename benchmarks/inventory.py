@@ -102,6 +102,12 @@ def gram(x: Inputs, backend: str | None = None) -> Tensor:
     return partials
 
 
+def plain_gram(inputs: Sequence[Tensor]) -> Tensor:
+    base, *models = inputs
+    deltas = torch.stack([model.float() - base.float() for model in models]).double()
+    return deltas @ deltas.mT
+
+
 def norms(x: Inputs, backend: str | None = None, keeps: str | Sequence[Keep] = "random", power: int = 1) -> Tensor:
     partials = x.table(_chunks(x), 2 * len(x.tensors), torch.float64)
     kernels.norm_partials(
@@ -191,6 +197,8 @@ class Case:
         writes:    whether it fills ``out``; otherwise its result is small.
         compared:  whether the reference on the same device, and ``torch.compile`` of it, are contenders.
         models:    how many it takes; None is any number.
+        counts:    models it is timed with beside the usual numbers.
+        plain:     from the inputs, the base first: what a user of PyTorch would write, with roundings of its own.
     """
 
     name: str
@@ -200,6 +208,8 @@ class Case:
     writes: bool = True
     compared: bool = False
     models: int | None = None
+    counts: tuple[int, ...] = ()
+    plain: Callable[[Sequence[Tensor]], Tensor] | None = None
 
     def run(self, out: Tensor, tensors: Sequence[Tensor], backend: str | None = None) -> object:
         """Run it on ``tensors``, the base first where it has one, and return the result."""
@@ -223,7 +233,7 @@ CASES = (
     Case("sparse_merge, top, elected", "sparse_merge", {"keeps": "top", **_TIES}, compared=True),
     Case("sparse_merge, random, elected", "sparse_merge", {"keeps": "random", **_TIES}),
     Case("sparse_merge, masked, elected", "sparse_merge", {"keeps": "masked", **_TIES}),
-    Case("gram", "gram", writes=False),
+    Case("gram", "gram", writes=False, counts=(9, 12), plain=plain_gram),
     Case("norms, random", "norms", writes=False),
     Case("select", "select", writes=False, compared=True),
     Case("rank_mask", "rank_mask", writes=False),

@@ -3,7 +3,7 @@
 An operation is declared once by its reference (PyTorch, any device). Backends add themselves by
 name; the registry takes the fastest one that is available on the device of the tensors, unless
 one is pinned by ``use_backend``, by an argument, or by ``FASTMERGE_BACKEND``. What is fastest on GPUs differs
-between operations, so that each states its own order, as it was measured.
+between operations, so that each states its own order, as it was measured; or as it is expected, and then says so.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def sweep(case: Case, check: bool = False) -> Iterator[Point]:
     if check:
         return
     yield from ((elements, models, torch.bfloat16) for elements in ELEMENTS)
-    yield from ((main, count, torch.bfloat16) for count in COUNTS if case.models is None)
+    yield from ((main, count, torch.bfloat16) for count in sorted({*COUNTS, *case.counts}) if case.models is None)
     yield from ((main, models, dtype) for dtype in DTYPES)
 
 

@@ -61,6 +61,8 @@ def _operation(bench: Bench, case: Case, point: Point, compared: bool = False, t
     contenders = [Contender("fastmerge", call(backend), backend) for backend in backends]
     if compared:
         contenders.append(Contender("torch", call("reference")))
+    if (plain := case.plain) is not None:
+        contenders.append(Contender("torch", rotating(lambda out, inputs: plain(inputs), sets)))
     facts = {"shape": elements, "dtype": dtype, "models": len(inputs), "once": case.bytes_once(inputs)}
     name = case.name if tuned is None else f"{case.name}, deltas N(0, {tuned:g})"
     times = bench.measure(name, contenders, **facts)

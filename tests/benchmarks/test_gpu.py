@@ -21,6 +21,7 @@ from benchmarks.gpu import goals, operations, streamed, verify
 from benchmarks.gpu.measure import STEPS
 from benchmarks.kernels.cases import CASES
 from benchmarks.kernels.plain_torch import MERGES
+from fastmerge import kernels
 from fastmerge.engine import running
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +75,13 @@ def _steps(monkeypatch, *stages: tuple[int, dict[str, str]], phase: str = "check
 def _main(monkeypatch, out: Path, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["benchmarks.gpu", "--check", "--out", str(out), *arguments])
     return command.main()
+
+
+def test_the_plain_gram_is_that_of_the_kernels():
+    case = inventory.BY_NAME["gram"]
+    inputs = inventory.make_inputs(True, 301, 4, torch.float32)
+    found = kernels.gram_matrix(case.run(inputs[0], inputs), 4)
+    torch.testing.assert_close(case.plain(inputs), torch.from_numpy(found))
 
 
 def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@
 #include "cpu/ahead.h"
 #include "cpu/mapped.h"
 #include "cpu/operations.h"
+#include "cpu/streamed.h"
 #include "cpu/threads.h"
 #include "exact_sum.h"
 
@@ -49,6 +50,26 @@ py::buffer_info contiguous(const py::buffer& data) {
   return bytes;
 }
 
+using SourceTuple = std::tuple<int, std::uint64_t, bool>;
+
+// Runs the only job of a call on sources.
+template <class Job>
+py::object run_streamed(const std::vector<Job>& jobs, const std::vector<SourceTuple>& from, std::size_t cell,
+                        bool finite) {
+  if (jobs.size() != 1) throw std::invalid_argument("expected one job");
+  std::vector<Source> sources;
+  for (const auto& [fd, offset, look] : from) sources.push_back({fd, offset, look});
+  std::optional<Digests> found;
+  {
+    const py::gil_scoped_release unlocked;
+    found = streamed(jobs[0], sources, cell, finite);
+  }
+  if (!found) return py::none();
+  py::list digests;
+  for (const std::string& each : *found) digests.append(py::bytes(each));
+  return digests;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -75,6 +96,16 @@ PYBIND11_MODULE(_C, m) {
     const Unlocked unlocked(work);
     sparse_merge(work);
   });
+
+  m.def(
+      "streamed_sum",
+      [](const py::buffer& ints, const py::buffer& floats, const std::vector<SourceTuple>& sources, std::size_t cell,
+         bool finite) { return run_streamed(Arguments(ints, floats).sums(), sources, cell, finite); },
+      "See csrc/cpu/streamed.h. A source is a descriptor, an offset, and whether its numbers have to be finite.");
+
+  m.def("streamed_merge",
+        [](const py::buffer& ints, const py::buffer& floats, const std::vector<SourceTuple>& sources, std::size_t cell,
+           bool finite) { return run_streamed(Arguments(ints, floats).merges(), sources, cell, finite); });
 
   m.def("gram", [](Address partials, const Ints& arrays) {
     const Tensors inputs = tensors(arrays);

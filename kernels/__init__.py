@@ -33,6 +33,7 @@ from .philox import drop_threshold, keep_mask, random_words, tensor_key
 from .rank_mask import Ranked, rank_mask
 from .select import Selection, SelectJob, found_boundaries, select_boundaries, select_boundaries_many, start_selection
 from .sparse_merge import MergeJob, sparse_merge, sparse_merge_many
+from .streamed import Stored, can_stream, streamed
 from .strip import Strip, as_strip, empty, on_host, zeros
 from .weighted_sum import SumJob, weighted_sum, weighted_sum_many
 
@@ -54,12 +55,14 @@ __all__ = [
     "Ranked",
     "SelectJob",
     "Selection",
+    "Stored",
     "Strip",
     "SumJob",
     "all_found",
     "answers_stay",
     "arc_weights",
     "as_strip",
+    "can_stream",
     "check_group",
     "cpu_extension",
     "download",
@@ -94,6 +97,7 @@ __all__ = [
     "sparse_merge_many",
     "start_selection",
     "start_totals",
+    "streamed",
     "tensor_key",
     "total",
     "use_backend",

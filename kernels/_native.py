@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # That of csrc/arguments.h.
-INTERFACE = 11
+INTERFACE = 12
 
 
 @functools.cache

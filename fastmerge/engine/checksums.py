@@ -45,7 +45,11 @@ class Checksum:
 
     def add(self, offset: int, data: memoryview) -> None:
         """Add the bytes from ``offset`` on: whole cells, except at the end of the tensor."""
-        first, digests = 8 * (offset // self._step), digests_of(data, self._step)
+        self.put(offset, digests_of(data, self._step))
+
+    def put(self, offset: int, digests: bytes) -> None:
+        """Add the bytes from ``offset`` on by the digests of their cells."""
+        first = 8 * (offset // self._step)
         self._digests[first : first + len(digests)] = digests
 
     def hex(self) -> str:

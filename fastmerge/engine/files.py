@@ -113,6 +113,12 @@ class InputFiles:
         """Return bytes where they lie in memory, for a device to take them from there; None: they have to be read."""
         return None
 
+    def plain(self, path: str, offset: int) -> int | None:
+        """Return the descriptor of a file in the page cache where what begins at ``offset`` lies in it as it is."""
+        if self._ahead is not None or offset >= self.nbytes(path) or not self.cached(path):
+            return None
+        return self._open[path]
+
     def advise(self, path: str, offset: int, nbytes: int) -> None:
         """Let the system read a range into the page cache, if it will; do not wait for it."""
         with contextlib.suppress(OSError):

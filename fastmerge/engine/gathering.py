@@ -36,6 +36,9 @@ class PlannedFiles(InputFiles):
         for rows in self._gathered.values():
             rows.open()
 
+    def plain(self, path: str, offset: int) -> int | None:
+        return None if path in self._gathered else super().plain(path, offset)
+
     def read(self, path: str, offset: int, into: memoryview) -> None:
         rows = self._gathered.get(path)
         if rows is None:

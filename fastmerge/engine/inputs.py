@@ -10,6 +10,7 @@ from ..checkpoint import TensorEntry
 from ..checkpoint.types import matrix_shape
 from ..dtypes import DType, float32, uint8
 from ..errors import CheckpointError
+from ..kernels import Stored
 from ..plan.types import InputTensor
 from .arena import LINE, PAGE, Arena, Memory, Slot, round_up
 from .files import InputFiles
@@ -52,6 +53,19 @@ class Reader:
         self.raw(entry.path, entry.offset + start * dtype.itemsize, nbytes, at)
         if self._watch is not None:
             self._watch.look(entry, dtype, start, self.arena.bytes[at : at + nbytes], row)
+
+    def stored(self, tensor: InputTensor, start: int) -> Stored | None:
+        """Return where the elements from ``start`` on lie as they are, in a file in the page cache; None: elsewhere."""
+        offset = tensor.offset + start * tensor.dtype.itemsize
+        descriptor = self._inputs.plain(tensor.path, offset)
+        if descriptor is None or not tensor.as_stored:
+            return None
+        return Stored(descriptor, offset, self._watch is not None and self._watch.finite)
+
+    def note(self, tensor: InputTensor, start: int, digests: bytes) -> None:
+        """Take note of what was read of a stored tensor in another way: of its cells from the element ``start`` on."""
+        if self._watch is not None:
+            self._watch.note(tensor, start, digests)
 
     def look(self, tensor: InputTensor, start: int, stop: int, mapped: Mapped) -> None:
         """Read elements of a tensor where they lie, as ``part`` does for those that it copies."""

@@ -19,6 +19,7 @@ from ..steps.census import Round
 from ..steps.inputs import Inputs
 from ..steps.source import Chunk, Resident, Source
 from .arena import PAGE, Memory, Slot
+from .cells import merge_by_cells
 from .checksums import Checksum
 from .context import RunContext, apply_after_survey, apply_without_survey
 from .finite import Suspect, all_finite
@@ -234,6 +235,9 @@ class Large:
     def _merge(self, start: int, stop: int, slot: Slot) -> None:
         assert self._apply is not None
         slot.reset()
+        if self._merge_by_cells(start, stop, slot):
+            return
+        slot.reset()
         chunk = self.chunk(start, stop, slot, self._reader)
         size, through, shape = self._output.dtype.itemsize, self._output.through, (stop - start,)
         at = slot.take((stop - start) * size, phase=self._output.offset + start * size, align=PAGE)
@@ -245,6 +249,23 @@ class Large:
                 out.copy_(made)
         slot.download(at, (stop - start) * size)
         slot.later(partial(self._write, start, stop, at))
+
+    def _merge_by_cells(self, start: int, stop: int, slot: Slot) -> bool:
+        """Merge and write elements by cells as they are read; False where they have to be read first."""
+        assert self._apply is not None
+        if any(placed.beside for placed in self._placed.every):
+            return False
+        inputs = self._placed.map(lambda placed: (placed.tensor, placed.values))
+        made = merge_by_cells(
+            self._context, self._reader, self._apply, self._output, inputs, self._first, start, stop, slot
+        )
+        if made is None:
+            return False
+        at, digests = made
+        size = self._output.dtype.itemsize
+        self._checksum.put(start * size, digests)
+        self._context.write(self._output, start * size, at, (stop - start) * size)
+        return True
 
     def whole_job(self, slot: Slot) -> tuple[Apply, Tensor, Chunk]:
         """Return the apply step of a tensor that it takes whole, its output in the region, and its inputs."""

@@ -33,10 +33,17 @@ class Watch:
         if self.finite and not all_finite(data, dtype):
             raise Suspect([self._output])
         if row == 0 or row * dtype.itemsize >= LEAST_ROW_BYTES:
-            if id(entry) not in self._sums:
-                numel, part = entry.nbytes // dtype.itemsize, isinstance(self._output, Part)
-                self._sums.setdefault(id(entry), Checksum(numel, dtype.itemsize, row or BLOCK, part))
-            self._sums[id(entry)].add(start * dtype.itemsize, data)
+            self._sum(entry, dtype, row).add(start * dtype.itemsize, data)
+
+    def note(self, entry: InputTensor, start: int, digests: bytes) -> None:
+        """Take the digests of cells from the element ``start`` on, in which all is finite that has to be."""
+        self._sum(entry, entry.dtype, 0).put(start * entry.dtype.itemsize, digests)
+
+    def _sum(self, entry: InputTensor | TensorEntry, dtype: DType, row: int) -> Checksum:
+        if id(entry) not in self._sums:
+            numel, part = entry.nbytes // dtype.itemsize, isinstance(self._output, Part)
+            self._sums.setdefault(id(entry), Checksum(numel, dtype.itemsize, row or BLOCK, part))
+        return self._sums[id(entry)]
 
     def checksums(self) -> list[str]:
         """Return a checksum for each stored tensor, in the order of ``InputTensor.summed``; "" where there is none."""

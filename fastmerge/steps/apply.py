@@ -45,6 +45,10 @@ class Apply(ABC):
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
         """Write the merge of ``chunk`` into ``out``, shaped like its tensors and contiguous."""
 
+    def job(self, out: Tensor, chunk: Chunk) -> kernels.SumJob | kernels.MergeJob | None:
+        """Return the operation that is all of a call, where it is one whose arguments the host knows; else None."""
+        return None
+
     @classmethod
     def apply_all(cls, steps: Sequence[Any], outs: Sequence[Tensor], chunks: Sequence[Chunk]) -> None:
         """Run steps of this class, each over one tensor of the same device."""
@@ -131,6 +135,9 @@ class WeightedSum(Apply):
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
         kernels.weighted_sum(out, chunk.every, self.weights)
 
+    def job(self, out: Tensor, chunk: Chunk) -> kernels.SumJob | None:
+        return None if self.left else kernels.SumJob(out, chunk.every, self.weights)
+
     @classmethod
     def apply_all(cls, steps: Sequence[Any], outs: Sequence[Tensor], chunks: Sequence[Chunk]) -> None:
         passes = zip(steps, outs, chunks, strict=True)
@@ -151,6 +158,9 @@ class SpanSum(Apply):
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
         self._step(chunk)(out, chunk)
+
+    def job(self, out: Tensor, chunk: Chunk) -> kernels.SumJob | kernels.MergeJob | None:
+        return self._step(chunk).job(out, chunk)
 
     @classmethod
     def apply_all(cls, steps: Sequence[Any], outs: Sequence[Tensor], chunks: Sequence[Chunk]) -> None:
@@ -187,6 +197,11 @@ class SparseMerge(DeltaMerge):
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
         kernels.sparse_merge(out, _base(chunk), chunk.tensors, offset=chunk.offset, **vars(self))
+
+    def job(self, out: Tensor, chunk: Chunk) -> kernels.MergeJob | None:
+        if self.left:
+            return None
+        return kernels.MergeJob(out, _base(chunk), chunk.tensors, offset=chunk.offset, **vars(self))
 
     @classmethod
     def apply_all(cls, steps: Sequence[Any], outs: Sequence[Tensor], chunks: Sequence[Chunk]) -> None:

@@ -12,9 +12,9 @@ import torch
 from checkpoint_files import write_adapter
 from tiny_merges import assert_same_tensors, expected, make_merge, outputs_of, same_files
 
-from fastmerge.engine import RunOptions, run, verify
+from fastmerge.engine import RunOptions, cells, run, verify
 from fastmerge.engine.checksums import BLOCK, Checksum
-from fastmerge.engine.files import OutputFiles
+from fastmerge.engine.files import InputFiles, OutputFiles
 from fastmerge.engine.needs import whole_bytes
 from fastmerge.engine.sizing import BUSY_BYTES, Budget, divide
 from fastmerge.errors import BudgetError, CheckpointError
@@ -22,6 +22,8 @@ from fastmerge.kernels import _native
 
 # Wide enough that the large matrices are cut into several chunks of one cell.
 WIDE = {"hidden": 256, "inner": 640, "vocab": 768, "layers": 1}
+# Too little for batches that hold those.
+SLICED = RunOptions(chunk=BLOCK, threads=2, ram=8 << 20)
 
 
 @pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "task_arithmetic", "model_stock"])
@@ -196,3 +198,38 @@ def test_no_more_memory_than_keeps_the_workers_busy(tmp_path):
     sizes = divide(plan.outputs, Budget(8 << 30), workers=3)
     assert max(map(whole_bytes, plan.outputs)) < sizes.regions <= 3 * BUSY_BYTES
     assert sizes.arena == 3 * sizes.slot + sizes.regions
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("method", ["linear", "ties", "task_arithmetic"])
+def test_cached_inputs_are_merged_by_cells(tmp_path, monkeypatch, method):
+    merge = make_merge(tmp_path, method, **WIDE)
+    plan, found = merge.plan(), []
+    streamed = cells.streamed
+    monkeypatch.setattr(cells, "streamed", lambda *args: found.append(streamed(*args)) or found[-1])
+    monkeypatch.setattr(InputFiles, "probe", lambda self, path: True)
+    run(plan, merge.out, SLICED)
+    assert found and None not in found
+    assert_same_tensors(outputs_of(merge.out), expected(plan))
+    found.clear()
+    run(plan, tmp_path / "plain", RunOptions(chunk=BLOCK, backend="reference"))
+    assert not found
+    manifests = [(out / "fastmerge.json").read_bytes() for out in (merge.out, tmp_path / "plain")]
+    assert manifests[0] == manifests[1], "with the same checksums of all that was read"
+
+
+@pytest.mark.compiled
+def test_a_file_that_ends_while_it_is_merged_by_cells(tmp_path, monkeypatch):
+    merge = make_merge(tmp_path, "linear", **WIDE)
+    plan, declined = merge.plan(), []
+    streamed = cells.streamed
+
+    def late(*args):
+        os.truncate(tmp_path / "model1" / "model.safetensors", 4096)
+        declined.append(streamed(*args) is None)
+
+    monkeypatch.setattr(cells, "streamed", late)
+    monkeypatch.setattr(InputFiles, "probe", lambda self, path: True)
+    with pytest.raises(CheckpointError, match=r"model1/model\.safetensors: ends at byte"):
+        run(plan, merge.out, SLICED)
+    assert any(declined) and not merge.out.exists()

@@ -9,6 +9,8 @@ from torch import Tensor
 NULL = 2.0**-22
 
 KINDS = ("low_rank_noise", "bfloat16_difference", "lora_sum", "power_half", "power_one", "gaussian")
+# Of a condition number of 1e5 and more.
+STEEP = ("lora_sum_5", "lora_sum_20", "power_hard")
 
 
 def make_delta(kind: str, m: int, n: int, generator: torch.Generator) -> Tensor:
@@ -26,10 +28,10 @@ def make_delta(kind: str, m: int, n: int, generator: torch.Generator) -> Tensor:
         base = (0.02 * normal(m, n)).bfloat16()
         update = 0.002 * normal(m, rank) @ normal(rank, n) / rank**0.5 + 0.0003 * normal(m, n)
         return (base.double() + update).bfloat16().float() - base.float()
-    if kind == "lora_sum":
-        rank = max(1, min(m, n) // 32)
+    if kind.startswith("lora_sum"):
+        rank, strength = max(1, min(m, n) // 32), {"lora_sum": 0.01, "lora_sum_5": 0.05, "lora_sum_20": 0.2}[kind]
         base = (0.02 * normal(m, n)).bfloat16()
-        update = sum(0.01 * normal(m, rank) @ normal(rank, n) / rank**0.5 for _ in range(4))
+        update = sum(strength * normal(m, rank) @ normal(rank, n) / rank**0.5 for _ in range(4))
         return (base.double() + update).bfloat16().float() - base.float()
     if kind == "gaussian":
         return (0.001 * normal(m, n)).float()

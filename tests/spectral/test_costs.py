@@ -1,0 +1,37 @@
+"""What boosting on a GPU takes, counted on a device that computes on the CPU: products, launches and waits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from counting import counting_device
+from deltas import boost_oracle, make_delta, relative_error
+
+from fastmerge.kernels.spectral import subspace_boost
+from fastmerge.kernels.spectral._products import TRITON, Products
+
+split_product = pytest.importorskip("fastmerge.kernels._triton.split_product")
+
+
+@pytest.mark.parametrize(("batch", "m", "n"), [(1, 192, 192), (3, 352, 132)])
+def test_products_launches_and_waits(batch, m, n, generator, monkeypatch):
+    monkeypatch.setattr(Products, "on", staticmethod(lambda device: TRITON))
+    deltas = torch.stack([make_delta("gaussian", m, n, generator) for _ in range(batch)])
+    deltas += make_delta("low_rank_noise", m, n, generator)
+    with counting_device(split_product) as (on, counts):
+        results, infos = subspace_boost(on(deltas), 0.05)
+    for delta, result, info in zip(deltas, results.inner, infos, strict=True):
+        assert info.method == "accurate" and info.iterations == (8 if m == n else 6)
+        assert relative_error(result, boost_oracle(delta, 0.05)[0]) < 1e-5
+    # In products of n x n float16 matrices, three for each split one, of which symmetric ones are made by halves.
+    large = sum(
+        count * 3 * rows * terms / n**2 / (2 if symmetric else 1)
+        for (_, rows, terms, columns, symmetric), count in counts.products.items()
+        if columns == n
+    )
+    assert large == pytest.approx(49.5 if m == n else 19.5 + 18 * m / n)
+    # Of 32 columns, or fewer: bound, look, repair, certificates, and the search.
+    assert sum(counts.products.values()) < (24 if m == n else 25) + 9 + 14 + 5 + 30
+    # The largest element, the look, the certificates, and one for each step of the search.
+    assert counts.waits <= 3 + 4
+    assert counts.launches < 800

@@ -39,7 +39,7 @@ class Triplets:
 
     Attributes:
         values:    [batch, b] float64 on the host.
-        residuals: [batch, b] float64 on the host, of the triplets: they bound the errors of the values.
+        residuals: the same of the triplets: they bound the errors of the values.
         v:         [batch, n, b] right vectors, orthonormal.
         passes:    products with G, or with X and back, that it took to find them.
     """
@@ -48,10 +48,6 @@ class Triplets:
     residuals: Tensor
     v: Tensor
     passes: int
-
-
-# Whether the triplets are; None: more columns are needed.
-Enough = Callable[[Triplets], "bool | None"]
 
 
 class Search:
@@ -67,8 +63,13 @@ class Search:
         self._x, self._gram, self._size, self._products = x, products.operand(gram), size, products
         self._passes = 0
 
-    def until(self, enough: Enough, least: int = FIRST) -> Triplets | None:
-        """Return triplets, ``least`` or more, that are ``enough``, or the last that pay; None where none do."""
+    def until(self, enough: Callable[[Triplets], bool | None], least: int = FIRST) -> Triplets | None:
+        """Return triplets that are ``enough``, or the last that pay; None where none do.
+
+        Args:
+            enough: returns None where more columns are needed.
+            least:  columns.
+        """
         gram = self._gram.whole
         n, v, triplets = gram.shape[-1], gram[..., :0], None
         columns = max(least, math.ceil(SHARE * n))
@@ -83,7 +84,7 @@ class Search:
                     return triplets
                 if step == PATIENCE - 1 or (step and found is None):
                     break
-                v = self._filtered(v, squares, triplets.values[:, [0, -1]].square())
+                v = self._filtered(v, squares)
             columns *= 2
         return triplets
 
@@ -94,43 +95,39 @@ class Search:
         squares, turn = squares.flip(-1).clamp(min=0), turn.flip(-1)
         values, v = squares.sqrt(), (v.double() @ turn).to(v)
         u = (left @ turn / values.clamp(min=LEAST).unsqueeze(-2)).to(v)
-        image = self._products.inner(self._x, u)
-        residuals = torch.linalg.vector_norm(image - v * values.unsqueeze(-2), dim=-2)
+        residuals = torch.linalg.vector_norm(self._products.inner(self._x, u) - v * values.unsqueeze(-2), dim=-2)
+        size = self._size.unsqueeze(-1)
         self._passes += 1
         # The only time that the host waits for the device.
-        values, residuals = (self._size.unsqueeze(-1) * torch.stack([values, residuals])).cpu()
-        return Triplets(values, residuals, v, self._passes), squares
+        known = torch.stack([size * values, size * residuals, squares]).cpu()
+        return Triplets(known[0], known[1], v, self._passes), known[2]
 
     def _product(self, v: Tensor) -> Tensor:
         self._passes += 1
         return self._products.multiply(self._gram, v)
 
-    def _filtered(self, v: Tensor, squares: Tensor, known: Tensor) -> Tensor:
-        """Return the columns after about DEGREE products, orthonormal.
+    def _filtered(self, v: Tensor, squares: Tensor) -> Tensor:
+        """Return ``T_d(G / half - 1) v`` over its value at the largest of ``squares``, after about DEGREE products.
 
-        Args:
-            squares: [batch, b] of their values, on the device;
-            known:   [batch, 2] of the largest and the smallest, in any unit, on the host.
+        Orthonormal. ``half`` is half of the smallest.
         """
-        growth = (2 * known[:, 0] / known[:, 1].clamp(min=torch.finfo(torch.float64).tiny) - 1).clamp(min=1 + 1e-6)
-        degree = max(1, min(DEGREE, int(math.acosh(SPREAD) / float(growth.acosh().max()))))
-        half = (squares[:, -1] / 2).clamp(min=torch.finfo(torch.float32).tiny).view(-1, 1, 1)
-        top = torch.maximum(squares[:, 0].view(-1, 1, 1), 2.001 * half)
-        for _ in range(-(-DEGREE // degree)):
-            v = orthonormal(self._chebyshev(v, degree, half, top))
-        return v
-
-    def _chebyshev(self, v: Tensor, degree: int, half: Tensor, top: Tensor) -> Tensor:
-        """Return ``T_degree(G / half - 1) v`` over its value at ``top``."""
+        half = (squares[:, -1] / 2).clamp(min=torch.finfo(torch.float32).tiny)
+        top = torch.maximum(squares[:, 0], 2.001 * half)
+        degree = max(1, min(DEGREE, int(math.acosh(SPREAD) / float((top / half - 1).acosh().max()))))
         first = sigma = half / (top - half)
-        before, now = torch.zeros_like(v), v
+        factors = []
         for step in range(degree):
             following = 1 / (2 / first - sigma) if step else sigma
-            factor = ((2 if step else 1) * following / half).to(v)
-            after = self._product(now).sub_(half.to(v) * now).mul_(factor)
-            before, now = now, after.sub_((sigma * following).to(v) * before)
+            factor = (2 if step else 1) * following / half
+            factors.append(torch.stack([factor, -factor * half, -sigma * following]))
             sigma = following
-        return now
+        recurrence = torch.stack(factors).to(v)[..., None, None]
+        for _ in range(-(-DEGREE // degree)):
+            before, now = torch.zeros_like(v), v
+            for a, b, c in recurrence:
+                before, now = now, self._product(now).mul_(a).addcmul_(b, now).addcmul_(c, before)
+            v = orthonormal(now)
+        return v
 
 
 def largest_bound(gram: Tensor, products: Products) -> Tensor:
@@ -148,10 +145,7 @@ def largest_bound(gram: Tensor, products: Products) -> Tensor:
 
 
 def start_block(like: Tensor, columns: int) -> Tensor:
-    """Return orthonormal columns [batch, n, columns], from a private generator on the host: the same for every matrix.
-
-    The result of a search depends on the input and the backend alone.
-    """
+    """Return orthonormal columns [batch, n, columns], of a private generator on the host: for every matrix the same."""
     batch, n = len(like), like.shape[-1]
     return _block_on_host(n, columns, like.dtype).to(like.device).expand(batch, n, columns)
 

@@ -21,10 +21,8 @@ from ._filter import start_block
 class BlockKrylov:
     """The search space of one batch of matrices [batch, m, n], m >= n; grows by ``block`` columns a step.
 
-    Attributes, once it was expanded, of the approximate leading triplets, by falling value:
-        values:    [batch, p] float64.
-        residuals: [batch, p] float64: ||X^T u - s v||, which bounds the error of the value.
-        passes:    products with X so far.
+    Attributes, once it was expanded: ``values`` [batch, p] float64 and ``residuals`` of the triplets found, as in
+    ``_filter.Triplets``; ``passes``, the products with X so far.
     """
 
     def __init__(self, x: Tensor, block: int):

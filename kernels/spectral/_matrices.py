@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -17,8 +18,8 @@ def alone(part: Tensor) -> Tensor:
     return part
 
 
-def check_matrices(name: str, x: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> None:
-    """Refuse what is not a finite [..., m, n] float32 tensor."""
+def check_matrices(name: str, x: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> list[float]:
+    """Refuse what is not a finite [..., m, n] float32 tensor; return the largest magnitude in each matrix."""
     if x.dtype not in dtypes:
         expected = " or ".join(str(dtype) for dtype in dtypes)
         raise ValueError(
@@ -26,8 +27,13 @@ def check_matrices(name: str, x: Tensor, dtypes: tuple[torch.dtype, ...] = (torc
         )
     if x.dim() < 2:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; expected [..., m, n]")
-    if not torch.isfinite(x).all():
+    if not x.numel():
+        return [0.0] * math.prod(x.shape[:-2])
+    # One reading, and one wait.
+    largest: list[float] = torch.linalg.vector_norm(x, torch.inf, dim=(-2, -1)).flatten().tolist()
+    if not all(map(math.isfinite, largest)):
         raise ValueError(f"{name} has elements that are NaN or infinite; expected finite values")
+    return largest
 
 
 def check_tasks(deltas: Sequence[Tensor]) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -45,8 +44,7 @@ TELLING = 1.5
 TAYLOR, LEFT = 63 / 256, 5e-7
 
 
-@dataclass(frozen=True)
-class Polar:
+class Polar(NamedTuple):
     """Attributes:
     factor:  [batch, m, n]; null directions map to zero.
     null:    [batch, n, p] right singular vectors of null directions, and zeros.
@@ -115,16 +113,17 @@ def _grown(x: Operand, gram: Tensor, steps: Sequence[Quintic], products: Product
     for i, (a, b, c) in enumerate(steps):
         operand = products.operand(gram)
         # M = a I + rest
-        rest = products.operand(products.symmetric(operand, operand, c, b, gram))
+        rest = products.operand(products.multiply(operand, operand, c, b, gram, symmetric=True))
         if i < len(steps) - 1:
-            half = products.symmetric(operand, rest, 1.0, a, gram)
-            gram = products.symmetric(half, rest, 1.0, a, half)
+            half = products.multiply(operand, rest, 1.0, a, gram, symmetric=True)
+            gram = products.multiply(half, rest, 1.0, a, half, symmetric=True)
         if s is not None:
-            rest = products.operand(products.symmetric(s, rest, 1.0, a, s.whole).add_(rest.whole, alpha=alpha))
+            both = products.multiply(s, rest, 1.0, a, s.whole, symmetric=True)
+            rest = products.operand(both.add_(rest.whole, alpha=alpha))
         s = rest
         alpha *= a
     assert s is not None
-    return products.multiply(x, s, alpha, x.whole)
+    return products.multiply(x, s, 1.0, alpha, x.whole)
 
 
 class _Look(NamedTuple):
@@ -156,14 +155,12 @@ def _look(x: Operand, gram: Tensor, products: Products) -> _Look:
 
 
 class _Judged(NamedTuple):
-    """What is to be done about the directions of a look, on the host.
-
-    Attributes:
-        gains:   [batch, p]: a direction is multiplied by 1 + its gain.
-        null:    [batch, p] true for null directions.
-        short:   true where the schedule was.
-        nullity: as in ``Polar``.
-        left:    [batch] what one last step leaves of ||P'P - I||_F / sqrt(n).
+    """Attributes, on the host:
+    gains:   [batch, p]: a direction of the look is to be multiplied by 1 + its gain.
+    null:    [batch, p] true for null directions.
+    short:   true where the schedule was.
+    nullity: as in ``Polar``.
+    left:    [batch] what one last step leaves of ||P'P - I||_F / sqrt(n).
     """
 
     gains: Tensor
@@ -222,10 +219,11 @@ def _finished(x: Tensor, gram: Tensor, products: Products) -> Tensor:
     """Return ``X (X'X)^-1/2`` by its Taylor polynomial around 1: with E = X'X - I, TAYLOR E^5 stays."""
     e = _minus_one(gram)
     operand = products.operand(e)
-    square = products.symmetric(operand, operand)
+    square = products.multiply(operand, operand, symmetric=True)
     outer = e.mul(-1 / 2).add_(square, alpha=3 / 8)
     inner = e.mul_(-5 / 16).add_(square, alpha=35 / 128)
-    return products.multiply(x, products.symmetric(square, inner, 1.0, 1.0, outer), 1.0, x)
+    multiplier = products.multiply(square, inner, 1.0, 1.0, outer, symmetric=True)
+    return products.multiply(x, multiplier, 1.0, 1.0, x)
 
 
 def _minus_one(gram: Tensor) -> Tensor:

@@ -2,16 +2,12 @@ r"""Matrix products of the polar iteration. Operands and results are float32 ten
 
 - ``FLOAT32``: the library product, TF32 off.
 - ``TRITON``, ``LIBRARY``: split products. Each operand is scaled by a power of two and split into two float16 pieces,
-  ``x = high + low`` (22 bits down to 2^-17 of the largest element); ``high high + high low + low high`` on tensor
-  cores. Their sum is promoted to a float32 sum every ``chunk`` terms, because tensor cores may truncate where they
-  accumulate.
+  ``x = high + low`` (22 bits down to 2^-17 of the largest element, 4 bytes); ``high high + high low + low high`` on
+  tensor cores, which may truncate where they accumulate: a float32 sum takes what they summed every ``chunk`` terms.
 
 Two make the latter on a GPU: Triton (``_triton.split_product``: one launch, promotion in registers), or the library
 where there is no Triton (a product per chunk, of pieces that lie side by side). Both make half of a symmetric product.
-On a CPU the library multiplies the pieces in float32, which is exact for each term: the same arithmetic, slower, so
-that the tests execute it.
-
-Memory beside operands and result: the pieces, 4 bytes per element; by the library 4 more while they are made.
+On a CPU the library multiplies the pieces in float32, which is exact for each term: the arithmetic of a GPU, in tests.
 """
 
 from __future__ import annotations
@@ -111,29 +107,20 @@ class Products:
         high = rest.half()
         return Operand(x, (high, rest.sub_(high).half()), unit)
 
-    def multiply(self, a: Matrices, b: Matrices, beta: float = 0.0, plus: Tensor | None = None) -> Tensor:
-        """Return ``a b + beta plus``, for ``a`` of all rows or of a part of them."""
-        return self._product(a, b, 1.0, beta, plus, symmetric=False)
-
     def inner(self, x: Matrices, y: Matrices) -> Tensor:
         """Return ``x^T y``, the sum over ranks."""
-        return self.total(self._product(x.mT, y))
+        return self.total(self.multiply(x.mT, y))
 
     def gram(self, x: Matrices) -> Tensor:
         """Return ``x^T x``, the sum over ranks."""
         x = self.operand(x)
-        return self.total(self._product(x.mT, x, symmetric=True))
+        return self.total(self.multiply(x.mT, x, symmetric=True))
 
-    def symmetric(
-        self, a: Matrices, b: Matrices, alpha: float = 1.0, beta: float = 0.0, plus: Tensor | None = None
-    ) -> Tensor:
-        """Return ``alpha a b + beta plus`` of symmetric matrices that commute: symmetric to the bit."""
-        return self._product(a, b, alpha, beta, plus, symmetric=True)
-
-    def _product(
-        self, a: Matrices, b: Matrices, alpha: float = 1.0, beta: float = 0.0,
-        plus: Tensor | None = None, symmetric: bool = False,
+    def multiply(
+        self, a: Matrices, b: Matrices, alpha: float = 1.0, beta: float = 0.0, plus: Tensor | None = None, *,
+        symmetric: bool = False,
     ) -> Tensor:  # fmt: skip
+        """Return ``alpha a b + beta plus``, of this rank; symmetric to the bit where it is said to be symmetric."""
         a, b = self.operand(a), self.operand(b)
         if self.maker == "float32":
             added = a.whole.new_zeros(()) if plus is None else plus

@@ -7,7 +7,6 @@ svd        torch.linalg.svd in float32; in float64 as the last resort
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -26,28 +25,30 @@ NULLS = ("keep", "reference")
 
 def spectral_map(x: Tensor, rules: Rules, null: str, method: str) -> tuple[Tensor, list[Info]]:
     """Apply ``rules`` to the singular values of the matrices ``x`` [..., m, n]; arguments as in ``subspace_boost``."""
-    check_matrices("x", x)
+    largest = check_matrices("x", x)
     check_choice("method", method, METHODS)
     check_choice("null", null, NULLS)
     m, n = x.shape[-2:]
-    if not x.numel():
-        return x.clone(), [Info("zero")] * math.prod(x.shape[:-2])
-    flat = x.reshape(-1, m, n)
+    flat = x.reshape(len(largest), m, n)
     tall = flat if m >= n else flat.mT
-    out = torch.zeros_like(tall)
-    infos = [Info("zero")] * len(flat)
-    pending = (flat != 0).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    out, infos = None, [Info("zero")] * len(flat)
+    pending = [index for index, size in enumerate(largest) if size]
     with full_float32():
         for route in _routes(x.device, null == "keep", method):
             if not pending:
                 break
             some = tall if len(pending) == len(tall) else tall[pending]
             result, details, accepted = route(some, [rules[index] for index in pending])
+            if some is tall and all(accepted):
+                out, infos = result, details
+                break
+            out = torch.zeros_like(tall) if out is None else out
             for position, index in enumerate(pending):
                 if accepted[position]:
                     out[index], infos[index] = result[position], details[position]
             pending = [index for index, done in zip(pending, accepted, strict=True) if not done]
             del result  # the next route needs the memory
+    out = torch.zeros_like(tall) if out is None else out
     return (out if m >= n else out.mT.contiguous()).reshape(x.shape), infos
 
 

@@ -26,9 +26,7 @@ class Cut:
 
 
 class Rule(Protocol):
-    """A map of the spectrum. ``flat``: k is always 0, no leading triplet is needed."""
-
-    flat: bool
+    """A map of the spectrum."""
 
     def cut(self, values: Tensor, nuclear: float, size: int, complete: bool = False) -> Cut | None:
         """Return where to cut; None: more values are needed.
@@ -54,8 +52,6 @@ def found(cut: Cut | None) -> Cut:
 class Unit:
     """Every singular value becomes 1: the polar factor."""
 
-    flat = True
-
     def cut(self, values: Tensor, nuclear: float, size: int, complete: bool = False) -> Cut:
         return Cut(0, 1.0)
 
@@ -65,7 +61,6 @@ class Mean:
     """Every singular value becomes their mean. ``floor``: the spectral norm of rounding noise."""
 
     floor: float = 0.0
-    flat = True
 
     def cut(self, values: Tensor, nuclear: float, size: int, complete: bool = False) -> Cut:
         return Cut(0, nuclear / size, noise=_noise(values, 0, nuclear, size, complete, self.floor))
@@ -80,7 +75,6 @@ class Boost:
 
     beta: float
     floor: float = 0.0
-    flat = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta <= 1:

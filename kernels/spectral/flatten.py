@@ -21,15 +21,7 @@ def flatten_spectrum(
 ) -> tuple[Tensor, list[Info]]:
     """Return each matrix with all singular values set to their mean, and what was done.
 
-    Args:
-        delta:  [..., m, n] float32, finite. A matrix of zeros is returned as it is.
-        null:   ``keep`` leaves null directions at zero (they count in the mean); ``reference`` gives them the mean as
-                well, along the arbitrary vectors of a float32 SVD.
-        method: ``auto``, ``accurate``, ``exact`` or ``svd``; see ``subspace_boost``.
-        noise:  standard deviation of the rounding in the elements of ``delta``, for ``Info.noise``; 0: not known. One
-                for all matrices, or one for each, in row-major order.
-    Raises:
-        ValueError: an argument is out of range; the message names it and its value.
+    Arguments and errors as of ``subspace_boost``; null directions that are kept at zero count in the mean.
     """
     rules = [Mean(floor) for floor in noise_floors(noise, delta.shape)]
     return spectral_map(delta, rules, null, method)

@@ -52,14 +52,13 @@ class HigherOrderGSVD:
     tau: Tensor
     ridge: float
 
-    def shared(self, tolerance: float = EXTREME) -> Tensor:
+    def shared(self) -> Tensor:
         """Return the boolean mask [r] of directions that all experts use alike."""
-        lowest = 1 / (1 / len(self.sigma) + self.ridge)
-        return self.tau <= lowest * (1 + tolerance)
+        return self.tau <= (1 + EXTREME) / (1 / len(self.sigma) + self.ridge)
 
-    def isolated(self, tolerance: float = EXTREME) -> Tensor:
+    def isolated(self) -> Tensor:
         """Return the boolean mask [r] of directions that one expert alone uses; ``sigma.argmax(0)`` says which."""
-        return self.tau >= _highest_tau(len(self.sigma), self.ridge) * (1 - tolerance)
+        return _isolated(self.tau, len(self.sigma), self.ridge)
 
     def overlap(self) -> Tensor:
         """Return the symmetric [N, N] share of directions that two experts have in common, 1 on the diagonal.
@@ -120,7 +119,7 @@ def higher_order_gsvd(deltas: Sequence[Tensor], *, ridge: float = RIDGE) -> High
         share.diagonal().add_(ridge)
         mean += torch.cholesky_inverse(torch.linalg.cholesky(share)) / len(grams)
     tau, z = torch.linalg.eigh((mean + mean.mT) / 2)
-    isolated = tau >= _highest_tau(len(grams), ridge) * (1 - EXTREME)
+    isolated = _isolated(tau, len(grams), ridge)
     if int(isolated.sum()) > 1:
         z[:, isolated] = _separated(z[:, isolated], inverse, grams)
     v, dual = (basis * root) @ z, inverse @ z
@@ -146,8 +145,8 @@ def _summed(parts: Iterable[Tensor]) -> Tensor:
     return functools.reduce(torch.add, parts)
 
 
-def _highest_tau(count: int, ridge: float) -> float:
-    return (count - 1) / (count * ridge) + 1 / (count * (1 + ridge))
+def _isolated(tau: Tensor, count: int, ridge: float) -> Tensor:
+    return tau >= ((count - 1) / (count * ridge) + 1 / (count * (1 + ridge))) * (1 - EXTREME)
 
 
 def _separated(block: Tensor, inverse: Tensor, grams: Sequence[Tensor]) -> Tensor:

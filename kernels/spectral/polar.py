@@ -17,14 +17,8 @@ __all__ = ["polar"]
 
 
 def polar(x: Tensor, *, null: str = "keep", method: str = "auto") -> tuple[Tensor, list[Info]]:
-    """Return the polar factor of each matrix, and what was done.
+    """Return the polar factor of each matrix [..., m, n], a partial isometry where null directions are kept at zero.
 
-    Args:
-        x:      [..., m, n] float32, finite.
-        null:   ``keep`` maps null directions to zero (a partial isometry); ``reference`` completes them with the
-                arbitrary vectors of a float32 SVD, as the reference codes do.
-        method: ``auto``, ``accurate``, ``exact`` or ``svd``; see ``subspace_boost``.
-    Raises:
-        ValueError: an argument is out of range; the message names it and its value.
+    And what was done. Arguments and errors as of ``subspace_boost``.
     """
     return spectral_map(x, [Unit()] * math.prod(x.shape[:-2]), null, method)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ._exact import decomposed, full_svd
-from ._filter import Search, orthonormal
-from ._filter import Triplets as Approximate
+from ._filter import Search, Triplets, orthonormal
 from ._info import Info
 from ._krylov import BlockKrylov
 from ._matrices import check_choice, check_matrices, frobenius, full_float32
@@ -29,7 +28,7 @@ PASSES = 200
 SMALLEST_SQUARED = 1e-5
 
 # Left vectors, values, right vectors (as columns), and what was done.
-Triplets = tuple[Tensor, Tensor, Tensor, list[Info]]
+Result = tuple[Tensor, Tensor, Tensor, list[Info]]
 
 
 def top_singular(
@@ -57,20 +56,21 @@ def top_singular(
     flat = x.reshape(-1, m, n)
     tall = flat if m >= n else flat.mT
     with full_float32():
-        search = {"krylov": by_krylov, "filter": by_filter}.get(method)
+        found = None
         if method == "auto" and min(m, n) > SMALL and rank <= LARGEST_SHARE * min(m, n):
-            search = by_filter if x.is_cuda else by_krylov
-        found = search(tall, rank, tol) if search else None
-        if found is None and method in ("auto", "exact"):
-            found = by_gram(tall, rank)
-        u, s, v, infos = by_svd(tall, rank) if found is None else found
+            found = by_filter(tall, rank, tol) if x.is_cuda else by_krylov(tall, rank, tol)
+        elif method in ("krylov", "filter"):
+            found = (by_krylov if method == "krylov" else by_filter)(tall, rank, tol)
+        if method in ("auto", "exact"):
+            found = found or by_gram(tall, rank)
+        u, s, v, infos = found or by_svd(tall, rank)
     if m < n:
         u, v = v, u
     lead = x.shape[:-2]
     return u.reshape(*lead, m, rank), s.reshape(*lead, rank), v.mT.reshape(*lead, rank, n), infos
 
 
-def by_krylov(x: Tensor, rank: int, tol: float) -> Triplets | None:
+def by_krylov(x: Tensor, rank: int, tol: float) -> Result | None:
     """Search; None where ``rank`` is too large for the size, or after too many products."""
     n = x.shape[-1]
     block = max(8, min(64, rank // 2))
@@ -90,7 +90,7 @@ def by_krylov(x: Tensor, rank: int, tol: float) -> Triplets | None:
     return None
 
 
-def by_filter(x: Tensor, rank: int, tol: float) -> Triplets | None:
+def by_filter(x: Tensor, rank: int, tol: float) -> Result | None:
     """Search on the device; None where ``rank`` is too large a share of the size, or after too many products."""
     if not len(x) or not bool(x.any()):
         return None
@@ -106,11 +106,11 @@ def by_filter(x: Tensor, rank: int, tol: float) -> Triplets | None:
     return u, found.values[:, :rank].to(x), v, _infos("filter", found, rank)
 
 
-def _converged(found: BlockKrylov | Approximate, rank: int, tol: float) -> bool:
+def _converged(found: BlockKrylov | Triplets, rank: int, tol: float) -> bool:
     return bool((found.residuals[:, :rank].amax(dim=1) <= tol * found.values[:, 0]).all())
 
 
-def by_gram(x: Tensor, rank: int) -> Triplets | None:
+def by_gram(x: Tensor, rank: int) -> Result | None:
     """From the eigenvectors of ``X^T X`` in float64; None where a value is too small for its square."""
     wide, s, v = decomposed(x)
     s, v = s[..., :rank], v[..., :rank]
@@ -120,13 +120,13 @@ def by_gram(x: Tensor, rank: int) -> Triplets | None:
     return u.to(x.dtype), s.to(x.dtype), v.to(x.dtype), [Info("exact")] * len(x)
 
 
-def by_svd(x: Tensor, rank: int) -> Triplets:
+def by_svd(x: Tensor, rank: int) -> Result:
     """From the full SVD in float32."""
     u, s, vh = full_svd(x)
     return u[..., :rank], s[..., :rank], vh[..., :rank, :].mT, [Info("svd")] * len(x)
 
 
-def _infos(method: str, found: BlockKrylov | Approximate, rank: int) -> list[Info]:
+def _infos(method: str, found: BlockKrylov | Triplets, rank: int) -> list[Info]:
     largest = found.values[:, 0].clamp(min=torch.finfo(torch.float64).tiny)
     shares = found.residuals[:, :rank].amax(dim=1) / largest
     return [Info(method, passes=found.passes, residual=share) for share in shares.tolist()]

@@ -41,12 +41,12 @@ def test_split_products(chunk, generator, monkeypatch):
     split = Products("library", chunk)
     plus = torch.randn(2, 100, 50, generator=generator) * 1e3
     assert relative_error(split.multiply(split.operand(a), split.operand(b)), exact) < 5e-7
-    assert relative_error(split.multiply(split.operand(a), split.operand(b), 0.5, plus), exact + plus / 2) < 5e-7
+    assert relative_error(split.multiply(split.operand(a), split.operand(b), 1.0, 0.5, plus), exact + plus / 2) < 5e-7
     gram = split.gram(split.operand(a))
     assert torch.equal(gram, gram.mT)
     assert relative_error(gram, a.double().mT @ a.double()) < 5e-7
     # Of two matrices that commute.
-    cube = split.symmetric(split.operand(gram), split.operand(split.gram(split.operand(gram))), 2.0, -1.0, gram)
+    cube = split.multiply(gram, split.gram(gram), 2.0, -1.0, gram, symmetric=True)
     assert torch.equal(cube, cube.mT)
     wide = gram.double()
     assert relative_error(cube, 2 * wide @ wide @ wide - wide) < 5e-6

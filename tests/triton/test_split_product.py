@@ -36,7 +36,9 @@ def test_products(device, scale, generator, shape, products):
     exact, size = a.double() @ b.double(), a.double().abs() @ b.double().abs()
     result = products.multiply(left, right)
     assert within(result, exact, bound * size)
-    assert within(products.multiply(left, right, -0.5, plus.to(device)), exact - plus / 2, bound * (size + plus.abs()))
+    assert within(
+        products.multiply(left, right, 1.0, -0.5, plus.to(device)), exact - plus / 2, bound * (size + plus.abs())
+    )
     assert within(products.multiply(right.mT, left.mT), exact.mT, bound * size.mT)
     # Of a transposed view.
     assert within(products.multiply(products.operand(a.mT.contiguous().to(device).mT), right), exact, bound * size)
@@ -57,7 +59,7 @@ def test_symmetric_products(device, scale, generator, shape, products):
     assert torch.equal(gram, gram.mT)
     assert relative_error(gram.cpu(), exact) < 5e-7
     operand = products.operand(gram)
-    step = products.symmetric(operand, operand, 2.0, -3.0, gram)
+    step = products.multiply(operand, operand, 2.0, -3.0, gram, symmetric=True)
     assert torch.equal(step, step.mT)
     # The two parts may cancel, as may the sums of each: the bound is of their sizes.
     given = gram.cpu().double()

@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import xxhash
+
 from ..checkpoint.opening import SmallFile
 from .copies import is_tokenizer_file
 from .models import OpenModel
-from .types import Gathered, InputTensor, Plan, ReadFile
+from .types import CopiedFile, Gathered, InputTensor, Plan, ReadFile
 
 # (patterns, kind, how far it is trusted); the first that matches.
 _KINDS: tuple[tuple[Sequence[str], str, str], ...] = (
@@ -54,6 +56,25 @@ def kind_of(name: str) -> tuple[str, str]:
     return "other", "text that is parsed with limits"
 
 
+def small_files(plan: Plan) -> tuple[ReadFile, ...]:
+    """Return the small files that a merge reads: those that planning read, and those that are copied alone."""
+    known = {file.path for file in plan.read}
+    copied = []
+    for file in plan.files.values():
+        if isinstance(file, CopiedFile) and file.path not in known:
+            homes = [model for model in plan.models if file.path.startswith(model.folder + os.sep)]
+            home = max(homes, key=lambda model: len(model.folder), default=None)
+            name = file.path if home is None else os.path.relpath(file.path, home.folder)
+            digest, nbytes = xxhash.xxh3_64(), 0
+            with file.open() as data:
+                while piece := data.read(1 << 20):
+                    digest.update(piece)
+                    nbytes += len(piece)
+            reference = "" if home is None else home.reference
+            copied.append(ReadFile(reference, name, file.path, nbytes, digest.hexdigest()))
+    return (*plan.read, *copied)
+
+
 def listing(plan: Plan) -> list[dict[str, Any]]:
     """Return every file that a merge reads, with its kind, how far it is trusted, and its checksum.
 
@@ -67,7 +88,7 @@ def listing(plan: Plan) -> list[dict[str, Any]]:
                 {"model": model.reference, "name": os.path.basename(file.path), "kind": kind, "trusted": trust,
                  "bytes": file.nbytes, "header": file.header_digest}
             )  # fmt: skip
-    for small in plan.read:
+    for small in small_files(plan):
         kind, trust = kind_of(small.name)
         rows.append(
             {"model": small.model, "name": small.name, "kind": kind, "trusted": trust, "bytes": small.nbytes,

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import pytest
 import torch
+import xxhash
 from commands import call, call_json
 from safetensors.torch import load_file, save_file
 
@@ -214,6 +215,16 @@ def test_plan_lists_the_files_that_are_read(ties):
     assert {row["name"] for row in rows} >= {"config.json", "model.safetensors"}
     assert all(row["trusted"] and ("header" in row) == (row["kind"] == "weights") for row in rows)
     assert "a JSON header that is checked, and numbers" in call("plan", ties, "--files").stdout
+
+
+def test_plan_lists_files_that_are_copied_alone(models, tmp_path):
+    shutil.copytree(models / "one", tmp_path / "model")
+    (tmp_path / "model" / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "recipe.yml").write_text(f"merge_method: passthrough\nmodels: [{tmp_path / 'model'}]\n")
+    rows = {row["name"]: row for row in call_json("plan", tmp_path / "recipe.yml", "--files")}
+    row = rows["tokenizer_config.json"]
+    assert (row["kind"], row["bytes"], row["model"]) == ("tokenizer", 2, str(tmp_path / "model"))
+    assert row["xxh3"] == xxhash.xxh3_64_hexdigest(b"{}")
 
 
 def test_a_process_that_is_a_command_collects_garbage_where_it_works_for_long(monkeypatch):

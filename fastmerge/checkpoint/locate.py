@@ -82,6 +82,9 @@ def _holds_model(path: str) -> bool:
 
 
 def _remedy(path: str, meant: str | None) -> str:
+    model, plus, _ = path.partition("+")
+    if plus and os.path.isdir(os.path.expanduser(model)):
+        return "an adapter is folded by recipes, analyze and extract; merge it by passthrough, and name the result"
     if meant:
         return f"did you mean {meant}?"
     if found := hub_id_of(path):

@@ -236,3 +236,8 @@ def test_unknown_repository(hub, monkeypatch):
     monkeypatch.setattr(hub.HfApi, "model_info", missing)
     with pytest.raises(CheckpointError, match="org/name@v1: no such folder, and the hub does not give it"):
         locate("org/name", "v1")
+
+
+def test_a_model_with_an_adapter_is_named_where_adapters_fold(tmp_path):
+    with pytest.raises(CheckpointError, match="an adapter is folded by recipes, analyze and extract"):
+        locate(f"{tmp_path}+{tmp_path}/adapter")

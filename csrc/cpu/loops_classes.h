@@ -21,14 +21,13 @@ Scale scale_of(H tops) {
 // As many classes as can be looked up at once.
 class Classes {
  public:
-  static constexpr std::size_t kCount = Lookup::kEntries;
+  static constexpr std::size_t kCount = Edges::kClasses;
   // Class of a bucket: its number shifted by so many bits.
   static constexpr int kShift = kBuckets == 32 * kCount ? 5 : 6;
   static_assert(kBuckets == kCount << kShift);
 
   // Per class, bounds of the high halves of the largest drop threshold in it, and of the least.
-  Lookup high() const { return Lookup(high_); }
-  Lookup low() const { return Lookup(low_); }
+  Edges edges() const { return Edges(high_, low_); }
 
   // Finds them for a model, from the rank that every class begins at, and the end of the last. In float32, with room
   // for rounding.

@@ -87,14 +87,19 @@ void rank_rows(const RankRows& rows, std::size_t first_row, std::size_t last_row
   }
 }
 
+// Elements that are drawn together.
+constexpr std::size_t kAcross = 256;
+
 // Columns of tensors with inner > 1, kRankColumns at a time: unit u is block u % blocks of slab u / blocks.
 template <class Count>
 void rank_columns(const RankRows& rows, std::size_t first_unit, std::size_t last_unit) {
   const std::size_t n = rows.length, blocks = (rows.inner + kRankColumns - 1) / kRankColumns, pitch = n + kRowSlack;
   const std::size_t row_words = n / 64 + 2;
   Ranker<Count> ranker(rows);
-  std::uint16_t across[kRankColumns + kRowSlack];
-  std::uint16_t storage[kRankColumns + 8 + HalfWords::kStep];
+  // Where a block has all columns, so many places of a row at a time.
+  const std::size_t at_once = blocks == 1 ? std::max<std::size_t>(1, kAcross / rows.inner) : 1;
+  std::uint16_t across[kAcross + kRowSlack];
+  std::uint16_t storage[kAcross + 8 + HalfWords::kStep];
   Lines<std::uint16_t> keys(kRankColumns * pitch), halves(kRankColumns * pitch);
   std::vector<std::uint64_t> bits(kRankColumns * row_words);
   for (const RankModel& model : rows.models) {
@@ -102,13 +107,15 @@ void rank_columns(const RankRows& rows, std::size_t first_unit, std::size_t last
     for (std::size_t unit = first_unit; unit < last_unit; ++unit) {
       const std::size_t column = unit % blocks * kRankColumns, start = unit / blocks * n * rows.inner + column;
       const std::size_t width = std::min(kRankColumns, rows.inner - column);
-      for (std::size_t j = 0; j < n; ++j) {
-        const std::size_t index = start + j * rows.inner;
-        read_buckets(across, Scale{}, model.tensor, rows.base, index, width);
-        const std::uint16_t* const drawn = random_halves(storage, random, index, width, [] {}, [] {});
-        for (std::size_t c = 0; c < width; ++c) {
-          keys[c * pitch + j] = across[c];
-          halves[c * pitch + j] = drawn[c];
+      for (std::size_t j = 0; j < n; j += at_once) {
+        const std::size_t index = start + j * rows.inner, size = std::min(at_once, n - j) * width;
+        read_buckets(across, Scale{}, model.tensor, rows.base, index, size);
+        const std::uint16_t* const drawn = random_halves(storage, random, index, size, [] {}, [] {});
+        for (std::size_t i = 0, at = j; i < size; ++at) {
+          for (std::size_t c = 0; c < width; ++c, ++i) {
+            keys[c * pitch + at] = across[i];
+            halves[c * pitch + at] = drawn[i];
+          }
         }
       }
       for (std::size_t c = 0; c < width; ++c) {

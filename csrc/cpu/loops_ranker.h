@@ -61,9 +61,8 @@ class Ranker {
     } else if (n_ > kShort) {
       for (std::size_t row = 0; row < size; row += n_) decide_row(drawn, row);
     } else {
-      const Uniform high{H{} + high_threshold(0)};
-      const Uniform low{H{} + high_threshold(static_cast<std::uint32_t>(n_ - 1))};
-      decide_by_edges<false>(drawn, 0, size, high, low, {}, comparing(drawn));
+      const std::uint16_t high = high_threshold(0), low = high_threshold(static_cast<std::uint32_t>(n_ - 1));
+      decide_by_edges<false>(drawn, 0, size, Uniform{{H{} + high, H{} + low}}, {}, comparing(drawn));
     }
   }
 
@@ -77,8 +76,10 @@ class Ranker {
 
   // Edges that are the same for all.
   struct Uniform {
-    H edge;
-    FASTMERGE_INLINE_MEMBER H operator()(H) const { return edge; }
+    EdgesOfLanes edges;
+    FASTMERGE_INLINE_MEMBER Sides operator()(const std::uint16_t* numbers, const std::uint16_t*, int) const {
+      return sides_of(numbers, [&](std::size_t) { return edges; });
+    }
   };
 
   // The high half of the drop threshold of a rank.
@@ -103,9 +104,9 @@ class Ranker {
 
   // Writes the bits of what the edges of classes decide, from one element up to another, and of the others those that
   // rest(at, open) returns. kCommon: the elements of a bucket lie between the ranks of its elements in every word.
-  template <bool kCommon, class Edges, class Rest>
+  template <bool kCommon, class EdgesOf, class Rest>
   FASTMERGE_INLINE_MEMBER void decide_by_edges(const Drawn& drawn, std::size_t begin, std::size_t end,
-                                               const Edges& high, const Edges& low, Common common, Rest rest) const {
+                                               const EdgesOf& edges, Common common, Rest rest) const {
     const std::uint16_t* const ids = ids_;
     const std::uint16_t* const halves = drawn.halves;
     std::uint64_t* const bits = drawn.bits;
@@ -113,12 +114,7 @@ class Ranker {
     std::uint32_t rank = common.start;
     for (std::size_t i = begin; i < end; i += 64) {
       const std::uint64_t there = end - i < 64 ? (std::uint64_t{1} << (end - i)) - 1 : ~std::uint64_t{0};
-      std::uint64_t kept = 0, dropped = 0;
-      for (std::size_t j = 0; j < 64; j += kHalves) {
-        const H id = load_as<H>(ids + i + j), half = load_as<H>(halves + i + j);
-        kept |= std::uint64_t{bits_above(half, high(id >> Classes::kShift))} << j;
-        dropped |= std::uint64_t{bits_above(low(id >> Classes::kShift), half)} << j;
-      }
+      auto [kept, dropped] = edges(halves + i, ids + i, Classes::kShift);
       if constexpr (kCommon) {
         const auto half = [&](std::size_t j) { return load_as<H>(halves + i + j); };
         // Beyond the row there are ids, too: with these, ranks would exceed the row's, whose thresholds end there.
@@ -142,9 +138,9 @@ class Ranker {
 
   void decide_row(const Drawn& drawn, std::size_t row) {
     const std::uint32_t zeros = classes_.count(*model_, ids_ + row, n_);
-    const Lookup high = classes_.high(), low = classes_.low();
-    zeros ? decide_by_edges<true>(drawn, row, row + n_, high, low, {}, comparing(drawn))
-          : decide_by_edges<false>(drawn, row, row + n_, high, low, {}, comparing(drawn));
+    const Edges edges = classes_.edges();
+    zeros ? decide_by_edges<true>(drawn, row, row + n_, edges, {}, comparing(drawn))
+          : decide_by_edges<false>(drawn, row, row + n_, edges, {}, comparing(drawn));
   }
 
   auto comparing(const Drawn& drawn) const {
@@ -161,23 +157,23 @@ class Ranker {
 
   std::uint32_t rank_in_row(const Drawn& drawn, std::size_t at) const {
     const std::size_t row = (at * per_row_ >> 32) * n_;
-    const std::uint16_t own = ids_[at];
-    const H key = H{} + own;
+    return ids_[at] % 2 == 0 ? rank_of_key(ids_ + row, n_, at - row) : rank_of_value(drawn, row, at);
+  }
+
+  // The same in a bucket that may have several magnitudes.
+  __attribute__((noinline)) std::uint32_t rank_of_value(const Drawn& drawn, std::size_t row, std::size_t at) const {
+    const std::int32_t value = magnitude(drawn, at);
+    const H own = H{} + ids_[at];
     std::uint32_t rank = 0;
-    for (std::size_t i = 0; i < n_; i += 32) {
-      const auto keys = [&](std::size_t j) { return load_as<H>(ids_ + row + i + j); };
-      const std::uint32_t there = n_ - i < 32 ? (1u << (n_ - i)) - 1 : ~0u;
-      rank += popcount(word_of<std::uint32_t>([&](std::size_t j) { return bits_above(key, keys(j)); }) & there);
-      std::uint32_t equal = word_of<std::uint32_t>([&](std::size_t j) { return bits_equal(key, keys(j)); }) & there;
-      if (own % 2 == 0) {
-        const std::size_t before = std::max(at - row, i) - i;
-        rank += popcount(before < 32 ? equal & ((1u << before) - 1) : equal);
-        continue;
-      }
-      for (const std::int32_t value = magnitude(drawn, at); equal; equal &= equal - 1) {
-        const std::size_t other = row + i + static_cast<std::size_t>(__builtin_ctz(equal));
-        const std::int32_t found = other == at ? value : magnitude(drawn, other);
-        rank += found < value || (found == value && other < at);
+    for (std::size_t i = row; i < row + n_; i += 32) {
+      const std::uint32_t there = row + n_ - i < 32 ? (1u << (row + n_ - i)) - 1 : ~0u;
+      const auto ids = [&](std::size_t j) { return load_as<H>(ids_ + i + j); };
+      rank += popcount(there & word_of<std::uint32_t>([&](std::size_t j) { return bits_above(own, ids(j)); }));
+      std::uint32_t equal = there & word_of<std::uint32_t>([&](std::size_t j) { return bits_equal(own, ids(j)); });
+      for (; equal; equal &= equal - 1) {
+        const std::size_t one = i + static_cast<std::size_t>(__builtin_ctz(equal));
+        const std::int32_t other = magnitude(drawn, one);
+        rank += other < value || (other == value && one < at);
       }
     }
     return rank;
@@ -192,12 +188,12 @@ class Ranker {
       count += append_bits(open_.data() + count, at, open);
       return std::uint64_t{0};
     };
-    const Lookup high = classes_.high(), low = classes_.low();
+    const Edges edges = classes_.edges();
     const std::uint32_t id = buckets_.common();
     if (id == buckets_.kNone) {
-      decide_by_edges<false>(drawn, 0, size, high, low, {}, rest);
+      decide_by_edges<false>(drawn, 0, size, edges, {}, rest);
     } else {
-      decide_by_edges<true>(drawn, 0, size, high, low, {static_cast<std::uint16_t>(id), buckets_.start(id)}, rest);
+      decide_by_edges<true>(drawn, 0, size, edges, {static_cast<std::uint16_t>(id), buckets_.start(id)}, rest);
     }
     return count;
   }

@@ -1,7 +1,7 @@
 // Ranks in a short list of magnitudes, equal ones by their position. Part of loops.h.
 #pragma once
 
-#include "simd_lanes.h"
+#include "simd_halves.h"
 
 namespace fastmerge::cpu {
 namespace {
@@ -17,6 +17,22 @@ std::uint32_t rank_among(const std::int32_t* values, std::size_t n, std::size_t 
   for (; i + kWidth <= n; i += kWidth) found += load_as<S>(values + i) < value;
   for (; i < n; ++i) rank += values[i] < value;
   return rank + static_cast<std::uint32_t>(-sum_of_lanes(found));
+}
+
+// The same of keys, of which the one at `position` is even.
+__attribute__((noinline)) std::uint32_t rank_of_key(const std::uint16_t* keys, std::size_t n, std::size_t position) {
+  const H own = H{} + keys[position];
+  const auto below = [&](H bound, std::size_t i) {
+    const auto bits = [&](std::size_t j) { return bits_above(bound, load_as<H>(keys + i + j)); };
+    return word_of<std::uint32_t>(bits) & (n - i < 32 ? (1u << (n - i)) - 1 : ~0u);
+  };
+  std::uint32_t rank = 0;
+  std::size_t i = 0;
+  for (; i + 32 <= position; i += 32) rank += popcount(below(own + 1, i));
+  const std::uint32_t before = (1u << (position - i)) - 1;
+  rank += popcount((below(own + 1, i) & before) | (below(own, i) & ~before));
+  for (i += 32; i < n; i += 32) rank += popcount(below(own, i));
+  return rank;
 }
 
 // Writes the ranks of so many values to the first elements of a buffer: a stable radix sort that skips digits which all

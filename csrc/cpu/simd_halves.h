@@ -126,55 +126,104 @@ FASTMERGE_INLINE V last_lane(V x) {
   return __builtin_shuffle(x, V{} + static_cast<LaneOf<V>>(kLanesOf<V> - 1));
 }
 
-// Per lane, the entry of a table.
-class Lookup {
+// Which of 64 numbers are above one edge, and which below another.
+struct Sides {
+  std::uint64_t above, below;
+};
+
+struct EdgesOfLanes {
+  H high, low;
+};
+
+// edges(j): of the lanes from j on.
+template <class Find>
+FASTMERGE_INLINE Sides sides_of(const std::uint16_t* numbers, Find edges) {
+  Sides sides{};
+  for (std::size_t j = 0; j < 64; j += kHalves) {
+    const H number = load_as<H>(numbers + j);
+    const EdgesOfLanes found = edges(j);
+    sides.above |= std::uint64_t{bits_above(number, found.high)} << j;
+    sides.below |= std::uint64_t{bits_above(found.low, number)} << j;
+  }
+  return sides;
+}
+
+// A high and a low edge for each of so many classes.
+class Edges {
  public:
-#if FASTMERGE_VECTOR_BYTES == 64
-  static constexpr std::size_t kEntries = 64;
-  explicit Lookup(const std::uint16_t* table) : first_(load_as<H>(table)), second_(load_as<H>(table + kHalves)) {}
-  FASTMERGE_INLINE_MEMBER H operator()(H index) const { return __builtin_shuffle(first_, second_, index); }
+#if FASTMERGE_VECTOR_BYTES == 32
+  static constexpr std::size_t kClasses = 32;
+  // Of the high bytes alone, since a shuffle looks up bytes; as signed ones, since these are compared.
+  Edges(const std::uint16_t* high, const std::uint16_t* low) {
+    fill(high_, high);
+    fill(low_, low);
+  }
 
- private:
-  H first_, second_;
-#elif FASTMERGE_VECTOR_BYTES == 32
-  static constexpr std::size_t kEntries = 32;
-  // A shuffle looks up 16 bytes.
-  explicit Lookup(const std::uint16_t* table) {
-    for (int i = 0; i < 2; ++i) {
-      const H entries = load_as<H>(table + kHalves * i);
-      low_[i] = twice(entries & 0xFF);
-      high_[i] = twice(entries >> 8);
+  // Of numbers in the classes ids >> shift. What differs from an edge in its low byte alone is on neither side.
+  FASTMERGE_INLINE_MEMBER Sides operator()(const std::uint16_t* numbers, const std::uint16_t* ids, int shift) const {
+    Sides sides{};
+    for (int j = 0; j < 64; j += 32) {
+      const __m256i classes = bytes_of(ids + j, shift), number = signed_bytes(numbers + j);
+      const __m256i second = _mm256_slli_epi16(classes, 3);
+      const auto edge = [&](const __m256i(&table)[2]) {
+        return _mm256_blendv_epi8(_mm256_shuffle_epi8(table[0], classes), _mm256_shuffle_epi8(table[1], classes),
+                                  second);
+      };
+      sides.above |= bits_of(_mm256_cmpgt_epi8(number, edge(high_))) << j;
+      sides.below |= bits_of(_mm256_cmpgt_epi8(edge(low_), number)) << j;
     }
-  }
-  FASTMERGE_INLINE_MEMBER H operator()(H index) const {
-    const H bytes = index | index << 8;
-    return (looked_up(low_, bytes) & 0x00FF) | (looked_up(high_, bytes) & 0xFF00);
+    return sides;
   }
 
  private:
-  FASTMERGE_INLINE_MEMBER static H looked_up(const __m256i (&table)[2], H bytes) {
-    const __m256i first = _mm256_shuffle_epi8(table[0], (__m256i)bytes);
-    const __m256i second = _mm256_shuffle_epi8(table[1], (__m256i)bytes);
-    return (H)_mm256_blendv_epi8(first, second, (__m256i)(bytes << 3));
+  // 32 numbers of 16 bits shifted to bytes. Packed within halves of 16 bytes, so that the middle ones change places.
+  FASTMERGE_INLINE_MEMBER static __m256i bytes_of(const std::uint16_t* p, int shift) {
+    return _mm256_packus_epi16((__m256i)(load_as<H>(p) >> shift), (__m256i)(load_as<H>(p + kHalves) >> shift));
+  }
+  FASTMERGE_INLINE_MEMBER static __m256i signed_bytes(const std::uint16_t* p) {
+    return _mm256_xor_si256(bytes_of(p, 8), _mm256_set1_epi8(-128));
+  }
+  FASTMERGE_INLINE_MEMBER static std::uint64_t bits_of(__m256i mask) {
+    return static_cast<std::uint32_t>(_mm256_movemask_epi8(_mm256_permute4x64_epi64(mask, 0xD8)));
+  }
+  static void fill(__m256i (&table)[2], const std::uint16_t* edges) {
+    const __m256i bytes = _mm256_permute4x64_epi64(signed_bytes(edges), 0xD8);
+    table[0] = _mm256_permute2x128_si256(bytes, bytes, 0x00);
+    table[1] = _mm256_permute2x128_si256(bytes, bytes, 0x11);
   }
 
-  FASTMERGE_INLINE_MEMBER static __m256i twice(H bytes) {
-    const __m256i x = (__m256i)bytes;
-    return _mm256_broadcastsi128_si256(_mm_packus_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
-  }
-
-  __m256i low_[2], high_[2];
+  __m256i high_[2], low_[2];
 #else
-  static constexpr std::size_t kEntries = 64;
-  explicit Lookup(const std::uint16_t* table) : table_(table) {}
-  FASTMERGE_INLINE_MEMBER H operator()(H index) const {
-    H found;
-    for (std::size_t i = 0; i < kHalves; ++i) found[i] = table_[index[i]];
-    return found;
+  static constexpr std::size_t kClasses = 64;
+  Edges(const std::uint16_t* high, const std::uint16_t* low) : high_(high), low_(low) {}
+
+  // Of numbers in the classes ids >> shift.
+  FASTMERGE_INLINE_MEMBER Sides operator()(const std::uint16_t* numbers, const std::uint16_t* ids, int shift) const {
+    return sides_of(numbers, [&](std::size_t j) {
+      const H index = load_as<H>(ids + j) >> shift;
+      return EdgesOfLanes{high_(index), low_(index)};
+    });
   }
 
  private:
-  const std::uint16_t* table_;
+#if FASTMERGE_VECTOR_BYTES == 64
+  struct Table {
+    explicit Table(const std::uint16_t* table) : first(load_as<H>(table)), second(load_as<H>(table + kHalves)) {}
+    FASTMERGE_INLINE_MEMBER H operator()(H index) const { return __builtin_shuffle(first, second, index); }
+    H first, second;
+  };
+#else
+  struct Table {
+    explicit Table(const std::uint16_t* table) : table(table) {}
+    FASTMERGE_INLINE_MEMBER H operator()(H index) const {
+      H found;
+      for (std::size_t i = 0; i < kHalves; ++i) found[i] = table[index[i]];
+      return found;
+    }
+    const std::uint16_t* table;
+  };
+#endif
+  Table high_, low_;
 #endif
 };
 

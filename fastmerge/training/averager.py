@@ -116,8 +116,8 @@ class Averager:
         Args:
             step: of the run, larger at every call; by default the one after the last.
         Raises:
-            InvalidInput: the step is not larger, a parameter changed its shape or was unfrozen, a window missed a
-                          step, or the parameters are swapped. The averages are as before.
+            InvalidInput: the step is not larger, a parameter was replaced, changed its shape or was unfrozen, a window
+                          missed a step, or the parameters are swapped. The averages are as before.
         """
         step = self._step + 1 if step is None else step
         if self._swaps:

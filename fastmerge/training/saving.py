@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError, Problem, explained
-from ..sharded import is_sharded, local
+from ..sharded import local, mesh_of
 
 __all__ = ["is_first_rank", "save_pretrained", "state_problems"]
 
@@ -26,16 +26,30 @@ def save_pretrained(
 ) -> None:
     """Save a model, and a tokenizer if given, by their own methods; gathers what is sharded.
 
-    The folder appears when it is complete.
+    The folder appears when it is complete. Of a sharded model, what fails on the first rank is raised on all.
     """
-    options = dict(options)
-    if any(is_sharded(parameter) for parameter in model.parameters()):
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        options["state_dict"] = get_model_state_dict(model, options=whole)
-    if not is_first_rank():
+    mesh = mesh_of([dict(model.named_parameters())])
+    if mesh is None:
+        if is_first_rank():
+            _save(model, folder, tokenizer, overwrite, options)
         return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    from ..steps.shards import Agreement, Ranks
+
+    ranks = Ranks(mesh)
+    ranks.doing = f"saving {folder}"
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(model, options=whole)
+    with Agreement(ranks):  # no rank goes on before the folder is there
+        if is_first_rank():
+            _save(model, folder, tokenizer, overwrite, {**options, "state_dict": state})
+
+
+def _save(
+    model: Any, folder: str | os.PathLike[str], tokenizer: Any, overwrite: bool, options: Mapping[str, Any]
+) -> None:
+    """Save on one rank."""
     target = Path(os.path.abspath(folder))
     if not overwrite and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(f"{target}: exists already; choose another folder, or say overwrite=True")

@@ -19,6 +19,7 @@ Source = torch.nn.Module | Mapping[str, Tensor] | Iterable[Tensor]
 Named = dict[str, Tensor]
 Buffers = Literal["copy", "average"]
 
+_OTHER = "is another parameter than the one averaged"
 _FLOATS = tuple(dtype.torch for dtype in FLOATS)
 
 
@@ -39,6 +40,9 @@ class Tracked:
         self.named = _named_of(source, buffers, trainable_only)
         others = () if self.model is None else self.named.items()
         self._buffers = frozenset(name for name, tensor in others if not isinstance(tensor, torch.nn.Parameter))
+        modules = {} if self.model is None else dict(self.model.named_modules())
+        places = ((name, *name.rpartition(".")) for name in self.named if name not in self._buffers)
+        self._homes = [(name, modules[home]._parameters, own) for name, home, _, own in places if modules]
         given = source.values() if isinstance(source, Mapping) else source
         every = given.parameters() if isinstance(given, torch.nn.Module) else given
         known = {id(tensor) for tensor in self.named.values()}
@@ -50,7 +54,15 @@ class Tracked:
         return any(parameter.requires_grad for parameter in self._left)
 
     def values(self) -> Named:
-        """Return what lies on this rank of all that is averaged."""
+        """Return what lies on this rank of all that is averaged.
+
+        Raises:
+            InvalidInput: the model has another parameter under a name by now.
+        """
+        if self._replaced():
+            reshard(self.model)  # whole weights of ``fully_shard`` stand in their place
+            if replaced := self._replaced():
+                raise InvalidInput([Problem(name, _OTHER, "make a new averager") for name in replaced])
         values = {}
         for name, tensor in self.named.items():
             # A buffer is whichever tensor the model has under its name: moving a model makes new ones.
@@ -58,6 +70,10 @@ class Tracked:
                 tensor = self.model.get_buffer(name)
             values[name] = local(tensor)
         return values
+
+    def _replaced(self) -> list[str]:
+        """Return the names under which the model has other parameters than those that are averaged."""
+        return [name for name, home, own in self._homes if home.get(own) is not self.named[name]]
 
     def target(self, model: Any) -> Any:
         """Return the model that is meant, this one for None, with shards where it has some."""
@@ -80,7 +96,7 @@ class Tracked:
             if other is None:
                 problems.append(Problem(name, "is averaged, and the model has no such tensor"))
             elif model is self.model and other is not mine and name not in self._buffers:
-                problems.append(Problem(name, "is another parameter than the one averaged", "make a new averager"))
+                problems.append(Problem(name, _OTHER, "make a new averager"))
             elif _layout(other) != _layout(mine):
                 problems.append(Problem(name, f"is {_layout(other)}, and its average {_layout(mine)}"))
         if problems:

@@ -115,6 +115,8 @@ def test_problems_are_named():
     model.conv.weight = nn.Parameter(torch.zeros(4, 3, 3, 3))
     with pytest.raises(InvalidInput, match=r"conv\.weight: is another parameter"), averager.swapped():
         pass
+    with pytest.raises(InvalidInput, match=r"conv\.weight: is another parameter"):
+        averager.update(4)
     with pytest.raises(InvalidInput, match=r"conv\.weight: is averaged, and the model has no such"):
         averager.copy_to(nn.Linear(2, 2))
     with pytest.raises(InvalidInput, match="no save_pretrained"):

@@ -1,14 +1,12 @@
 // Masks by rank: kernels/rank_mask.py.
 //
-// An element is kept where its random word reaches the drop threshold of its rank, which falls along the row. A block
-// counts the magnitudes of a row in bins, which give every element its rank within a few, and so nearly always a
-// decision; for what is undecided a warp counts the elements before it in the order.
-//
-// Rows that leave more undecided are sorted: by radix, stably, with eight bits at a time. A row lies in shared memory
-// twice where it fits, else in a workspace. Each warp owns a stretch of the row, so that places rise with positions.
+// An element is kept where its random word reaches the drop threshold of its rank, which falls along the row. Bins
+// decide nearly all rows (rank_bins.cu). The others are sorted: by radix, stably, with eight bits at a time. A row lies
+// in shared memory twice where it fits, else in a workspace. Each warp owns a stretch of the row, so that places rise
+// with positions.
 #include <algorithm>
 
-#include "split.h"
+#include "rank_mask.h"
 
 namespace fastmerge::cuda {
 namespace {
@@ -16,9 +14,6 @@ namespace {
 constexpr int kWarp = 32, kDigits = 256, kDigitsPerLane = kDigits / kWarp;
 constexpr int kMostWarps = 16;
 constexpr int kElementsPerWarp = 128;
-constexpr unsigned kAll = 0xFFFFFFFFu;
-// A row that fits leaves room for two blocks on a multiprocessor with 164 KB or more.
-constexpr std::size_t kMostShared = 80 << 10;
 // RankedMethod.scratch_bytes counts on it. One row may take more.
 constexpr std::size_t kMostWorkspace = std::size_t{20} << 20;
 
@@ -28,24 +23,9 @@ using Pair = unsigned long long;
 struct Input {
   RankJob job;
   std::int64_t rows;
-  Pair* workspace;  // null where rows fit the shared memory
-  unsigned* left;   // per row, 1 where it is left to be sorted; null: all are
+  Pair* workspace;       // null where rows fit the shared memory
+  const unsigned* left;  // per row, 1 where it is left to be sorted; null: all are
 };
-
-constexpr int kBinThreads = 256, kBins = 2048, kMostUndecided = 32;
-// Shorter rows are sorted: bins cost as much as 2048 elements.
-constexpr std::int64_t kLeastBinned = 512;
-
-__device__ inline float element_of(const Array& array, std::int64_t i) {
-  if (array.dtype == kFloat32) return static_cast<const float*>(array.data)[i];
-  const unsigned bits = static_cast<const std::uint16_t*>(array.data)[i];
-  return array.dtype == kBFloat16 ? widen_half<BFloat16>(bits) : widen_half<Float16>(bits);
-}
-
-__device__ inline unsigned magnitude_of(const RankJob& job, std::int64_t i) {
-  const float x = element_of(job.tensor, i);
-  return canonical_bits(magnitude_bits(job.base.data ? x - element_of(job.base, i) : x));
-}
 
 // Makes of counts [warps][kDigits] the places where each warp puts its elements of a digit. By one warp.
 __device__ void count_to_places(unsigned* counts, unsigned warps) {
@@ -56,7 +36,7 @@ __device__ void count_to_places(unsigned* counts, unsigned warps) {
   }
   unsigned upto = mine;
   for (unsigned step = 1; step < kWarp; step *= 2) {
-    const unsigned other = __shfl_up_sync(kAll, upto, step);
+    const unsigned other = __shfl_up_sync(kAllOfWarp, upto, step);
     if (lane >= step) upto += other;
   }
   unsigned place = upto - mine;
@@ -83,7 +63,7 @@ __device__ void sort_by_digit(const Pair* from, Pair* to, unsigned n, int shift,
   __syncthreads();
   for (unsigned at = begin; at < end; at += kWarp) {
     const unsigned i = at + lane;
-    const unsigned active = end - at < kWarp ? (1u << (end - at)) - 1 : kAll;
+    const unsigned active = end - at < kWarp ? (1u << (end - at)) - 1 : kAllOfWarp;
     if (i < end) {
       const Pair pair = from[i];
       const unsigned digit = pair >> shift & (kDigits - 1);
@@ -143,103 +123,6 @@ __device__ void set_bits(const RankJob& job, std::int64_t index, const unsigned*
       });
 }
 
-// The least and the greatest magnitude of a row.
-__device__ inline uint2 range_of(const RankJob& job, std::int64_t index, unsigned n) {
-  __shared__ uint2 ranges[kBinThreads / kWarp];
-  unsigned least = ~0u, greatest = 0;
-  for (unsigned j = threadIdx.x; j < n; j += kBinThreads) {
-    const unsigned magnitude = magnitude_of(job, index + j);
-    least = magnitude < least ? magnitude : least;
-    greatest = magnitude > greatest ? magnitude : greatest;
-  }
-  least = __reduce_min_sync(kAll, least);
-  greatest = __reduce_max_sync(kAll, greatest);
-  if (threadIdx.x % kWarp == 0) ranges[threadIdx.x / kWarp] = make_uint2(least, greatest);
-  __syncthreads();
-  for (const uint2& range : ranges) {
-    least = range.x < least ? range.x : least;
-    greatest = range.y > greatest ? range.y : greatest;
-  }
-  return make_uint2(least, greatest);
-}
-
-// Makes of counts the ranks at which bins begin.
-__device__ inline void counts_to_ranks(unsigned* bins) {
-  __shared__ unsigned sums[kBinThreads / kWarp];
-  constexpr int kEach = kBins / kBinThreads;
-  const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  unsigned mine = 0;
-  for (int i = 0; i < kEach; ++i) mine += bins[threadIdx.x * kEach + i];
-  unsigned upto = mine;
-  for (unsigned step = 1; step < kWarp; step *= 2) {
-    const unsigned other = __shfl_up_sync(kAll, upto, step);
-    if (lane >= step) upto += other;
-  }
-  if (lane == kWarp - 1) sums[warp] = upto;
-  __syncthreads();
-  unsigned rank = upto - mine;
-  for (unsigned w = 0; w < warp; ++w) rank += sums[w];
-  for (int i = 0; i < kEach; ++i) {
-    const unsigned count = bins[threadIdx.x * kEach + i];
-    bins[threadIdx.x * kEach + i] = rank;
-    rank += count;
-  }
-  if (threadIdx.x == kBinThreads - 1) bins[kBins] = rank;
-  __syncthreads();
-}
-
-// A block per row, whose elements are side by side.
-__global__ void __launch_bounds__(kBinThreads) rank_bins_kernel(const __grid_constant__ Input p) {
-  __shared__ unsigned bins[kBins + 1];
-  __shared__ unsigned undecided[kMostUndecided], count;
-  const RankJob& job = p.job;
-  const auto n = static_cast<unsigned>(job.length);
-  const std::int64_t index = job.offset + std::int64_t{blockIdx.x} * job.length;
-  for (unsigned i = threadIdx.x; i <= kBins; i += kBinThreads) bins[i] = 0;
-  if (threadIdx.x == 0) count = 0;
-  const uint2 range = range_of(job, index, n);
-  const int bits = 32 - __clz(static_cast<int>(range.y - range.x)), shift = bits > 11 ? bits - 11 : 0;
-  const auto bin_of = [&](unsigned j) { return (magnitude_of(job, index + j) - range.x) >> shift; };
-  for (unsigned j = threadIdx.x; j < n; j += kBinThreads) atomicAdd(&bins[bin_of(j)], 1u);
-  __syncthreads();
-  counts_to_ranks(bins);
-  unsigned kept = 0;
-  for_draws(
-      job, index,
-      [&](int k, unsigned j, unsigned half) {
-        const unsigned bin = bin_of(j);
-        const auto drop = [&](unsigned rank) { return rank_threshold(job.first, job.step, rank) >> 16; };
-        // Half of the word decides unless it equals that of a threshold.
-        if (half > drop(bins[bin])) {
-          kept |= 1u << k;
-        } else if (half >= drop(bins[bin + 1] - 1)) {
-          const unsigned place = atomicAdd(&count, 1u);
-          if (place < kMostUndecided) undecided[place] = j;
-        }
-      },
-      [&](std::int64_t block) {
-        if (kept) atomicOr(job.mask + (block >> 2), kept << 8 * (block & 3));
-        kept = 0;
-      });
-  __syncthreads();
-  if (threadIdx.x == 0) p.left[blockIdx.x] = count > kMostUndecided;
-  if (count > kMostUndecided) return;
-  for (unsigned u = threadIdx.x / kWarp; u < count; u += kBinThreads / kWarp) {
-    const unsigned place = undecided[u], magnitude = magnitude_of(job, index + place);
-    unsigned before = 0;
-    for (unsigned j = threadIdx.x % kWarp; j < n; j += kWarp) {
-      const unsigned other = magnitude_of(job, index + j);
-      before += other < magnitude || (other == magnitude && j < place);
-    }
-    const unsigned rank = __reduce_add_sync(kAll, before);
-    const std::uint64_t at = index + place;
-    const unsigned drop = rank_threshold(job.first, job.step, rank);
-    if (threadIdx.x % kWarp == 0 && keeps_element(half_word(job.key, job.model, 0, at), drop, job.key, job.model, at)) {
-      atomicOr(job.mask + (at >> 5), 1u << (at & 31));
-    }
-  }
-}
-
 __global__ void __launch_bounds__(kMostWarps* kWarp) rank_kernel(const __grid_constant__ Input p) {
   __shared__ unsigned differing;
   const RankJob& job = p.job;
@@ -253,10 +136,10 @@ __global__ void __launch_bounds__(kMostWarps* kWarp) rank_kernel(const __grid_co
     Pair *from = pairs, *to = pairs + n;
     if (threadIdx.x == 0) differing = 0;
     __syncthreads();
-    const unsigned first = magnitude_of(job, index);
+    const unsigned first = magnitude_at(job, index);
     unsigned unlike = 0;
     for (unsigned j = threadIdx.x; j < n; j += blockDim.x) {
-      const unsigned magnitude = magnitude_of(job, index + j * job.inner);
+      const unsigned magnitude = magnitude_at(job, index + j * job.inner);
       unlike |= magnitude ^ first;
       from[j] = Pair{magnitude} << 32 | j;
     }
@@ -287,7 +170,7 @@ Launch launch_of(std::int64_t rows, std::int64_t length, int device) {
   const auto warps =
       static_cast<unsigned>(std::min<std::int64_t>(kMostWarps, std::max<std::int64_t>(1, length / kElementsPerWarp)));
   const std::size_t counts = warps * kDigits * sizeof(unsigned), pairs = 2 * length * sizeof(Pair);
-  const bool fits = counts + pairs <= kMostShared;
+  const bool fits = counts + pairs <= kMostRowBytes;
   const std::size_t room = fits ? SIZE_MAX : std::max<std::size_t>(1, kMostWorkspace / pairs);
   // 2048 threads of a multiprocessor are 64 warps.
   const std::size_t full = std::size_t{1} * multiprocessors(device) * (64 / warps);
@@ -297,7 +180,7 @@ Launch launch_of(std::int64_t rows, std::int64_t length, int device) {
 
 // Of what tells which rows are left, at the start of the workspace.
 std::size_t left_bytes(std::int64_t rows, std::int64_t length) {
-  return length < kLeastBinned ? 0 : (rows * sizeof(unsigned) + 7) / 8 * 8;
+  return has_bins(1, length) ? (rows * sizeof(unsigned) + 7) / 8 * 8 : 0;
 }
 
 }  // namespace
@@ -322,9 +205,10 @@ void rank_mask(const RankJob& job, std::int64_t outer, void* workspace, const St
   for (Array* const array : {&input.job.tensor, &input.job.base}) {
     if (array->data) array->data = moved(array->data, array->dtype, -job.offset);
   }
-  if (job.inner == 1 && job.length >= kLeastBinned) {
-    input.left = static_cast<unsigned*>(workspace);
-    launch(what, stream, rank_bins_kernel, {static_cast<unsigned>(rows), kBinThreads}, input);
+  if (has_bins(job.inner, job.length)) {
+    unsigned* const left = static_cast<unsigned*>(workspace);
+    launch_rank_bins(input.job, rows, left, what, stream);
+    input.left = left;
   }
   launch(what, stream, rank_kernel, {how.blocks, how.threads, how.shared}, input);
 }

@@ -86,12 +86,6 @@ __device__ inline Cut cut_of(const Item& item) {
   return {kOutside, 0, 0};
 }
 
-__device__ inline float element_at(const Array& array, std::uint64_t i) {
-  if (array.dtype == kFloat32) return static_cast<const float*>(array.data)[i];
-  const unsigned bits = static_cast<const std::uint16_t*>(array.data)[i];
-  return array.dtype == kBFloat16 ? widen_half<BFloat16>(bits) : widen_half<Float16>(bits);
-}
-
 __device__ inline int magnitude_at(const Item& item, std::uint64_t i) {
   float delta = element_at(item.tensor, i);
   if (item.base.data) delta = delta - element_at(item.base, i);

@@ -60,6 +60,26 @@ __device__ inline float widen_half<Float16>(unsigned bits) {
 #endif
 }
 
+// The number in the high half of a word. Moved to the low half first, a float16 would cost an instruction more.
+template <class T>
+__device__ inline float widen_high(unsigned word) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (std::is_same_v<T, Float16>) {
+    float x;
+    asm("{.reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, high;}" : "=f"(x) : "r"(word));
+    return x;
+  }
+#endif
+  return widen_half<T>(word >> 16);
+}
+
+// One element of a tensor of any dtype.
+__device__ inline float element_at(const Array& array, std::uint64_t i) {
+  if (array.dtype == kFloat32) return static_cast<const float*>(array.data)[i];
+  const unsigned bits = static_cast<const std::uint16_t*>(array.data)[i];
+  return array.dtype == kBFloat16 ? widen_half<BFloat16>(bits) : widen_half<Float16>(bits);
+}
+
 // ---- whole vectors of one dtype, aligned to 16 bytes ----
 
 // As loaded: widened only when it is used, so that several loads are in flight.
@@ -92,7 +112,7 @@ __device__ inline void widen(const Raw<T>& raw, float (&x)[kVector]) {
     for (int j = 0; j < kVector; ++j) x[j] = bit_cast<float>(j < 4 ? words[j & 3] : more[j & 3]);
   } else {
 #pragma unroll
-    for (int j = 0; j < kVector; ++j) x[j] = widen_half<T>(words[j / 2] >> 16 * (j & 1) & 0xFFFFu);
+    for (int j = 0; j < kVector; ++j) x[j] = j & 1 ? widen_high<T>(words[j / 2]) : widen_half<T>(words[j / 2]);
   }
 }
 

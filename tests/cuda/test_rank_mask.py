@@ -10,6 +10,8 @@ import torch
 
 from fastmerge import kernels
 
+B, F, H = torch.bfloat16, torch.float32, torch.float16
+
 
 def _mask(tensor, rows, device, backend, offset=0):
     mask = torch.full((kernels.mask_words(offset % 32 + tensor.numel()),), -7, dtype=torch.int32, device=device)
@@ -54,6 +56,35 @@ def test_rows_that_bins_decide(device, generator, kind, density, epsilon):
         kernels.rank_mask([mask], [tensor.to(where)], None, [ranked], rows=rows, key=9, backend=backend)
         masks.append(mask.cpu())
     assert torch.equal(*masks)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "base"), [(B, B), (H, H), (F, F), (B, None), (H, B)], ids=lambda dtype: str(dtype).removeprefix("torch.")
+)
+@pytest.mark.parametrize("length", [1000, 1003])
+def test_deltas_that_bins_decide(device, generator, dtype, base, length):
+    """Of one dtype and of two; rows that begin where vectors do, and others. One has an outlier, one many zeros."""
+    values = 0.02 * torch.randn(3, length, generator=generator)
+    tensor = (values + 2e-3 * torch.randn(3, length, generator=generator)).to(dtype)
+    tensor[1, 5] = 100.0
+    if base is not None:
+        values = values.to(base)
+        values[2, ::3] = tensor[2, ::3].to(base)
+    masks = []
+    for where, backend in (("cpu", "reference"), (device, "cuda")):
+        mask = torch.full((kernels.mask_words(tensor.numel()),), -7, dtype=torch.int32, device=where)
+        of_base = None if base is None else values.flatten().to(where)
+        ranked = kernels.Ranked(0, 0.5, 0.1)
+        kernels.rank_mask(
+            [mask], [tensor.flatten().to(where)], of_base, [ranked], rows=(3, length, 1), key=11, backend=backend
+        )
+        masks.append(mask.cpu())
+    assert torch.equal(*masks)
+
+
+def test_rows_whose_magnitudes_shared_memory_does_not_hold(device, generator):
+    tensor, rows = torch.randn(20_504, generator=generator), (1, 20_504, 1)
+    assert torch.equal(_mask(tensor, rows, device, "cuda"), _mask(tensor, rows, torch.device("cpu"), "reference"))
 
 
 @pytest.mark.parametrize("rows", [(40, 7, 1), (3, 2100, 1), (2, 4097, 1), (2, 300, 5)])

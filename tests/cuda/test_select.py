@@ -113,6 +113,17 @@ def test_several_blocks_share_a_tensor(device, generator, special):
     _check(device, [tensor], None, [[1000, numel // 2 + 999]])
 
 
+@pytest.mark.parametrize("dtype", [B, H, F])
+def test_warps_read_ahead_over_brackets_of_both_kinds(device, generator, dtype):
+    """More chunks than warps, the last one cut short; brackets of one magnitude beside others."""
+    numel = 160 * 1024 + 77
+    base = 0.02 * torch.randn(numel, generator=generator)
+    tensors = [
+        (base + deviation * torch.randn(numel, generator=generator)).to(dtype) for deviation in (2e-3, 0.0, 2e-5)
+    ]
+    _check(device, tensors, base.to(dtype), [[numel // 2]] * 3)
+
+
 def test_one_outlier_that_no_sample_sees(device, generator):
     tensor = 1e-3 * torch.randn(LARGE, generator=generator)
     tensor[12345] = 5.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -67,17 +67,28 @@ def _show(
     if parameters:
         click.echo("parameters")
         for parameter in parameters:
-            _show_parameter(parameter)
+            _show_parameter(parameter, getattr(described, "semantics", ()))
         click.echo()
     click.echo("example\n" + "".join(f"  {line}\n" for line in example.splitlines()), nl=False)
 
 
-def _show_parameter(p: Parameter) -> None:
+def _show_parameter(p: Parameter, semantics: Sequence[str]) -> None:
     default = "required" if required(p) else f"default {shown(p.default) or 'none'}"
     value_range = f", {limits(p)}" if limits(p) else ""
     per = ", one per model" if p.per_model else ""
     click.echo(wrapped(f"{p.name}: {p.kind.__name__}{value_range}, {default}{per}", "  ", "      "))
-    click.echo(wrapped(p.doc, "      "))
+    click.echo(wrapped(meaning(p, semantics), "      "))
+
+
+def meaning(p: Parameter, semantics: Sequence[str] = ()) -> str:
+    """Return what a parameter means, and which of the method's ``semantics`` know it or have another default."""
+    remarks = []
+    if p.semantics and not set(semantics) <= set(p.semantics):
+        remarks.append(f"only with semantics {', '.join(p.semantics)}")
+    for value in dict.fromkeys(value for _, value in p.defaults):
+        names = ", ".join(name for name, own in p.defaults if own == value)
+        remarks.append(f"default {shown(value)} with semantics {names}")
+    return f"{p.doc} ({'; '.join(remarks)})" if remarks else p.doc
 
 
 def _short(paper: str) -> str:

@@ -232,7 +232,7 @@ def run_plans(found: Planned, out: str | None, **how: Any) -> None:
         values = [{"name": item.name, **(_report_values(item.report, out) if item.report else {})} for item in merged]
         print_json(values if len(values) > 1 else {k: v for k, v in values[0].items() if k != "name"})
     elif not options["quiet"]:
-        _show_reports(out, merged)
+        _show_reports(out, how.get("intermediates"), merged)
 
 
 def _why_slow(device: str, backend: str) -> str | None:
@@ -244,9 +244,10 @@ def _why_slow(device: str, backend: str) -> str | None:
     return why_no_cpu_extension() if on_cpu else None
 
 
-def _show_reports(out: str | None, merged: list[Merged]) -> None:
+def _show_reports(out: str | None, intermediates: str | None, merged: list[Merged]) -> None:
     for i, item in enumerate(merged):
-        where = out if i == len(merged) - 1 and out is not None else item.name
+        kept = f"{item.name} (not kept)" if intermediates is None else os.path.join(intermediates, item.name)
+        where = out if i == len(merged) - 1 and out is not None else kept
         if item.report is None:
             click.echo(f"{where}: was there already, made from the same inputs")
         elif where is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._errors import Command
-from ._method_pages import count, formula, limits, required, show_block, show_list, show_method, shown
+from ._method_pages import count, formula, limits, meaning, required, show_block, show_list, show_method, shown
 from ._options import JSON, PLUGIN, together
 from ._output import print_json
 
@@ -89,13 +89,14 @@ def _sections() -> str:
     """Return a Markdown section for every method and block, with its parameters."""
     from ..methods import BLOCKS, all_methods
 
-    methods = [(m.name, formula(m), _needs(m), m.parameters) for m in all_methods().values()]
-    blocks = [(b.name, formula(b), f"A block. {b.paper}.", _own_parameters(b)) for b in BLOCKS.values()]
-    return "\n".join(
-        f"## {name}\n\n{_code(formula)}\n\n{needs}\n"
-        + ("\n" + _markdown(PARAMETER_COLUMNS, map(_parameter_row, parameters)) if parameters else "")
-        for name, formula, needs, parameters in (*methods, *blocks)
-    )
+    methods = [(m.name, formula(m), _needs(m), m.parameters, m.semantics) for m in all_methods().values()]
+    blocks = [(b.name, formula(b), f"A block. {b.paper}.", _own_parameters(b), ()) for b in BLOCKS.values()]
+    sections = []
+    for name, text, needs, parameters, semantics in (*methods, *blocks):
+        rows = [_parameter_row(p, semantics) for p in parameters]
+        table = "\n" + _markdown(PARAMETER_COLUMNS, rows) if rows else ""
+        sections.append(f"## {name}\n\n{_code(text)}\n\n{needs}\n{table}")
+    return "\n".join(sections)
 
 
 def _needs(method: Method) -> str:
@@ -145,8 +146,15 @@ def _blocks(method: Method) -> list[str]:
     return [block for block in BLOCKS if why_not(method, block) is None]
 
 
-def _parameter_row(p: Parameter) -> tuple[str, ...]:
-    return p.name, p.kind.__name__, "required" if required(p) else shown(p.default), limits(p), _scope(p), p.doc
+def _parameter_row(p: Parameter, semantics: Sequence[str]) -> tuple[str, ...]:
+    return (
+        p.name,
+        p.kind.__name__,
+        "required" if required(p) else shown(p.default),
+        limits(p),
+        _scope(p),
+        meaning(p, semantics),
+    )
 
 
 def _scope(parameter: Parameter) -> str:
@@ -176,5 +184,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
         "per_model": parameter.per_model,
         "minimum": parameter.minimum,
         "maximum": parameter.maximum,
+        "semantics": parameter.semantics,
+        "defaults": dict(parameter.defaults),
         "doc": parameter.doc,
     }

@@ -273,4 +273,9 @@ def _lock(path: Path) -> int | None:
         except BlockingIOError:
             os.close(fd)
             return None
+        except OSError:  # the disk is full: what is empty holds nothing
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            os.close(fd)
+            raise
         os.close(fd)

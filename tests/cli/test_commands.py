@@ -133,6 +133,13 @@ def test_methods_describes_each(name):
     assert all(parameter.name in words and parameter.doc in words for parameter in all_methods()[name].parameters)
 
 
+def test_methods_say_whose_semantics_know_a_parameter():
+    page = " ".join(call("methods", "ties").stdout.split())
+    assert "only with semantics peft, sd-mecha" in page and "(default 0.2 with semantics paper, fusionbench)" in page
+    found = {item["name"]: item for item in call_json("methods", "ties")[0]["parameters"]}
+    assert found["density"]["defaults"]["paper"] == 0.2 and "peft" in found["majority_sign_method"]["semantics"]
+
+
 def test_methods_suggests_a_name():
     result = call("methods", "tise")
     assert result.exit_code == 2

@@ -126,7 +126,7 @@ class TestMulti:
         first = call("multi", recipe, *options)
         assert first.exit_code == 0 and f"merged 21 tensors into {tmp_path}/out" in first.stdout
         again = call("multi", recipe, *options, "--overwrite")
-        assert again.stdout.startswith("soup: was there already, made from the same inputs\n")
+        assert again.stdout.startswith(f"{tmp_path}/steps/soup: was there already, made from the same inputs\n")
         anew = call_json("multi", recipe, *options, "--overwrite", "--no-lazy")
         assert [step["name"] for step in anew] == ["soup", ""] and all(step["tensors"] for step in anew)
 

@@ -278,6 +278,16 @@ def test_a_full_disk_is_named_by_what_was_to_appear(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+def test_a_lock_that_finds_no_room_leaves_no_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OutputError, match="no space left on the disk"), publish.hold(tmp_path / "out"):
+        pytest.fail("work began")
+    assert not os.listdir(tmp_path)
+
+
 class Crash(BaseException):
     """The end of the process, as far as the engine can see."""
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..arguments import size_of
 from ..errors import InvalidInput, Problem
 from ..kernels import use_backend
 from ..methods import configure, find_method
 from ..sharded import Prepared, merge_parts, mesh_of, options_of
-from ..sizes import parse_size
 from ..steps.driver import Job, merge_sources, solve_without_data
 from ..steps.inputs import Inputs
 from ..steps.source import Resident
@@ -118,10 +118,7 @@ def _options(merge: Prepared, device: str, vram: int | str | None) -> RunOptions
 
     if elsewhere := {str(target.device) for target in merge.targets.values()} - {"cpu"}:
         raise InvalidInput([Problem("device", f"is for tensors in the host's memory; some are on {min(elsewhere)}")])
-    try:
-        return RunOptions(device=device, vram=None if vram is None else parse_size(vram))
-    except ValueError as error:
-        raise InvalidInput([Problem("device, vram", str(error))]) from error
+    return RunOptions(device=device, vram=None if vram is None else size_of("vram", vram))
 
 
 def _stream(merge: Prepared, names: Sequence[str], options: RunOptions) -> bool:

@@ -123,9 +123,9 @@ def test_too_little_memory_says_how_much(generator, monkeypatch):
 def test_devices_that_cannot_be(generator, monkeypatch):
     base, *models = states(generator)
     given = {"method": "ties", **CASES["ties"]}
-    with pytest.raises(InvalidInput, match="device, vram: 'tpu' names no devices; expected auto"):
+    with pytest.raises(InvalidInput, match="device: 'tpu' names no devices; expected auto"):
         merge_state_dicts(base, models, device="tpu", **given)
-    with pytest.raises(InvalidInput, match="device, vram: 'much' is not a size"):
+    with pytest.raises(InvalidInput, match="vram: 'much' is not a size"):
         merge_state_dicts(base, models, device="cuda", vram="much", **given)
     monkeypatch.setattr(gpus, "why_none", lambda: "there is none")
     with pytest.raises(FastmergeError, match="--device cuda: there is none"):

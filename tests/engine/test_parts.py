@@ -111,7 +111,7 @@ def test_parts_that_do_not_fit_are_read_chunk_by_chunk(models, tmp_path, case):
 def test_bits_of_devices_are_those_of_one_process(models, tmp_path, monkeypatch, vram):
     merge = Merge(recipe_of(models, "random norms"), tmp_path / "out")
     _, out = alone(merge)
-    compute_on_mirrors(monkeypatch)
+    compute_on_mirrors(monkeypatch, beside=True)
     first, *_ = share(merge, 3, RunOptions(chunk=BLOCK, threads=2, vram=vram))
     assert same_files(merge.out, out) and first.devices == ("cpu:0",)
     assert (first.bytes_read == merge.plan().bytes_read) == (vram == 16 << 20)

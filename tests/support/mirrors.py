@@ -185,15 +185,19 @@ class MirrorSlot(devices.DeviceSlot):
         return super().tensor(at, dtype, shape)
 
 
-def compute_on_mirrors(monkeypatch, devices: int = 1, **options) -> MirrorDriver:
-    """Let runs compute on so many mirrors with ``RunOptions.vram``; ``options`` are those of the driver."""
-    driver = MirrorDriver(**options)
+def compute_on_mirrors(monkeypatch, devices: int = 1, beside: bool = False, **options) -> MirrorDriver:
+    """Let runs compute on so many mirrors with ``RunOptions.vram``; ``options`` are those of the driver.
+
+    Runs ``beside`` each other, as of ranks in threads, have drivers of their own.
+    """
+    common = MirrorDriver(**options)
 
     def choose(device: str, vram: int | None) -> places.Place:
+        driver = MirrorDriver(**options) if beside else common
         where = [torch.device("cpu", i) for i in range(devices)]
         return places.Accelerators(where, driver, MirrorRing(driver), vram, "a test")
 
     monkeypatch.setattr(running, "choose", choose)
     monkeypatch.setattr("fastmerge.engine.devices.DeviceMemory", MirrorMemory)
     monkeypatch.setattr("fastmerge.engine.devices.DeviceSlot", MirrorSlot)
-    return driver
+    return common

@@ -53,6 +53,7 @@ class StagingFolder:
         self.journal = str(self.folder / "journal.jsonl")
         self._plan, self._overwrite = plan, overwrite
         self._needed = _needed(plan)
+        self._small_files: list[dict[str, Any]] | None = None
 
     def check_target(self) -> None:
         """Raise OutputError if something is there that must not be replaced."""
@@ -117,11 +118,13 @@ class StagingFolder:
         shutil.rmtree(self.folder)
 
     def write_small_files(self) -> list[dict[str, Any]]:
-        """Write index, configuration and tokenizer files, and return what the manifest lists of them."""
-        files = dict(self._plan.files)
-        if self._plan.index is not None:
-            files["model.safetensors.index.json"] = TextFile(self._plan.index)
-        return [self._write(name, file) for name, file in files.items()]
+        """Write index, configuration and tokenizer files, once, and return what the manifest lists of them."""
+        if self._small_files is None:
+            files = dict(self._plan.files)
+            if self._plan.index is not None:
+                files["model.safetensors.index.json"] = TextFile(self._plan.index)
+            self._small_files = [self._write(name, file) for name, file in files.items()]
+        return self._small_files
 
     def write_manifest(self, text: str) -> None:
         """Write the manifest, the last file of an output."""

@@ -221,6 +221,8 @@ class _Run:
         done = total - sum(output.nbytes for output in todo)
 
         def tick() -> None:
+            if self.ranks.first:  # while workers have the processor: each is a wait for the disk
+                self.staging.write_small_files()
             journal.tick()
             written = self.ranks.tick(meter.bytes_written)
             if progress is not None:

@@ -16,6 +16,9 @@ from fastmerge.engine import RunOptions, cells, run, verify
 from fastmerge.engine.checksums import BLOCK, Checksum
 from fastmerge.engine.files import InputFiles, OutputFiles
 from fastmerge.engine.needs import whole_bytes
+from fastmerge.engine.publish import StagingFolder
+from fastmerge.engine.running import _Run
+from fastmerge.engine.scheduler import Scheduler
 from fastmerge.engine.sizing import BUSY_BYTES, Budget, divide
 from fastmerge.errors import BudgetError, CheckpointError
 from fastmerge.kernels import _native
@@ -233,3 +236,16 @@ def test_a_file_that_ends_while_it_is_merged_by_cells(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"model1/model\.safetensors: ends at byte"):
         run(plan, merge.out, SLICED)
     assert any(declined) and not merge.out.exists()
+
+
+def test_small_files_are_written_once_while_the_merge_works(tmp_path, monkeypatch):
+    merge, found, written = make_merge(tmp_path, "linear"), [], []
+    wait, looks = Scheduler._wait, iter([True])
+    monkeypatch.setattr(Scheduler, "_wait", lambda self, seconds: next(looks, False) or wait(self, seconds))
+    publish, write = _Run.publish, StagingFolder._write
+    monkeypatch.setattr(
+        StagingFolder, "_write", lambda self, name, file: written.append(name) or write(self, name, file)
+    )
+    monkeypatch.setattr(_Run, "publish", lambda self, journal: found.extend(written) or publish(self, journal))
+    run(merge.plan(), merge.out)
+    assert "config.json" in found and [*found, "fastmerge.json"] == written

@@ -29,7 +29,8 @@ TALL = 1.3
 SQUARE_LOWER, TALL_LOWER = 1e-3, 1e-2
 # Directions that are looked at: this share of n, or the least number.
 SHARE, LEAST = 1 / 32, 12
-POWERS = 12
+# Products with I - X'X, and how many of them between orthonormal columns.
+POWERS, TOGETHER = 12, 3
 # By how much a direction found may be off, times what repairing it amplifies. Others are left to the last step.
 ALIGNED = 1e-6
 # The least square of a singular value that the last step takes, and that all directions not looked at must have.
@@ -143,8 +144,10 @@ def _look(x: Operand, gram: Tensor, products: Products) -> _Look:
     n = gram.shape[-1]
     v = start_block(gram, min(n, max(LEAST, math.ceil(SHARE * n))))
     away = products.operand(_minus_one(gram))
-    for _ in range(POWERS):
-        v = by_cholesky(products.multiply(away, v))
+    for _ in range(POWERS // TOGETHER):
+        for _ in range(TOGETHER):
+            v = products.multiply(away, v)
+        v = by_cholesky(v)
     v = orthonormal(v)
     y = products.multiply(x, v)
     wide, high = y.double(), v.double()

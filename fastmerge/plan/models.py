@@ -181,7 +181,8 @@ def _check_trained(
         return
     for key in given:
         what = "is of checkpoints of torch.distributed.checkpoint, and no model of the recipe is one"
-        findings.problem(f"{recipe.path}: {key}", what, "leave it out")
+        remedy = "leave it out, or merge with --format dcp" if key == "names" else "leave it out"
+        findings.problem(f"{recipe.path}: {key}", what, remedy)
 
 
 def _place(recipe: Recipe, reference: ModelRef) -> str:

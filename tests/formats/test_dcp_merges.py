@@ -94,7 +94,7 @@ def test_names_of_a_trainer(recipe, tmp_path):
     assert_loads(tmp_path / "step", own, "model")
     assert call("verify", tmp_path / "step").exit_code == 0
     again = call("merge", tmp_path / "recipe.yml", tmp_path / "hf")
-    assert again.exit_code == 2 and "no model of the recipe is one" in again.output
+    assert again.exit_code == 2 and "(leave it out, or merge with --format dcp)" in again.output
     assert call("merge", tmp_path / "recipe.yml", tmp_path / "step2", "--format", "dcp").exit_code == 0
     result = call(
         "average", tmp_path / "step", tmp_path / "step2", tmp_path / "mean", "--format", "dcp", "--key", "",

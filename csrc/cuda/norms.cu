@@ -1,5 +1,7 @@
 // Norms of deltas, whole and over what a keep rule keeps, in float64 over the reduction grid. A warp owns a chunk of
 // all deltas, or of as many as its registers hold, so that the base is read and widened once.
+#include <cuda_pipeline.h>
+
 #include <algorithm>
 #include <limits>
 
@@ -25,6 +27,72 @@ struct Input {
   std::int64_t size, chunks, columns;
 };
 
+// The vectors of a thread, row by row. Those of the next rows are on their way to places in shared memory that are its
+// own, so that no thread waits for another.
+constexpr int kStages = 4;
+
+template <class T, int kTensors>
+class Coming {
+  static constexpr int kPieces = sizeof(Raw<T>) / sizeof(uint4);
+
+ public:
+  static constexpr std::size_t kShared = sizeof(uint4) * kStages * kTensors * kPieces * kWarps * kWarp;
+
+  __device__ Coming() : places_(dynamic_shared<uint4>() + threadIdx.x) {}
+
+  // Asks for a row more, or for none. From then on `take` gives the row that was asked for kStages - 1 calls before.
+  template <class TensorOf>
+  __device__ void ask(bool any, std::int64_t element, std::int64_t size, TensorOf tensor_of) {
+#pragma unroll
+    for (int k = 0; k < kTensors; ++k) {
+      const Source& source = tensor_of(k);
+      if (!any || !source.data) continue;
+      if (element + kVector <= size) {
+        const uint4* const from = reinterpret_cast<const uint4*>(static_cast<const T*>(source.data) + element);
+#pragma unroll
+        for (int i = 0; i < kPieces; ++i) __pipeline_memcpy_async(place(k, i), from + i, sizeof(uint4));
+      } else {
+        const AnyRaw raw = load_any(source, element, range_at(element, size));
+        *place(k, 0) = raw.words;
+        if constexpr (kPieces == 2) *place(k, 1) = raw.more;
+      }
+    }
+    // Also where nothing was copied: rows are counted.
+    __pipeline_commit();
+    stage_ = (stage_ + 1) % kStages;
+    __pipeline_wait_prior(kStages - 1);
+  }
+
+  __device__ void take(int tensor, const Source&, std::int64_t, std::int64_t, float (&x)[kVector]) const {
+    if constexpr (kPieces == 2) {
+      widen(Raw<T>{*place(tensor, 0), *place(tensor, 1)}, x);
+    } else {
+      widen(Raw<T>{*place(tensor, 0)}, x);
+    }
+  }
+
+ private:
+  __device__ uint4* place(int tensor, int piece) const {
+    return places_ + ((stage_ * kTensors + tensor) * kPieces + piece) * kWarps * kWarp;
+  }
+
+  uint4* places_;
+  int stage_ = 0;
+};
+
+// Vectors of any dtype are loaded when they are taken.
+template <int kTensors>
+class Coming<void, kTensors> {
+ public:
+  static constexpr std::size_t kShared = 0;
+
+  template <class TensorOf>
+  __device__ void ask(bool, std::int64_t, std::int64_t, TensorOf) {}
+  __device__ void take(int, const Source& source, std::int64_t element, std::int64_t size, float (&x)[kVector]) const {
+    widen(load_any(source, element, range_at(element, size)), x);
+  }
+};
+
 // Adds up a chunk. kMultiply: what is not kept is multiplied by 0 rather than left out, so that a dropped NaN or
 // infinity stays visible; the same where all numbers are finite.
 template <class T, int kModels, int kKind, bool kSquared, bool kMultiply>
@@ -38,26 +106,23 @@ __device__ inline void sum_chunk(const Input<kModels>& p, std::int64_t chunk, do
     // What is kept by a boundary that was not found has no norm.
     if (!band_of(p.rules[0], band)) all[0][0] = inside[0][0] = kNone;
   }
+  const auto tensor_of = [&](int k) -> const Source& { return k < kModels ? p.tensors[k] : p.base; };
+  Coming<T, kModels + 1> coming;
+#pragma unroll 1
+  for (int row = 0; row < kStages - 1; ++row) {
+    coming.ask(row < rows.count, rows.element + row * kLanes, p.size, tensor_of);
+  }
   std::int64_t element = rows.element;
-  typename Loaded<T>::Type raw_base{}, raw[kModels];
-  if (based) raw_base = load_vector<T>(p.base, element, p.size);
-#pragma unroll
-  for (int k = 0; k < kModels; ++k) raw[k] = load_vector<T>(p.tensors[k], element, p.size);
 #pragma unroll 1
   for (int left = rows.count; left > 0; --left) {
-    // Of the next row, which is on its way while this one is added up.
-    const std::int64_t next = element + kLanes;
+    coming.ask(left >= kStages, element + (kStages - 1) * kLanes, p.size, tensor_of);
     // Subtracting +0, where there is no base, changes no magnitude.
     float base[kVector] = {};
-    if (based) {
-      widen(raw_base, base);
-      if (left > 1) raw_base = load_vector<T>(p.base, next, p.size);
-    }
+    if (based) coming.take(kModels, p.base, element, p.size, base);
 #pragma unroll
     for (int k = 0; k < kModels; ++k) {
       float delta[kVector];
-      widen(raw[k], delta);
-      if (left > 1) raw[k] = load_vector<T>(p.tensors[k], next, p.size);
+      coming.take(k, p.tensors[k], element, p.size, delta);
 #pragma unroll
       for (int j = 0; j < kVector; ++j) delta[j] = delta[j] - base[j];
       const auto add = [&](int j, bool kept) {
@@ -80,15 +145,15 @@ __device__ inline void sum_chunk(const Input<kModels>& p, std::int64_t chunk, do
         keep_vector<true>(p.rules[k], band, delta, static_cast<std::uint32_t>(element / kVector), range, add);
       }
     }
-    element = next;
+    element += kLanes;
   }
 }
 
 // Blocks that a multiprocessor should hold: the compiler fits registers to it.
 template <class T, int kModels, int kKind>
-constexpr int kBlocks = kModels == 1                                                             ? 8
-                        : kModels == kMost && (kKind == kKeepRandom || std::is_same_v<T, float>) ? 4
-                                                                                                 : 6;
+constexpr int kBlocks = kModels == 1                               ? 8
+                        : kModels == kMost && kKind == kKeepRandom ? 5
+                                                                   : 6;
 
 template <class T, int kModels, int kKind, bool kSquared>
 __global__ void __launch_bounds__(kWarps* kWarp, kBlocks<T, kModels, kKind>)
@@ -145,7 +210,7 @@ void launch_norms(double* partials, const Tensors& inputs, const std::vector<Kee
   const std::string what =
       "norms of " + std::to_string(kModels) + " tensors, " + std::to_string(inputs.size) + " elements";
   launch(what, stream, norms_kernel<T, kModels, kKind, kSquared>,
-         {static_cast<unsigned>((p.chunks + kWarps - 1) / kWarps), kWarps * kWarp}, p);
+         {static_cast<unsigned>((p.chunks + kWarps - 1) / kWarps), kWarps * kWarp, Coming<T, kModels + 1>::kShared}, p);
 }
 
 // The norms of all deltas, whose rules are of one kind, in groups that are as even as can be.

@@ -93,6 +93,30 @@ def test_norms(device, generator, dtypes, based, power):
         assert same_bits(out.cpu(), expected)
 
 
+@pytest.mark.parametrize("based", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("dtypes", [[B] * 5, [F] * 3], ids=str)
+def test_norms_of_models_together(device, generator, dtypes, masked, based):
+    for numel in (1, 7 * 129, GRID + 300):
+        base, *tensors = _make(generator, numel, [dtypes[0], *dtypes])
+        if numel > GRID:  # which is found while a chunk is added up, and again where it is dropped
+            tensors[1][5], tensors[2][numel - 1] = torch.inf, torch.nan
+        shape = (-(-numel // GRID), 2 * len(tensors))
+        words = (len(dtypes), kernels.mask_words(numel))
+        masks = torch.randint(-(2**31), 2**31, words, generator=generator).to(torch.int32)
+        found = []
+        for at, backend in (("cpu", "reference"), (device, "cuda")):
+            if masked:
+                keeps = [kernels.keep_masked(mask) for mask in masks.to(at)]
+            else:
+                key = kernels.tensor_key(1, "x")
+                keeps = [kernels.keep_random(key, model, 0x12345678 << model) for model in range(len(dtypes))]
+            found.append(torch.full(shape, -1.0, dtype=torch.float64, device=at))
+            there = None if not based else base.to(at)
+            kernels.norm_partials(found[-1], [t.to(at) for t in tensors], there, keeps, backend=backend)
+        assert same_bits(found[1].cpu(), found[0])
+
+
 def test_norms_of_masks(device, generator):
     numel = GRID + 333
     base, tensor = _make(generator, numel, [B, B])

@@ -313,7 +313,7 @@ def test_models_that_do_not_fit(dense, tmp_path):
         ("mixtral", {"gate_mode": "hiden"}, "gate_mode: is 'hiden'"),
         ("mixtral", {"gate_mod": "hidden"}, "gate_mod: unknown key (did you mean 'gate_mode'?)"),
         ("mixtral", {"merge_method": "linear"}, "merge_method: a recipe with experts: builds a mixture of them"),
-        ("mixtral", {"dtype": "int4"}, "dtype: is 'int4': 'int4' is not a dtype"),
+        ("mixtral", {"dtype": "int4"}, "dtype: 'int4' is not a dtype for merged weights; expected bfloat16"),
     ],
 )
 def test_recipes_that_are_wrong(dense, tmp_path, family, change, message):

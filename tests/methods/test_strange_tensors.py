@@ -91,7 +91,7 @@ def test_outputs_are_memory_too():
 
 def test_distributed_tensors_are_merged_as_such_or_refused(distributed):
     assert isinstance(distributed, DTensor)
-    with pytest.raises(InvalidInput, match=r"base\['w'\]: is a plain tensor, and others are sharded"):
+    with pytest.raises(InvalidInput, match=r"models\[0\]\['w'\]: is sharded \(DTensor\), base\['w'\] is a plain"):
         fastmerge.merge_state_dicts({"w": ONES}, [{"w": distributed}], method="task_arithmetic", weight=1.0)
     assert isinstance(functional.linear([distributed], weight=1.0), DTensor)
     pair = torch.ones(2, 1), torch.ones(1, 2)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from .. import kernels
 from ..kernels import keep_all
 from ..steps.apply import DeltaMerge, SparseMerge
-from ..steps.blocks import block_size, in_parts
+from ..steps.blocks import block_size
 from ..steps.method import Group, Method, Solve, method
 from ..steps.rows import BLOCK, Rows
 from ..steps.source import Chunk, Source
@@ -80,22 +80,18 @@ class Importance(Survey):
         device = chunk.tensors[0].device
         scores = torch.empty(self.rows.count, self.rows.length, dtype=torch.float32, device=device)
         divergences = torch.empty(self.rows.count, dtype=torch.float32, device=device)
-
-        def survey(part: Chunk, start: int) -> None:
-            rows = part.map(lambda tensor: tensor.view(-1, self.rows.length).split(step))
-            assert rows.base is not None, "the method requires a base"
-            row = start // self.rows.length
-            for base, tensor in zip(rows.base, rows.tensors[0], strict=True):
-                block = slice(row, row + len(base))
-                divergences[block] = _divergence(tensor.to(self.dtype), base.to(self.dtype))
-                torch.mul((tensor.float() - base.float()).abs_(), divergences[block, None], out=scores[block])
-                # Both are NaN where a score is. To ask each whether it is finite takes ten times as long.
-                if not all(map(math.isfinite, scores[block].aminmax())):
-                    raise ValueError(f"{self.name}: an input holds NaN or infinity; rows of it have no softmax")
-                row = block.stop
-
         step = max(1, block_size(chunk.tensors[0]) // self.rows.length)
-        in_parts(chunk, survey, unit=self.rows.length)
+        parts = chunk.map(lambda tensor: tensor.view(-1, self.rows.length).split(step))
+        assert parts.base is not None, "the method requires a base"
+        row = 0
+        for base, tensor in zip(parts.base, parts.tensors[0], strict=True):
+            block = slice(row, row + len(base))
+            divergences[block] = _divergence(tensor.to(self.dtype), base.to(self.dtype))
+            torch.mul((tensor.float() - base.float()).abs_(), divergences[block, None], out=scores[block])
+            # Both are NaN where a score is. To ask each whether it is finite takes ten times as long.
+            if not all(map(math.isfinite, scores[block].aminmax())):
+                raise ValueError(f"{self.name}: an input holds NaN or infinity; rows of it have no softmax")
+            row = block.stop
         return divergences, _threshold(scores.view(-1))
 
 
@@ -114,18 +110,14 @@ class Fusion(DeltaMerge):
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
         divergences = self.divergences.to(out.device)
-        flat = out.view(-1)
-
-        def fuse(part: Chunk, start: int) -> None:
-            assert part.base is not None, "the method requires a base"
-            for block, row, rows in self.rows.blocks(part.offset, part.base.numel(), block_size(part.base)):
-                base = part.base[block]
-                delta = part.tensors[0][block].float() - base.float()
-                scores = delta.view(rows, -1).abs() * divergences[row : row + rows, None]
-                delta *= (scores >= self.threshold).view(-1)
-                kernels.weighted_sum(flat[start:][block], [base, delta], [1.0, self.scale])
-
-        in_parts(chunk, fuse)
+        assert chunk.base is not None, "the method requires a base"
+        flat, whole, tensor = out.view(-1), chunk.base.view(-1), chunk.tensors[0].view(-1)
+        for block, row, rows in self.rows.blocks(chunk.offset, out.numel(), block_size(out)):
+            base = whole[block]
+            delta = tensor[block].float() - base.float()
+            scores = delta.view(rows, -1).abs() * divergences[row : row + rows, None]
+            delta *= (scores >= self.threshold).view(-1)
+            kernels.weighted_sum(flat[block], [base, delta], [1.0, self.scale])
 
 
 def _divergence(tensor: Tensor, base: Tensor) -> Tensor:

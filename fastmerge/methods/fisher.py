@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .. import kernels
 from ..steps.apply import Apply, WeightedSum
 from ..steps.arrays import where
-from ..steps.blocks import block_size, in_parts
+from ..steps.blocks import block_size
 from ..steps.method import Group, Method, Parameter, method
 from ..steps.source import Chunk
 from ._spans import divided
@@ -83,25 +83,18 @@ class FisherMean(Apply):
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
         import torch
 
-        flat = out.view(-1)
-        size = block_size(flat)
-
-        def merge(part: Chunk, start: int) -> None:
-            outs = flat[start : start + part.tensors[0].numel()]
-            at = part.offset
-            for target, *tensors in zip(*(t.split(size) for t in (outs, *part.tensors)), strict=True):
-                total, divisor = torch.zeros(2, len(target), dtype=torch.float32, device=out.device)
-                for tensor, item, scale, floor in zip(tensors, self.statistics, self.scales, self.floors, strict=True):
-                    share = item.read(self.name, at, at + len(target)).to(out.device)
-                    share.mul_(scale).add_(floor)
-                    total += share * tensor.float()
-                    divisor += share
-                result = total.div_(divisor)
-                if not divisor.all():
-                    mean = torch.empty_like(result)
-                    kernels.weighted_sum(mean, tensors, self.means)
-                    result = where(divisor == 0, mean, result)
-                kernels.weighted_sum(target, [result], [1.0])
-                at += len(target)
-
-        in_parts(chunk, merge)
+        size, at = block_size(out), chunk.offset
+        for target, *tensors in zip(*(t.view(-1).split(size) for t in (out, *chunk.tensors)), strict=True):
+            total, divisor = torch.zeros(2, len(target), dtype=torch.float32, device=out.device)
+            for tensor, item, scale, floor in zip(tensors, self.statistics, self.scales, self.floors, strict=True):
+                share = item.read(self.name, at, at + len(target)).to(out.device)
+                share.mul_(scale).add_(floor)
+                total += share * tensor.float()
+                divisor += share
+            result = total.div_(divisor)
+            if not divisor.all():
+                mean = torch.empty_like(result)
+                kernels.weighted_sum(mean, tensors, self.means)
+                result = where(divisor == 0, mean, result)
+            kernels.weighted_sum(target, [result], [1.0])
+            at += len(target)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from .. import kernels
 from ..kernels import FoundBoundary, FoundFactors, Keep, keep_all
 from ..kernels.sparse_merge import Divide, Vote
-from .arrays import as_strip
-from .blocks import Selection, delta_blocks, in_parts
+from .arrays import as_strip, quiet
+from .blocks import Selection, delta_blocks
 from .source import Chunk
 
 if TYPE_CHECKING:
@@ -241,15 +241,12 @@ class ElementwiseMerge(DeltaMerge):
 
     def __call__(self, out: Tensor, chunk: Chunk) -> None:
         flat = out.view(-1)
-
-        def merge(part: Chunk, start: int) -> None:
-            for block in delta_blocks(part, self.weights, self.step, self.selection):
+        with quiet():
+            for block in delta_blocks(chunk, self.weights, self.step, self.selection):
                 result = as_strip(self.change(block.deltas, block.merged))
                 base, plus = ([], []) if block.base is None else ([block.base], [1.0])
-                span = slice(start + block.span.start, start + block.span.start + len(result))
+                span = slice(block.span.start, block.span.start + len(result))
                 kernels.weighted_sum(flat[span], [*base, result], [*plus, self.scale])
-
-        in_parts(chunk, merge)
 
 
 def _base(chunk: Chunk) -> Tensor:

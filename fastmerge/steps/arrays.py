@@ -7,6 +7,7 @@ number of Python; what they call by different names stands here. Annotations say
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "above", "as_strip", "clamp", "copy", "float_of", "join", "maximum", "minimum", "values_of", "where", "zeros_like",
+    "above", "as_strip", "clamp", "copy", "float_of", "join", "maximum", "minimum", "quiet", "values_of", "where",
+    "zeros_like",
 ]  # fmt: skip
 
 
@@ -33,6 +35,11 @@ def _module(values: Any) -> ModuleType:
 def values_of(tensor: Tensor) -> Tensor:
     """Return what computes with the elements of a tensor or strip, on the same memory; float32 of a strip."""
     return tensor.numpy() if type(tensor) is Strip else tensor
+
+
+def quiet() -> AbstractContextManager:
+    """Return a context without numpy's warnings: infinity and NaN are results like others."""
+    return np.errstate(all="ignore")
 
 
 def copy(values: Tensor) -> Tensor:

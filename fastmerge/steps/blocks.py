@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from .. import kernels
 from ..dtypes import float32
@@ -18,12 +15,11 @@ from .source import Chunk
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Elements of an ``ElementwiseMerge`` at once. On one thread of the processor what is computed from four models takes
-# 1.5 MiB, about a core's cache. torch splits what is larger than half of that over its threads, and each operation then
-# waits for them; so several threads get parts of the tensor instead. On a GPU a launch takes as long as 2**20 elements.
-BLOCK, SHARED_BLOCK, DEVICE_BLOCK = 4 * GRID, 2 * GRID, 1 << 20
-# A part that is worth a thread.
-PART = 16 * GRID
+# Elements of an ``ElementwiseMerge`` at once. For a thread of the processor, what is computed from four models takes
+# 1.5 MiB of these, about a core's cache; torch shares each operation among its threads. Threads of Python, each with
+# blocks of its own, took two to three times as long: they wait for the interpreter's lock. On a GPU a launch takes as
+# long as 2**20 elements.
+BLOCK, DEVICE_BLOCK = 4 * GRID, 1 << 20
 
 # Merges the deltas of a chunk into a base of zeros, which is written: a ``SparseMerge``.
 Step = Callable[["Tensor", Chunk], None]
@@ -95,39 +91,12 @@ def delta_blocks(
         yield Block(span, base[0] if base else None, deltas, merged)
 
 
-def in_parts(chunk: Chunk, run: Callable[[Chunk, int], None], unit: int = GRID) -> None:
-    """Call ``run(part, start)`` on parts of a chunk, flat, one for each thread of torch, of whole ``unit`` elements.
-
-    On a GPU, and where the chunk is small, it is one part.
-    """
-    flat = chunk.map(lambda tensor: tensor.view(-1))
-    numel, like = flat.tensors[0].numel(), flat.tensors[0]
-    threads = min(_torch_threads(), numel // PART) if like.device.type == "cpu" and type(like) is not Strip else 1
-    if threads < 2:
-        with np.errstate(all="ignore"):  # infinity and NaN are results like others
-            run(Chunk.of(flat, chunk.offset), 0)
-        return
-    import torch
-
-    step = -(-numel // (threads * unit)) * unit
-    pieces = [tensor.split(step) for tensor in flat.every]
-
-    def work(i: int) -> None:
-        with torch.no_grad():
-            run(Chunk.of(flat.like([each[i] for each in pieces]), chunk.offset + i * step), i * step)
-
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(len(pieces[0]))))
-
-
 def block_size(like: Tensor) -> int:
     """Return the elements of a tensor that are worked on at once."""
     if like.device.type != "cpu":
         return DEVICE_BLOCK
-    return BLOCK if type(like) is Strip or _torch_threads() == 1 else SHARED_BLOCK
-
-
-def _torch_threads() -> int:
+    if type(like) is Strip:
+        return BLOCK
     import torch
 
-    return torch.get_num_threads()
+    return BLOCK * torch.get_num_threads()

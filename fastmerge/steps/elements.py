@@ -11,8 +11,8 @@ import numpy as np
 from .. import kernels
 from ..kernels import GRID, keep_all
 from .apply import SparseMerge
-from .arrays import as_strip, copy, join
-from .blocks import Selection, delta_blocks, in_parts
+from .arrays import as_strip, copy, join, quiet
+from .blocks import Selection, delta_blocks
 from .source import Chunk, Resident, Source
 from .survey import Survey, TableSurvey, grid_table
 
@@ -44,16 +44,13 @@ class ElementSums(TableSurvey):
 
     def partials(self, chunk: Chunk) -> Tensor:
         table = grid_table(chunk.tensors[0], 2 * self.count)
-
-        def survey(part: Chunk, start: int) -> None:
-            row = start // GRID
-            for block in delta_blocks(part, self.weights, self.step, self.selection):
+        row = 0
+        with quiet():
+            for block in delta_blocks(chunk, self.weights, self.step, self.selection):
                 images = [as_strip(image) for image in self.change(block.deltas, block.merged)]
                 rows = slice(row, row + -(-len(images[0]) // GRID))
                 kernels.norm_partials(table[rows], images, None, [keep_all()] * self.count, power=self.power)
                 row = rows.stop
-
-        in_parts(chunk, survey)
         return table
 
     def answer(self, table: np.ndarray) -> list[float]:
@@ -79,14 +76,11 @@ class OfElements(Survey):
 
     def images(self, chunk: Chunk) -> tuple[Tensor, ...]:
         """Return what the functions make of a chunk, flat."""
-        parts: dict[int, list[Sequence[Tensor]]] = {}
-
-        def make(part: Chunk, start: int) -> None:
-            blocks = delta_blocks(part, self.weights)
-            parts[start] = [[copy(image) for image in self.change(b.deltas, b.merged)] for b in blocks]
-
-        in_parts(chunk, make)
-        blocks = [images for start in sorted(parts) for images in parts[start]]
+        with quiet():
+            blocks = [
+                [copy(image) for image in self.change(block.deltas, block.merged)]
+                for block in delta_blocks(chunk, self.weights)
+            ]
         return tuple(as_strip(join(vectors)) for vectors in zip(*blocks, strict=True))
 
 

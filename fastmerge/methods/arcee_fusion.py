@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from .. import kernels
 from ..kernels import keep_all
 from ..steps.apply import DeltaMerge, SparseMerge
-from ..steps.blocks import block_size
+from ..steps.blocks import BLOCK, block_size
 from ..steps.method import Group, Method, Solve, method
-from ..steps.rows import BLOCK, Rows
+from ..steps.rows import Rows
 from ..steps.source import Chunk, Source
 from ..steps.survey import Survey
 
@@ -80,7 +80,7 @@ class Importance(Survey):
         device = chunk.tensors[0].device
         scores = torch.empty(self.rows.count, self.rows.length, dtype=torch.float32, device=device)
         divergences = torch.empty(self.rows.count, dtype=torch.float32, device=device)
-        step = max(1, block_size(chunk.tensors[0]) // self.rows.length)
+        step = max(1, block_size(chunk.tensors[0], BLOCK) // self.rows.length)
         parts = chunk.map(lambda tensor: tensor.view(-1, self.rows.length).split(step))
         assert parts.base is not None, "the method requires a base"
         row = 0
@@ -112,7 +112,7 @@ class Fusion(DeltaMerge):
         divergences = self.divergences.to(out.device)
         assert chunk.base is not None, "the method requires a base"
         flat, whole, tensor = out.view(-1), chunk.base.view(-1), chunk.tensors[0].view(-1)
-        for block, row, rows in self.rows.blocks(chunk.offset, out.numel(), block_size(out)):
+        for block, row, rows in self.rows.blocks(chunk.offset, out.numel(), block_size(out, BLOCK)):
             base = whole[block]
             delta = tensor[block].float() - base.float()
             scores = delta.view(rows, -1).abs() * divergences[row : row + rows, None]

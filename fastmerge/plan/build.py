@@ -33,7 +33,6 @@ from .mixtures import pair_mixture
 from .models import OpenModel, open_models
 from .precision import Narrowed, output_dtype, rounded
 from .rows import Rows, pair_tensors
-from .state import as_state
 from .ties import tied_rows
 from .tokens import merge_vocabularies, rows_by_token
 from .truncation import truncate_vocabularies
@@ -142,6 +141,8 @@ def _planned(
     training: TrainingState | None = None
     named: dict[str, tuple[str, ...]] = {}
     if state_key is not None:
+        from .state import as_state  # which reads such checkpoints, too
+
         training, named = as_state(
             state_key, recipe, models[recipe.models[0]], list(entries.values()), aliases, findings
         )

@@ -91,10 +91,10 @@ def delta_blocks(
         yield Block(span, base[0] if base else None, deltas, merged)
 
 
-def block_size(like: Tensor) -> int:
-    """Return the elements of a tensor that are worked on at once."""
+def block_size(like: Tensor, on_device: int = DEVICE_BLOCK) -> int:
+    """Return the elements of a tensor that are worked on at once; on a GPU, so many."""
     if like.device.type != "cpu":
-        return DEVICE_BLOCK
+        return on_device
     if type(like) is Strip:
         return BLOCK
     import torch

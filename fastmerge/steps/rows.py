@@ -11,14 +11,13 @@ import numpy as np
 
 from ..kernels import GRID, download_all, on_host, pairs
 from .apply import DeltaMerge
+from .blocks import BLOCK
 from .source import Chunk, Resident, Source
 from .survey import Survey
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Elements at once: their temporaries stay in a core's cache.
-BLOCK = 1 << 16
 # Partial sums of a row are added in so many lanes, then in a binary tree.
 LANES = 256
 

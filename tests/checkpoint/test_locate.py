@@ -21,13 +21,16 @@ def test_local_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "a/b/c", "../x", "~nobody", "a..b/c"])
-def test_says_what_a_model_is(path):
+def test_says_what_a_model_is(path, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(CheckpointError, match="neither an existing folder nor a hub id"):
         locate(path)
 
 
 @pytest.mark.parametrize("name", ["bas.", "-b", "a--b", "org/na me", "base\n", "é", "org/name.git", "x" * 97, "b\\a"])
-def test_what_cannot_be_a_hub_id_stays_here(name, hub_is_asked):
+def test_what_cannot_be_a_hub_id_stays_here(name, tmp_path, monkeypatch, hub_is_asked):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="neither an existing folder nor a hub id"):
         locate(name)
     assert not hub_is_asked

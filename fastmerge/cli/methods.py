@@ -61,8 +61,8 @@ def _updated(path: Path) -> str:
 def with_tables(text: str) -> str:
     """Return a Markdown text with what stands between its markers made anew from the registry.
 
-    ``<!-- methods: begin -->`` is followed by a table with a line for every method, ``<!-- parameters: begin -->`` by
-    a section for every method and block; ``end`` in place of ``begin`` ends them.
+    ``<!-- methods: begin -->`` is followed by a table with the names of all methods, by what they work on,
+    ``<!-- parameters: begin -->`` by a section for every method and block; ``end`` in place of ``begin`` ends them.
     """
     found = False
     for kind, make in (("methods", _table), ("parameters", _sections)):
@@ -78,11 +78,21 @@ def with_tables(text: str) -> str:
 
 
 def _table() -> str:
-    """Return a Markdown table of all methods: name, formula, source."""
+    """Return a Markdown table of the names of all methods, by what they work on."""
     from ..methods import all_methods
 
-    rows = [(f"`{m.name}`", _code(formula(m)), m.paper) for m in all_methods().values()]
-    return _markdown(("method", "formula", "source"), rows)
+    rows: dict[str, list[str]] = {}
+    for method in all_methods().values():
+        rows.setdefault(_works_on(method), []).append(f"`{method.name}`")
+    return _markdown(("works on", "methods"), [(what, ", ".join(names)) for what, names in sorted(rows.items())])
+
+
+def _works_on(method: Method) -> str:
+    if any(p.name == "matrices" for p in method.parameters):
+        return "singular values of deltas"
+    if method.base != "required":
+        return "models, no base needed"
+    return "a base and one model" if method.inputs[1] == 1 else "a base and models"
 
 
 def _sections() -> str:

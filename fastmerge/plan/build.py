@@ -222,7 +222,7 @@ def _decide(
         else:
             outputs.append(OutputTensor(row.name, dtype, group.shape, 0, 0, nbytes, name, inputs, group, through))
     narrowed.report(found.rows, findings)
-    for note in unmatched(recipe, (row.key for row in found.rows)):
+    for note in unmatched(recipe, (name for row in found.rows for name in row.names)):
         findings.note(note)
     for name, action in actions.items():
         groups = [output.group for output in outputs if output.method == name and output.group is not None]

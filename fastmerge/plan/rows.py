@@ -33,6 +33,8 @@ class Row:
         members: what it is merged from, and how.
         inputs:  the tensors.
         like:    name of the tensor that it is a copy of, whose parameters and random numbers it shares; mostly "".
+        prefix:  what slices put before the names of its layer in the output; "" elsewhere.
+        origins: what stands there in the inputs.
     """
 
     name: str
@@ -40,11 +42,25 @@ class Row:
     members: Members
     inputs: Inputs[InputTensor]
     like: str = ""
+    prefix: str = ""
+    origins: Mapping[Key, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """The name by which parameters are chosen and random numbers are drawn."""
         return self.like or self.name
+
+    def name_in(self, source: SourceSpec) -> str:
+        """Return the name by which an input has the tensor: another one where slices number the layers anew."""
+        origin = self.origins.get(key_of(source))
+        return self.key if origin is None else origin + self.key.removeprefix(self.prefix)
+
+    @property
+    def names(self) -> Iterator[str]:
+        """The names that filters may mean: that of the output, and where slices number the layers anew, the inputs'."""
+        yield self.key
+        if self.origins:
+            yield from map(self.name_in, self.members.part.inputs.tensors)
 
     @property
     def pairs(self) -> Iterator[tuple[InputTensor, OpenModel]]:
@@ -165,15 +181,18 @@ def _pair_slices(found: Rows, slices: Sequence[OpenSlice], by_token: bool) -> No
     for part in slices:
         for i in range(part.length):
             layer = {key: model.layers[part.starts[key] + i] for key, model in part.models.items()}
-            prefix = f"{stack}.{position}." if stack else f"{position}."
+            prefix, t = _layer(stack, position), _depth(i, part.length)
+            origins = {key: _layer(model.stacks.main, part.starts[key] + i) for key, model in part.models.items()}
             for name, members, inputs in _align(found, part, layer, prefix):
-                found.rows.append(Row(name, _depth(i, part.length), members, inputs))
+                found.rows.append(Row(name, t, members, inputs, prefix=prefix, origins=origins))
             position += 1
     # Layers that predict further ahead stay behind the last one, whatever its number is now.
     for i in range(max(model.stacks.beyond for model in tail.models.values())):
         ahead = {key: _ahead(model, i) for key, model in tail.models.items()}
-        for name, members, inputs in _align(found, tail, ahead, f"{stack}.{position + i}."):
-            found.rows.append(Row(name, 1.0, members, inputs))
+        prefix = _layer(stack, position + i)
+        origins = {key: _layer(model.stacks.main, model.stacks.layers + i) for key, model in tail.models.items()}
+        for name, members, inputs in _align(found, tail, ahead, prefix):
+            found.rows.append(Row(name, 1.0, members, inputs, prefix=prefix, origins=origins))
     every = list({model.index: model for part in slices for model in part.models.values()}.values())
     behind = _outside(tail, lambda name: not belongs_before_layers(name))
     settled = _settle_heads(found, tail, behind, every)
@@ -203,6 +222,10 @@ def _outside(part: OpenSlice, belongs: Callable[[str], bool]) -> dict[Key, Table
         key: {name: tensor for name, tensor in model.outside.items() if belongs(name)}
         for key, model in part.models.items()
     }
+
+
+def _layer(stack: str | None, number: int) -> str:
+    return f"{stack}.{number}." if stack else f"{number}."
 
 
 def _depth(index: int, layers: int) -> float:

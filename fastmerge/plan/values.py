@@ -31,7 +31,9 @@ class Values:
         if id(part) not in self._settings:
             self._settings[id(part)] = _filters_and_gradients(part)
         filters, graded = self._settings[id(part)]
-        key = (id(part), tuple(filter_.matches(row.key) for filter_ in filters), row.t if graded else None)
+        names = list(row.names) if filters else []
+        matching = tuple(filter_.matches(name) for filter_ in filters for name in names)
+        key = (id(part), matching, row.t if graded else None)
         if key not in self._known:
             try:
                 self._known[key] = _resolve(row)
@@ -61,7 +63,7 @@ def _resolve(row: Row) -> dict[str, Any]:
     part = row.members.part
 
     def value(source: SourceSpec | None, parameter: Parameter) -> Any:
-        return resolve(part, source, parameter, row.key, row.t)
+        return resolve(part, source, parameter, row.key, row.t, row.name_in(source) if source else None)
 
     return {
         p.name: tuple(value(source, p) for source in part.inputs.tensors) if p.per_model else value(None, p)

@@ -11,7 +11,14 @@ from .settings import at
 from .types import SourceSpec
 
 
-def resolve(part: Part, source: SourceSpec | None, parameter: Parameter, tensor_name: str, t: float) -> Any:
+def resolve(
+    part: Part,
+    source: SourceSpec | None,
+    parameter: Parameter,
+    tensor_name: str,
+    t: float,
+    name_in_source: str | None = None,
+) -> Any:
     """Return the value of ``parameter`` for one tensor.
 
     A rule's value wins over the source's own, that over the slice's, the module's, the recipe's and the method's
@@ -23,13 +30,14 @@ def resolve(part: Part, source: SourceSpec | None, parameter: Parameter, tensor_
         tensor_name: name in the output, for filters.
         t:           depth of the tensor in its slice, 0 for the first layer, 1 for the last; mergekit takes 0 for
                      tensors outside the layers (embedding, final norm, head).
+        name_in_source: its name in the input, where that is another one: mergekit's ``filter`` goes by it.
     Raises:
         InvalidInput: a required parameter has no value, or the value has the wrong type or is out of range.
     """
     for table in part.levels(source, parameter):
         setting = table.get(parameter.name)
         for branch in setting.branches if setting else ():
-            if branch.matches(tensor_name):
+            if branch.matches(tensor_name, name_in_source):
                 try:
                     return at(parameter, branch, t)
                 except ValueError as error:

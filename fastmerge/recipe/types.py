@@ -65,8 +65,12 @@ class Branch:
     filter: NameFilter | None = None
     where: str = ""
 
-    def matches(self, tensor_name: str) -> bool:
-        return self.filter is None or self.filter.matches(tensor_name)
+    def matches(self, tensor_name: str, name_in_source: str | None = None) -> bool:
+        """Whether the value is for a tensor: by its name in the output, or for ``filter`` in the input, where given."""
+        if self.filter is None:
+            return True
+        by_source = name_in_source is not None and self.filter.kind == "filter"
+        return self.filter.matches(name_in_source if by_source else tensor_name)
 
 
 @dataclass(frozen=True)

@@ -109,3 +109,31 @@ def test_any_name_of_the_layers(family, plan_of, names):
         save_file(renamed, f"{folder}/model.safetensors")
     outputs = {output.name: output for output in plan_of(STACK).outputs}
     assert outputs[f"{names}.3.mlp.up_proj.weight"].inputs.tensors[0].name == f"{names}.1.mlp.up_proj.weight"
+
+
+def test_filters_of_values_per_model_mean_the_names_in_the_model(family, plan_of):
+    # As in mergekit, and in it alone: what it lacks (glob, regex) and values that are one for all mean the output's.
+    outputs = {
+        output.name: output.group
+        for output in plan_of("""
+merge_method: task_arithmetic
+base_model: base
+slices:
+  - sources:
+      - {model: a, layer_range: [0, 2], parameters: {weight: [{filter: layers.1., value: 5}, {value: 1}]}}
+      - {model: b, layer_range: [1, 3], parameters: {weight: [{glob: '*layers.1.*', value: 6}, {value: 2}]}}
+      - {model: base, layer_range: [2, 4]}
+  - sources:
+      - {model: a, layer_range: [1, 3]}
+      - {model: b, layer_range: [2, 4]}
+      - {model: base, layer_range: [0, 2]}
+    parameters: {weight: [{filter: layers.2.mlp, value: 7}, {value: 3}]}
+parameters: {lambda: [{filter: layers.2., value: 8}, {value: 4}]}
+""").outputs
+    }
+    found = [
+        (group["weight"], group["lambda"])
+        for i in range(4)
+        for group in [outputs[f"model.layers.{i}.mlp.up_proj.weight"]]
+    ]
+    assert found == [((1, 2), 4), ((5, 6), 4), ((3, 7), 8), ((7, 3), 4)]

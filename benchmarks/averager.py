@@ -24,6 +24,7 @@ COLUMNS = (
     "same_bits", "bytes",
 )  # fmt: skip
 DECAY, STEPS = 0.999, 1000
+BATCH, LENGTH = 16, 256
 WIDTH, LAYERS, VOCABULARY = 384, 6, 8192
 
 
@@ -41,39 +42,51 @@ class Transformer(nn.Module):
         return self.head(self.layers(self.embed(tokens), mask, is_causal=True))
 
 
-class Lerp:
-    """An average as a loop makes it."""
+class Averages:
+    """The same exponential average of a module by each tool, and how each is brought up to date."""
 
-    def __init__(self, parameters: list[Tensor]):
-        self.parameters = parameters
-        self.state = [parameter.detach().clone() for parameter in parameters]
+    def __init__(self, module: nn.Module):
+        self.module, parameters = module, list(module.parameters())
+        self._ours = Averager(module, ema(DECAY))
+        self._model = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+        self._loop = [parameter.detach().clone() for parameter in parameters]
 
-    @torch.no_grad()
-    def update(self) -> None:
-        torch._foreach_lerp_(self.state, self.parameters, 1 - DECAY)
+        @torch.no_grad()
+        def lerp() -> None:
+            torch._foreach_lerp_(self._loop, parameters, 1 - DECAY)
+
+        self.updates: dict[str, Callable[[], object]] = {
+            "fastmerge": self._ours.update,
+            "AveragedModel": lambda: self._model.update_parameters(module),
+            "lerp": lerp,
+        }
+        # The first update of the two is a copy, which the loop has.
+        self.updates["fastmerge"]()
+        self.updates["AveragedModel"]()
+
+    def step(self) -> None:
+        for update in self.updates.values():
+            update()
+
+    def first(self) -> dict[str, Tensor]:
+        """Return the average of the first parameter by tool."""
+        averaged = next(self._model.module.parameters()).detach()
+        ours = next(iter(self._ours.weights().values()))
+        return {"fastmerge": ours, "AveragedModel": averaged, "lerp": self._loop[0]}
 
 
 def errors_of(steps: int) -> dict[str, float]:
     """Return how far each is from float64 after steps of a random walk, by the norm of the average."""
     torch.manual_seed(0)
     weight = nn.Parameter(0.02 * torch.randn(1 << 14))
-    holder = nn.ParameterList([weight])
-    averager, model = Averager(holder, ema(DECAY)), AveragedModel(holder, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
-    loop, products, exact = Lerp([weight]), weight.detach().clone(), weight.detach().double()
-    averager.update()
-    model.update_parameters(holder)
+    averages, products, exact = Averages(nn.ParameterList([weight])), weight.detach().clone(), weight.detach().double()
     for _ in range(steps):
         with torch.no_grad():
             weight += 2e-6 * torch.randn_like(weight)
             products.mul_(DECAY).add_(weight, alpha=1 - DECAY)
             exact.mul_(DECAY).add_(weight.double(), alpha=1 - DECAY)
-        averager.update()
-        model.update_parameters(holder)
-        loop.update()
-    found = {
-        "fastmerge": averager.weights()["0"], "AveragedModel": next(model.module.parameters()), "lerp": loop.state[0],
-        "two products": products,
-    }  # fmt: skip
+        averages.step()
+    found = averages.first() | {"two products": products}
     return {tool: ((given.double() - exact).norm() / exact.norm()).item() for tool, given in found.items()}
 
 
@@ -81,28 +94,20 @@ def same_bits_of() -> dict[str, float]:
     """Return the share of elements with the bits of ``torch._foreach_lerp_``, after one update of the same state."""
     torch.manual_seed(1)
     weight = nn.Parameter(torch.randn(1 << 20))
-    holder = nn.ParameterList([weight])
-    averager, model = Averager(holder, ema(DECAY)), AveragedModel(holder, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
-    loop = Lerp([weight])
-    averager.update()
-    model.update_parameters(holder)
+    averages = Averages(nn.ParameterList([weight]))
     with torch.no_grad():
         weight += 0.1 * torch.randn_like(weight)
-    averager.update()
-    model.update_parameters(holder)
-    loop.update()
-    found = {"fastmerge": averager.weights()["0"], "AveragedModel": next(model.module.parameters()).detach()}
-    bits = {tool: values.view(torch.int32) for tool, values in (found | {"lerp": loop.state[0]}).items()}
+    averages.step()
+    bits = {tool: values.view(torch.int32) for tool, values in averages.first().items()}
     return {tool: (values == bits["lerp"]).double().mean().item() for tool, values in bits.items()}
 
 
-def measure(batch: int, length: int, runs: int, budget: float) -> list[dict[str, object]]:
-    """Return a row per contender, and one for a step of training."""
+def measure(runs: int, budget: float) -> list[dict[str, object]]:
+    """Return a row per contender, one for a step of training, and one for the error of two products."""
     torch.manual_seed(0)
     model = Transformer()
-    parameters: list[Tensor] = list(model.parameters())
     optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
-    tokens = torch.randint(VOCABULARY, (batch, length))
+    tokens = torch.randint(VOCABULARY, (BATCH, LENGTH))
 
     def step() -> None:
         logits = model(tokens)[:, :-1].flatten(0, 1)
@@ -110,27 +115,22 @@ def measure(batch: int, length: int, runs: int, budget: float) -> list[dict[str,
         optimizer.step()
         optimizer.zero_grad()
 
-    averager, averaged, loop = Averager(model, ema(DECAY)), AveragedModel(model), Lerp(parameters)
-    averaged.multi_avg_fn = get_ema_multi_avg_fn(DECAY)
-    tools: dict[str, Callable[[], object]] = {
-        "step": step, "fastmerge": averager.update, "AveragedModel": lambda: averaged.update_parameters(model),
-        "lerp": loop.update,
-    }  # fmt: skip
+    tools = {"step": step, **Averages(model).updates}
     for run in [*tools.values()] * 2:
         run()
     seconds = _measure.take_turns({name: _measure.timed(run) for name, run in tools.items()}, runs, budget)
-    errors, equal, whole = errors_of(STEPS), same_bits_of(), 4 * sum(parameter.numel() for parameter in parameters)
-    rows: list[dict[str, object]] = []
-    for tool, taken in seconds.items():
-        rows.append({
+    errors, equal, whole = errors_of(STEPS), same_bits_of(), 4 * sum(p.numel() for p in model.parameters())
+    times = {tool: _measure.time_columns(taken) for tool, taken in seconds.items()}
+    none = {"runs": 0, "ms": "", "ms_q20": "", "ms_q80": ""}
+    return [
+        {
             "op": "ema", "tool": tool, "shape": f"transformer-{whole // 4_000_000}m", "dtype": "float32",
-            **_measure.time_columns(taken), "tokens": batch * length, "error": errors.get(tool, ""),
+            **times.get(tool, none), "tokens": tokens.numel(), "error": errors.get(tool, ""),
+            "of_step": times[tool]["ms"] / times["step"]["ms"] if tool in times else "",
             "same_bits": equal.get(tool, ""), "bytes": "" if tool == "step" else whole,
-        })  # fmt: skip
-    for row in rows:
-        row["of_step"] = float(str(row["ms"])) / float(str(rows[0]["ms"]))
-    return [*rows, {**rows[1], "tool": "two products", "runs": 0, "ms": "", "ms_q20": "", "ms_q80": "", "of_step": "",
-                    "error": errors["two products"], "same_bits": ""}]  # fmt: skip
+        }
+        for tool in (*times, "two products")
+    ]  # fmt: skip
 
 
 def show(rows: Sequence[Mapping[str, object]]) -> None:
@@ -147,13 +147,11 @@ def show(rows: Sequence[Mapping[str, object]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.averager", description=__doc__)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")
     parser.add_argument("--runs", type=int, default=9, help="most runs of each contender")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of runs after which a contender stops")
     parser.add_argument("--csv", type=Path, default=_record.DATA / "averager.csv")
     options = parser.parse_args()
-    rows = measure(options.batch, options.length, options.runs, options.budget)
+    rows = measure(options.runs, options.budget)
     show(rows)
     facts = _record.run_facts(torch.get_num_threads())
     _record.append(options.csv, COLUMNS, [facts | row for row in rows])

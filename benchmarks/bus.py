@@ -6,9 +6,7 @@ engine itself: scheduling, calls, and the checksums of all that passes. Memory i
 the speed of the cache, as bytes are that were read a moment ago. Times of a real GPU are not what this predicts; a
 share of the bus that is missed here is missed there, too.
 
-``--no-sums`` leaves out checksums and the look for numbers that are not finite: the interpreter alone. ``--gil`` lets
-py-spy, where it is installed, tell in how many of the moments in which the interpreter's lock is held it is held for
-checksums: of all moments of the process, and of those in which a worker holds it.
+``--no-sums`` leaves out checksums and the look for numbers that are not finite: the interpreter alone.
 """
 
 from __future__ import annotations
@@ -18,9 +16,6 @@ import contextlib
 import mmap
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -62,7 +57,7 @@ VRAM = 100 << 30
 MAP_NORESERVE = 0x4000
 COLUMNS = (
     *_record.RUN_COLUMNS, "load", "method", "shape", "workers", "pinned_mb", "sums", "bus_gbps", "bus_ms",
-    *_record.TIME_COLUMNS, "cpu_ms", "times_bus", "sums_of_samples", "sums_of_lock",
+    *_record.TIME_COLUMNS, "cpu_ms", "times_bus",
 )  # fmt: skip
 
 
@@ -100,13 +95,7 @@ class BusQueue:
         return time.perf_counter() >= self._end
 
     def wait(self) -> None:
-        _sleep_until(self._end)
-
-
-def _sleep_until(end: float) -> None:
-    left = end - time.perf_counter()
-    if left > 0:
-        time.sleep(left)
+        time.sleep(max(0.0, self._end - time.perf_counter()))
 
 
 class BusDriver:
@@ -212,10 +201,10 @@ def _simulated(sums: bool) -> Iterator[None]:
         yield
 
 
-def merge(tensors: Sequence[OutputTensor], ring: Ring, driver: BusDriver, workers: int, sums: bool) -> Sizes:
+def merge(tensors: Sequence[OutputTensor], ring: Ring, driver: BusDriver, sums: bool) -> Sizes:
     """Run the merge of ``tensors`` on a simulated device."""
     target = Accelerators([torch.device("cpu")], driver, ring, VRAM, "a simulation")
-    sizes = divide(tensors, target.budget(RAM), workers)
+    sizes = divide(tensors, target.budget(RAM), THREADS)
 
     def make_units(context: RunContext) -> Iterator[Unit]:
         return units(context, tensors)
@@ -225,73 +214,47 @@ def merge(tensors: Sequence[OutputTensor], ring: Ring, driver: BusDriver, worker
     return sizes
 
 
-def measure(method: str, model: Llama, gbps: float, workers: int, runs: int, sums: bool) -> dict[str, object]:
+def measure(method: str, model: Llama, runs: int, sums: bool) -> dict[str, object]:
     """Time a merge and return its row."""
     case = next(case for case in CASES if case.method == method)
     tensors = outputs(case, model)
     nbytes = sum(tensor.nbytes for tensor in tensors)
-    driver = BusDriver(1e9 * gbps)
+    driver = BusDriver(1e9 * GBPS)
     ring = Ring(driver)
     seconds, cpu = [], []
     # The first run makes the ring.
     for _ in range(runs + 1):
         begin, used = time.perf_counter(), time.process_time()
-        sizes = merge(tensors, ring, driver, workers, sums)
+        sizes = merge(tensors, ring, driver, sums)
         seconds.append(time.perf_counter() - begin)
         cpu.append(time.process_time() - used)
     del seconds[0], cpu[0]
-    bus = case.inputs * nbytes / (1e9 * gbps)
+    bus = case.inputs * nbytes / (1e9 * GBPS)
     times = _measure.time_columns(seconds)
     return _record.run_facts(torch.get_num_threads()) | times | {
-        "load": os.getloadavg()[0], "method": method, "shape": nbytes // 2, "workers": workers,
-        "pinned_mb": sizes.arena >> 20, "sums": int(sums), "bus_gbps": gbps, "bus_ms": 1e3 * bus,
+        "load": os.getloadavg()[0], "method": method, "shape": nbytes // 2, "workers": THREADS,
+        "pinned_mb": sizes.arena >> 20, "sums": int(sums), "bus_gbps": GBPS, "bus_ms": 1e3 * bus,
         "cpu_ms": 1e3 * statistics.median(cpu), "times_bus": 1e-3 * times["ms"] / bus,
-        "sums_of_samples": "", "sums_of_lock": "",
     }  # fmt: skip
-
-
-def lock_shares(method: str, *arguments: str) -> tuple[float, float]:
-    """Return the share of checksums among the moments in which the lock is held, and in which a worker holds it."""
-    with tempfile.TemporaryDirectory() as folder:
-        stacks = Path(folder) / "stacks"
-        record = ["py-spy", "record", "--gil", "--rate", "500", "--format", "raw", "--output", str(stacks)]
-        command = [*record, "--", sys.executable, "-m", f"{__package__}.bus", method, *arguments]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        return shares_of(stacks)
-
-
-def shares_of(stacks: Path) -> tuple[float, float]:
-    """Return what ``lock_shares`` does from the stacks that py-spy wrote."""
-    counts = [line.rpartition(" ") for line in stacks.read_text().splitlines()]
-    summing = sum(int(count) for stack, _, count in counts if "digests_of" in stack.rpartition(";")[2])
-    working = sum(int(count) for stack, _, count in counts if "Scheduler._work" in stack)
-    return summing / sum(int(count) for _, _, count in counts), summing / working
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bus", description=__doc__)
     parser.add_argument("methods", nargs="*", default=METHODS, metavar="METHOD", help=" and ".join(METHODS))
-    parser.add_argument("--gbps", type=float, default=GBPS, help="bandwidth of the bus, each way")
-    parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--no-sums", action="store_true", help="the interpreter alone")
-    parser.add_argument("--gil", action="store_true", help="ask py-spy who holds the interpreter's lock")
     parser.add_argument("--check", action="store_true", help="dry run on tiny tensors")
     parser.add_argument("--csv", type=Path, help="append the rows, e.g. to benchmarks/data/bus.csv")
     options = parser.parse_args()
     for method in options.methods:
         model = TINY if options.check else PART
-        row = measure(method, model, options.gbps, options.threads, options.runs, not options.no_sums)
+        row = measure(method, model, options.runs, not options.no_sums)
         print(
             f"{method:10} {row['shape']:>13} elements  {row['ms']:8.0f} ms, {row['cpu_ms']:8.0f} CPU-ms; "
             f"the bus alone {row['bus_ms']:.0f} ms; {row['times_bus']:.2f} times that; "
             f"{row['pinned_mb']} MiB pinned, load {row['load']:.1f}",
             flush=True,
         )
-        if options.gil:
-            shares = lock_shares(method, "--threads", str(options.threads), "--gbps", str(options.gbps))
-            row |= dict(zip(("sums_of_samples", "sums_of_lock"), shares, strict=True))
-            print(f"{method:10} checksums: {shares[0]:.1%} of the samples, {shares[1]:.1%} of those of workers")
         if options.csv:
             _record.append(options.csv, COLUMNS, [row])
 

@@ -6,19 +6,17 @@ Exits with status 1 where a method of fastmerge is farther from its formula than
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastmerge.methods import all_methods
 from fastmerge.recipe import mergekit_names
 
+from .._mergekit import MergekitPeer
 from . import spectral
 from .cases import DTYPES, SEEDS, Merge
 from .formulas import FORMULAS
@@ -79,26 +77,16 @@ def _peer(group: list[Merge], results: dict[str, tuple[Tensor, list[Tensor]]]) -
 
 def _mergekit(python: str, merges: list[Merge]) -> dict[str, tuple[Tensor, list[Tensor]]]:
     """Return what mergekit makes of the merges that it knows, and the masks that it drew."""
-    known = [merge for merge in merges if merge.method in mergekit_names.METHODS]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        requests = []
-        for merge in known:
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        peer = MergekitPeer(python, Path(folder), torch.get_num_threads())
+        for merge in (merge for merge in merges if merge.method in mergekit_names.METHODS):
             base, tensors = merge.inputs()
             every = tensors if base is None else [base, *tensors]
-            save_file({str(i): t.contiguous() for i, t in enumerate(every)}, folder / f"{merge.name}.safetensors")
-            parameters = {k: list(v) if isinstance(v, tuple) else v for k, v in merge.group.values.items()}
-            requests.append(
-                {"name": merge.name, "method": merge.method, "parameters": parameters, "base": merge.has_base}
-            )
-        (folder / "requests.json").write_text(json.dumps(requests))
-        worker = Path(__file__).with_name("mergekit_worker.py")
-        subprocess.run([python, worker, folder], check=True)
-        results = {}
-        for merge in known:
-            stored = load_file(folder / f"{merge.name}.out.safetensors")
-            masks = [stored[f"mask{i}"].bool() for i in range(len(stored) - 1)]
-            results[merge.name] = stored["out"], masks
+            peer.give(every)
+            peer.merge(merge.method, merge.group.values, len(every), merge.has_base, save=True)
+            results[merge.name] = peer.saved()
+        peer.close()
     return results
 
 

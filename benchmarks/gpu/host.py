@@ -6,10 +6,7 @@ bus; pinned memory, the largest allocation on the GPU and its first kernel, what
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,28 +26,13 @@ THREADS = (1, 4, 8, 16)
 BLOCK_BYTES = 16 << 20
 PINNED_BYTES = (512 << 20, 1536 << 20)
 DEVICE_BYTES = 44 << 30
-PACKAGES = ("xxhash", "torch", "numpy", "triton")
 
 
 def run(bench: Bench) -> None:
-    with bench.attempt("versions"):
-        _versions()
     with bench.attempt("host copies"):
         _copies(bench)
     with bench.attempt("what is done once"):
         _once(bench)
-
-
-def _versions() -> None:
-    found = [f"Python {platform.python_version()}"]
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            found.append(f"no {name}")
-    print(f"{', '.join(found)}; {len(os.sched_getaffinity(0))} cores", flush=True)
-    if shutil.which("numactl"):
-        print(subprocess.run(["numactl", "-H"], capture_output=True, text=True).stdout, flush=True)
 
 
 def _copies(bench: Bench) -> None:

@@ -123,10 +123,10 @@ def run(bench: Bench) -> None:
         with bench.attempt(method):
             _verify(bench, cases[method], blocks, models)
             for how in (COPIED, IN_PLACE, PINNED):
-                _stream(bench, cases[method], TINY if bench.check else PART, models, how)
+                stream(bench, cases[method], TINY if bench.check else PART, models, how)
     if not bench.check and bench.has(ALL_SECONDS, "all of the model"):
         with bench.attempt("all of the model"):
-            _stream(bench, cases["ties"], Llama(), models, COPIED)
+            stream(bench, cases["ties"], Llama(), models, COPIED)
 
 
 def _verify(bench: Bench, case: Case, blocks: Sequence[Tensor], models: HostModels) -> None:
@@ -160,12 +160,14 @@ def merge(
     return run
 
 
-def _stream(bench: Bench, case: Case, shapes: Llama, models: HostModels, how: str) -> None:
+def stream(
+    bench: Bench, case: Case, shapes: Llama, models: HostModels, how: str, threads: int | None = None
+) -> None:  # fmt: skip
     tensors = outputs(case, shapes)
     elements = sum(tensor.nbytes for tensor in tensors) // 2
     bench.measure(
-        f"{case.method}, streamed{how}",
-        [Contender("fastmerge", merge(bench, tensors, models, how), "auto")],
+        f"{case.method}, streamed{how}" + (f", {threads} threads" if threads else ""),
+        [Contender("fastmerge", merge(bench, tensors, models, how, threads), "auto")],
         shape=elements, dtype=torch.bfloat16, models=case.inputs, once=case.bytes_once(elements, 2),
         clock=bench.on_wall, bound=transfers(bench, 2 * elements, case.inputs), budget=BUDGET, warm=True,
     )  # fmt: skip

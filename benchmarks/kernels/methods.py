@@ -81,7 +81,8 @@ def _peer(bench: Bench, tensors: list[Tensor], wanted: bool) -> Iterator[Mergeki
         if wanted and bench.mergekit_python:
             with bench.attempt("mergekit"):
                 threads = torch.get_num_threads()
-                peer = MergekitPeer(bench.mergekit_python, tensors, threads, Path(folder), bench.device.type)
+                peer = MergekitPeer(bench.mergekit_python, Path(folder), threads, bench.device.type)
+                peer.give(tensors)
         yield peer
         if peer:
             peer.close()

@@ -12,9 +12,8 @@ import ctypes
 import json
 import mmap
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +28,8 @@ class Way:
     """How the bytes move.
 
     Attributes:
-        read:    "preadv" into a reused buffer, "direct" (the same with O_DIRECT), "mmap" (every word is summed).
-        write:   "pwrite", "behind" (pwrite, then write-back is started at once), "direct" (O_DIRECT),
-                 "copy_file_range" or "sendfile" (of the first input, which is then not read otherwise).
+        read:    "preadv" into a reused buffer, "mmap" (every word is summed).
+        write:   "pwrite", "behind" (pwrite, then write-back is started at once), "direct" (O_DIRECT).
         threads: each takes the next block.
         block:   bytes per call.
     """
@@ -50,9 +48,7 @@ WAYS = {
     way.name: way
     for way in (
         *(Way("preadv", write, t, b * MIB) for write in ("pwrite", "behind", "direct") for t in (1, 2) for b in (1, 4)),
-        *(Way("preadv", write, t, 4 * MIB) for write in ("copy_file_range", "sendfile") for t in (1, 2)),
         *(Way("mmap", write, t, 4 * MIB) for write in ("pwrite", "behind") for t in (1, 2)),
-        *(Way("direct", write, t, 8 * MIB) for write in ("behind", "direct") for t in (2, 4)),
     )
 }
 
@@ -74,8 +70,7 @@ class Worker:
 
     def __init__(self, way: Way, shard: Shard):
         self.way, self.nbytes = way, shard.nbytes
-        flags = os.O_RDONLY | (os.O_DIRECT if way.read == "direct" else 0)
-        self.inputs = [os.open(path, flags) for path in shard.inputs]
+        self.inputs = [os.open(path, os.O_RDONLY) for path in shard.inputs]
         self.output = os.open(shard.output, os.O_WRONLY)
         self.direct = os.open(shard.output, os.O_WRONLY | os.O_DIRECT) if way.write == "direct" else -1
         # Anonymous maps are page-aligned, as O_DIRECT wants it.
@@ -84,19 +79,13 @@ class Worker:
 
     def move(self, start: int) -> None:
         length = min(self.way.block, self.nbytes - start)
-        if self.way.write in ("copy_file_range", "sendfile"):
-            self._copy_in_kernel(start, length)
-            for fd, buffer in zip(self.inputs[1:], self.buffers[1:], strict=True):
-                os.preadv(fd, [memoryview(buffer)[:length]], start)
-            return
         if self.maps:
             for mapped in self.maps:
                 _sum(mapped, start, length)
             self._write(memoryview(self.maps[0])[start : start + length], start)
             return
         for fd, buffer in zip(self.inputs, self.buffers, strict=True):
-            # O_DIRECT wants whole pages; the last read of a file returns less.
-            os.preadv(fd, [buffer if self.way.read == "direct" else memoryview(buffer)[:length]], start)
+            os.preadv(fd, [memoryview(buffer)[:length]], start)
         self._write(memoryview(self.buffers[0])[:length], start)
 
     def close(self) -> None:
@@ -114,16 +103,6 @@ class Worker:
             _libc.sync_file_range(
                 self.output, ctypes.c_int64(start), ctypes.c_int64(len(block)), ctypes.c_uint(SYNC_FILE_RANGE_WRITE)
             )
-
-    def _copy_in_kernel(self, start: int, length: int) -> None:
-        if self.way.write == "sendfile":
-            os.lseek(self.output, start, os.SEEK_SET)
-        done = 0
-        while done < length:
-            if self.way.write == "sendfile":
-                done += os.sendfile(self.output, self.inputs[0], start + done, length - done)
-            else:
-                done += os.copy_file_range(self.inputs[0], self.output, length - done, start + done, start + done)
 
 
 def _write_all(fd: int, block: memoryview, start: int) -> None:
@@ -144,44 +123,25 @@ def move_everything(way: Way, shards: list[Shard]) -> None:
         fd = os.open(shard.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.truncate(fd, shard.nbytes)
         os.close(fd)
-    queue = ((i, start) for i, shard in enumerate(shards) for start in range(0, shard.nbytes, way.block))
-    take = _locked(queue)
-    failures: list[BaseException] = []
+    # Of a list, so that threads can share it.
+    blocks = iter([(i, start) for i, shard in enumerate(shards) for start in range(0, shard.nbytes, way.block)])
 
     def work() -> None:
         workers: dict[int, Worker] = {}
-        try:
-            while (item := take()) is not None:
-                index, start = item
-                if index not in workers:
-                    workers[index] = Worker(way, shards[index])
-                workers[index].move(start)
-            for worker in workers.values():
-                worker.close()
-        except BaseException as error:
-            failures.append(error)
+        for index, start in blocks:
+            if index not in workers:
+                workers[index] = Worker(way, shards[index])
+            workers[index].move(start)
+        for worker in workers.values():
+            worker.close()
 
-    threads = [threading.Thread(target=work) for _ in range(way.threads)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    with ThreadPoolExecutor(way.threads) as pool:
+        for done in [pool.submit(work) for _ in range(way.threads)]:
+            done.result()
     for path in (*(shard.output for shard in shards), shards[0].output.parent):
         fd = os.open(path, os.O_RDONLY)
         os.fsync(fd)
         os.close(fd)
-
-
-def _locked(items: Iterator[tuple[int, int]]) -> Callable[[], tuple[int, int] | None]:
-    lock = threading.Lock()
-
-    def take() -> tuple[int, int] | None:
-        with lock:
-            return next(items, None)
-
-    return take
 
 
 def main() -> None:

@@ -1,1 +1,0 @@
-"""Spectral operations on a CPU, where they save work: leading triplets, and boosting of factored deltas."""

@@ -10,7 +10,7 @@ from .arguments import size_of, whole
 from .devices.names import DEFAULT
 from .errors import InvalidInput
 from .plan import DEFAULT_SHARD_SIZE, plan_all
-from .plan.state import state_key
+from .plan.state import state_of
 from .progress import ProgressLike, shown
 from .recipe import load
 from .recipe.pipeline import load_pipeline
@@ -50,6 +50,7 @@ def merge(
     report: bool = False,
     format: str = "hf",
     key: str | None = None,
+    like: str | os.PathLike[str] | None = None,
     progress: ProgressLike = None,
 ) -> Report:
     """Merge the models of ``recipe`` into the folder ``out``. An interrupted merge goes on when it is called again.
@@ -75,7 +76,11 @@ def merge(
                     page with pictures, ``report.csv``, and ``report.json``.
         format:     of ``out``: "hf", the hub's layout, or "dcp", a checkpoint of torch.distributed.checkpoint, which
                     has the names that the recipe's ``names`` give, read backwards.
-        key:        of a "dcp": what leads to the model in the state, with dots; None is "model", "" nothing.
+        key:        of a "dcp": what leads to the model in the state, with dots; None is that of ``like``, else "model",
+                    "" nothing.
+        like:       of a "dcp": a checkpoint of the same model. It says the key, the names and the shapes that are
+                    expected; all that it holds beside the model and the states of optimizers is taken over as it is:
+                    counters, data loaders, ``common.pt``.
         progress:   None draws a bar in notebooks, True everywhere, False none; or what is called several times a second
                     with the output bytes that are written, and all of them.
     Raises:
@@ -97,7 +102,7 @@ def merge(
             load_pipeline(recipe, semantics=semantics, seed=seed), out, options, call, intermediates=intermediates,
             shard_size=size_of("shard_size", shard_size), allow_mixed_types=allow_mixed_types,
             truncate_embeddings=truncate_embeddings, copy_tokenizer=copy_tokenizer, model_card=model_card,
-            strict=strict, report=report, state_key=state_key(format, key),
+            strict=strict, report=report, state=state_of(format, key, like),
         )  # fmt: skip
     found = merged[-1].report
     assert found is not None, "only intermediate results are taken over"

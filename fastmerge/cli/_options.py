@@ -124,7 +124,13 @@ FORMAT = together(
         help="Of OUT: a folder of the hub, or a checkpoint of torch.distributed.checkpoint, for training.",
     ),
     click.option(
-        "--key", help='With --format dcp: what leads to the model in the state; "" for nothing.  [default: model]'
+        "--key",
+        help='With --format dcp: what leads to the model in the state; "" for nothing.  [default: model, or --like\'s]',
+    ),
+    click.option(
+        "--like",
+        metavar="FOLDER",
+        help="With --format dcp: a checkpoint whose names and other items are taken over.",
     ),
 )
 CONFIG_SOURCE = click.option(

@@ -54,7 +54,7 @@ _PASSED = (
     "truncate_embeddings",
     "copy_tokenizer",
     "model_card",
-    "state_key",
+    "state",
 )
 
 

@@ -30,7 +30,7 @@ from ._options import (
 )
 from ._output import note, print_facts, print_json, print_table
 from ._planning import planned_source, prepare_gpus, show_plans
-from .merge import REPORT, ranks_of, run_plans, state_key_of
+from .merge import REPORT, ranks_of, run_plans, state_of
 
 if TYPE_CHECKING:
     from ..averaging import Average, Trial
@@ -95,6 +95,7 @@ def average(
     rank_timeout: float | None,
     format: str,
     key: str | None,
+    like: str | None,
     **given: Any,
 ) -> None:
     """Average CHECKPOINTs (folders, hub ids, or patterns in quotes) into the folder OUT.
@@ -126,13 +127,14 @@ def average(
                 "rank-timeout": rank_timeout,
                 "format": None if format == "hf" else format,
                 "key": key,
+                "like": like,
             },
         )
         _greedy(checkpoints, out, greedy, {"minimize": minimize, **kind, **given})
         return
     if minimize:
         raise click.UsageError("--minimize is of the scores of --greedy")
-    given["state_key"] = state_key_of(format, key)
+    given["state"] = state_of(format, key, like)
     shared = ranks_of(distributed, rank_timeout, idle=dry_run or show_recipe)
     if not (distributed or dry_run or show_recipe):
         prepare_gpus(given)

@@ -14,12 +14,13 @@ from ._options import CONFIG_SOURCE, FLOATS, JSON, NAMES, QUIET, RAM, SHARD_SIZE
 from ._output import note, print_facts, print_json
 from ._planning import planned_source
 from ._progress import progress
-from .merge import run_plans
+from .merge import run_plans, state_of
 
+_MERGING = ("names", "config_source", "dtype", "shard_size", "ram", "threads", "overwrite", "allow_nonfinite")
 _OF_FORMAT = {
     "gguf": ("type", "tokenizer", "pre_tokenizer", "names", "config_source"),
-    "dcp": ("key", "like", "names", "shard_size"),
-    "hf": ("names", "config_source", "dtype", "shard_size", "ram", "threads", "overwrite"),
+    "dcp": ("key", "like", *_MERGING),
+    "hf": _MERGING,
 }
 
 
@@ -45,8 +46,9 @@ _OF_FORMAT = {
     "--key", help='DCP: what leads to the model in the state; "" for nothing.  [default: model, or --like\'s]'
 )
 @click.option("--like", metavar="FOLDER", help="DCP: a checkpoint whose names and other items are taken over.")
-@click.option("--dtype", type=click.Choice(FLOATS), help="Hub: of OUT.  [default: the model's]")
-@click.option("--overwrite", is_flag=True, help="Hub: replace an existing output of fastmerge.")
+@click.option("--dtype", type=click.Choice(FLOATS), help="DCP, hub: of OUT.  [default: the model's]")
+@click.option("--overwrite", is_flag=True, help="DCP, hub: replace an existing output of fastmerge.")
+@click.option("--allow-nonfinite", is_flag=True, help="DCP, hub: let NaN and infinity pass.")
 @together(NAMES, CONFIG_SOURCE, SHARD_SIZE, RAM, THREADS, JSON, QUIET)
 @click.pass_context
 def convert(
@@ -59,8 +61,8 @@ def convert(
     fastmerge convert merged step-0 --to dcp
     fastmerge convert run/step-9 out --to hf --config base --names names.yml
 
-    OUT appears when it is complete and was read back. A conversion that stops leaves nothing, except one into the
-    hub's layout: it is a merge, and goes on when it is called again.
+    OUT appears when it is complete. A conversion into a folder is a merge of one model: one that stops goes on when it
+    is called again, and fastmerge verify checks it. One into GGUF leaves nothing when it stops.
     """
     if kind is None:
         if not out.endswith(".gguf"):
@@ -74,46 +76,35 @@ def convert(
             option = {"config_source": "config"}.get(name, name.replace("_", "-"))
             raise click.UsageError(f"--{option} means nothing to --to {kind}")
     own = {name: given[name] for name in _OF_FORMAT[kind]}
-    if kind == "hf":
-        _to_hub(model, out, own, {"as_json": as_json, "quiet": quiet})
+    if kind != "gguf":
+        _as_merge(model, out, kind, own, {"as_json": as_json, "quiet": quiet})
         return
     from ..conversion import convert as to_gguf
-    from ..conversion import to_dcp
 
     with progress("converting", quiet or as_json) as update:
-        report: Any = (to_gguf if kind == "gguf" else to_dcp)(model, out, progress=update, **own)
+        report = to_gguf(model, out, progress=update, **own)
     if as_json:
         print_json(dataclasses.asdict(report))
         return
     for text in report.notes:
         note(text, quiet)
     if not quiet:
-        print_facts([*(_of_gguf(report) if kind == "gguf" else _of_dcp(report)), ("time", f"{report.seconds:.1f} s")])
+        others = f"; {len(report.others)} matrices are f16, as their rows are no whole blocks" if report.others else ""
+        print_facts(
+            [
+                ("file", f"{report.path}, {show_size(report.nbytes)}"),
+                ("tensors", f"{report.tensors}, matrices {report.type}{others}"),
+                ("tokenizer", report.tokenizer or "none"),
+                ("time", f"{report.seconds:.1f} s"),
+            ]
+        )
 
 
-def _of_gguf(report: Any) -> list[tuple[str, str]]:
-    others = f"; {len(report.others)} matrices are f16, as their rows are no whole blocks" if report.others else ""
-    return [
-        ("file", f"{report.path}, {show_size(report.nbytes)}"),
-        ("tensors", f"{report.tensors}, matrices {report.type}{others}"),
-        ("tokenizer", report.tokenizer or "none"),
-    ]
+def _as_merge(model: str, out: str, kind: str, own: dict[str, Any], saying: dict[str, Any]) -> None:
+    from ..conversion.passing import passing
 
-
-def _of_dcp(report: Any) -> list[tuple[str, str]]:
-    where = f"under the key {report.key}" if report.key else "without a key"
-    taken = [("taken over", f"{report.others} other items")] if report.others else []
-    return [
-        ("folder", f"{report.path}, {show_size(report.nbytes)}"),
-        ("tensors", f"{report.tensors} {where}"),
-        *taken,
-        ("read back", "every byte as written"),
-    ]
-
-
-def _to_hub(model: str, out: str, own: dict[str, Any], saying: dict[str, Any]) -> None:
-    from ..conversion.hub import hub_recipe
-
-    recipe = hub_recipe(model, own.pop("names"), own.pop("config_source"), own.pop("dtype"))
-    fixed = {"device": DEFAULT, "vram": None, "backend": "auto", "allow_nonfinite": False}
-    run_plans(planned_source(recipe, own | saying | fixed), out)
+    what = "a folder of the hub" if kind == "hf" else "a checkpoint of training"
+    recipe = passing(model, what, *(own.pop(name) for name in ("names", "config_source", "dtype")))
+    state = state_of(kind, own.pop("key", None), own.pop("like", None))
+    fixed = {"device": DEFAULT, "vram": None, "backend": "auto"}
+    run_plans(planned_source(recipe, own | saying | fixed | {"state": state}), out)

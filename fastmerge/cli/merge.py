@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..engine.machine import Limit
     from ..engine.ranks import Ranks
     from ..pipelines import Merged
+    from ..plan.types import AsState
 
 PUSHING = together(
     click.option("--push-to-hub", metavar="REPO", help="Upload the result to owner/name on the Hugging Face hub."),
@@ -64,6 +65,7 @@ def merge(
     rank_timeout: float | None,
     format: str,
     key: str | None,
+    like: str | None,
     **given: Any,
 ) -> None:
     """Merge the models of RECIPE (a file, or - for standard input) into the folder OUT.
@@ -75,7 +77,7 @@ def merge(
         raise click.UsageError("--private is of the repository of --push-to-hub")
     if push_to_hub is not None and format != "hf":
         raise click.UsageError(f"--push-to-hub takes a folder of the hub, and --format {format} makes another one")
-    given["state_key"] = state_key_of(format, key)
+    given["state"] = state_of(format, key, like)
     shared = ranks_of(distributed, rank_timeout, idle=dry_run)
     if dry_run:
         show_plans(planned(recipe, given))
@@ -97,13 +99,13 @@ def merge(
             note(f"pushed: {destination.push(out)}", found.silent)
 
 
-def state_key_of(format: str, key: str | None) -> str | None:
+def state_of(format: str, key: str | None, like: str | None) -> AsState | None:
     """Return the option of ``make_plan`` for an output in a format."""
-    if format == "hf" and key is None:  # most are, and planning is loaded when the recipe is read
+    if format == "hf" and key is like is None:  # most are, and planning is loaded when the recipe is read
         return None
-    from ..plan.state import state_key
+    from ..plan.state import state_of
 
-    return state_key(format, key)
+    return state_of(format, key, like)
 
 
 def ranks_of(distributed: bool, timeout: float | None, idle: bool = False) -> contextlib.AbstractContextManager[Ranks]:

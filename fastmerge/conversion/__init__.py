@@ -1,6 +1,6 @@
-"""Checkpoints in other formats: GGUF, as llama.cpp and its relatives load it; DCP, as training does; the hub's.
+"""Models in other formats: GGUF, as llama.cpp and its relatives load it; DCP, as training does; the hub's.
 
-The names below are imported on first use: a conversion into the hub's layout does not need torch.
+The names below are imported on first use: ``convert`` needs torch, and the others often do not.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .dcp import DcpReport, to_dcp
-    from .hub import to_hub
+    from .passing import to_dcp, to_hub
     from .run import ConversionReport, convert
 
-__all__ = ["ConversionReport", "DcpReport", "convert", "to_dcp", "to_hub"]
+__all__ = ["ConversionReport", "convert", "to_dcp", "to_hub"]
 
-_HOMES = {"ConversionReport": "run", "DcpReport": "dcp", "convert": "run", "to_dcp": "dcp", "to_hub": "hub"}
+_HOMES = {"ConversionReport": "run", "convert": "run", "to_dcp": "passing", "to_hub": "passing"}
 
 
 def __getattr__(name: str) -> Any:

@@ -66,6 +66,7 @@ def write_manifest(plan: Plan, checksums: Mapping[str, Sums], small_files: Seque
         "read": listing(plan),
         "rows": gathered_rows(plan),
         **({} if plan.training is None else {"state_key": plan.training.key}),
+        **({} if plan.training is None or plan.training.like is None else {"state_like": plan.training.like}),
         "files": [
             *({"name": s.filename, "bytes": s.nbytes, "header": s.digest} for s in plan.shards),
             *small_files,

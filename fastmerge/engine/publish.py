@@ -20,7 +20,7 @@ from typing import Any
 import xxhash
 
 from ..errors import CheckpointError, OutputError, explained
-from ..plan.types import CopiedFile, Plan, SmallFile, TextFile
+from ..plan.types import Plan, SmallFile, TextFile
 from .files import libc
 from .folders import lock_folder, partial_prefix, real_target, sync
 from .manifest import FILENAME, read_manifest
@@ -256,8 +256,7 @@ def _needed(plan: Plan) -> dict[str, str]:
         for path in (model.folder, *(file.path for file in model.files)):
             needed[path] = f"the input {model.reference}"
     for name, file in plan.files.items():
-        if isinstance(file, CopiedFile):
-            needed[file.path] = f"the source of {name}"
+        needed |= dict.fromkeys(file.sources, f"the source of {name}")
     if plan.recipe_file is not None:
         needed[plan.recipe_file] = "the recipe"
     return needed

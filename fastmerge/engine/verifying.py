@@ -17,7 +17,7 @@ from ..checkpoint.distributed import split_key
 from ..errors import CheckpointError, Problem
 from ..kernels import limited_threads, use_backend
 from ..plan import make_plan
-from ..plan.types import OutputTensor, Plan, TrainingState
+from ..plan.types import AsState, OutputTensor, Plan, TrainingState
 from ..progress import Progress
 from ..recipe import ModelRef, Recipe
 from ..results import Result, counted
@@ -211,9 +211,10 @@ def _replan(recipe: Recipe, manifest: dict[str, Any], checkpoint: Checkpoint) ->
             raise CheckpointError(
                 f"{folder}: an input of the merge is missing; its output cannot be verified without it"
             )
+    key = manifest.get("state_key")
     plan = make_plan(
         _relocated(recipe, folders), allow_mixed_types=True, truncate_embeddings=manifest.get("truncated", False),
-        routers=_Stored(checkpoint), state_key=manifest.get("state_key"),
+        routers=_Stored(checkpoint), state=None if key is None else AsState(key),
     )  # fmt: skip
     recorded = [file for item in manifest["inputs"] for file in item["files"]]
     present = [file for model in plan.models for file in model.files]

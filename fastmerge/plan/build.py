@@ -37,7 +37,7 @@ from .ties import tied_rows
 from .tokens import merge_vocabularies, rows_by_token
 from .truncation import truncate_vocabularies
 from .trust import read_files
-from .types import Dropped, OutputTensor, Plan, SmallFile, TrainingState
+from .types import AsState, Dropped, OutputTensor, Plan, SmallFile, TrainingState
 from .values import Values
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
@@ -70,7 +70,7 @@ def make_plan(
     strict: bool = False,
     explain: bool = False,
     routers: Callable[[str], bytes | None] | None = None,
-    state_key: str | None = None,
+    state: AsState | None = None,
 ) -> Plan:
     """Plan the merge that ``recipe`` describes, from headers and configs alone.
 
@@ -85,28 +85,27 @@ def make_plan(
         strict:     make every note a problem.
         explain:    keep what the recipe says of every tensor, in ``Plan.origins``.
         routers:    the routers of a mixture of experts by name, where hidden states need not be computed again.
-        state_key:  makes the output a checkpoint of torch.distributed.checkpoint: what leads to the model in its
-                    state, with dots, "" for nothing. None writes the hub's layout.
+        state:      makes the output a checkpoint of torch.distributed.checkpoint. None writes the hub's layout.
     Raises:
         InvalidInput: with every problem that was found, each with its place and remedy.
     """
     with noting_reads() as seen:
         plan, opened = _planned(
             recipe, shard_size, allow_mixed_types, truncate_embeddings, copy_tokenizer, model_card, strict, explain,
-            routers, state_key,
+            routers, state,
         )  # fmt: skip
     return replace(plan, read=read_files(opened, seen))
 
 
 def _planned(
     recipe: Recipe, shard_size: int, allow_mixed_types: bool, truncate_embeddings: bool, copy_tokenizer: bool,
-    model_card: bool, strict: bool, explain: bool, routers: Callable[[str], bytes | None] | None, state_key: str | None,
+    model_card: bool, strict: bool, explain: bool, routers: Callable[[str], bytes | None] | None, state: AsState | None,
 ) -> tuple[Plan, list[OpenModel]]:  # fmt: skip
     findings = Findings(notes=list(recipe.notes))
     method = get_method(recipe.method)
     if shard_size < 1:
         findings.problem("shard size", f"is {shard_size}, expected at least 1 byte")
-    models = open_models(recipe, findings, trains=state_key is not None)
+    models = open_models(recipe, findings, trains=state is not None)
     check_models(models, allow_mixed_types, findings)
     sliced = any(source.layers for slice_ in recipe.slices for source in slice_.sources)
     compare_configs(list(models.values()), sliced, allow_mixed_types, findings)
@@ -140,11 +139,11 @@ def _planned(
     }
     training: TrainingState | None = None
     named: dict[str, tuple[str, ...]] = {}
-    if state_key is not None:
+    if state is not None:
         from .state import as_state  # which reads such checkpoints, too
 
-        training, named = as_state(
-            state_key, recipe, models[recipe.models[0]], list(entries.values()), aliases, findings
+        training, named, pattern = as_state(
+            state, recipe, models[recipe.models[0]], list(entries.values()), aliases, findings
         )
     if strict:
         findings.forbid_notes()
@@ -154,8 +153,9 @@ def _planned(
     else:
         from .layout_dcp import lay_out_dcp  # with torch, whose own classes describe it
 
-        shards, positions, described = lay_out_dcp(list(entries.values()), shard_size, named, training.aliases)
-        files, index = {**files, METADATA: described}, None
+        shards, positions, others = lay_out_dcp(list(entries.values()), shard_size, named, training.aliases, pattern)
+        files, index = {**others, **files, METADATA: others[METADATA]}, None
+        named |= {} if pattern is None else pattern.identities
     places = dict(zip(entries, positions, strict=True))
     placed = [_placed(output, places[output.stored[0].name]) for output in outputs]
     placed.sort(key=lambda output: (output.shard, output.offset))

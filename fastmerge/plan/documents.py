@@ -37,7 +37,7 @@ def plan_all(pipeline: Pipeline, **planning: Any) -> Iterator[list[Plan]]:
 
 def planning_of(step: Recipe, pipeline: Pipeline, planning: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of ``make_plan`` for a step: only the result is a checkpoint of training."""
-    return dict(planning) if step is pipeline.last else {**planning, "state_key": None}
+    return dict(planning) if step is pipeline.last else {**planning, "state": None}
 
 
 def _stand_in(plan: Plan, folder: Path) -> str:

@@ -10,26 +10,33 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
+from ..checkpoint.distributed import METADATA
 from ..checkpoint.distributed.archive import Archive, archive
 from ..checkpoint.distributed.chunks import parts_of
 from ..checkpoint.distributed.describing import Description
 from ..checkpoint.distributed.reading import items_digest
 from .layout import ALIGNMENT, Position, Sized, grouped
-from .types import DataFile, Shard
+from .pattern import Pattern
+from .types import DataFile, Shard, SmallFile
 
 __all__ = ["lay_out_dcp"]
 
 
 def lay_out_dcp(
-    tensors: Sequence[Sized], shard_size: int, named: Mapping[str, tuple[str, ...]], aliases: Mapping[str, str]
-) -> tuple[list[Shard], list[Position], DataFile]:
+    tensors: Sequence[Sized],
+    shard_size: int,
+    named: Mapping[str, tuple[str, ...]],
+    aliases: Mapping[str, str],
+    pattern: Pattern | None = None,
+) -> tuple[list[Shard], list[Position], dict[str, SmallFile]]:
     """Fill files with ``tensors`` in their order, as ``lay_out`` does.
 
     Args:
         named:   the keys that lead to each name in the state.
         aliases: further names of tensors: they lead to the same bytes.
+        pattern: a checkpoint whose other items and files are taken over.
     Returns:
-        The files, the address of each tensor, and ``.metadata``.
+        The files of tensors, the address of each, and the other files: what is taken over, and ``.metadata``.
     """
     description = Description()
     names = {tensor.name: [tensor.name] for tensor in tensors}
@@ -43,7 +50,11 @@ def lay_out_dcp(
             positions[i] = Position(number, address)
             file.add(tensors[i], [named[name] for name in names[tensors[i].name]], address)
         shards.append(file.shard())
-    return shards, positions, DataFile(description.pickled())
+    others: dict[str, SmallFile] = {}
+    if pattern is not None:
+        others |= pattern.files
+        others |= pattern.taken_over(shard_size, description)
+    return shards, positions, others | {METADATA: DataFile(description.pickled())}
 
 
 class _File:

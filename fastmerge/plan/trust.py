@@ -57,7 +57,10 @@ def kind_of(name: str) -> tuple[str, str]:
 
 
 def small_files(plan: Plan) -> tuple[ReadFile, ...]:
-    """Return the small files that a merge reads: those that planning read, and those that are copied alone."""
+    """Return the small files that a merge reads: those that planning read, and those that are copied alone.
+
+    Of files of which a part alone is copied nothing is said.
+    """
     known = {file.path for file in plan.read}
     copied = []
     for file in plan.files.values():

@@ -26,6 +26,7 @@ from fastmerge.engine.files import OutputFiles
 from fastmerge.errors import FastmergeError, InvalidInput, OutputError
 from fastmerge.pipelines import merge_all
 from fastmerge.plan import make_plan
+from fastmerge.plan.types import AsState
 from fastmerge.recipe import load
 from fastmerge.recipe.pipeline import load_pipeline
 
@@ -117,7 +118,7 @@ def wide(tmp_path, monkeypatch):
         save_file(tensors, tmp_path / f"model{seed}" / "model.safetensors")
     models = [{"model": str(tmp_path / f"model{seed}")} for seed in (1, 2)]
     text = yaml.safe_dump({"merge_method": "linear", "models": models, "parameters": {"weight": 1}})
-    return make_plan(load(text), state_key="model", shard_size=700_000)
+    return make_plan(load(text), state=AsState("model"), shard_size=700_000)
 
 
 SMALL = RunOptions(threads=2, ram=8 << 20, chunk=65536)
@@ -175,7 +176,7 @@ def test_damage_is_found_and_what_is_ours_is_replaced(wide, tmp_path):
 def test_only_the_result_of_several_documents(recipe, tmp_path):
     steps = [{**recipe, "name": "first"}, {**recipe, "models": [{"model": "first", "parameters": {"weight": 1}}]}]
     pipeline = load_pipeline(yaml.safe_dump_all(steps))
-    merge_all(pipeline, tmp_path / "out", RunOptions(), state_key="model", intermediates=tmp_path / "steps")
+    merge_all(pipeline, tmp_path / "out", RunOptions(), state=AsState("model"), intermediates=tmp_path / "steps")
     assert (tmp_path / "steps/first/model.safetensors").exists()
     assert_loads(tmp_path / "out", load_file(tmp_path / "steps/first/model.safetensors"), "model")
     assert fastmerge.verify(tmp_path / "out").ok

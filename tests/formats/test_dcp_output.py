@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import pickle
 
@@ -11,19 +10,17 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from commands import call, call_json
-from make_distributed import DATA, state
+from make_distributed import DATA, save_parts, state
 from safetensors.torch import load_file, save_file
 from tiny_models import make_tensors, save_model
 
 import fastmerge
 from fastmerge.checkpoint import open_checkpoint
 from fastmerge.checkpoint.distributed import chunks
-from fastmerge.checkpoint.distributed.chunks import Part
-from fastmerge.checkpoint.distributed.tables import NamesError
-from fastmerge.conversion import dcp as writing
+from fastmerge.checkpoint.distributed.tables import NamesError, table_of
 from fastmerge.conversion import to_dcp, to_hub
-from fastmerge.conversion.distcp import Writer
 from fastmerge.errors import CheckpointError, InvalidInput, OutputError
+from fastmerge.plan.types import PiecedFile, Range
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore:.*TypedStorage is deprecated")
 
@@ -66,18 +63,14 @@ def test_torch_reads_it(model, tmp_path, key, monkeypatch):
     folder, tensors = model
     seen = []
     report = to_dcp(folder, tmp_path / "out", key=key, shard_size=4096, progress=lambda *at: seen.append(at))
-    assert (
-        seen[-1][0] == seen[-1][1]
-        and report.tensors == len(tensors)
-        and report.key == ("model" if key is None else key)
-    )
+    assert seen[-1][0] == seen[-1][1] and report.tensors == len(tensors)
     assert len(list((tmp_path / "out").glob("*.distcp"))) > 1
     if key == "app.model":
         blank = {name: torch.full_like(tensor, 7) for name, tensor in tensors.items()}
         dcp.load({"app": {"model": blank}}, checkpoint_id=str(tmp_path / "out"), no_dist=True)
         same(blank, tensors)
     else:
-        same(loaded(tmp_path / "out", tensors, report.key), tensors)
+        same(loaded(tmp_path / "out", tensors, "model" if key is None else key), tensors)
     back = open_checkpoint(str(tmp_path / "out"))
     assert (
         back.config == json.loads((folder / "config.json").read_text()) and (tmp_path / "out/tokenizer.json").exists()
@@ -95,7 +88,7 @@ def test_names_of_a_trainer_and_back(model, tmp_path):
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (tmp_path / "names.json").write_text(json.dumps(NAMES))
     shown = call("convert", folder, tmp_path / "out", "--to", "dcp", "--names", tmp_path / "names.json").output
-    assert f"{len(tensors)} under the key model" in shown
+    assert f"merged {len(tensors)} tensors" in shown and fastmerge.verify(tmp_path / "out").ok
     found = call_json("diff", folder, tmp_path / "out", "--names", tmp_path / "names.json")
     assert found["total"]["equal"] == found["total"]["tensors"] == len(tensors)
     assert call("diff", folder, folder, "--names", tmp_path / "names.json").exit_code == 2
@@ -140,13 +133,15 @@ def test_names_left_over_or_given_twice(model, tmp_path):
         "b.{x}": "model.coun{x}",
         "b.t2": "model.none",
     }
-    with pytest.raises(CheckpointError, match=r"names: no entry fits lm_head.weight \(the entry lm_head.weigth fits"):
+    with pytest.raises(InvalidInput, match=r"names: no entry fits lm_head.weight \(the entry lm_head.weigth fits"):
         to_dcp(folder, tmp_path / "out", names=wrong)
     twice = {"one": "model.count", "on{x}": "model.scal{x}", "{a*}": "{a*}"}
-    with pytest.raises(NamesError, match=r"model.count and model.scale both become one \(give each a name") as error:
+    with pytest.raises(InvalidInput, match=r"model.count and model.scale both become one \(give each a name"):
         to_dcp(folder, tmp_path / "out", names=twice)
+    with pytest.raises(NamesError) as error:
+        table_of(twice).to_trainer(["model.count", "model.scale"], "a")
     sent = pickle.loads(pickle.dumps(error.value))
-    assert str(sent) == str(error.value) == f"{folder}: names: {sent.fault}"
+    assert str(sent) == str(error.value) == f"a: names: {sent.fault}"
     assert not (tmp_path / "out").exists()
 
 
@@ -221,11 +216,14 @@ def test_an_average_goes_back_into_a_checkpoint_of_its_run(tmp_path, megatron):
     assert call("average", f"{tmp_path}/iter_*{key}", tmp_path / "mean", "--dtype", "float32").exit_code == 0
     assert fastmerge.verify(tmp_path / "mean").ok
     mean = load_file(tmp_path / "mean/model.safetensors")
-    shown = call_json(
-        "convert", tmp_path / "mean", tmp_path / "out", "--to", "dcp", "--like", f"{tmp_path}/iter_2{key}"
-    )
-    assert shown["tensors"] == len(mean) and shown["others"] == (2 if megatron else 3)
-    assert "of optimizers" in shown["notes"][0]
+    like = ("--like", f"{tmp_path}/iter_2{key}")
+    shown = call("convert", tmp_path / "mean", tmp_path / "out", "--to", "dcp", *like).output
+    assert f"{2 if megatron else 3} other items of {tmp_path}/iter_2 are taken over" in shown
+    assert "items of optimizers in" in shown and fastmerge.verify(tmp_path / "out").ok
+    average = ("average", f"{tmp_path}/iter_*{key}", "--dtype", "float32", "--format", "dcp", *like)
+    assert call(*average[:2], tmp_path / "direct", *average[2:]).exit_code == 0
+    for name in ("__0_0.distcp", "__1_0.distcp", ".metadata"):
+        assert (tmp_path / "direct" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
     if megatron:
         blank = {name: torch.empty_like(tensor) for name, tensor in mean.items()}
         blank |= {name: {next(iter(v)): 0} for name, v in trees[2].items() if isinstance(v, dict)}
@@ -250,11 +248,15 @@ def test_a_head_that_is_the_embedding(tmp_path):
     """It is stored once for the hub; a checkpoint of a trainer may have both."""
     tensors = make_tensors(1, **SIZE, tied=True)
     save_model(tmp_path / "model", tensors, tie_word_embeddings=True)
-    assert "leave lm_head.weight out" in to_dcp(tmp_path / "model", tmp_path / "out").notes[0]
+    to_dcp(tmp_path / "model", tmp_path / "out")
     both = tensors | {"lm_head.weight": torch.zeros_like(tensors["model.embed_tokens.weight"])}
     dcp.save({"model": both}, checkpoint_id=str(tmp_path / "run"), no_dist=True)
-    assert to_dcp(tmp_path / "model", tmp_path / "like", like=tmp_path / "run").notes == ()
-    same(loaded(tmp_path / "like", both), both | {"lm_head.weight": tensors["model.embed_tokens.weight"]})
+    to_dcp(tmp_path / "model", tmp_path / "like", like=tmp_path / "run")
+    for place in ("out", "like"):
+        same(loaded(tmp_path / place, both), both | {"lm_head.weight": tensors["model.embed_tokens.weight"]})
+    dcp.save({"model": tensors}, checkpoint_id=str(tmp_path / "once"), no_dist=True)
+    to_dcp(tmp_path / "model", tmp_path / "like-once", like=tmp_path / "once")
+    assert open_checkpoint(str(tmp_path / "like-once")).tensors.keys() == tensors.keys()
 
 
 @pytest.mark.parametrize("at_once", [300, chunks.AT_ONCE])
@@ -279,20 +281,13 @@ def test_tensors_in_pieces_are_compared_by_their_bytes(tmp_path, monkeypatch, at
 
 def test_two_keys_of_one_folder_in_pieces(tmp_path):
     """Both models have addresses behind one ``.metadata``: none may be taken for the other's."""
-    (tmp_path / "run").mkdir()
     generator = torch.Generator().manual_seed(0)
     models = {
         key: {name: torch.randn(8, 4, generator=generator) for name in ("a.weight", "b.weight")}
         for key in ("ema", "model")
     }
-    with Writer(tmp_path / "run", 1 << 20) as writer:
-        for key, tensors in models.items():
-            for name, tensor in tensors.items():
-                parts = [Part((0, 0), (5, 4)), Part((5, 0), (3, 4))]
-                writer.describe(f"{key}.{name}", (key, name), tensor.dtype, (8, 4), parts)
-                for part, values in zip(parts, tensor.split([5, 3]), strict=True):
-                    writer.tensor(f"{key}.{name}", part, values)
-        writer.finish()
+    every = {(key, name): tensor for key, tensors in models.items() for name, tensor in tensors.items()}
+    save_parts(tmp_path / "run", every, [5, 3])
     one, other = (f"{tmp_path}/run::{key}" for key in models)
     both = [{"model": place, "parameters": {"weight": 1}} for place in (one, other)]
     fastmerge.merge({"merge_method": "linear", "parameters": {"normalize": False}, "models": both}, tmp_path / "out")
@@ -308,13 +303,17 @@ def test_a_pattern_of_another_model(model, tmp_path):
     other = {name: tensor for name, tensor in tensors.items() if name != "model.count"}
     other |= {"model.cuont": tensors["model.count"], "model.none": torch.empty(0, 5)}
     save_model(tmp_path / "other", other)
-    with pytest.raises(CheckpointError) as error:
+    with pytest.raises(InvalidInput) as error:
         to_dcp(tmp_path / "other", tmp_path / "out", like=tmp_path / "run")
-    for part in (r"it lacks model.count (did you mean model.cuont?)", "model.none is [0, 5], and [0, 4] in", "--names"):
+    for part in (
+        r"the output lacks model.count (did you mean model.cuont?)",
+        "model.none is [0, 5], and [0, 4] in",
+        "--names",
+    ):
         assert part in str(error.value)
-    with pytest.raises(CheckpointError, match="holds its model under 'model', not 'x'"):
+    with pytest.raises(InvalidInput, match=r"key: is 'x', and .*run holds its model under 'model' \(leave it out"):
         to_dcp(folder, tmp_path / "out", like=tmp_path / "run", key="x")
-    with pytest.raises(CheckpointError, match=r"has no \.metadata"):
+    with pytest.raises(InvalidInput, match=r"like: .*/model: has no \.metadata"):
         to_dcp(folder, tmp_path / "out", like=folder)
 
 
@@ -329,53 +328,56 @@ def test_a_pattern_that_lost_an_item(model, tmp_path):
         whole.storage_data = {at: place for at, place in whole.storage_data.items() if at.fqn != name}
         path.write_bytes(pickle.dumps(whole))
         if name == "optimizer.step":
-            assert to_dcp(folder, tmp_path / "out", like=tmp_path / "run").others == 1
-    with pytest.raises(CheckpointError, match=r"run/\.metadata: no file holds step \(save or copy"):
+            result = call("convert", folder, tmp_path / "out", "--to", "dcp", "--like", tmp_path / "run")
+            assert result.exit_code == 0 and "1 other item of" in result.output
+    with pytest.raises(InvalidInput, match=r"run/\.metadata: no file holds step \(save or copy"):
         to_dcp(folder, tmp_path / "other", like=tmp_path / "run")
     assert open_checkpoint(str(tmp_path / "run")).tensors.keys() == tensors.keys()
 
 
 def test_nothing_partial(model, tmp_path, monkeypatch):
-    folder, _ = model
-    before = {path.name for path in tmp_path.iterdir()}
+    """A disk that fills up while what another checkpoint holds is taken over leaves nothing under the name of OUT."""
+    folder, tensors = model
+    dcp.save({"model": tensors, "rng": torch.arange(4000)}, checkpoint_id=str(tmp_path / "run"), no_dist=True)
+    read, before = PiecedFile.open, {path.name for path in tmp_path.iterdir()}
 
-    def spoiled(values):
-        return str(len(seen)) if seen.append(0) is None else ""
+    def full(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    seen: list[int] = []
-    monkeypatch.setattr(writing, "_checksum", spoiled)  # what is read back has never the checksum of what was written
-    with pytest.raises(OutputError, match="reads as other values than were written"):
-        to_dcp(folder, tmp_path / "out")
-    assert {path.name for path in tmp_path.iterdir()} == before
-    monkeypatch.undo()
-    to_dcp(folder, tmp_path / "out")
-    with pytest.raises(OutputError, match="exists; choose another folder, or remove it first"):
-        to_dcp(folder, tmp_path / "out")
-    for options in (["--to", "dcp", "--dtype", "float32"], ["--to", "hf", "--like", folder], []):
+    monkeypatch.setattr(PiecedFile, "open", full)
+    with pytest.raises(OutputError, match=r"__1_0\.distcp: no space left on the disk"):
+        to_dcp(folder, tmp_path / "out", like=tmp_path / "run")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(PiecedFile, "open", read)
+    assert to_dcp(folder, tmp_path / "out", like=tmp_path / "run").resumed == len(tensors)
+    assert {path.name for path in tmp_path.iterdir()} == before | {"out"}
+    with pytest.raises(OutputError, match="exists and is complete"):
+        to_dcp(folder, tmp_path / "out", like=tmp_path / "run")
+    assert call("convert", folder, tmp_path / "out", "--to", "dcp", "--overwrite").exit_code == 0
+    for options in (["--to", "hf", "--like", folder], ["--to", "dcp", "--type", "f16"], []):
         assert call("convert", folder, tmp_path / "other", *options).exit_code == 2
+    result = call("convert", folder, tmp_path / "run", "--to", "dcp", "--like", tmp_path / "run", "--overwrite")
+    assert result.exit_code == 2 and "not written by fastmerge" in result.output
 
 
-def test_a_disk_that_fills_up_is_said_in_its_own_words(tmp_path):
-    class Full(io.BytesIO):
-        def write(self, data):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    with Writer(tmp_path, 1) as writer, pytest.raises(OSError, match="No space left"):
-        writer._file = Full()  # torch.save ends with an error of its own archive
-        writer.tensor("a", Part((0,), (4,)), torch.zeros(4))
+def test_what_is_taken_over_is_copied_in_files_of_shard_size(tmp_path):
+    data = bytes(range(256)) * 9
+    (tmp_path / "a").write_bytes(data)
+    file = PiecedFile((b"head", Range(str(tmp_path / "a"), 7, 2000), b"", b"x", Range(str(tmp_path / "a"), 0, 3)))
+    with file.open() as source:
+        assert source.read() == b"head" + data[7:2007] + b"x" + data[:3]
+    assert file.sources == (str(tmp_path / "a"),)
+    with (
+        PiecedFile((Range(str(tmp_path / "a"), 2300, 9),)).open() as source,
+        pytest.raises(CheckpointError, match="ends 5 bytes"),
+    ):
+        source.read()
 
 
 def test_neighbours_in_pieces_of_whole_pages(tmp_path):
     """Their addresses have no gap between them, and small neighbours are read in one go."""
-    (tmp_path / "run").mkdir()
     tensors = {f"norm{i}": torch.randn(32, 32) for i in range(3)}
-    with Writer(tmp_path / "run", 1 << 20) as writer:
-        for name, tensor in tensors.items():
-            parts = [Part((0, 0), (20, 32)), Part((20, 0), (12, 32))]
-            writer.describe(name, (name,), tensor.dtype, (32, 32), parts)
-            for part, values in zip(parts, tensor.split([20, 12]), strict=True):
-                writer.tensor(name, part, values)
-        writer.finish()
+    save_parts(tmp_path / "run", {(name,): tensor for name, tensor in tensors.items()}, [20, 12])
     models = [{"model": str(tmp_path / "run"), "parameters": {"weight": 1}}]
     fastmerge.merge({"merge_method": "linear", "models": models}, tmp_path / "out")
     same(load_file(tmp_path / "out/model.safetensors"), tensors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from ...dtypes import DType
@@ -33,7 +33,7 @@ def open_dcp(folder: str, key: str | None, config: dict[str, Any] | None) -> Che
     stored = read_metadata(path)
     chosen = choose(folder, stored.tensors, key)
     status = os.stat(path)
-    items, files = _items(folder, chosen)
+    items, files = _items(folder, (chunk for tensor in chosen.values() for chunk in tensor.chunks))
     starts = _starts(stored.tensors.values(), status.st_size)
     layout: list[Joined] = []
     tensors: dict[str, TensorEntry] = {}
@@ -77,10 +77,12 @@ def entry_of(
     return TensorEntry(path, start, nbytes, dtype, shape)
 
 
-def digests(folder: str) -> dict[str, str]:
-    """Return the digests of the files of a DCP folder by their names; CheckpointError where it is damaged."""
-    _, files = _items(folder, read_metadata(os.path.join(folder, METADATA)).tensors)
-    return {os.path.basename(file.path): file.header_digest for file in files}
+def digest_of(path: str) -> str | None:
+    """Return the digest of a file by the tensors that lie in it; CheckpointError where it is damaged."""
+    folder, name = os.path.split(path)
+    tensors = read_metadata(os.path.join(folder, METADATA)).tensors.values()
+    _, files = _items(folder, (chunk for tensor in tensors for chunk in tensor.chunks if chunk.filename == name))
+    return files[0].header_digest if files else None
 
 
 def items_digest(items: Iterable[tuple[int, str]]) -> str:
@@ -92,12 +94,10 @@ def _place(chunk: StoredChunk) -> tuple[str, int, int]:
     return chunk.filename, chunk.offset, chunk.length
 
 
-def _items(
-    folder: str, tensors: Mapping[str, StoredTensor]
-) -> tuple[dict[tuple[str, int, int], Item], list[InputFile]]:
-    """Return the items that the model's tensors lie in, and the files that hold them."""
+def _items(folder: str, chunks: Iterable[StoredChunk]) -> tuple[dict[tuple[str, int, int], Item], list[InputFile]]:
+    """Return the items that parts of tensors lie in, and the files that hold them."""
     places: dict[str, list[tuple[str, int, int]]] = {}
-    for place in sorted({_place(chunk) for tensor in tensors.values() for chunk in tensor.chunks}):
+    for place in sorted(set(map(_place, chunks))):
         places.setdefault(place[0], []).append(place)
     items: dict[tuple[str, int, int], Item] = {}
     files = []

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import BinaryIO
 
 from ...checkpoint.distributed.tables import NameTable
 from ...dtypes import DType
@@ -111,36 +109,16 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class TextFile:
-    """A small output file given by its text."""
+class AsState:
+    """What is asked of an output of torch.distributed.checkpoint.
 
-    text: str
+    Attributes:
+        key:  what leads to the model in its state, with dots, "" for nothing; None is that of ``like``, else "model".
+        like: a checkpoint of the same model whose names are taken, and what it holds beside the model.
+    """
 
-    def open(self) -> BinaryIO:
-        return io.BytesIO(self.text.encode())
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """A small output file given by its bytes."""
-
-    data: bytes
-
-    def open(self) -> BinaryIO:
-        return io.BytesIO(self.data)
-
-
-@dataclass(frozen=True)
-class CopiedFile:
-    """A small output file copied from ``path``."""
-
-    path: str
-
-    def open(self) -> BinaryIO:
-        return open(self.path, "rb")
-
-
-SmallFile = TextFile | DataFile | CopiedFile
+    key: str | None = None
+    like: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,8 +129,10 @@ class TrainingState:
         key:     what leads to the model in the state, with dots; "" where nothing does.
         names:   the table by which they have other names than in the plan.
         aliases: further names, in the plan's way, of tensors that are stored once, such as a tied head.
+        like:    the checkpoint whose names and other items are taken over.
     """
 
     key: str
     names: NameTable | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
+    like: str | None = None

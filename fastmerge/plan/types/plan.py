@@ -9,7 +9,8 @@ from typing import Any
 from ...results import Result, counted
 from ...sizes import show_size
 from .inputs import Dropped, InputModel, InputTensor, ReadFile
-from .outputs import OutputTensor, Shard, SmallFile, TrainingState
+from .outputs import OutputTensor, Shard, TrainingState
+from .small import SmallFile
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,4 +1,4 @@
-"""Conversion into a folder of the hub: a merge of one model, whose tensors pass through."""
+"""Conversions into a folder of the hub and into a checkpoint of training: merges of one model, which passes through."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..recipe.writing import Table, of_training, write_recipe
 if TYPE_CHECKING:
     from ..engine import Report
 
-__all__ = ["hub_recipe", "to_hub"]
+__all__ = ["passing", "to_dcp", "to_hub"]
 
 
 def to_hub(
@@ -34,17 +34,42 @@ def to_hub(
     Raises:
         InvalidInput, FastmergeError: as ``merge``.
     """
-    return merge(hub_recipe(model, names, config_source, dtype), out, **options)
+    return merge(passing(model, "a folder of the hub", names, config_source, dtype), out, **options)
 
 
-def hub_recipe(
+def to_dcp(
     model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    names: Table | None = None,
+    config_source: str | None = None,
+    dtype: str | None = None,
+    key: str | None = None,
+    like: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Report:
+    """Write a model as a checkpoint of torch.distributed.checkpoint: streamed, resumable, verifiable as any merge.
+
+    Args:
+        model, config_source, dtype: as in ``to_hub``.
+        names: a table of names, as for inputs, read backwards: the hub's names become the trainer's.
+        key, like, options: of ``merge``.
+    Raises:
+        InvalidInput, FastmergeError: as ``merge``.
+    """
+    recipe = passing(model, "a checkpoint of training", names, config_source, dtype)
+    return merge(recipe, out, format="dcp", key=key, like=like, **options)
+
+
+def passing(
+    model: str | os.PathLike[str],
+    what: str,
     names: Table | None = None,
     config_source: str | None = None,
     dtype: str | None = None,
 ) -> str:
-    """Return the recipe of ``to_hub``, as text."""
+    """Return the recipe of a conversion, as text; ``what`` is what the model becomes."""
     place = os.fspath(model)
-    recipe: dict[str, Any] = {"description": f"{place} as a folder of the hub", "merge_method": "passthrough"}
+    recipe: dict[str, Any] = {"description": f"{place} as {what}", "merge_method": "passthrough"}
     recipe |= {"models": [{"model": place}]} | ({} if dtype is None else {"dtype": dtype})
     return write_recipe(recipe | of_training(names, config_source))

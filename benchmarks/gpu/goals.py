@@ -24,12 +24,10 @@ ALL_MS, ALL = 12_500, 70e9
 WALL_MS = {"linear, 70B, wall": 170, "ties, 70B, wall": 360, "dare_ties, 70B, wall": 360}
 ONE_MS = {"slerp": 0.35, "della": 1.5}
 SMALL_MS = {f"{operation}_many of 300": 2.4 for operation in ("weighted_sum", "sparse_merge", "select_boundaries")}
-# Our ways to boost that are as exact as a float32 SVD, the library's products or our own; and how many times as long
-# ``torch.linalg.svd`` must take.
-EXACT = ("fastmerge", "fastmerge, library", "fastmerge, triton")
+# Our ways to boost that are as exact as a float32 SVD, in rows until November 2026 also with products by Triton where
+# those by the library were the default; and how many times as long ``torch.linalg.svd`` must take.
+EXACT = ("fastmerge", "fastmerge, triton")
 SVD, SVD_OF_EXPERTS = 50, 200
-# How many of them a step of the polar iteration makes.
-SPLIT_PRODUCTS = {"split product": 1, "split product, symmetric": 2}
 
 Row = Mapping[str, str]
 
@@ -150,27 +148,7 @@ def spectral_goals(rows: Sequence[Row]) -> list[Goal]:
         _beside_svd("boosting a matrix", matrices, SVD),
         _beside_svd("boosting a mixture of experts", experts, SVD_OF_EXPERTS),
         Goal(wanted, f"{min(seconds):.1f} s", min(seconds) <= 80) if seconds else Goal(wanted, "", None),
-        _maker([row for row in rows if row["op"] in SPLIT_PRODUCTS]),
     ]
-
-
-def _maker(rows: Sequence[Row]) -> Goal:
-    """Say whether the library's split products can go; where Triton's are slower, those can."""
-    wanted = "split products by Triton, not the library: its time <= 1"
-    times: dict[str, dict[str, float]] = {}
-    for row in rows:
-        of_shape = times.setdefault(row["shape"], {})
-        of_shape[row["tool"]] = of_shape.get(row["tool"], 0.0) + SPLIT_PRODUCTS[row["op"]] * float(row["ms"])
-    ratios = {}
-    for shape, tools in times.items():
-        makers = [[ms for tool, ms in tools.items() if name in tool] for name in ("triton", "library")]
-        if all(makers):
-            ratios[shape] = min(makers[0]) / min(makers[1])
-    if not ratios:
-        return Goal(wanted, "", None)
-    return Goal(
-        wanted, ", ".join(f"{ratio:.2f}x, {shape}" for shape, ratio in ratios.items()), max(ratios.values()) <= 1
-    )
 
 
 def _beside_svd(what: str, rows: Sequence[Row], factor: float) -> Goal:

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastmerge.kernels.spectral import Info
 from fastmerge.kernels.spectral._by_products import by_products, factored, raised
 from fastmerge.kernels.spectral._matrices import full_float32
-from fastmerge.kernels.spectral._products import LIBRARY, Products
+from fastmerge.kernels.spectral._products import Products
 from fastmerge.kernels.spectral._rules import Boost
 
 from .. import _measure, _record
@@ -100,8 +100,8 @@ def run(bench: Bench) -> None:
 
 def ways(check: bool) -> dict[str, Way]:
     """Return the ways to boost, the peers last; the default route of a GPU is ``fastmerge``."""
-    found: dict[str, Way] = {tool: _by_products(products) for tool, products in makers(check).items()}
-    return found | {
+    return {
+        "fastmerge": _by_products,
         "torch gram64": gram64,
         "torch": lambda x: decomposed(x, None),
         # No other driver on a CPU.
@@ -109,23 +109,10 @@ def ways(check: bool) -> dict[str, Way]:
     }
 
 
-def makers(check: bool) -> dict[str, Products]:
-    """Return who makes the products: on a CPU those of a GPU, emulated."""
-    if check:
-        return {"fastmerge": LIBRARY}
-    chosen = Products.on(torch.device("cuda"))
-    return {"fastmerge": chosen} if chosen is LIBRARY else {
-        "fastmerge": chosen, "fastmerge, library": LIBRARY
-    }  # fmt: skip
-
-
-def _by_products(products: Products) -> Way:
-    def boost(x: Tensor) -> Boosted:
-        result, infos, accepted = by_products(x, [Boost(BETA)] * len(x), products=products)
-        assert all(accepted), f"a certificate failed: {infos}"
-        return result, [_k(info) for info in infos]
-
-    return boost
+def _by_products(x: Tensor) -> Boosted:
+    result, infos, accepted = by_products(x, [Boost(BETA)] * len(x))
+    assert all(accepted), f"a certificate failed: {infos}"
+    return result, [_k(info) for info in infos]
 
 
 def _k(info: Info) -> int:
@@ -232,15 +219,15 @@ def measure(bench: Bench, case: Case, some: dict[str, Way]) -> dict[str, Columns
         for tool in right_ones(bench, case, errors, results, exact[1])
     }
     append(bench, "subspace_boost", case.shape, columns)
-    for tool, products in makers(bench.check).items():
-        with bench.attempt(f"{case.shape}: parts of {tool}"):
-            if tool in columns:
-                measure_parts(bench, case, tool, products, x, columns[tool])
+    with bench.attempt(f"{case.shape}: parts"):
+        if "fastmerge" in columns:
+            measure_parts(bench, case, x, columns["fastmerge"])
     return columns
 
 
-def measure_parts(bench: Bench, case: Case, tool: str, products: Products, x: Tensor, whole: Columns) -> None:
+def measure_parts(bench: Bench, case: Case, x: Tensor, whole: Columns) -> None:
     """Time the polar factor and the search apart, and append a row for each."""
+    products = Products.on(bench.device)
     given = factored(x, True, products)
     # The result takes the place of the factor.
     clone = replace(given, p=replace(given.p, whole=given.p.whole.clone()))
@@ -251,9 +238,9 @@ def measure_parts(bench: Bench, case: Case, tool: str, products: Products, x: Te
     turns = (0, 0.0) if bench.check else (RUNS, BUDGET, LONG)
     samples = _measure.take_turns({op: bench.on_wall(run) for op, run in parts.items()}, *turns)
     info = raised(replace(given, p=replace(given.p, whole=given.p.whole.clone())), [Boost(BETA)] * case.batch)[1][0]
-    print(f"{case.shape}: {tool}: {info.iterations} steps, {info.passes} products of the search", flush=True)
+    print(f"{case.shape}: {info.iterations} steps, {info.passes} products of the search", flush=True)
     for op, seconds in samples.items():
-        append(bench, op, case.shape, {tool: {**whole, **_measure.time_columns(seconds)}})
+        append(bench, op, case.shape, {"fastmerge": {**whole, **_measure.time_columns(seconds)}})
 
 
 def compose(bench: Bench, measured: dict[Case, dict[str, Columns]]) -> None:

@@ -1,6 +1,6 @@
 """Times what Subspace Boosting is made of, one by one: what a device's design rests on. Rows as in ``spectral``.
 
-Decompositions and solves in float64, split products by each maker, the polar factor alone, the search for leading
+Decompositions and solves in float64, split products with two lengths of sums, the polar factor alone, the search for leading
 triplets on several spectra, and batches of matrices that are too small to fill the device alone.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from unittest import mock
 
 import torch
@@ -16,12 +17,12 @@ from torch import Tensor
 from fastmerge.kernels.spectral import _polar
 from fastmerge.kernels.spectral._by_products import factored, raised
 from fastmerge.kernels.spectral._matrices import full_float32
-from fastmerge.kernels.spectral._products import LIBRARY, TRITON, Products
+from fastmerge.kernels.spectral._products import Products
 from fastmerge.kernels.spectral._rules import Boost
 
 from .. import _measure
 from .._bench import Bench
-from .spectral import BETA, Case, append, gram64, make_deltas, makers
+from .spectral import BETA, Case, append, gram64, make_deltas
 
 RUNS, BUDGET = 3, 0.5
 # Matrices that are decomposed: the blocks of a search, alone and of all experts.
@@ -66,9 +67,9 @@ def decompositions(bench: Bench) -> None:
 
 
 def products(bench: Bench) -> None:
-    """Time and check split products by each maker, whole and symmetric."""
-    # Of Triton's also one with half as many promotions.
-    compared = [*([TRITON, Products("triton", 512)] if TRITON in makers(bench.check).values() else []), LIBRARY]
+    """Time and check split products, whole and symmetric, also with half as many promotions."""
+    chosen = Products.on(bench.device)
+    compared = [chosen, replace(chosen, chunk=2 * chosen.chunk)]
     for m, n in ((24, 16),) if bench.check else PRODUCTS:
         x = make_deltas(Case(1, m, n), bench.device)
         # Of some columns: all of them in float64 would take as long as the experiment.
@@ -77,7 +78,7 @@ def products(bench: Bench) -> None:
             ways, errors = {}, {}
             for maker in compared:
                 operand = maker.operand(x)
-                ways[f"fastmerge, {maker.maker} {maker.chunk}"] = functools.partial(
+                ways[f"fastmerge, chunk {maker.chunk}"] = functools.partial(
                     *((maker.gram, operand) if symmetric else (maker.multiply, operand.mT, operand))
                 )
             for tool, way in ways.items():
@@ -90,7 +91,7 @@ def products(bench: Bench) -> None:
 
 def factors(bench: Bench) -> None:
     """Time the polar factor in groups of steps and in single ones; count the directions that are repaired."""
-    maker = next(iter(makers(bench.check).values()))
+    maker = Products.on(bench.device)
     for m, n in ((32, 24),) if bench.check else FACTORED:
         x = make_deltas(Case(1, m, n), bench.device)
         wide = x.double()
@@ -115,7 +116,7 @@ def factors(bench: Bench) -> None:
 def searches(bench: Bench) -> None:
     """Compare k and the cut of four spectra with those of float64, and time the search."""
     n = 24 if bench.check else SEARCHED
-    maker = next(iter(makers(bench.check).values()))
+    maker = Products.on(bench.device)
     for spectrum, x in spectra(n, bench.device).items():
         _, (k,) = gram64(x)
         exact = torch.linalg.eigvalsh(x.double().mT @ x.double())[0].flip(-1).clamp(min=0).sqrt()
@@ -151,7 +152,7 @@ def spectra(n: int, device: torch.device) -> dict[str, Tensor]:
 
 def batches(bench: Bench) -> None:
     """Time batches of small matrices; count launches and waits."""
-    maker = next(iter(makers(bench.check).values()))
+    maker = Products.on(bench.device)
     for case in (Case(3, 32, 24),) if bench.check else BATCHES:
         x = make_deltas(case, bench.device)
         boost = functools.partial(_boosted, x, maker)

@@ -2,8 +2,9 @@ r"""Triton kernels of the split products of ``spectral._products``: float32 matr
 
 ``split`` writes the pieces, and their unit, in one pass. ``product`` makes the three tensor-core products of a tile in
 one accumulator, which moves to a float32 sum every ``chunk`` terms; the sum is scaled and added to another matrix as it
-is stored. A symmetric product computes the tiles on and above the diagonal and stores each twice. The last bits differ
-from those of the library product, which sums in another order.
+is stored. A symmetric product computes the tiles on and above the diagonal and stores each twice.
+
+On an H200 products by the library, one per chunk of pieces that lie side by side, took 1.11 to 1.19 times as long.
 
 Splitting inside the product, from float32 tiles, would move as many bytes, but send each tile through registers and
 back to shared memory in every one of its n / 128 uses; it was tried, and compiles to spills on the three families.

@@ -215,22 +215,6 @@ def _boosted(tool: str, ms: float, error: float = 1e-6, op: str = "subspace_boos
         ),
         ("boosting a 70B", [_boosted("fastmerge", 79e3, op="subspace_boost, 70B")], True),
         ("boosting a 70B", [_boosted("fastmerge", 81e3, op="subspace_boost, 70B")], False),
-        *(
-            (
-                "split products by Triton",
-                [
-                    _boosted(f"fastmerge, {maker}", ms, op=op)
-                    for maker, times in (
-                        ("triton 256", (8, symmetric)),
-                        ("triton 512", (9, 9)),
-                        ("library 1024", (7, 4)),
-                    )
-                    for op, ms in zip(("split product", "split product, symmetric"), times, strict=True)
-                ],
-                met,
-            )
-            for symmetric, met in ((3.5, True), (3.6, False))
-        ),
     ],
 )
 def test_spectral_goals_are_computed_from_the_rows(wanted, rows, met):

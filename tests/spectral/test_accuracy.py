@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from deltas import KINDS, NULL, STEEP, boost_oracle, make_delta, relative_error
+from split_pieces import SPLIT
 
 from fastmerge.kernels.spectral import subspace_boost
 from fastmerge.kernels.spectral._by_products import by_products
-from fastmerge.kernels.spectral._products import LIBRARY
 from fastmerge.kernels.spectral._rules import Boost
 
 SHAPES = [(128, 128), (384, 192), (512, 128), (96, 224)]
@@ -21,7 +21,7 @@ def boost(delta, beta, route):
         return subspace_boost(delta, beta, method=route)
     tall = delta if delta.shape[-2] >= delta.shape[-1] else delta.mT
     stack = tall.reshape(-1, *tall.shape[-2:])
-    result, infos, accepted = by_products(stack, [Boost(beta)] * len(stack), products=LIBRARY)
+    result, infos, accepted = by_products(stack, [Boost(beta)] * len(stack), products=SPLIT)
     assert all(accepted), infos
     return result.reshape(tall.shape) if tall is delta else result.reshape(tall.shape).mT, infos
 

@@ -8,14 +8,14 @@ from counting import counting_device
 from deltas import boost_oracle, make_delta, relative_error
 
 from fastmerge.kernels.spectral import subspace_boost
-from fastmerge.kernels.spectral._products import TRITON, Products
+from fastmerge.kernels.spectral._products import Products
 
 split_product = pytest.importorskip("fastmerge.kernels._triton.split_product")
 
 
 @pytest.mark.parametrize(("batch", "m", "n"), [(1, 192, 192), (3, 352, 132)])
 def test_products_launches_and_waits(batch, m, n, generator, monkeypatch):
-    monkeypatch.setattr(Products, "on", staticmethod(lambda device: TRITON))
+    monkeypatch.setattr(Products, "on", staticmethod(lambda device: Products(split_product)))
     deltas = torch.stack([make_delta("gaussian", m, n, generator) for _ in range(batch)])
     deltas += make_delta("low_rank_noise", m, n, generator)
     with counting_device(split_product) as (on, counts):

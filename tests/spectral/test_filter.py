@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from deltas import KINDS, boost_oracle, make_delta, relative_error
+from split_pieces import SPLIT
 
 from fastmerge.kernels.spectral import _by_products, subspace_boost, top_singular
 from fastmerge.kernels.spectral._by_products import by_products
 from fastmerge.kernels.spectral._filter import by_cholesky, largest_bound, orthonormal
 from fastmerge.kernels.spectral._polar import polar_factor
-from fastmerge.kernels.spectral._products import FLOAT32, LIBRARY
+from fastmerge.kernels.spectral._products import FLOAT32
 from fastmerge.kernels.spectral._rules import Boost
 from fastmerge.kernels.spectral._schedule import schedule
 
@@ -91,7 +92,7 @@ def test_only_matrices_that_need_it_are_extended(generator):
         assert relative_error(factor, exact) <= 1.5 * relative_error(peer.U @ peer.Vh, exact) + 1e-6
 
 
-@pytest.mark.parametrize("products", [FLOAT32, LIBRARY], ids=lambda products: products.maker)
+@pytest.mark.parametrize("products", [FLOAT32, SPLIT], ids=["float32", "split"])
 def test_null_directions_are_counted_and_stay_null(products, generator):
     delta = make_delta("bfloat16_difference", 160, 96, generator)
     delta[:, [3, 40, 41]] = 0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import split_pieces
 import torch
 from deltas import KINDS, make_delta, relative_error
+from split_pieces import SPLIT
 
-from fastmerge.kernels.spectral import _products
 from fastmerge.kernels.spectral._polar import polar_factor
-from fastmerge.kernels.spectral._products import FLOAT32, LIBRARY, TRITON, Products
+from fastmerge.kernels.spectral._products import FLOAT32
 from fastmerge.kernels.spectral._schedule import minimax, schedule
 
 
@@ -25,20 +28,19 @@ def test_split_float16_iteration_is_within_twice_the_error_of_float32(kind, shap
     if s[-1] < 1e-5 * s[0]:
         pytest.skip("the smallest singular value of this draw is below what float32 resolves")
     errors = {}
-    for products in (FLOAT32, LIBRARY):
+    for products in (FLOAT32, SPLIT):
         found = polar(delta, products)
         assert found.nullity == [0]
         errors[products] = relative_error(found.factor[0], u @ vh)
-    assert errors[LIBRARY] <= 2 * errors[FLOAT32]
+    assert errors[SPLIT] <= 2 * errors[FLOAT32]
 
 
 @pytest.mark.parametrize("chunk", [64, 1000, 4096])
-def test_split_products(chunk, generator, monkeypatch):
-    monkeypatch.setattr(_products, "LEAST_PANEL", 16)
+def test_split_products(chunk, generator):
     a = torch.randn(2, 100, 300, generator=generator) * 1e-3
     b = torch.randn(2, 300, 50, generator=generator) * 1e5
     exact = a.double() @ b.double()
-    split = Products("library", chunk)
+    split = replace(SPLIT, chunk=chunk)
     plus = torch.randn(2, 100, 50, generator=generator) * 1e3
     assert relative_error(split.multiply(split.operand(a), split.operand(b)), exact) < 5e-7
     assert relative_error(split.multiply(split.operand(a), split.operand(b), 1.0, 0.5, plus), exact + plus / 2) < 5e-7
@@ -52,13 +54,13 @@ def test_split_products(chunk, generator, monkeypatch):
     assert relative_error(cube, 2 * wide @ wide @ wide - wide) < 5e-6
 
 
-def truncating(result, a, b, beta):
+def truncating(a, b):
     """Accumulate as tensor cores are known to: 16 terms at a time, exactly, each sum rounded towards zero."""
-    acc = torch.zeros_like(result)
+    acc = torch.zeros(())
     for start in range(0, a.shape[-1], 16):
         part = slice(start, start + 16)
         acc = toward_zero(acc.double() + a[..., part].double() @ b[..., part, :].double())
-    result.copy_(acc + result if beta else acc)
+    return acc
 
 
 def toward_zero(x):
@@ -74,32 +76,21 @@ def test_promotion_keeps_a_truncating_accumulator_near_float32(generator, monkey
         return relative_error(polar(delta, products).factor[0], u @ vh)
 
     plain = error(FLOAT32)
-    monkeypatch.setattr(_products, "_accumulate", truncating)
-    promoted = error(LIBRARY)
-    # 64 steps lose half a unit, 2^-24, each; the factor inherits half of what the Gram matrix loses.
-    assert promoted <= plain + 32 * 2**-24
-    assert error(Products("library", 4096)) > 2 * promoted
+    monkeypatch.setattr(split_pieces, "summed", truncating)
+    promoted = error(SPLIT)
+    # 3 x 16 steps lose half a unit, 2^-24, each; the factor inherits half of what the Gram matrix loses.
+    assert promoted <= plain + 24 * 2**-24
+    assert error(replace(SPLIT, chunk=4096)) > 2 * promoted
 
 
-def test_promotion_serves_three_products_in_one_accumulator(generator):
-    # As in the Triton kernel, which adds the small products to the large one.
+def test_promotion_serves_three_products_in_one_accumulator(generator, monkeypatch):
+    monkeypatch.setattr(split_pieces, "summed", truncating)
     x = make_delta("bfloat16_difference", 8192, 24, generator)[None]
-    operand = LIBRARY.operand(x)
-    high, low = operand.pieces
-    errors = {}
-    for chunk in (TRITON.chunk, 8192):
-        total = torch.zeros(1, 24, 24)
-        for start in range(0, 8192, chunk):
-            acc = torch.zeros(1, 24, 24)
-            for step in range(start, start + chunk, 16):
-                for a, b in ((high, low), (low, high), (high, high)):
-                    term = a[:, step : step + 16].mT.double() @ b[:, step : step + 16].double()
-                    acc = toward_zero(acc.double() + term)
-            total += acc
-        errors[chunk] = relative_error(total * operand.unit.square(), x.double().mT @ x.double())
+    exact = x.double().mT @ x.double()
+    errors = [relative_error(replace(SPLIT, chunk=chunk).gram(x), exact) for chunk in (SPLIT.chunk, 8192)]
     # Half a unit in the last place, 2^-24, is lost in each of the steps between promotions.
-    assert errors[TRITON.chunk] < 3 * 16 * 2**-24
-    assert errors[8192] > 5 * errors[TRITON.chunk]
+    assert errors[0] < 3 * 16 * 2**-24
+    assert errors[1] > 5 * errors[0]
 
 
 @pytest.mark.parametrize("low", [0.5, 0.05, 1e-3])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from unittest import mock
 
+import split_pieces
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
@@ -99,18 +100,15 @@ def counting_device(split_product) -> Iterator[tuple[Callable[[Tensor], Tensor],
         return Counted(move(self, dtype) if dtype else self, counts)
 
     def split(x: Counted, largest: Counted):
-        unit = torch.ldexp(torch.ones_like(largest.inner), torch.frexp(largest.inner).exponent - 14)
-        high = (x.inner / unit).half()
-        pieces = high, (x.inner / unit - high.float()).half()
+        pieces, unit = split_pieces.split(x.inner, largest.inner)
         counts.launch("split", [x.inner], list(pieces))
         return tuple(Counted(piece, counts) for piece in pieces), Counted(unit, counts)
 
     def product(a, b, units, shape, chunk, symmetric, alpha=1.0, beta=0.0, plus=None):
-        (high, low), (high_b, low_b) = ([piece.inner.float() for piece in pieces] for pieces in (a, b))
-        result = (high @ low_b + low @ high_b + high @ high_b) * (alpha * units[0].inner * units[1].inner)
-        result = result if plus is None else result + beta * plus.inner
-        result = result.triu() + result.triu(1).mT if symmetric else result
-        counts.products[(*high.shape, shape[1], symmetric)] += 1
+        inner = [tuple(piece.inner for piece in pieces) for pieces in (a, b, units)]
+        added = None if plus is None else plus.inner
+        result = split_pieces.product(*inner, shape, chunk, symmetric, alpha, beta, added)
+        counts.products[(*a[0].shape, shape[1], symmetric)] += 1
         counts.launch("product", [x.inner for x in (*a, *b, *([] if plus is None else [plus]))], [result])
         return Counted(result, counts)
 

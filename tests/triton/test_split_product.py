@@ -1,4 +1,4 @@
-"""Split products in Triton and by the library: near the float64 product, and boosting by them."""
+"""Split products in Triton: near the float64 product, and boosting by them."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ import torch
 from deltas import boost_oracle, make_delta, relative_error
 
 from fastmerge.kernels.spectral._by_products import by_products
-from fastmerge.kernels.spectral._products import LIBRARY, TRITON, Products
+from fastmerge.kernels.spectral._products import Products
 from fastmerge.kernels.spectral._rules import Boost
 
-MAKERS = pytest.mark.parametrize("products", [LIBRARY, TRITON], ids=lambda products: products.maker)
+split_product = pytest.importorskip("fastmerge.kernels._triton.split_product")
 # Several promotions also where the interpreter's matrices are small.
-SHORT = Products("triton", 32)
+SHORT = Products(split_product, 32)
+PRODUCTS = Products(split_product)
 
 
 @pytest.fixture
 def scale(device, monkeypatch):
     """What sizes are multiplied by on a GPU; the interpreter, slow in products, has smaller tiles as well."""
     if device.type == "cpu":
-        split_product = pytest.importorskip("fastmerge.kernels._triton.split_product")
         monkeypatch.setattr(split_product, "TILE", 32)
     return 1 if device.type == "cpu" else 8
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 33, 75, 20), (3, 32, 64, 32)], ids=str)
-@pytest.mark.parametrize("products", [LIBRARY, SHORT], ids=lambda products: products.maker)
-def test_products(device, scale, generator, shape, products):
-    bound = 5e-7
+def test_products(device, scale, generator, shape):
+    bound, products = 5e-7, SHORT
     batch, p, q, r = shape[0], *(scale * size for size in shape[1:])
     a = 1e-3 * torch.randn(batch, p, q, generator=generator)
     b = 1e5 * torch.randn(batch, q, r, generator=generator) * torch.tensor([1.0, 1e-9, 0.0])[:batch, None, None]
@@ -50,9 +49,9 @@ def within(result, exact, bound):
     return bool((distance <= torch.linalg.matrix_norm(bound.double())).all())
 
 
-@MAKERS
 @pytest.mark.parametrize("shape", [(2, 20, 40), (1, 70, 65), (1, 1, 1)], ids=str)
-def test_symmetric_products(device, scale, generator, shape, products):
+def test_symmetric_products(device, scale, generator, shape):
+    products = PRODUCTS
     x = torch.randn(shape[0], scale * shape[1], scale * shape[2], generator=generator)
     gram = products.gram(products.operand(x.to(device)))
     exact = x.double().mT @ x.double()
@@ -66,10 +65,9 @@ def test_symmetric_products(device, scale, generator, shape, products):
     assert within(step, 2 * given @ given - 3 * given, 5e-7 * (2 * given.abs() @ given.abs() + 3 * given.abs()))
 
 
-@MAKERS
-def test_boosting(device, scale, generator, products):
+def test_boosting(device, scale, generator):
     delta = make_delta("power_half", scale * 30, scale * 12, generator)
     exact, k = boost_oracle(delta, 0.3)
-    result, (info,), (accepted,) = by_products(delta[None].to(device), [Boost(0.3)], products=products)
+    result, (info,), (accepted,) = by_products(delta[None].to(device), [Boost(0.3)], products=PRODUCTS)
     assert accepted and info.k == k
     assert relative_error(result[0].cpu(), exact) < 5e-6

@@ -1,7 +1,7 @@
 """Times what Subspace Boosting is made of, one by one: what a device's design rests on. Rows as in ``spectral``.
 
-Decompositions and solves in float64, split products with two lengths of sums, the polar factor alone, the search for leading
-triplets on several spectra, and batches of matrices that are too small to fill the device alone.
+Decompositions and solves in float64, split products with two lengths of sums, the polar factor alone, the search for
+leading triplets on several spectra, and batches of matrices that are too small to fill the device alone.
 """
 
 from __future__ import annotations

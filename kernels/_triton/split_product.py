@@ -4,7 +4,8 @@ r"""Triton kernels of the split products of ``spectral._products``: float32 matr
 one accumulator, which moves to a float32 sum every ``chunk`` terms; the sum is scaled and added to another matrix as it
 is stored. A symmetric product computes the tiles on and above the diagonal and stores each twice.
 
-On an H200 products by the library, one per chunk of pieces that lie side by side, took 1.11 to 1.19 times as long.
+On an H200 boosting by products of the library, one per chunk of pieces that lie side by side, took 1.11 to 1.19 times
+as long.
 
 Splitting inside the product, from float32 tiles, would move as many bytes, but send each tile through registers and
 back to shared memory in every one of its n / 128 uses; it was tried, and compiles to spills on the three families.

@@ -133,6 +133,7 @@ def ranks_of(distributed: bool, timeout: float | None, idle: bool = False) -> co
 @click.option("--out-path", type=click.Path(), help="Same as OUT.")
 @click.option("-I", "--intermediate-dir", type=click.Path(), help="Folder that keeps the results of named documents.")
 @click.option("--lazy/--no-lazy", default=True, help="Take over results that are there.  [default: lazy]")
+@FORMAT
 @DISTRIBUTED
 @RANK_TIMEOUT
 @MERGING
@@ -145,11 +146,18 @@ def multi(
     dry_run: bool,
     distributed: bool,
     rank_timeout: float | None,
+    format: str,
+    key: str | None,
+    like: str | None,
     **given: Any,
 ) -> None:
-    """Merge the documents of RECIPE, which use each other's results by name; the one without a name goes to OUT."""
+    """Merge the documents of RECIPE, which use each other's results by name; the one without a name goes to OUT.
+
+    With --format dcp, results that other documents use are folders of the hub all the same.
+    """
     if out is not None and out_path is not None:
         raise click.UsageError(f"OUT is {out} and --out-path {out_path}; give one")
+    given["state"] = state_of(format, key, like)
     shared = ranks_of(distributed, rank_timeout, idle=dry_run)
     if dry_run:
         show_plans(planned(recipe, given))

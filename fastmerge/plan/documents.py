@@ -36,8 +36,8 @@ def plan_all(pipeline: Pipeline, **planning: Any) -> Iterator[list[Plan]]:
 
 
 def planning_of(step: Recipe, pipeline: Pipeline, planning: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of ``make_plan`` for a step: only the result is a checkpoint of training."""
-    return dict(planning) if step is pipeline.last else {**planning, "state": None}
+    """Return the options of ``make_plan`` for a step: what others use is no checkpoint of training."""
+    return dict(planning) if pipeline.is_result(step) else {**planning, "state": None}
 
 
 def _stand_in(plan: Plan, folder: Path) -> str:

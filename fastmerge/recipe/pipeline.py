@@ -25,6 +25,10 @@ class Pipeline:
     steps: tuple[Recipe, ...]
     last: Recipe | None
 
+    def is_result(self, step: Recipe) -> bool:
+        """True for the last step, and for others whose results no step uses."""
+        return step is self.last or not any(step.name in {m.path for m in other.models} for other in self.steps)
+
     @property
     def intermediates(self) -> tuple[Recipe, ...]:
         """The steps whose results are used, or kept beside the last one."""

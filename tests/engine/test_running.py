@@ -157,7 +157,7 @@ def test_checksum_does_not_depend_on_the_order_of_the_parts():
         parts.add(start, data[start : start + 3 * BLOCK])
     assert whole.hex() == parts.hex()
     other = Checksum(len(data), 1)
-    other.add(0, memoryview(bytes(data[:-1]) + b"!"))
+    other.add(0, memoryview(bytes(data[:-1]) + bytes([data[-1] ^ 1])))
     assert other.hex() != whole.hex()
 
 

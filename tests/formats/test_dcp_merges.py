@@ -24,11 +24,9 @@ from fastmerge.dtypes import float32
 from fastmerge.engine import RunOptions, run
 from fastmerge.engine.files import OutputFiles
 from fastmerge.errors import FastmergeError, InvalidInput, OutputError
-from fastmerge.pipelines import merge_all
 from fastmerge.plan import make_plan
 from fastmerge.plan.types import AsState
 from fastmerge.recipe import load
-from fastmerge.recipe.pipeline import load_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore:.*TypedStorage is deprecated")
 
@@ -173,13 +171,22 @@ def test_damage_is_found_and_what_is_ours_is_replaced(wide, tmp_path):
         run(wide, out, RunOptions(overwrite=True))
 
 
-def test_only_the_result_of_several_documents(recipe, tmp_path):
-    steps = [{**recipe, "name": "first"}, {**recipe, "models": [{"model": "first", "parameters": {"weight": 1}}]}]
-    pipeline = load_pipeline(yaml.safe_dump_all(steps))
-    merge_all(pipeline, tmp_path / "out", RunOptions(), state=AsState("model"), intermediates=tmp_path / "steps")
-    assert (tmp_path / "steps/first/model.safetensors").exists()
-    assert_loads(tmp_path / "out", load_file(tmp_path / "steps/first/model.safetensors"), "model")
-    assert fastmerge.verify(tmp_path / "out").ok
+def test_only_the_results_of_several_documents(recipe, tmp_path):
+    """What another document uses is a folder of the hub."""
+    by_itself = {"models": [{"model": "first", "parameters": {"weight": 1}}]}
+    (tmp_path / "both.yml").write_text(
+        yaml.safe_dump_all([{**recipe, "name": "first"}, {**recipe, "name": "free"}, {**recipe, **by_itself}])
+    )
+    given = ("-I", tmp_path / "steps", "--format", "dcp", "--key", "app")
+    for _ in range(2):
+        result = call("multi", tmp_path / "both.yml", tmp_path / "out", *given, "--overwrite")
+        assert result.exit_code == 0, result.output
+    assert result.output.count("was there already") == 2
+    wanted = load_file(tmp_path / "steps/first/model.safetensors")
+    for place in ("out", "steps/free"):
+        assert_loads(tmp_path / place, wanted, "app")
+        assert call("verify", tmp_path / place).exit_code == 0
+    assert call("multi", tmp_path / "both.yml", tmp_path / "out", "--key", "app").exit_code == 2
 
 
 def test_what_is_refused(recipe, tmp_path):

@@ -90,7 +90,7 @@ def products(bench: Bench) -> None:
 
 
 def factors(bench: Bench) -> None:
-    """Time the polar factor in groups of steps and in single ones; count the directions that are repaired."""
+    """Time the polar factor, and count the directions that are repaired."""
     maker = Products.on(bench.device)
     for m, n in ((32, 24),) if bench.check else FACTORED:
         x = make_deltas(Case(1, m, n), bench.device)
@@ -98,19 +98,14 @@ def factors(bench: Bench) -> None:
         squares, v = torch.linalg.eigh(wide.mT @ wide)
         exact = ((wide @ (v / squares.sqrt().unsqueeze(-2))) @ v.mT).float()
         del wide, v
-        ways = {"fastmerge": lambda x=x: factored(x, True, maker)}
-        errors, counts = {}, {}
-        if m >= _polar.TALL * n:
-            single = mock.patch.object(_polar, "_groups", lambda steps, tall: [[step] for step in steps])
-            ways["fastmerge, single steps"] = functools.partial(_under, single, ways["fastmerge"])
-        for tool, way in ways.items():
-            judged, seen = _polar._judged, []
-            spy = mock.patch.object(_polar, "_judged", lambda *of, f=judged, s=seen: s.append(f(*of)) or s[-1])
-            given = _under(spy, way)
-            errors[tool] = float((given.p.whole - exact).norm() / exact.norm())
-            counts[tool] = int((seen[-1].gains != 0).sum())
-            print(f"{m}x{n}: {tool}: {counts[tool]} directions repaired, {given.infos[0].iterations} steps", flush=True)
-        _time(bench, "polar_factor alone", f"{m}x{n}", ways, errors, counts)
+        way = functools.partial(factored, x, True, maker)
+        with mock.patch.object(_polar, "_judged", wraps=_polar._judged) as judged:
+            given = way()
+            repaired = int((_polar._judged(*judged.call_args.args).gains != 0).sum())
+        error = float((given.p.whole - exact).norm() / exact.norm())
+        print(f"{m}x{n}: {repaired} directions repaired, {given.infos[0].iterations} steps", flush=True)
+        ways = {"fastmerge": way}
+        _time(bench, "polar_factor alone", f"{m}x{n}", ways, {"fastmerge": error}, {"fastmerge": repaired})
 
 
 def searches(bench: Bench) -> None:
@@ -176,11 +171,6 @@ def _boosted(x: Tensor, maker: Products) -> object:
 def _one_by_one(x: Tensor, maker: Products) -> None:
     for i in range(len(x)):
         _boosted(x[i : i + 1], maker)
-
-
-def _under(patch: mock._patch, run: Callable[[], object]) -> object:
-    with patch:
-        return run()
 
 
 def _gram(bench: Bench, batch: int, n: int) -> Tensor:

@@ -147,7 +147,7 @@ def largest_bound(gram: Tensor, products: Products) -> Tensor:
 def start_block(like: Tensor, columns: int) -> Tensor:
     """Return orthonormal columns [batch, n, columns], of a private generator on the host: for every matrix the same."""
     batch, n = len(like), like.shape[-1]
-    return _block_on_host(n, columns, like.dtype).to(like.device).expand(batch, n, columns)
+    return _block_on_host(n, columns, like.dtype).to(like.device).expand(batch, n, columns).contiguous()
 
 
 # Of 8192 x 256, which a matrix needs twice, the QR takes the host as long as all products take a GPU.

@@ -1,48 +1,47 @@
 r"""Polar factor by matrix products: few steps of a polynomial iteration, then a repair of what they left behind.
 
 A schedule that serves the smallest singular values would grow, for a handful of directions, all of the matrix. So it
-is cut short: at 1e-3 of the largest (square) or 1e-2 (tall). What is still small then is found among a few directions,
-those that powers of ``I - X'X`` leave, and set to 1 by an update of low rank. Where all of these are small, the
-schedule was too short, and goes on. One step of order 5 finishes.
+is cut short: at 1e-3 of the largest (square) or 7e-3 (tall). What is still small then is found among a few directions,
+those that a filter of X'X leaves, and set to 1 by an update of low rank. Where all of these are small, the schedule was
+too short, and goes on. One more step finishes.
 
-Steps go in groups that meet X once: with A = X'X, ``Q <- Q M, A <- A M^2`` for each M = a I + b A + c A^2, then
-``X <- X Q``. Errors of A grow with the square of what Q does to small values, which bounds the size of a group. X stays
-in float32 between groups: what the products lose in a multiplier costs their precision, whatever the condition number;
-rounding X itself would cost that times the condition number.
+A step is ``X <- X M`` with M of degree 4 in A = X'X: one product with X beside that of A, and two of n x n matrices. X
+stays in float32: what the products lose in a multiplier costs their precision, whatever the condition number; rounding
+X itself would cost that times the condition number. Several steps could meet X once, with A carried along: errors of A
+grow with the square of what steps do to small values, and P'X was no longer symmetric.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._exact import NULL
-from ._filter import by_cholesky, orthonormal, start_block
+from ._filter import by_cholesky, start_block
 from ._products import Operand, Products, chosen
-from ._schedule import Quintic, schedule
+from ._schedule import LAST, Schedule, Step, schedule
 
 TALL = 1.3
-SQUARE_LOWER, TALL_LOWER = 1e-3, 1e-2
+SQUARE_LOWER, TALL_LOWER = 1e-3, 7e-3
 # Directions that are looked at: this share of n, or the least number.
 SHARE, LEAST = 1 / 32, 12
-# Products with I - X'X, and how many of them between orthonormal columns.
-POWERS, TOGETHER = 12, 3
+# Chebyshev filters of the look, and the degree of each: columns are made orthonormal between them.
+FILTERS, DEGREE = 3, 3
 # By how much a direction found may be off, times what repairing it amplifies. Others are left to the last step.
 ALIGNED = 1e-6
 # The least square of a singular value that the last step takes, and that all directions not looked at must have.
 LEAST_LEFT, LEAST_LAST = 0.4, 0.8
 # Near enough to 1 to need no repair.
 NEAR = 0.98
-# An extension serves what has grown to a tenth. The matrix shrinks first by what the schedule may leave above 1.
-EXTENSION, EXTENSIONS, SHRINK = 0.1, 3, 1.03
+# An extension serves what has grown to this. The matrix shrinks first by what the schedule may leave above 1.
+EXTENSION, EXTENSIONS, SHRINK = 0.03, 3, 1.06
 # A value below NULL of the largest by this factor is null, one above it by the factor is not; between, who knows.
 TELLING = 1.5
 # What the last step may leave of ||P'P - I||_F / sqrt(n); else it is made twice.
-TAYLOR, LEFT = 63 / 256, 5e-7
+LEFT = 5e-7
 
 
 class Polar(NamedTuple):
@@ -69,62 +68,44 @@ def polar_factor(x: Operand, gram: Tensor, products: Products) -> Polar:
         gram: [batch, n, n] = x'x.
     """
     batch, m, n = x.whole.shape
-    tall = (products.rows or m) >= TALL * n
-    steps, taken, gain = schedule(TALL_LOWER if tall else SQUARE_LOWER), 0, 1.0
+    plan = schedule(TALL_LOWER if (products.rows or m) >= TALL * n else SQUARE_LOWER)
+    gram, taken, gain = gram.clone(), 0, 1.0
     pending, done, parts = list(range(batch)), [], []
     for extension in range(EXTENSIONS + 1):
-        for group in _groups(steps, tall):
-            x = products.operand(_grown(x, gram, group, products))
+        for step in plan.steps:
+            x = products.operand(_stepped(x, gram, step, products))
             gram = products.gram(x)
-        taken, gain = taken + len(steps), gain * math.prod(a for a, _, _ in steps)
-        look = _look(x, gram, products)
+        taken, gain = taken + len(plan.steps), gain * plan.gain
+        look = _look(x, gram, plan, products)
         squares = look.squares.cpu()
-        short = _judged(squares, gain, n).short if extension < EXTENSIONS else [False] * len(pending)
+        short = _judged(squares, plan, gain, n).short if extension < EXTENSIONS else [False] * len(pending)
         if some := [i for i, s in enumerate(short) if not s]:
-            judged = _judged(squares[some], gain, n)
+            judged = _judged(squares[some], plan, gain, n)
             ended = x.of(some), chosen(gram, some), _Look(*(chosen(part, some) for part in look))
-            parts.append(_ended(*ended, judged, products, taken))
+            parts.append(_ended(*ended, judged, plan.last, products, taken))
             done += [pending[i] for i in some]
         if len(done) == batch:
             break
         some = [i for i, s in enumerate(short) if s]
         pending = [pending[i] for i in some]
         x, gram = products.operand(chosen(x.whole, some) / SHRINK), chosen(gram, some) / SHRINK**2
-        steps, gain = schedule(EXTENSION), gain / SHRINK
+        plan, gain = schedule(EXTENSION), gain / SHRINK
     return parts[0] if len(parts) == 1 else _joined(parts, sorted(range(batch), key=done.__getitem__))
 
 
-def _groups(steps: Sequence[Quintic], tall: bool) -> list[Sequence[Quintic]]:
-    """Return the steps, of a tall matrix two, one, two, ... at a time.
-
-    A group of two saves a third of a step's products at m = 3.5 n. More of them, or three at a time, would save more,
-    and took the error of a Gaussian matrix beyond 1.5 times that of a float32 SVD.
-    """
-    groups: list[Sequence[Quintic]] = []
-    while steps:
-        size = 1 + (tall and len(groups) % 2 == 0)
-        groups.append(steps[:size])
-        steps = steps[size:]
-    return groups
+def _stepped(x: Operand, gram: Tensor, step: Step, products: Products) -> Tensor:
+    """Return X after a step. Overwrites ``gram``."""
+    b = products.operand(_shift(gram, step.shift))
+    square = products.operand(products.multiply(b, b, symmetric=True))
+    torch.add(square.whole, gram, alpha=step.linear / step.square, out=gram)
+    multiplier = products.multiply(square, square, step.quartic, step.square, gram, symmetric=True)
+    return products.multiply(x, multiplier, 1.0, step.constant, x.whole)
 
 
-def _grown(x: Operand, gram: Tensor, steps: Sequence[Quintic], products: Products) -> Tensor:
-    """Return X after a group of steps: ``alpha X + X S``, with Q = alpha I + S."""
-    alpha, s = 1.0, None
-    for i, (a, b, c) in enumerate(steps):
-        operand = products.operand(gram)
-        # M = a I + rest
-        rest = products.operand(products.multiply(operand, operand, c, b, gram, symmetric=True))
-        if i < len(steps) - 1:
-            half = products.multiply(operand, rest, 1.0, a, gram, symmetric=True)
-            gram = products.multiply(half, rest, 1.0, a, half, symmetric=True)
-        if s is not None:
-            both = products.multiply(s, rest, 1.0, a, s.whole, symmetric=True)
-            rest = products.operand(both.add_(rest.whole, alpha=alpha))
-        s = rest
-        alpha *= a
-    assert s is not None
-    return products.multiply(x, s, 1.0, alpha, x.whole)
+def _shift(gram: Tensor, by: float) -> Tensor:
+    """Subtract ``by I`` in place."""
+    gram.diagonal(dim1=-2, dim2=-1).sub_(by)
+    return gram
 
 
 class _Look(NamedTuple):
@@ -139,19 +120,21 @@ class _Look(NamedTuple):
     y: Tensor
 
 
-def _look(x: Operand, gram: Tensor, products: Products) -> _Look:
-    """Find the directions that are farthest from 1."""
+def _look(x: Operand, gram: Tensor, plan: Schedule, products: Products) -> _Look:
+    """Find the directions that are farthest below what the steps of ``plan`` leave."""
     n = gram.shape[-1]
     v = start_block(gram, min(n, max(LEAST, math.ceil(SHARE * n))))
-    away = products.operand(_minus_one(gram))
-    for _ in range(POWERS // TOGETHER):
-        for _ in range(TOGETHER):
-            v = products.multiply(away, v)
+    middle, half = (plan.high**2 + plan.low**2) / 2, (plan.high**2 - plan.low**2) / 2
+    away = products.operand(_shift(gram, middle))
+    for _ in range(FILTERS):
+        before, v = v, products.multiply(away, v, 1 / half)
+        for _ in range(DEGREE - 1):
+            before, v = v, products.multiply(away, v, 2 / half, -1.0, before)
         v = by_cholesky(v)
-    v = orthonormal(v)
+    _shift(gram, -middle)
     y = products.multiply(x, v)
     wide, high = y.double(), v.double()
-    # A column of zeros stands for a direction that is 1 exactly.
+    # A column of zeros stands for a direction that is in the middle exactly.
     missing = torch.diag_embed((torch.linalg.vector_norm(v, dim=-2) < 0.5).double())
     squares, turn = torch.linalg.eigh(products.total(wide.mT @ wide) + missing)
     return _Look(squares.clamp(min=0), (high @ turn).to(v), (wide @ turn).to(v))
@@ -173,21 +156,23 @@ class _Judged(NamedTuple):
     left: Tensor
 
 
-def _judged(squares: Tensor, gain: float, n: int) -> _Judged:
+def _judged(squares: Tensor, plan: Schedule, gain: float, n: int) -> _Judged:
     """Judge directions [batch, p], by rising squares of their singular values; small ones have grown by ``gain``."""
     count = squares.shape[-1]
-    sizes, away = squares.sqrt() / gain, 1 - squares
+    sizes, last = squares.sqrt() / gain, squares[:, -1:]
     null = sizes < NULL / TELLING
     clear = (null | (sizes > NULL * TELLING)).all(-1)
-    # Those that were not looked at are at least as near to 1.
-    last = away[:, -1:] if count < n else torch.zeros_like(away[:, -1:])
+    middle, half = (plan.high**2 + plan.low**2) / 2, (plan.high**2 - plan.low**2) / 2
+    kept = ((middle - squares) / half).clamp(min=1).acosh().mul(DEGREE).cosh() ** FILTERS
     gains = squares.rsqrt() - 1
-    aligned = gains.abs() * (last / away).abs() ** POWERS <= 2 * ALIGNED
+    # Those that were not looked at are at least as near to 1.
+    aligned = gains.abs() * kept[:, -1:] <= 2 * ALIGNED * kept if count < n else torch.ones_like(null)
     repaired = (aligned & (squares < NEAR)) | null
     gains = torch.where(null, -1.0, torch.where(repaired, gains, 0.0))
-    kept = ~repaired
-    short = ((kept & (squares < LEAST_LEFT)).any(-1) | (last[:, 0] > 1 - LEAST_LAST)) & clear & ~null.all(-1)
-    left = 2 * TAYLOR * (((kept * away**10).sum(-1) + (n - count) * last[:, 0] ** 10) / n).sqrt()
+    others = last if count < n else torch.ones_like(last)
+    short = ((~repaired & (squares < LEAST_LEFT)).any(-1) | (others[:, 0] < LEAST_LAST)) & clear & ~null.all(-1)
+    off = [(1 - s.sqrt() * plan.last.gain(s)).abs().clamp(min=LAST) for s in (squares, others)]
+    left = 2 * (((~repaired * off[0].square()).sum(-1) + (n - count) * off[1][:, 0].square()) / n).sqrt()
     nullity = [
         int(row.sum()) if ok and not s and (count == n or not bool(row.all())) else None
         for row, ok, s in zip(null, clear.tolist(), short.tolist(), strict=True)
@@ -195,19 +180,21 @@ def _judged(squares: Tensor, gain: float, n: int) -> _Judged:
     return _Judged(gains, null, short.tolist(), nullity, left)
 
 
-def _ended(x: Operand, gram: Tensor, look: _Look, judged: _Judged, products: Products, taken: int) -> Polar:
+def _ended(
+    x: Operand, gram: Tensor, look: _Look, judged: _Judged, last: Step, products: Products, taken: int
+) -> Polar:  # fmt: skip
     """Repair the small directions, then make the last step, or two."""
-    whole = x.whole
     if bool(judged.gains.any()):
         gains = judged.gains.to(look.squares.device).unsqueeze(-2)
         # (I + v g v') A (I + v g v'), with v'A v = diag(squares). X'y has the digits of A v that A, of size 1, has not.
         turned = products.inner(x, look.y) * gains + look.v * (gains.square() * look.squares.unsqueeze(-2) / 2)
         turned = turned.to(gram)
         gram = torch.baddbmm(gram, torch.cat([turned, look.v], -1), torch.cat([look.v, turned], -1).mT)
-        whole = torch.baddbmm(whole, look.y * gains.to(look.y), look.v.mT)
-    whole, taken = _finished(whole, gram, products), taken + 1
+        x = products.operand(torch.baddbmm(x.whole, look.y * gains.to(look.y), look.v.mT))
+    whole, taken = _stepped(x, gram, last, products), taken + 1
     if bool((judged.left > LEFT).any()):
-        whole, taken = _finished(whole, products.gram(whole), products), taken + 1
+        x = products.operand(whole)
+        whole, taken = _stepped(x, products.gram(x), last, products), taken + 1
     return Polar(whole, look.v * judged.null.to(look.v).unsqueeze(-2), judged.nullity, [taken] * len(whole))
 
 
@@ -216,20 +203,3 @@ def _joined(parts: list[Polar], order: list[int]) -> Polar:
     factor, null = torch.cat([p.factor for p in parts])[order], torch.cat([p.null for p in parts])[order]
     nullity, steps = [n for p in parts for n in p.nullity], [n for p in parts for n in p.steps]
     return Polar(factor, null, [nullity[i] for i in order], [steps[i] for i in order])
-
-
-def _finished(x: Tensor, gram: Tensor, products: Products) -> Tensor:
-    """Return ``X (X'X)^-1/2`` by its Taylor polynomial around 1: with E = X'X - I, TAYLOR E^5 stays."""
-    e = _minus_one(gram)
-    operand = products.operand(e)
-    square = products.multiply(operand, operand, symmetric=True)
-    outer = e.mul(-1 / 2).add_(square, alpha=3 / 8)
-    inner = e.mul_(-5 / 16).add_(square, alpha=35 / 128)
-    multiplier = products.multiply(square, inner, 1.0, 1.0, outer, symmetric=True)
-    return products.multiply(x, multiplier, 1.0, 1.0, x)
-
-
-def _minus_one(gram: Tensor) -> Tensor:
-    result = gram.clone()
-    result.diagonal(dim1=-2, dim2=-1).sub_(1)
-    return result

@@ -134,9 +134,11 @@ class Slot:
         self.memory: Memory = arena
         self._start, self._end = start, start + nbytes
         self._next = start
+        self._writes: list[Callable[[], None]] = []
 
     def reset(self) -> None:
         """Forget everything that was taken."""
+        Slot.complete(self)
         self._next = self._start
 
     def take(self, nbytes: int, phase: int = 0, align: int = LINE) -> int:
@@ -189,19 +191,29 @@ class Slot:
         """Call ``function`` when all that the task has begun is done. The slot is not used again before that."""
         function()
 
+    def write(self, function: Callable[[], None]) -> None:
+        """Call ``function``, which writes what lies in the slot or in a region, before either is used again.
+
+        Where the processor computes, that is when the task has returned: others compute while one waits for the disk.
+        """
+        self._writes.append(function)
+
     def left(self) -> bool:
         """Note the end of a task; return True where what it began may still be under way.
 
         ``complete`` is due then, on any thread, before anybody builds on it and before the slot is used again.
         """
-        return False
+        return bool(self._writes)
 
     def finished(self) -> bool:
-        """True when ``complete`` would not wait."""
+        """True when ``complete`` would not wait for a device."""
         return True
 
     def complete(self) -> None:
         """Wait until all that the task began is done, and do what is due later."""
+        writes, self._writes = self._writes, []
+        for write in writes:
+            write()
 
     def return_free_memory(self) -> None:
         """Give memory that the operations freed back to the system.

@@ -87,6 +87,7 @@ class Batch:
     def __init__(self, context: RunContext, outputs: Sequence[OutputTensor]):
         self._context, self._outputs = context, outputs
         self._runs = _consecutive(outputs)
+        self._made: list[tuple[OutputTensor, str, list[str]]] = []
 
     def start(self, memory: Memory) -> bool:
         return True
@@ -96,6 +97,8 @@ class Batch:
 
     def stages(self) -> Generator[Sequence[Task], None, None]:
         yield [self._run]
+        for output, checksum, inputs in self._made:
+            self._context.sink.finish(output, checksum, inputs)
 
     def _run(self, slot: Slot) -> None:
         slot.reset()
@@ -115,12 +118,12 @@ class Batch:
             )
         for _, start, total in parts:
             slot.download(start, total)
-        slot.later(partial(self._write, parts, at, places, sums))
+        slot.later(partial(self._write, parts, at, places, sums, slot))
 
     def _write(
-        self, parts: Sequence[Stretch], at: dict[str, int], places: dict[Key, int], sums: dict[Key, str]
+        self, parts: Sequence[Stretch], at: dict[str, int], places: dict[Key, int], sums: dict[Key, str], slot: Slot
     ) -> None:
-        """Copy what is not merged to its place, and write all."""
+        """Copy what is not merged to its place, sum all, and write it."""
         outputs, arena = self._outputs, self._context.arena
         for output in outputs:
             if output.group is None and output.nbytes:
@@ -130,14 +133,14 @@ class Batch:
         if self._context.finite:
             for run in self._runs:
                 self._check([(at[output.name], output.nbytes, output.dtype) for output in run])
-        for first, start, total in parts:
-            self._context.write(first, 0, start, total)
         for output in outputs:
             place = at[output.name]
             checksum = checksum_of(arena.bytes[place : place + output.nbytes], output.dtype.itemsize)
             own = output.inputs.every if output.group is not None else ()
             inputs = [sums[t.path, t.offset] if t.nbytes else checksum for t in own] or [checksum]
-            self._context.sink.finish(output, checksum, inputs)
+            self._made.append((output, checksum, inputs))
+        for first, start, total in parts:
+            self._context.write(slot, first, 0, start, total)
 
     def _job(self, output: OutputTensor, at: int, places: dict[Key, int], slot: Slot) -> Job:
         assert output.group is not None

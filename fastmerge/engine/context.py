@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from ..errors import Refused
@@ -12,7 +13,7 @@ from ..plan.types import OutputTensor
 from ..steps.apply import Apply
 from ..steps.driver import Job, merge_on_device, solve, solve_without_data
 from ..steps.source import Source
-from .arena import Arena
+from .arena import Arena, Slot
 from .finite import Suspect
 from .inputs import Reader
 from .report import Meter
@@ -47,12 +48,13 @@ class RunContext:
     finite: bool = False
     totals: Totals = field(default_factory=Totals)
 
-    def write(self, output: OutputTensor, start: int, at: int, nbytes: int) -> memoryview:
+    def write(self, slot: Slot, output: OutputTensor, start: int, at: int, nbytes: int) -> None:
         """Hand the bytes at ``at`` of the arena to the sink: ``output`` (and its successors) from byte ``start`` on."""
-        data = self.arena.bytes[at : at + nbytes]
+        slot.write(partial(self._write, output, start, at, nbytes))
+
+    def _write(self, output: OutputTensor, start: int, at: int, nbytes: int) -> None:
         with self.meter.stage("write", nbytes):
-            self.sink.write(output, output.offset + start, data, at)
-        return data
+            self.sink.write(output, output.offset + start, self.arena.bytes[at : at + nbytes], at)
 
 
 def apply_without_survey(output: OutputTensor) -> Apply | None:

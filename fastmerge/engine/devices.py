@@ -153,6 +153,9 @@ class DeviceSlot(Slot):
     def later(self, function: Callable[[], None]) -> None:
         self._due.append(function)
 
+    def write(self, function: Callable[[], None]) -> None:
+        function()
+
     def left(self) -> bool:
         self._queue.mark()
         return True

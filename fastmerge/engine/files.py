@@ -139,8 +139,9 @@ class InputFiles:
             except OSError as error:
                 raise CheckpointError(f"{path}: cannot be read at byte {offset + done}: {error.strerror}") from error
             if got == 0:
+                end = os.fstat(self._open[path]).st_size
                 raise InputChanged(
-                    f"{path}: ends at byte {offset + done}, where the header promises {len(into) - done} more; "
+                    f"{path}: ends at byte {end}, where the header promises {offset + len(into) - end} more; "
                     "the file was truncated while it was read"
                 )
             done += got

@@ -248,7 +248,7 @@ class Large:
             if through is not None:
                 out.copy_(made)
         slot.download(at, (stop - start) * size)
-        slot.later(partial(self._write, start, stop, at))
+        slot.later(partial(self._write, start, stop, at, slot))
 
     def _merge_by_cells(self, start: int, stop: int, slot: Slot) -> bool:
         """Merge and write elements by cells as they are read; False where they have to be read first."""
@@ -264,7 +264,7 @@ class Large:
         at, digests = made
         size = self._output.dtype.itemsize
         self._checksum.put(start * size, digests)
-        self._context.write(self._output, start * size, at, (stop - start) * size)
+        self._context.write(slot, self._output, start * size, at, (stop - start) * size)
         return True
 
     def whole_job(self, slot: Slot) -> tuple[Apply, Tensor, Chunk]:
@@ -295,7 +295,7 @@ class Large:
             at = slot.fetch(self._out + start * size, (stop - start) * size, self._output.offset + start * size)
             if self._output.through is not None:
                 at = self._widened(start, stop, at, through, slot)
-            self._write(start, stop, at)
+            self._write(start, stop, at, slot)
 
     def _widened(self, start: int, stop: int, at: int, through: DType, slot: Slot) -> int:
         """Convert what was rounded before, in the host's memory; return where it lies."""
@@ -311,15 +311,15 @@ class Large:
         size = self._output.dtype.itemsize
         at = slot.take((stop - start) * size, phase=self._output.offset + start * size, align=PAGE)
         self._context.reader.raw(tensor.path, tensor.offset + start * size, (stop - start) * size, at)
-        self._write(start, stop, at)
+        self._write(start, stop, at, slot)
 
-    def _write(self, start: int, stop: int, at: int) -> None:
+    def _write(self, start: int, stop: int, at: int, slot: Slot) -> None:
         size = self._output.dtype.itemsize
         data = self._context.arena.bytes[at : at + (stop - start) * size]
         if self._context.finite and not all_finite(data, self._output.dtype):
             raise Suspect([self._output])
         self._checksum.add(start * size, data)
-        self._context.write(self._output, start * size, at, len(data))
+        self._context.write(slot, self._output, start * size, at, len(data))
 
     def chunk(self, start: int, stop: int, slot: Slot, reader: Reader) -> Chunk:
         """Return elements ``start .. stop - 1`` of every input: views of the region, or read into ``slot``."""

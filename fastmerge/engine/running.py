@@ -231,7 +231,9 @@ class _Run:
         try:
             strips = target.why_torch(self.plan.outputs) is None
             runs = deal_parts(todo, self.ranks.count)
-            mine = runs[self.ranks.number]
+            # From the middle on: embeddings lie at the ends, and while a large tensor is surveyed others are written.
+            run = runs[self.ranks.number]
+            mine = [*run[len(run) // 2 :], *run[: len(run) // 2]]
             with (
                 prefetched(self.inputs, mine, self.sizes, lambda: meter.bytes_read),
                 Seams(str(self.staging.out), self.plan.shards, common_pages(runs)) as seams,

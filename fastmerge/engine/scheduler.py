@@ -17,6 +17,9 @@ from typing import Protocol
 from ..errors import BudgetError, FastmergeError
 from .arena import Memory, Slot
 
+# Threads that wait for the disk while others have work.
+WRITERS = 2
+
 Task = Callable[[Slot], None]
 """One step of a unit; it is given the scratch of the worker that runs it."""
 
@@ -53,20 +56,26 @@ class _Team:
     Attributes:
         ready:   tasks that may begin, what is furthest along first.
         free:    slots that nobody uses; the last one that was used goes first, since its memory was touched.
-        left:    slots whose tasks have returned, while a device still works on what they began; oldest first.
+        left:    slots whose tasks have returned, while a device still works on what they began, or a write is due;
+                 oldest first.
+        writing: threads that complete a slot.
+        most:    of these, while there is a free slot and a task for it.
         started: units that are not finished.
     """
 
-    def __init__(self, lock: threading.RLock, memory: Memory, slots: Sequence[Slot]):
+    def __init__(self, lock: threading.RLock, memory: Memory, slots: Sequence[Slot], most: int):
         self.changed = threading.Condition(lock)
         self.memory = memory
         self.ready: list[tuple[int, int, int, Task, _Running]] = []
         self.free = list(reversed(slots))
         self.left: deque[tuple[Slot, _Running]] = deque()
+        self.writing, self.most = 0, most
         self.started = 0
 
     def finished(self) -> tuple[Slot, _Running] | None:
-        """Take the first slot that can be completed without a wait."""
+        """Take the first slot that can be completed without a wait for a device, if it is time to."""
+        if self.writing >= self.most and self.free:
+            return None
         for i, (slot, running) in enumerate(self.left):
             if slot.finished():
                 del self.left[i]
@@ -77,8 +86,8 @@ class _Team:
 class Scheduler:
     """Runs units on threads, each task in a slot.
 
-    Where slots have devices behind them, there may be more of them than threads: nobody waits for a device as long as
-    there is a task that can begin.
+    There may be more slots than threads: nobody waits for a device as long as there is a task that can begin. Where the
+    processor computes, no more than ``WRITERS`` threads wait for the disk then.
     """
 
     def __init__(
@@ -96,7 +105,9 @@ class Scheduler:
         self._numbers = itertools.count()
         self._lock = threading.RLock()
         memories = dict.fromkeys(slot.memory for slot in slots)
-        self._teams = [_Team(self._lock, own, [s for s in slots if s.memory is own]) for own in memories]
+        # One that was given two threads has one of them compute.
+        most = min(WRITERS, max(1, self._workers // 2)) if slots[0].memory is slots[0].arena else self._workers
+        self._teams = [_Team(self._lock, own, [s for s in slots if s.memory is own], most) for own in memories]
         # Held while workers are alive. A lock alone: what is made of locks in Python may stay locked for ever when an
         # interrupt reaches the main thread in its middle.
         self._over = threading.Lock()
@@ -156,7 +167,7 @@ class Scheduler:
                             self._leave(slot, running)
                             continue
                     slot.complete()
-                self._done(slot, running)
+                self._done(slot, running, task is None)
         except BaseException as error:
             self._fail(error)
         finally:
@@ -169,8 +180,9 @@ class Scheduler:
         """Return what is to do next: a task and the slot for it, or a slot to complete; None when all is done."""
         with self._lock:
             while self._failure is None:
-                if finished := team.finished():
-                    return finished[0], None, finished[1]
+                if completed := team.finished():
+                    team.writing += 1
+                    return completed[0], None, completed[1]
                 if team.free and team.ready:
                     *_, task, running = heapq.heappop(team.ready)
                     return team.free.pop(), task, running
@@ -183,6 +195,7 @@ class Scheduler:
                     self._advance(running)
                 elif team.left:
                     slot, running = team.left.popleft()
+                    team.writing += 1
                     return slot, None, running
                 elif self._next is None and team.started == 0:
                     return None
@@ -195,8 +208,9 @@ class Scheduler:
             running.team.left.append((slot, running))
             running.team.changed.notify()
 
-    def _done(self, slot: Slot, running: _Running) -> None:
+    def _done(self, slot: Slot, running: _Running, completed: bool) -> None:
         with self._lock:
+            running.team.writing -= completed
             running.team.free.append(slot)
             running.pending -= 1
             if running.pending == 0:

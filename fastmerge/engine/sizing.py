@@ -52,6 +52,8 @@ PINNED_BYTES = 1 << 30
 # Slots of a device, at most, and those of them that no worker holds while all workers read: a copy of 32 MiB takes 0.6
 # ms on PCIe 5, to notice its end 0.1 ms.
 DEVICE_SLOTS, UNDER_WAY = 24, 6
+# Slots of the processor, at most, that no worker holds while their results wait to be written.
+WRITTEN = 6
 # Bytes of an input that are brought to a region at once.
 LOAD_BYTES = 32 << 20
 
@@ -252,6 +254,8 @@ def _sizes(option: _Option, outputs: Sequence[OutputTensor], demand: _Demand, bu
     beside = min(largest // 2, moved // TOUCHED)
     regions = min(regions, max(largest + beside, option.workers * BUSY_BYTES))
     most = option.needed(int(regions * demand.share)) + slots * extra + ahead
+    left = min(WRITTEN, (room - ahead - regions) // (4 * slot))
+    slots, most = slots + left, most + left * slot
     arena = slots * slot + regions
     return Sizes(workers, slots, option.chunk, slot, regions, arena, min(most, budget.ram), ahead=ahead)
 

@@ -14,7 +14,7 @@ from .inputs import Reader
 from .mapping import InPlace
 from .ranks import ALONE, Ranks
 from .report import Meter
-from .scheduler import Scheduler, Unit
+from .scheduler import WRITERS, Scheduler, Unit
 from .sizing import Sizes
 from .targets import Target
 from .totals import Totals
@@ -22,7 +22,7 @@ from .totals import Totals
 
 def default_threads() -> int:
     """Return the number of workers: one per core, and two that wait for the disk while the others compute."""
-    return len(os.sched_getaffinity(0)) + 2
+    return len(os.sched_getaffinity(0)) + WRITERS
 
 
 def work(

@@ -6,6 +6,8 @@ import gc
 import json
 import os
 import stat
+import threading
+from functools import partial
 
 import pytest
 import torch
@@ -13,13 +15,14 @@ from checkpoint_files import write_adapter
 from tiny_merges import assert_same_tensors, expected, make_merge, outputs_of, same_files
 
 from fastmerge.engine import RunOptions, cells, run, verify
+from fastmerge.engine.arena import Arena, Slot
 from fastmerge.engine.checksums import BLOCK, Checksum
 from fastmerge.engine.files import InputFiles, OutputFiles
 from fastmerge.engine.needs import whole_bytes
 from fastmerge.engine.publish import StagingFolder
 from fastmerge.engine.running import _Run
 from fastmerge.engine.scheduler import Scheduler
-from fastmerge.engine.sizing import BUSY_BYTES, Budget, divide
+from fastmerge.engine.sizing import BUSY_BYTES, WRITTEN, Budget, divide
 from fastmerge.errors import BudgetError, CheckpointError
 from fastmerge.kernels import _native
 
@@ -200,7 +203,7 @@ def test_no_more_memory_than_keeps_the_workers_busy(tmp_path):
     plan = make_merge(tmp_path, "ties", **WIDE).plan()
     sizes = divide(plan.outputs, Budget(8 << 30), workers=3)
     assert max(map(whole_bytes, plan.outputs)) < sizes.regions <= 3 * BUSY_BYTES
-    assert sizes.arena == 3 * sizes.slot + sizes.regions
+    assert sizes.slots == 3 + WRITTEN and sizes.arena == sizes.slots * sizes.slot + sizes.regions
 
 
 @pytest.mark.compiled
@@ -249,3 +252,30 @@ def test_small_files_are_written_once_while_the_merge_works(tmp_path, monkeypatc
     monkeypatch.setattr(_Run, "publish", lambda self, journal: found.extend(written) or publish(self, journal))
     run(merge.plan(), merge.out)
     assert "config.json" in found and [*found, "fastmerge.json"] == written
+
+
+def test_others_compute_while_the_disk_is_slow():
+    """The writes of the first tasks end when the last task was computed, which needs a free slot, and a free thread."""
+    computed, written = [], []
+    last = threading.Event()
+
+    class Unit:
+        def start(self, memory):
+            return True
+
+        def stages(self):
+            yield [partial(self.task, i) for i in range(6)]
+            assert sorted(written) == [True] * 6
+
+        def task(self, i, slot):
+            slot.write(lambda: written.append(last.wait(20)))
+            computed.append(i)
+            if len(computed) == 6:
+                last.set()
+
+        def finish(self):
+            written.append("finished")
+
+    arena = Arena(1)
+    Scheduler(iter([Unit()]), [Slot(arena, 0, 0) for _ in range(8)], workers=2).run(lambda: None)
+    assert written == [True] * 6 + ["finished"]

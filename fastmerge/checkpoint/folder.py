@@ -58,7 +58,7 @@ def open_checkpoint(folder: str) -> Checkpoint:
     if is_distributed_place(folder):
         return open_distributed(folder, None, config)
     if os.path.exists(os.path.join(folder, "adapter_config.json")):
-        raise CheckpointError(f"{folder}: is a LoRA adapter, not a model (write it in the recipe as model+adapter)")
+        raise CheckpointError(f"{folder}: is a LoRA adapter, not a model (name it behind its base, as model+adapter)")
     found = "".join(f"; found {text}" for text in describe(folder))
     raise CheckpointError(f"{folder}: no weights; expected one of {', '.join(SINGLE + INDEX)}{found}")
 

@@ -38,7 +38,10 @@ DIFFERENT = 1
 def diff(
     a: str, b: str, changed: bool, sort: str, top: int | None, exit_code: bool, names: str | None, as_json: bool
 ) -> None:
-    """Compare the checkpoints A and B: share of changed elements, L2 norm of B - A, cosine; by tensor and in all."""
+    """Compare the models A and B: share of changed elements, L2 norm of B - A, cosine; by tensor and in all.
+
+    Each is a folder, a file, a hub id, or model+adapter, which is folded in as a merge does it.
+    """
     from ..reports.comparing import COLUMNS
     from ..reports.comparing import diff as difference
 

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @together(NAMES, CONFIG_SOURCE, JSON)
 def inspect(model: str, tensors: bool, names: str | None, config_source: str | None, as_json: bool) -> None:
-    """Show what MODEL (a folder, a file or a hub id) holds, and how it was merged if fastmerge did it."""
+    """Show what MODEL (a folder, a file or a hub id) holds, and how it was merged if fastmerge did it.
+
+    Of model+adapter it shows what a merge of that one model writes; the weights of neither are read.
+    """
     from ..reports.inspecting import inspect as look_into
     from ..reports.inspecting import stored_dtype
 
@@ -53,6 +56,7 @@ def _values(found: Inspection) -> dict:
         "dtypes": found.dtypes,
         "files": found.files,
         "notes": found.notes,
+        **({"adapter": found.adapter} if found.adapter else {}),
         "layers": found.layers,
         "config": found.config,
         "tensors": {

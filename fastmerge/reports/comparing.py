@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .. import kernels
-from ..checkpoint import Checkpoint, TensorEntry, locate, open_checkpoint
 from ..checkpoint.quantized import decoded
 from ..checkpoint.trained import as_hub_models
 from ..dtypes import bfloat16, float16, float32, float64
 from ..engine.arena import Arena
 from ..engine.files import InputFiles
-from ..engine.reading import Values
+from ..engine.reading import Folded
 from ..errors import InvalidInput, Problem
+from ..plan.types import InputTensor
 from ..recipe.writing import Table, read_names
 from ..results import Result, table
+from .opening import Adapted, open_model, reference_of, with_adapter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,20 +139,24 @@ class Difference(Result):
 
 
 def diff(a: str | os.PathLike[str], b: str | os.PathLike[str], *, names: Table | None = None) -> Difference:
-    """Compare two checkpoints, each a folder, a file of weights or a hub id; streamed.
+    """Compare two models, each a folder, a file of weights, a hub id, or ``model+adapter``; streamed.
+
+    An adapter is folded in as a merge of this one model does it: in float32, rounded to the dtype of the model.
 
     Args:
         names: of those that are checkpoints of training: a file with the trainer's names and the hub's, or a mapping.
     Raises:
         CheckpointError: one of them cannot be read, or the table does not fit.
-        InvalidInput:    the table is none, or is given and neither checkpoint is of training.
+        InvalidInput:    an adapter does not fit; the table is none, or is given and neither checkpoint is of training.
     """
-    opened = [open_checkpoint(locate(os.fspath(path))) for path in (a, b)]
-    left, right = map(decoded, as_hub_models(opened, read_names(names)))
-    return Difference(tuple(compare(left, right)), (*left.notes, *right.notes))
+    references = [reference_of(model) for model in (a, b)]
+    named = as_hub_models([open_model(reference) for reference in references], read_names(names))
+    checkpoints = [decoded(checkpoint) for checkpoint in named]
+    left, right = (with_adapter(*each) for each in zip(checkpoints, references, strict=True))
+    return Difference(tuple(compare(left, right)), tuple(note for own in checkpoints for note in own.notes))
 
 
-def compare(a: Checkpoint, b: Checkpoint) -> Iterator[TensorDifference]:
+def compare(a: Adapted, b: Adapted) -> Iterator[TensorDifference]:
     """Yield the difference of every tensor, in the order of ``a``, then those that only ``b`` has."""
     with InputFiles((*a.files, *b.files)) as inputs:
         inputs.open()
@@ -176,7 +181,7 @@ class _Elements(Protocol):
 class _Stored:
     """The elements of a tensor as they are stored, as strips: what ``Values`` gives without decoding needs no torch."""
 
-    def __init__(self, entry: TensorEntry, inputs: InputFiles, memory: Arena, at: int):
+    def __init__(self, entry: InputTensor, inputs: InputFiles, memory: Arena, at: int):
         self._entry, self._inputs, self._memory, self._at = entry, inputs, memory, at
 
     def elements(self, start: int, stop: int) -> Tensor:
@@ -186,15 +191,25 @@ class _Stored:
         return self._memory.tensor(self._at, entry.dtype, (stop - start,))
 
 
-def _elements(a: TensorEntry, b: TensorEntry, inputs: InputFiles, memory: Arena) -> tuple[_Elements, _Elements]:
+class _Rounded:
+    """The elements of a tensor with its adapters, as a merge of its model alone writes them."""
+
+    def __init__(self, entry: InputTensor, inputs: InputFiles):
+        self._values, self._dtype = Folded(entry, inputs), entry.dtype
+
+    def elements(self, start: int, stop: int) -> Tensor:
+        return self._values.elements(start, stop).to(self._dtype.torch)
+
+
+def _elements(a: InputTensor, b: InputTensor, inputs: InputFiles, memory: Arena) -> tuple[_Elements, _Elements]:
     """Return what reads two tensors, in one form: strips, or torch's tensors for what numpy does not hold."""
     compiled = kernels.OPERATIONS["gram"].choose("cpu")[0] == "cpu"
-    if compiled and not any(entry.coded or entry.dtype.name.startswith(("float8", "float4")) for entry in (a, b)):
+    if compiled and not any(not entry.plain or entry.dtype.name.startswith(("float8", "float4")) for entry in (a, b)):
         return _Stored(a, inputs, memory, 0), _Stored(b, inputs, memory, memory.size // 2)
-    return Values(a, inputs), Values(b, inputs)
+    return _Rounded(a, inputs), _Rounded(b, inputs)
 
 
-def _compare(name: str, a: TensorEntry, b: TensorEntry, values: tuple[_Elements, _Elements]) -> TensorDifference:
+def _compare(name: str, a: InputTensor, b: InputTensor, values: tuple[_Elements, _Elements]) -> TensorDifference:
     numel = math.prod(a.shape)
     measurable = a.dtype in FLOATS and b.dtype in FLOATS
     changed, products, squares = 0, [], []

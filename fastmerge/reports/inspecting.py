@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Checkpoint, TensorEntry, locate, open_checkpoint
+from ..checkpoint import Checkpoint, TensorEntry
 from ..checkpoint.layers import find_stacks, split_layer
 from ..checkpoint.quantized import decoded
 from ..checkpoint.trained import as_hub_models
 from ..errors import CheckpointError
+from ..recipe.types import ModelRef
 from ..recipe.writing import Table, read_names
 from ..results import Result
 from ..sizes import show_size
+from .opening import open_model, reference_of, with_adapter
 
 MANIFEST = "fastmerge.json"
 
@@ -35,6 +37,7 @@ class Inspection(Result):
         layers:     layers by stack, those that slices cut first.
         vocabulary: tokens that the embedding has rows for; None where neither config nor names tell.
         notes:      what lies beside the weights.
+        adapter:    what an adapter does to it; empty without one.
         unread:     why its weights cannot be merged; empty where they can.
         manifest:   of the merge that made it; None where fastmerge did not.
     """
@@ -48,6 +51,7 @@ class Inspection(Result):
     layers: dict[str, int]
     vocabulary: int | None
     notes: tuple[str, ...]
+    adapter: str
     unread: str
     manifest: dict[str, Any] | None
 
@@ -60,6 +64,7 @@ class Inspection(Result):
         """Return what to show of it, as names and texts."""
         facts = [
             ("folder", self.folder),
+            *([("adapter", self.adapter)] if self.adapter else []),
             ("type", str(self.config.get("model_type", "no config.json"))),
             ("parameters", show_count(self.parameters)),
             ("files", f"{len(self.files)}, {show_size(sum(self.files.values()))}"),
@@ -84,7 +89,7 @@ class Inspection(Result):
 def inspect(
     model: str | os.PathLike[str], *, names: Table | None = None, config_source: str | None = None
 ) -> Inspection:
-    """Read the headers of ``model``: a folder, a file of weights, or a hub id.
+    """Read the headers of ``model``: a folder, a file of weights, or a hub id; ``model+adapter`` as a merge makes it.
 
     Args:
         names, config_source: of a checkpoint of training, as in ``average``.
@@ -92,9 +97,10 @@ def inspect(
         CheckpointError: there is none, or its files are corrupt, or the table does not fit.
         InvalidInput:    the table is none, or it or a config is given for a model that is not of training.
     """
-    opened = open_checkpoint(locate(os.fspath(model)))
+    reference = reference_of(model)
+    opened = open_model(reference)
     (named,) = as_hub_models([opened], read_names(names), config_source)
-    checkpoint, unread = _decoded(named)
+    checkpoint, unread, adapter = (*_decoded(named), "") if reference.lora is None else _adapted(named, reference)
     config = checkpoint.config or {}
     dtypes = Counter[str]()
     for entry in checkpoint.tensors.values():
@@ -111,6 +117,7 @@ def inspect(
         vocabulary=_vocabulary(config, checkpoint),
         notes=tuple(checkpoint.notes),
         unread=unread,
+        adapter=adapter,
         manifest=_manifest(opened.folder),
     )
 
@@ -151,6 +158,16 @@ def _manifest(folder: str) -> dict[str, Any] | None:
     from ..engine.manifest import read_manifest
 
     return read_manifest(Path(folder))
+
+
+def _adapted(checkpoint: Checkpoint, reference: ModelRef) -> tuple[Checkpoint, str, str]:
+    """Return the checkpoint with the tensors that an adapter makes of it, and what it does; as ``_decoded``."""
+    own = decoded(checkpoint)
+    found = with_adapter(own, reference)
+    tensors = {n: TensorEntry(t.path, t.offset, t.nbytes, t.dtype, t.shape, t.coded) for n, t in found.tensors.items()}
+    assert found.adapter is not None
+    said = f"{found.adapter.path}: {found.says}"
+    return replace(own, files=found.files, tensors=tensors), "", said
 
 
 def _decoded(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:

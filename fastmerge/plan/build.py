@@ -15,6 +15,7 @@ from ..checkpoint.experts import Naming
 from ..checkpoint.layers import layouts
 from ..checkpoint.opening import noting_reads
 from ..methods import Group, Method, get_method
+from ..recipe.parts import place_of_method
 from ..recipe.types import Recipe
 from ..steps.apply import Copy
 from ..steps.driver import solve_without_data
@@ -196,7 +197,7 @@ def _decide(
     methods = {row.members.part.method.name: row.members.part.method for row in found.rows}
     # Only blocks and spectral methods look at it, and it takes 10 us a tensor.
     asked = any(method.uses_layout for method in methods.values())
-    places = layouts((row.name for row in found.rows), config) if asked else {}
+    layout = layouts((row.name for row in found.rows), config) if asked else {}
     values = Values(findings)
     actions = {name: _Actions(method) for name, method in methods.items()}
     counted = -1 if recipe.integers == "last" else 0
@@ -212,7 +213,7 @@ def _decide(
         if origins is not None:
             origins[row.name] = Origin.of(row, settings)
         every, models, name = inputs.every, len(inputs.tensors), part.method.name
-        shape, place = every[0].shape, places.get(row.key)
+        shape, place = every[0].shape, layout.get(row.key)
         group = Group(row.key, shape, models, settings, recipe.seed, part.semantics, place)
         nbytes = group.numel * dtype.itemsize
         single = actions[name].copied(group) if dtype.is_floating_point else counted
@@ -227,7 +228,8 @@ def _decide(
     for name, action in actions.items():
         groups = [output.group for output in outputs if output.method == name and output.group is not None]
         for message in (*action.refusals.values(), *(methods[name].refusals(groups) if groups else ())):
-            findings.problem(recipe.path, message)
+            part = next(row.members.part for row in found.rows if row.members.part.method.name == name)
+            findings.problem(place_of_method(recipe, part), message)
     return outputs
 
 

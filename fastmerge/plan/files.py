@@ -71,7 +71,7 @@ def small_files(
     if writes:
         set_chat_template(recipe, tokenizer, list(models.values()), files, findings)
     elif recipe.chat_template:
-        findings.note(f"{recipe.path}: chat_template: has no effect without a tokenizer")
+        findings.note(f"{recipe.where('chat_template')}: has no effect without a tokenizer")
     if wanted.card:
         files["README.md"] = TextFile(model_card(recipe, list(models.values()), outputs))
     # What mergekit calls the recipe in its outputs, and other tools look for.

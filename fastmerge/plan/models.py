@@ -135,7 +135,7 @@ def open_models(recipe: Recipe, findings: Findings, trains: bool = False) -> dic
     ``trains`` says that the output is a checkpoint of training: the recipe's table of names is its own, then.
     """
     if not recipe.models:
-        findings.problem(recipe.path, "names no model", "list the models to merge")
+        findings.problem(recipe.where("models", "slices"), "names no model", "list the models to merge")
         findings.stop()
     opened: dict[ModelRef, Checkpoint] = {}
     split: dict[str, LayerName | None] = {}
@@ -182,7 +182,7 @@ def _check_trained(
     for key in given:
         what = "is of checkpoints of torch.distributed.checkpoint, and no model of the recipe is one"
         remedy = "leave it out, or merge with --format dcp" if key == "names" else "leave it out"
-        findings.problem(f"{recipe.path}: {key}", what, remedy)
+        findings.problem(recipe.where(key), what, remedy)
 
 
 def _place(recipe: Recipe, reference: ModelRef) -> str:

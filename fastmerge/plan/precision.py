@@ -88,7 +88,7 @@ class Narrowed:
             findings.note(f"{some}: where they are not copied, they are computed in float32")
         for part in self.recipe.keep_float32:
             if not any(part.matches(row.name) for row in rows):
-                findings.note(f"{self.recipe.path}: keep_float32: {part.text!r} is in no tensor's name")
+                findings.note(f"{self.recipe.where('keep_float32')}: {part.text!r} is in no tensor's name")
 
 
 def _is_kept_wide(tensor: InputTensor) -> bool:

@@ -128,8 +128,9 @@ def pair_tensors(recipe: Recipe, models: Mapping[ModelRef, OpenModel], findings:
 def _rest(recipe: Recipe) -> Iterator[Module]:
     """Yield a module of the tensors that no module of the recipe has: those of the base, or of the first model."""
     if all(module.filters for module in recipe.modules):
-        donor = SourceSpec(recipe.models[0], where=recipe.path)
-        yield Module(_REST, (), (SliceSpec((donor,), donor.model, where=recipe.path, method="passthrough"),))
+        where = recipe.where("modules")
+        donor = SourceSpec(recipe.models[0], where=where)
+        yield Module(_REST, (), (SliceSpec((donor,), donor.model, where=where, method="passthrough"),))
 
 
 def _check_names(found: Rows, part: OpenSlice) -> None:

@@ -110,7 +110,7 @@ def _own_names(
     try:
         own = recipe.names.to_trainer(names, recipe.path)
     except NamesError as error:
-        findings.problem(f"{recipe.path}: names", error.fault)
+        findings.problem(recipe.where("names"), error.fault)
         return None
     for alias in list(shared):
         try:

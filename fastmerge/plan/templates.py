@@ -75,7 +75,7 @@ def set_chat_template(
             path = os.path.join(tokenizer.checkpoint.folder, "tokenizer_config.json")
             config = read_json(path, missing_ok=True) or {}
     except CheckpointError as error:
-        findings.problem(recipe.path, str(error))
+        findings.problem(recipe.where("chat_template"), str(error))
         return
     # transformers 5 reads the file, and before it the older ones the key.
     content = json.dumps({**config, "chat_template": text}, indent=2, ensure_ascii=False) + "\n"
@@ -92,9 +92,9 @@ def _chosen(recipe: Recipe, models: Sequence[OpenModel], findings: Findings) -> 
         counts = Counter(t for model in models if (t := own_template(model.checkpoint.folder)))
         if counts:
             return counts.most_common(1)[0][0]
-        findings.note("chat_template: auto finds no template in any model")
+        findings.note(f"{recipe.where('chat_template')}: auto finds no template in any model")
         return None
-    where, text = f"{recipe.path}: chat_template", wanted
+    where, text = recipe.where("chat_template"), wanted
     if wanted in TEMPLATES:
         return TEMPLATES[wanted]
     if "{" not in wanted:

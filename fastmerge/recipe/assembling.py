@@ -56,6 +56,7 @@ class Assembly:
             semantics=file.semantics,
             seed=file.seed or 0,
             card=card,
+            document=document,
         )
 
     def _keep_float32(self) -> tuple[NameFilter, ...]:

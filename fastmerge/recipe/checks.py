@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ..errors import Problem
 from ..methods import REQUIRED, Parameter, get_method, method_called
-from .parts import Part, every_part, method_names
+from .parts import Part, every_part, method_names, place_of_method
 from .resolving import how_to_set
 from .settings import coerce
 from .types import Recipe, Scalar, SliceSpec, SourceSpec
@@ -27,7 +27,8 @@ def check(recipe: Recipe) -> list[Problem]:
     if unfit:
         for name in unfit:
             what = f"{name} does not have the semantics {recipe.semantics!r}"
-            problems.append(Problem(recipe.path, what, f"available: {', '.join(get_method(name).semantics)}"))
+            where = recipe.where("semantics", "merge_method")
+            problems.append(Problem(where, what, f"available: {', '.join(get_method(name).semantics)}"))
         return problems
     for slice_, part in every_part(recipe):
         problems += _models(recipe, slice_, part)
@@ -65,7 +66,7 @@ def _saturated(part: Part) -> Iterator[str]:
 def _models(recipe: Recipe, slice_: SliceSpec, part: Part) -> Iterator[Problem]:
     inputs, method = part.inputs, part.method
     if inputs.base is None and method.base == "required":
-        yield Problem(recipe.path, f"{method.name} needs a base model", "add base_model:")
+        yield Problem(place_of_method(recipe, part), f"{method.name} needs a base model", "add base_model:")
         return
     sliced = slice_.sources[0].layers is not None
     listed = {source.model for source in slice_.sources}

@@ -68,6 +68,16 @@ def _parts_of_names(value: Any) -> bool | tuple[str, ...]:
     raise ValueError(f"is {value!r}, expected true, false, or a list of parts of tensor names")
 
 
+Names = Annotated[
+    TrainerNames | None,
+    Field(
+        description="of checkpoints of training: the trainer's names of tensors: the hub's; null leaves one out",
+    ),
+]
+ConfigSource = Annotated[
+    str | None, Field(description="folder with config.json and tokenizer of checkpoints of training that have none")
+]
+
 PartsOfNames = Annotated[
     bool | tuple[str, ...],
     PlainValidator(_parts_of_names),
@@ -193,12 +203,8 @@ class RecipeFile(Keys):
     chat_template: str | None = None
     semantics: str | None = Field(None, description="the tool whose definition of the method is followed")
     seed: Annotated[Whole, Field(ge=0, lt=2**64)] | None = Field(None, description="seed of the random methods")
-    names: TrainerNames | None = Field(
-        None, description="of checkpoints of training: the trainer's names of tensors: the hub's; null leaves one out"
-    )
-    config_source: str | None = Field(
-        None, description="folder with config.json and tokenizer of checkpoints of training that have none"
-    )
+    names: Names = None
+    config_source: ConfigSource = None
     name: Any = Field(None, description="how later documents of the file call the result; the title of its card")
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from .document import Findings, KeyPath
-from .document_schema import DType, Keys, Reference, Whole
+from .document_schema import ConfigSource, DType, Keys, Names, Reference, Whole
 from .faults import report
 from .filters import NameFilter
 from .names import did_you_mean
@@ -44,6 +44,8 @@ class MixtureFile(Keys):
     architecture: str | None = Field(None, description="mixtral, deepseek, qwen or qwen3; else by the base")
     dtype: DType | None = None
     seed: Annotated[Whole, Field(ge=0, lt=2**64)] | None = None
+    names: Names = None
+    config_source: ConfigSource = None
     name: Any = None
 
 
@@ -114,9 +116,12 @@ def load_mixture(findings: Findings, data: Mapping[str, Any], card: Mapping[str,
         modules=(Module("", (), slices),),
         name=file.name if isinstance(file.name, str) else "",
         dtype=file.dtype,
+        names=file.names,
+        config_source=file.config_source,
         seed=file.seed or 0,
         card=card,
         mixture=mixture,
+        document=document,
     )
 
 

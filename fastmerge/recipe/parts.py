@@ -118,6 +118,12 @@ def _part(recipe: Recipe, module: Module, slice_: SliceSpec, rule: Rule | None) 
     return part
 
 
+def place_of_method(recipe: Recipe, part: Part) -> str:
+    """Return where the recipe names the method of a part, or the part that has one of its own."""
+    own = part.method.name.partition("+")[0] != recipe.method.partition("+")[0]
+    return part.where if own else recipe.where("merge_method")
+
+
 def merges_base_alone(method: Method) -> bool:
     """True for a method that adds a sum of deltas to the base: without other models it gives the base."""
     return method.adds_delta and method.inputs[0] <= 1

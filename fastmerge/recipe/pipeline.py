@@ -80,7 +80,7 @@ def _name_problems(steps: Sequence[Recipe], lines: Sequence[str]) -> list[Proble
     problems = []
     if len(unnamed) > 1:
         what = f"{len(unnamed)} documents have no name, at {', '.join(unnamed)}"
-        problems.append(Problem(steps[0].path, what, "give every document but the result a name:"))
+        problems.append(Problem(unnamed[1], what, "give every document but the result a name:"))
     seen: dict[str, str] = {}
     for step, line in zip(steps, lines, strict=True):
         if step.name in seen and step.name:
@@ -105,7 +105,8 @@ def _ordered(steps: Sequence[Recipe]) -> Pipeline:
         ready = next((step for step in waiting if all(other in done for other in pipeline.used_by(step))), None)
         if ready is None:
             names = ", ".join(step.name or "the last document" for step in waiting)
-            raise InvalidInput([Problem(steps[0].path, f"documents use each other in a circle: {names}", "break it")])
+            what = f"documents use each other in a circle: {names}"
+            raise InvalidInput([Problem(waiting[0].where(), what, "break it")])
         waiting.remove(ready)
         done.append(ready)
     used = {other.name for step in steps for other in pipeline.used_by(step)}

@@ -11,6 +11,7 @@ from .filters import NameFilter
 
 if TYPE_CHECKING:
     from ..checkpoint.distributed.tables import NameTable
+    from .document import Document
     from .mixtures import Mixture
 
 Scalar: TypeAlias = bool | int | float | str
@@ -207,6 +208,7 @@ class Recipe:
         card:       what the author says of the result, for its model card: ``description``, ``tags``, ``license``...
         notes:      what the author should know, one sentence each: keys that have no effect.
         mixture:    for a mixture of experts of dense models: what its slices are.
+        document:   that it was made of; None where it was made otherwise.
     """
 
     path: str
@@ -232,6 +234,14 @@ class Recipe:
     card: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     mixture: Mixture | None = None
+    document: Document | None = field(default=None, repr=False, compare=False)
+
+    def where(self, *keys: str) -> str:
+        """Return the place of the first of these keys that it has, else of its beginning, for messages."""
+        if self.document is None:
+            return f"{self.path}: {keys[0]}" if keys else self.path
+        key = next((key for key in keys if key in self.document.data), None)
+        return self.document.where(() if key is None else (key,))
 
     @property
     def whole_text(self) -> str:

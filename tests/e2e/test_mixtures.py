@@ -169,6 +169,22 @@ def test_embeddings_of_checkpoints_of_training(dense, tmp_path, of_training):
     assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
+def test_a_checkpoint_of_training_takes_config_tokenizer_and_names_from_elsewhere(dense, tmp_path, of_training):
+    own, stored = recipe(dense, "mixtral", gate_mode="cheap_embed"), Path(of_training)
+    expected = build(own, tmp_path / "expected")
+    to_dcp(stored, tmp_path / "run", names={"net.{rest*}": "model.{rest*}", "{rest*}": "{rest*}"})
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "run" / name).unlink(missing_ok=True)
+    elsewhere = {"names": {"net.{rest*}": "model.{rest*}", "{rest*}": "{rest*}"}, "config_source": own["base_model"]}
+    found = build({**own, "base_model": str(tmp_path / "run"), **elsewhere}, tmp_path / "out")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert fastmerge.verify(tmp_path / "out").ok
+    for key in elsewhere:
+        with pytest.raises(fastmerge.errors.InvalidInput, match=f"{key}: is of checkpoints of torch"):
+            build({**own, key: elsewhere[key]}, tmp_path / "no")
+
+
 def test_hidden_states_need_a_model_that_transformers_loads(dense, tmp_path, of_training):
     with pytest.raises(fastmerge.FastmergeError, match=r"cannot run the base .* no folder that transformers loads"):
         fastmerge.merge(recipe(dense, "mixtral", gate_mode="hidden", base_model=of_training), tmp_path / "out")

@@ -100,7 +100,7 @@ MESSAGES = {
     LINEAR.replace("[a, b]", "[{model: 7}, b]"): "<recipe>:2:11: models[0].model: 7 is not a model; expected the path",
     LINEAR.replace("linear", "linaer"): "unknown merge method 'linaer' (did you mean 'linear'?)",
     SLICE + "  merge_method: slrp\n": "<recipe>:4:3: slices[0].merge_method: unknown merge method 'slrp' (did you mean",
-    SLICE + "  merge_method: slerp\n": "<recipe>: slerp needs a base model",
+    SLICE + "  merge_method: slerp\n": "<recipe>:3:3: slices[0]: slerp needs a base model",
     "models: [a]\n": "<recipe>:1:1: merge_method is missing (add merge_method:)",
     # Words
     LINEAR + "dtype: q4_k_m\n": "<recipe>:4:1: dtype: 'q4_k_m' is not a dtype for merged weights; expected bfloat16, ",
@@ -167,6 +167,24 @@ MESSAGES = {
 @pytest.mark.parametrize(("text", "part"), MESSAGES.items(), ids=range(len(MESSAGES)))
 def test_messages(text: str, part: str) -> None:
     assert part in refusal(text)
+
+
+PLACES = {
+    "# a\nmerge_method: slerp\nmodels: [a, b]\n": "<recipe>:2:1: merge_method: slerp needs a base model",
+    LINEAR + "rules: [{filter: x, merge_method: ties}]\n": "<recipe>:4:9: rules[0]: ties needs a base model",
+    LINEAR
+    + "rules: [{filter: x, merge_method: ties}]\nbase_model: a\nsemantics: magic\n": "<recipe>:6:1: semantics: linear",
+}
+
+
+@pytest.mark.parametrize("text", PLACES)
+def test_what_the_recipe_lacks_has_a_place_too(text: str) -> None:
+    assert PLACES[text] in refusal(text)
+
+
+def test_a_recipe_in_python_has_no_lines() -> None:
+    with pytest.raises(InvalidInput, match=r"^<recipe>: merge_method: slerp needs a base"):
+        load({"merge_method": "slerp", "models": [{"model": "a"}, {"model": "b"}], "parameters": {"t": 0.5}})
 
 
 def test_all_problems_come_at_once() -> None:

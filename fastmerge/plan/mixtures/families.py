@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...recipe.mixtures import Mixture
+from ...recipe.types import Recipe
 from ..findings import Findings
 from ..models import OpenModel
 
@@ -92,7 +93,7 @@ class Shape:
     shared_width: int
 
 
-def family_of(mixture: Mixture, base: OpenModel, where: str, findings: Findings) -> Family | None:
+def family_of(recipe: Recipe, mixture: Mixture, base: OpenModel, findings: Findings) -> Family | None:
     """Return the architecture that a recipe names, or that fits its base; None after saying why there is none."""
     kind = (base.checkpoint.config or {}).get("model_type")
     names = ", ".join(family.name for family in FAMILIES)
@@ -108,16 +109,17 @@ def family_of(mixture: Mixture, base: OpenModel, where: str, findings: Findings)
         asked = mixture.architecture.strip().lower()
         family = next((f for f in FAMILIES if asked in (f.name, *f.spelled)), None)
         if family is None:
-            findings.problem(f"{where}: architecture", f"is {mixture.architecture!r}, expected one of {names}")
+            findings.problem(recipe.where("architecture"), f"is {mixture.architecture!r}, expected one of {names}")
             return None
         if family not in fitting:
             what = f"{family.name} is made of {' or '.join(family.bases)} models, but {base} is {kind!r}"
-            findings.problem(f"{where}: architecture", what, "leave it out, or choose another base")
+            findings.problem(recipe.where("architecture"), what, "leave it out, or choose another base")
             return None
     if not family.least_shared <= len(mixture.shared) <= family.most_shared:
         expected = "exactly one" if family.least_shared else "at most one" if family.most_shared else "no"
         what = f"lists {len(mixture.shared)} models; {family.name} has {expected} shared expert"
-        findings.problem(f"{where}: shared_experts", what, "change the list, or the architecture")
+        where = recipe.where("shared_experts", "architecture", "experts")
+        findings.problem(where, what, "change the list, or the architecture")
         return None
     return family
 

@@ -110,7 +110,7 @@ class Routers:
 
     @cached_property
     def _prompts(self) -> _Prompts:
-        return _Prompts(self._base, self._recipe.path)
+        return _Prompts(self._base, self._recipe.where("gate_mode"))
 
 
 class _Prompts:

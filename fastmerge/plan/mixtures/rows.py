@@ -28,7 +28,7 @@ def pair_mixture(recipe: Recipe, models: Mapping[ModelRef, OpenModel], given: Gi
     assert recipe.mixture is not None
     found = Rows(findings)
     opened = [models[slice_.sources[0].model] for slice_ in recipe.slices]
-    family = family_of(recipe.mixture, opened[0], recipe.path, findings)
+    family = family_of(recipe, recipe.mixture, opened[0], findings)
     if family is not None:
         _Builder(recipe, recipe.mixture, family, opened, given, found).build()
     return found

@@ -81,7 +81,7 @@ def merge_vocabularies(
     base, source = read[opened[0].index], read[opened[0].index]
     if isinstance(spec.source, ModelRef):
         if spec.source not in models:
-            findings.problem(f"{recipe.path}: tokenizer_source", f"{spec.source} is no model of the recipe", "name one")
+            findings.problem(spec.where, f"{spec.source} is no model of the recipe", "name one")
             return None
         source = read[models[spec.source].index]
         kept = dict(source.ids)

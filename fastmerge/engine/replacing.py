@@ -10,16 +10,15 @@ import fnmatch
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
-
-import xxhash
 
 from ..checkpoint import read_header
 from ..errors import CheckpointError
 from ..plan.copies import MODEL_FILES, TOKENIZER_FILES
 from .folders import place_below
+from .listed import Check, as_listed
 from .manifest import FILENAME, read_manifest
 
 # What outputs without a list of files may hold beside weights. A "*.py" of theirs may as well be the user's.
@@ -31,9 +30,6 @@ _MOST_LISTED = 10
 # What a report of the merge adds later: it lists the other files, with the checksums of their bytes.
 REPORT = "report.json"
 REPORTED = ("report.html", "report.csv")
-
-Check = Callable[[Path], bool]
-"""Tells whether a file is still as fastmerge wrote it."""
 
 
 class OwnFiles:
@@ -108,7 +104,7 @@ def _listed_files(folder: Path) -> dict[str, Check]:
         manifest = read_manifest(folder)
         own: dict[str, Check] = {FILENAME: os.path.isfile}
         if "files" in manifest:
-            own |= {item["name"]: _as_listed(dict(item)) for item in manifest["files"]}
+            own |= {item["name"]: as_listed(dict(item)) for item in manifest["files"]}
             return own | _reported(folder, manifest)
         tensors = set(manifest["tensors"])
     except (CheckpointError, KeyError, TypeError, ValueError):
@@ -127,37 +123,10 @@ def _reported(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Check]:
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         if report["plan"] != manifest["plan"]:
             return {}
-        listed = {item["name"]: _as_listed(dict(item)) for item in report["files"] if item["name"] in REPORTED}
+        listed = {item["name"]: as_listed(dict(item)) for item in report["files"] if item["name"] in REPORTED}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return {REPORT: os.path.isfile, **listed}
-
-
-def _as_listed(item: Mapping[str, Any]) -> Check:
-    def check(path: Path) -> bool:
-        try:
-            if path.stat().st_size != item["bytes"]:
-                return False
-            if "header" in item:
-                return _digest(path) == item["header"]
-            digest = xxhash.xxh3_64()
-            with open(path, "rb") as file:
-                while piece := file.read(1 << 20):
-                    digest.update(piece)
-            return digest.hexdigest() == item["xxh3"]
-        except (OSError, CheckpointError, KeyError):
-            return False
-
-    return check
-
-
-def _digest(path: Path) -> str | None:
-    """Return the digest of what a file of weights says of its tensors."""
-    if path.suffix != ".distcp":
-        return read_header(str(path))[0].header_digest
-    from ..checkpoint.distributed.reading import digest_of
-
-    return digest_of(str(path))
 
 
 def _holds_only(tensors: set[str]) -> Check:

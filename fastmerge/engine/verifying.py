@@ -27,6 +27,7 @@ from .censuses import knowing, take_all
 from .context import RunContext
 from .files import InputFiles
 from .gathering import PlannedFiles
+from .listed import CARD, changed_files
 from .manifest import read_manifest, recipe_of
 from .places import misfits, open_output
 from .rehash import Rehash
@@ -45,7 +46,8 @@ class VerifyReport(Result):
         tensors:    tensors of the output.
         recomputed: of these, the ones that were computed again from the inputs.
         checked:    the others, whose checksums were compared with the manifest.
-        mismatches: what is wrong, each with the file and tensor. Empty when the output is what the manifest says.
+        mismatches: what is wrong, each with the file and tensor, and files beside the weights that were changed. Empty
+                    when the output is what the manifest says; the model card may have been written on.
         notes:      what the user should know, one sentence each.
         seconds:    wall time.
         bytes_read: of inputs and output.
@@ -101,6 +103,11 @@ def verify(
     checkpoint = open_output(str(out), None if key is None else TrainingState(key, recipe.names))
     plan, notes = _replan(recipe, manifest, checkpoint)
     outputs, mismatches = _located(plan, checkpoint, manifest["tensors"])
+    for problem in changed_files(out, manifest):
+        if problem.where == str(out / CARD):
+            notes.append(f"{problem.where} {problem.what}.")
+        else:
+            mismatches.append(problem)
     chosen = outputs if sample is None else random.Random(seed).sample(outputs, min(sample, len(outputs)))
     names = {output.name for output in chosen}
     again = [output for output in outputs if output.name in names]

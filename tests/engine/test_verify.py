@@ -74,6 +74,52 @@ def test_every_damaged_tensor_is_named(merged):
     assert sorted(names) == sorted(output.name for output in damaged)
 
 
+def test_every_other_file_is_checked(merged):
+    merge, _ = merged
+    small = {path for path in merge.out.iterdir() if path.suffix != ".safetensors" and path.name != "fastmerge.json"}
+    assert {"config.json", "generation_config.json", "mergekit_config.yml"} < {path.name for path in small}
+    for path in small:
+        data = path.read_bytes()
+        path.write_bytes(data.replace(b"e", b"E", 1))
+        report = verify(merge.out, sample=0)
+        said = [(problem.where, problem.what) for problem in report.mismatches]
+        if path.name == "README.md":
+            assert report.ok and report.notes == (f"{path} is not what the merge wrote.",)
+        else:
+            assert said == [(str(path), "is not what the merge wrote")]
+        path.write_bytes(data)
+    (merge.out / "config.json").rename(merge.out.parent / "config.json")
+    assert [problem.what for problem in verify(merge.out, sample=0).mismatches] == ["is missing"]
+
+
+def test_a_changed_header_of_weights_is_named(merged):
+    merge, plan = merged
+    path = merge.out / plan.shards[0].filename
+    path.write_bytes(path.read_bytes().replace(b'"pt"', b'"tp"', 1))
+    (problem,) = verify(merge.out, sample=0).mismatches
+    assert (problem.where, problem.what) == (str(path), "its header is not what the merge wrote")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda manifest: manifest.pop("tensors"), "tensors is missing"),
+        (lambda manifest: manifest["inputs"][1].pop("files"), r"inputs\[1\]\.files is missing"),
+        (lambda manifest: manifest.update(seed=None), "seed is no int"),
+        (lambda manifest: manifest["sources"].update(x=[1]), r"sources\.x\[0\] is no str"),
+        (lambda manifest: manifest.update(files={}), "files is no list"),
+    ],
+)
+def test_a_damaged_manifest_ends_in_one_error(merged, change, said):
+    merge, _ = merged
+    path = merge.out / "fastmerge.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=rf"fastmerge.json: is damaged: {said}"):
+        verify(merge.out)
+
+
 def test_manifest(merged):
     merge, plan = merged
     manifest = json.loads((merge.out / "fastmerge.json").read_text())

@@ -13,36 +13,23 @@ import click
 from ..errors import FastmergeError
 from ._ending import end
 from ._errors import FAILED, Commands, Failure
+from ._help import Loaded
 from ._version import show_version
-from .analyze import analyze
-from .average import average
-from .bench import bench
-from .clean import clean
-from .compare import diff
-from .convert import convert
-from .demo import demo
-from .doctor import doctor
-from .emr import emr
-from .extract import extract
-from .inspect import inspect
-from .merge import check, merge, multi, plan
-from .merge_adapters import merge_adapters
-from .methods import methods
-from .moe import moe
 from .others import OTHERS
-from .schema import schema
-from .verify import verify
 
 __all__ = ["main", "run"]
 
 
-SECTIONS: dict[str, tuple[click.Command, ...]] = {
-    "Merge": (merge, multi, average, moe, merge_adapters),
-    "Look before": (plan, check, methods, schema),
-    "Look after": (verify, inspect, diff, analyze),
-    "Take apart and convert": (extract, emr, convert),
-    "This machine": (doctor, bench, clean, demo),
+SECTIONS = {
+    "Merge": ("merge", "multi", "average", "moe", "merge-adapters"),
+    "Look before": ("plan", "check", "methods", "schema"),
+    "Look after": ("verify", "inspect", "diff", "analyze"),
+    "Take apart and convert": ("extract", "emr", "convert"),
+    "This machine": ("doctor", "bench", "clean", "demo"),
 }
+
+_MODULES = {name: name.replace("-", "_") for names in SECTIONS.values() for name in names}
+_MODULES |= {"multi": "merge", "plan": "merge", "check": "merge", "diff": "compare"}
 
 
 @click.group(
@@ -78,9 +65,8 @@ def main(context: click.Context, version: bool, as_json: bool, install_completio
     context.exit()
 
 
-for command in (*(command for section in SECTIONS.values() for command in section), *OTHERS):
-    main.add_command(command)
-main.sections = {title: [str(command.name) for command in section] for title, section in SECTIONS.items()}
+main.commands = Loaded(__name__, _MODULES, OTHERS)
+main.sections = SECTIONS
 
 
 def run() -> None:

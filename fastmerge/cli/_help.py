@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 
 import click
 
@@ -59,3 +60,30 @@ class SectionedGroup(click.Group):
             records = [(name.ljust(width), self.commands[name].get_short_help_str(1000)) for name in names]
             with formatter.section(title):
                 formatter.write_dl(records)
+
+
+class Loaded(MutableMapping[str, click.Command]):
+    """Commands by name, each of which is loaded from its module when it is asked for: a merge needs no other one."""
+
+    def __init__(self, package: str, modules: Mapping[str, str], others: Sequence[click.Command]):
+        self._package, self._modules = package, modules
+        self._found: dict[str, click.Command | None] = {**dict.fromkeys(modules), **{str(o.name): o for o in others}}
+
+    def __getitem__(self, name: str) -> click.Command:
+        command = self._found[name]
+        if command is None:
+            module = importlib.import_module(f"{self._package}.{self._modules[name]}")
+            command = self._found[name] = getattr(module, name.replace("-", "_"))
+        return command
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._found[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -110,10 +111,10 @@ def planned_source(source: str, options: dict[str, Any], name: str = "<recipe>",
     """As ``planned``, of a path or text, with options in which mergekit's have been taken in."""
     silent = options["quiet"] or options["as_json"]
     phase("planning", silent)
-    _import_numpy()
-    from ..recipe.pipeline import load_pipeline
+    with _starting_little():
+        from ..recipe.pipeline import load_pipeline
 
-    pipeline = load_pipeline(source, semantics=options.get("semantics"), seed=options.get("seed"), name=name)
+        pipeline = load_pipeline(source, semantics=options.get("semantics"), seed=options.get("seed"), name=name)
     from ..plan import plan_all  # of use to a recipe without mistakes
 
     planning = {name: options[name] for name in _PASSED if options.get(name) is not None}
@@ -123,16 +124,21 @@ def planned_source(source: str, options: dict[str, Any], name: str = "<recipe>",
     return Planned(pipeline, plans, options, planning)
 
 
-def _import_numpy() -> None:
-    """Load numpy without the threads of its BLAS, which spin for 30 ms each when they start, and have no work here."""
-    name = "OPENBLAS_NUM_THREADS"
-    if name in os.environ:
-        return
-    os.environ[name] = "1"
+@contextlib.contextmanager
+def _starting_little() -> Iterator[None]:
+    """Let packages that are loaded leave out what has no work here, and takes longer than a recipe.
+
+    The threads of numpy's BLAS spin for 30 ms each when they start; for its plugins pydantic reads what every installed
+    package says of itself.
+    """
+    ours = {"OPENBLAS_NUM_THREADS": "1", "PYDANTIC_DISABLE_PLUGINS": "__all__"}
+    ours = {name: value for name, value in ours.items() if name not in os.environ}
+    os.environ.update(ours)
     try:
-        import numpy  # noqa: F401
+        yield
     finally:
-        del os.environ[name]  # the user's other programs and torch have their own
+        for name in ours:
+            del os.environ[name]  # the user's other programs and torch have their own
 
 
 def show_plans(found: Planned) -> None:

@@ -167,6 +167,7 @@ class OutputFiles:
         self._shards = list(shards)
         self._buffered: list[int] = []
         self._direct: list[int | None] = []
+        self._written: set[int] = set()
 
     def open(self, made: bool = False) -> None:
         """Create (or reopen) every file, reserve its space, write what is known of it; ``made``: that is done already.
@@ -184,11 +185,13 @@ class OutputFiles:
                     for place, data in shard.known:
                         pwrite(fd, memoryview(data), place)
             self._direct.append(_open_direct(path))
+        self._written.update(range(len(self._shards)))
 
     def write(self, shard: int, offset: int, data: memoryview, address: int) -> None:
         """Write ``data``, which lies at ``address`` (modulo a page) in memory, for ``offset``; see ``Shard.places``."""
         for start, stop, place in self._shards[shard].places(offset, len(data)):
             self._write(shard, place, data[start:stop], address + start)
+        self._written.add(shard)
 
     def _write(self, shard: int, offset: int, data: memoryview, address: int) -> None:
         direct = self._direct[shard]
@@ -227,8 +230,9 @@ class OutputFiles:
         self.sync(range(len(self._shards)))
 
     def sync(self, shards: Iterable[int]) -> None:
-        """Wait until everything that was written to these shards is on the disk."""
-        for shard in shards:
+        """Wait until everything that was written to these shards is on the disk; each flush is a wait for the disk."""
+        for shard in self._written & {*shards}:
+            self._written.discard(shard)
             with explained(self._paths[shard], "flushing"):
                 os.fdatasync(self._buffered[shard])
 

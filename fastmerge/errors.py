@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+# Of shorter words most are one slip from each other.
+_LEAST_LETTERS = 3
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -76,9 +78,21 @@ class ShardError(FastmergeError, RuntimeError):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """Return the choice that ``name`` was probably meant to be, or None: what "did you mean" asks."""
-    close = difflib.get_close_matches(name.replace("-", "_").lower(), list(choices), n=1, cutoff=0.75)
+    """Return the choice that ``name`` was probably meant to be, or None: what "did you mean" asks.
+
+    One slip of the keyboard counts for more than what the words have in common otherwise.
+    """
+    given, known = name.replace("-", "_").lower(), list(choices)
+    slips = [choice for choice in known if min(len(choice), len(given)) >= _LEAST_LETTERS and _one_slip(given, choice)]
+    close = difflib.get_close_matches(given, slips or known, n=1, cutoff=0.0 if slips else 0.75)
     return close[0] if close else None
+
+
+def _one_slip(a: str, b: str) -> bool:
+    """True where one letter is another one, too much or missing, or two neighbours have changed places."""
+    i = next((i for i, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
+    swapped = a[i : i + 2] == b[i : i + 2][::-1] and a[i + 2 :] == b[i + 2 :]
+    return swapped or a[i + 1 :] in (b[i + 1 :], b[i:]) or a[i:] == b[i + 1 :]
 
 
 @contextlib.contextmanager

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 
 import click
+
+from ..errors import nearest
+
+_HELP = ("--help",)
 
 INPUT, RUNNING, MERGEKIT, OTHER = "Input and output", "Running", "mergekit's names", "Options"
 
@@ -23,7 +27,27 @@ _GROUPS = {
 }  # fmt: skip
 
 
-class GroupedCommand(click.Command):
+def no_such(kind: str, name: str, choices: Iterable[str], context: click.Context) -> click.UsageError:
+    """Return the error for a name that nothing has, with the one that was probably meant."""
+    known = {choice.lstrip("-").replace("-", "_"): choice for choice in choices}
+    close = nearest(name.lstrip("-"), known)
+    meant = f" Did you mean {known[close]!r}?" if close else ""
+    return click.UsageError(f"No such {kind} {name!r}.{meant}", context)
+
+
+class Suggesting(click.Command):
+    """A command that asks what a wrong option was meant to be, of those that its help lists."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(context, args)
+        except click.NoSuchOption as error:
+            shown = [param for param in self.params if isinstance(param, click.Option) and not param.hidden]
+            names = [name for param in shown for name in (*param.opts, *param.secondary_opts, *_HELP)]
+            raise no_such("option", error.option_name, names, context) from None
+
+
+class GroupedCommand(Suggesting):
     """A command that lists its options in groups, if it takes those of mergekit; else in one list."""
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -40,7 +64,7 @@ class GroupedCommand(click.Command):
                     formatter.write_dl(records)
 
 
-class SectionedGroup(click.Group):
+class SectionedGroup(Suggesting, click.Group):
     """A group that lists its commands under titles, each with the first sentence of its help, whole.
 
     Attributes:
@@ -48,6 +72,15 @@ class SectionedGroup(click.Group):
     """
 
     sections: Mapping[str, Sequence[str]] = {}
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if not context.resilient_parsing and self.get_command(context, name) is None and not name.startswith("-"):
+            shown = [name for name, command in self.commands.items() if not command.hidden]
+            raise no_such("command", name, shown, context)
+        return super().resolve_command(context, args)
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.commands)

@@ -149,3 +149,29 @@ def test_options_are_judged_before_the_output(option, value, said, ties, tmp_pat
     assert call("merge", ties, out, "--quiet").exit_code == 0
     result = call("merge", ties, out, option, value)
     assert result.exit_code == 2 and said in result.stderr and "exists" not in result.stderr
+
+
+def slips(word: str) -> set[str]:
+    """What one slip of the keyboard makes of a word: a letter is missing, twice, another, or behind its neighbour."""
+    found = set()
+    for i, letter in enumerate(word):
+        found |= {word[:i] + word[i + 1 :], word[:i] + letter + word[i:], f"{word[:i]}q{word[i + 1 :]}"}
+        found.add(word[:i] + word[i + 1 : i + 2] + letter + word[i + 2 :])
+    return found - {word}
+
+
+def test_a_slip_of_the_keyboard_is_asked_about():
+    """The command or option that was meant, never one that no help lists."""
+    visible = [name for name, command in main.commands.items() if not command.hidden]
+    for name in visible:
+        for wrong in slips(name):
+            assert f"No such command {wrong!r}. Did you mean {name!r}?" in call(wrong).output
+    assert "Did you mean" not in call("elephant").output
+
+    for command in ("average", "convert"):
+        for wrong in slips("shard-size"):
+            message = f"No such option '--{wrong}'. Did you mean '--shard-size'?"
+            assert message in call(command, f"--{wrong}", "1", "--json").output
+    assert "Did you mean '--help'?" in call("merge", "--hepl").output
+    assert "Did you mean '--version'?" in call("--verison").output
+    assert call("merge", "--elephant").output.rstrip().endswith("No such option '--elephant'.")

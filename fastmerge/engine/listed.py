@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
 import xxhash
@@ -54,7 +54,9 @@ def changed_files(out: Path, manifest: Mapping[str, Any]) -> Iterator[Problem]:
     """
     for item in manifest.get("files", ()):
         path = out / item["name"]
-        if not path.exists():
+        if {"/", ".."} & {*PurePath(item["name"]).parts}:
+            yield Problem(str(path), "lies outside the output", "merge again")
+        elif not path.is_file():
             if "header" not in item:
                 yield Problem(str(path), "is missing", "restore it, or merge again")
         elif not as_listed(item)(path):

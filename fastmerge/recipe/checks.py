@@ -17,13 +17,16 @@ def check(recipe: Recipe) -> list[Problem]:
     """Return every problem of ``recipe``; empty when it can be planned. Methods that do not exist are not checked.
 
     Checked: base and number of models, layer ranges, required parameters, types and ranges of all values (also in
-    gradients and behind filters), and that the method follows the recipe's semantics.
+    gradients and behind filters), and that the methods follow the recipe's semantics where they have a choice.
     """
     problems = list(_layers(recipe))
     names = method_names(recipe)
     if any(method_called(name.partition("+")[0]) is None for name in names):
         return problems
     unfit = [name for name in names if recipe.semantics not in (None, *get_method(name).semantics)]
+    if len(unfit) < len(names):
+        # Beside a method that has them, one of which there is a single definition needs no choice.
+        unfit = [name for name in unfit if len(get_method(name).semantics) > 1]
     if unfit:
         for name in unfit:
             what = f"{name} does not have the semantics {recipe.semantics!r}"

@@ -210,3 +210,16 @@ modules:
     def test_one_module_is_a_recipe(self, family, plan_of):
         default = LINEAR.replace("models: [base, a, b]", "modules: {default: {models: [base, a, b]}}")
         assert merges(plan_of(default)) == merges(plan_of(LINEAR))
+
+
+def test_semantics_are_asked_of_methods_that_have_a_choice(family, plan_of):
+    text = TIES.replace("parameters: {weight: 1}\n", "") + "semantics: paper\n"
+    plan = plan_of(
+        text + "rules: [{filter: norm, source: base}, {filter: mlp, merge_method: linear, parameters: {weight: 1}}]\n"
+    )
+    methods = {output.name: (output.method, output.group and output.group.semantics) for output in plan.outputs}
+    assert methods["model.norm.weight"] == ("copy", None)
+    assert methods["model.layers.0.mlp.up_proj.weight"] == ("linear", "mergekit")
+    assert methods["model.layers.0.self_attn.q_proj.weight"] == ("ties", "paper")
+    with pytest.raises(InvalidInput, match="dare_ties does not have the semantics 'paper'"):
+        plan_of(text + "rules: [{filter: norm, merge_method: dare_ties}]\n")

@@ -28,12 +28,14 @@ sys.path.append(str(ROOT))
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of GPU kernels, which take the fixture ``device``, so that ``-m gpu`` runs them.
 
-    Tests of the compiled CPU kernels are skipped where there are none.
+    Tests of the compiled CPU kernels are skipped where there are none, those that compile with nvcc unless asked for.
     """
     missing = why_no_cpu_extension()
     for item in items:
         if missing is not None and item.get_closest_marker("compiled"):
             item.add_marker(pytest.mark.skip(reason=missing))
+        if item.get_closest_marker("nvcc") and "nvcc" not in item.config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason="compiles for a minute: .ci/run runs it, and -m nvcc"))
         if item.path.parent.name in ("cuda", "triton") and "device" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.gpu)
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +134,7 @@ def compile_all(arch: int, brief: bool) -> list[Report]:
     triton.runtime.driver.set_active(_Target(arch))
     JITFunction.run = only_compile
     _launch.capability = lambda device: divmod(arch, 10)
-    reports = {}
+    found: dict[tuple[str, str], tuple[str, CompiledKernel]] = {}
     for operation in kernels.OPERATIONS.values():
         if "triton" in operation.implementations:
             operation.implementations["triton"].probe = lambda: None
@@ -143,11 +145,11 @@ def compile_all(arch: int, brief: bool) -> list[Report]:
             call()
             for name, kernel in compiled:
                 # The digits of a selection differ by constants only.
-                key = (name, case if brief else kernel.hash)
-                if key not in reports:
-                    reports[key] = _report(arch, case, name, kernel)
+                found.setdefault((name, case if brief else kernel.hash), (case, kernel))
     JITFunction.run = run
-    return list(reports.values())
+    # Each waits for a disassembler.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda key: _report(arch, found[key][0], key[0], found[key][1]), found))
 
 
 def _report(arch: int, case: str, name: str, kernel: CompiledKernel) -> Report:

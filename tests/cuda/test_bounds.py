@@ -40,9 +40,10 @@ module.weighted_sum(ints, floats, (0, 0))
 
 
 @pytest.mark.slow
-def test_within_bounds(tmp_path):
+def test_within_bounds(tmp_path, emulated):
     # What the sanitizer adds to the stack does not understand fibers.
-    library = cuda_emulation.build(tmp_path, ("-fsanitize=address", "--param=asan-stack=0"))
+    flags = ("-fsanitize=address", "--param=asan-stack=0")
+    library = cuda_emulation.build(tmp_path, flags, made=Path(emulated.__file__).parent)
     runtimes = [
         subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
         for name in ("libasan.so", "libstdc++.so")

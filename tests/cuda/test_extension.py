@@ -64,7 +64,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.nvcc
 def test_without_a_driver(library):
     result = _run(sys.executable, "-c", CALL, library, CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0
@@ -73,7 +73,7 @@ def test_without_a_driver(library):
     assert error == f"the cuda backend cannot run: {why}"
 
 
-@pytest.mark.slow
+@pytest.mark.nvcc
 def test_what_it_compiled_to(library):
     result = _run(sys.executable, "-m", "benchmarks.gpu.compiled_cuda", library, "--arch", "90")
     if "cuobjdump is missing" in result.stderr:

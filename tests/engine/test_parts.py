@@ -314,13 +314,13 @@ def test_a_rank_that_is_killed(models, tmp_path):
     run(old.plan(), old.out)
     shutil.copytree(merge.out, tmp_path / "old")
     arguments = ["merge", tmp_path / "r.yml", merge.out, "--shard-size", "2MB", "--overwrite", "--threads", "1"]
-    ended = in_processes(3, [*arguments, "--distributed", "--rank-timeout", "10"], ("-c", KILLED))
+    ended = in_processes(3, [*arguments, "--distributed", "--rank-timeout", "5"], ("-c", KILLED))
     assert [status for status, *_ in ended] == [2, -signal.SIGKILL, 2], ended
     for number in (0, 2):
         _, out, err = ended[number]
         errors = [line for line in err.splitlines() if line.startswith("error:")]
         assert len(errors) == 1 and "Traceback" not in err and not out, err
-        assert "rank 1 of 3 has not been heard of for 10 s" in errors[0], err
+        assert "rank 1 of 3 has not been heard of for 5 s" in errors[0], err
     assert "parts of others" in ended[0][2] and "the same command goes on from there" in ended[0][2]
     assert same_files(merge.out, tmp_path / "old")
     (left,) = leftovers_of(merge.out)

@@ -25,8 +25,9 @@ FIND_RACES = ("-fsanitize=thread",)
 
 
 def build(
-    folder: Path, extra: tuple[str, ...] = (), kernels: tuple[str, ...] = (), sources: Sequence[Path] | None = None
-) -> Path:
+    folder: Path, extra: tuple[str, ...] = (), kernels: tuple[str, ...] = (), sources: Sequence[Path] | None = None,
+    made: Path | None = None,
+) -> Path:  # fmt: skip
     """Compile the emulated extension into ``folder`` and return its path; skips the test where that is impossible.
 
     Args:
@@ -34,6 +35,7 @@ def build(
         extra:   flags of the compiler and the linker.
         kernels: flags of the sources that hold kernels.
         sources: other ones than those of the extension.
+        made:    folder of an extension whose objects without kernels are taken as they are.
     """
     compiler = shutil.which("g++")
     if compiler is None or not SOURCES.is_dir():
@@ -42,6 +44,8 @@ def build(
     includes = [f"-I{path}" for path in (EMULATOR, SOURCES, pybind11.get_include(), sysconfig.get_path("include"))]
 
     def compile_one(source: Path) -> Path:
+        if made is not None and source.suffix == ".cpp":
+            return made / f"{source.name}.o"
         target = folder / f"{source.name}.o"
         # Templates of the bindings take half of the time, and optimized twice that.
         level = ("-O0",) if source.name == "bindings.cpp" else ()

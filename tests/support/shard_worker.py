@@ -30,9 +30,15 @@ PLANES = {
 
 
 def inventory(placements: Sequence[str], every: bool = False) -> list[tuple[Case, str]]:
-    """Cases and their placements: methods as they are in all of them, variants in all or by turns, cut ones first."""
+    """Cases and their placements: methods as they are in all of a line, or in two of a plane by turns; variants in all
+    or by turns, cut ones first."""
     cut = [where for where in placements if where != "replicated"]
-    cases = [(case, where) for case in shard_cases.plain() for where in placements]
+    cases = [
+        (case, where)
+        for i, case in enumerate(shard_cases.plain())
+        for k, where in enumerate(placements)
+        if every or len(placements) <= 3 or (k + i) % len(placements) in (0, 2)
+    ]
     for i, case in enumerate(shard_cases.varied()):
         cases += [(case, where) for where in (placements if every else [cut[i % len(cut)]])]
     return cases

@@ -53,6 +53,11 @@ def make_merge(folder: Path, method="ties", models=3, shards=1, dtype=torch.bflo
     save_model(folder / "base", base, shards=shards)
     for k in range(models):
         save_model(folder / f"model{k}", make_tensors(k + 1, base=base, dtype=dtype), shards=shards)
+    return merge_of(folder, method, models)
+
+
+def merge_of(folder: Path, method: str, models: int = 3) -> Merge:
+    """Return the merge by a method of what ``make_merge`` wrote into ``folder``."""
     lines = [f"merge_method: {method}", f"base_model: {folder}/base", "models:"]
     if method == "linear":
         del lines[1]

@@ -23,6 +23,7 @@ from ..results import Result
 from ..sizes import DEFAULT_RAM, parse_size
 from ..steps.inputs import Inputs
 from .batches import units
+from .censuses import knowing, take_all
 from .files import InputFiles
 from .gathering import PlannedFiles
 from .judging import Choices, Tolerance
@@ -119,11 +120,16 @@ def verify_recipe(
         places = {output.name: entry for output in outputs if (entry := place_of(output, checkpoint))}
         sink = _Judge(outputs, places, inputs, ALL[recipe.dtype] if recipe.dtype else None)
         total = sum(output.nbytes for output in outputs)
-        sizes = divide(outputs, Budget(ram), threads or default_threads())
-        work(
-            lambda context: units(context, outputs), Host(), sizes, inputs, sink, meter,
-            lambda: progress and progress(sink.done, total),
-        )  # fmt: skip
+        sizes, host = divide(outputs, Budget(ram), threads or default_threads()), Host()
+
+        def tick() -> None:
+            if progress is not None:
+                progress(sink.done, total)
+
+        # Of the whole merge, also of what the output lacks.
+        found = take_all(plan.outputs, host, sizes, inputs, meter, tick, strips=False)
+        merged = [knowing(output, found) for output in outputs]
+        work(lambda context: units(context, merged), host, sizes, inputs, sink, meter, tick)
     if progress is not None:
         progress(total, total)
     seconds = meter.report(len(outputs), 0, sizes.workers).seconds

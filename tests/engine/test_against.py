@@ -132,3 +132,18 @@ def test_errors_keep_their_status(tmp_path):
     assert CliRunner().invoke(main, ["verify", "base", "--recipe", "linear.yml", "--sample", "1"]).exit_code == 2
     result = CliRunner().invoke(main, ["verify", "base", "--recipe", "linear.yml"])
     assert result.exit_code == 1 and "different: lm_head.weight: " in result.stderr
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"merge_method": "emr", "parameters": {"task": 0}},
+        {"merge_method": "ties", "semantics": "paper"},
+        {"merge_method": "task_arithmetic", "parameters": {"weight": 0.5}, "lines": {"beta": 0.5, "auto": True}},
+    ],
+    ids=lambda recipe: recipe["merge_method"],
+)
+def test_what_is_asked_of_the_whole_model_is_asked_here_too(recipe, tmp_path):
+    recipe |= {"base_model": "base", "models": ["one", "two"]}
+    fastmerge.merge(recipe, tmp_path / "out")
+    assert fastmerge.verify_recipe(recipe, tmp_path / "out").verdict == "equal"

@@ -12,7 +12,9 @@ from fastmerge.kernels import keep_all, keep_masked, keep_random, keep_top
 from fastmerge.steps.apply import ElementwiseMerge, SparseMerge
 from fastmerge.steps.inputs import Inputs
 from fastmerge.steps.shards import Layout
+from fastmerge.steps.shards import local as parts
 from fastmerge.steps.shards.local import apply_to_part
+from fastmerge.steps.shards.runs import Runs
 from fastmerge.steps.source import Chunk
 
 SHAPES = [(7,), (5, 3), (1, 9), (12, 8), (6, 33), (3, 4, 5)]
@@ -87,3 +89,45 @@ def test_columns_are_merged_in_one_call(mesh, splits, generator, monkeypatch):
         jobs.clear()
         apply_to_part(step, layout.runs, torch.empty_like(local.base), local)
         assert jobs == [1]
+
+
+@pytest.mark.parametrize("at_once", [3000, 1 << 20])
+@pytest.mark.parametrize(("mesh", "splits"), [((2,), ((1, 2),)), ((3,), ((1, 3),)), ((2, 2), ((1, 3), (1, 2)))])
+def test_columns_of_several_widths_are_put_together(mesh, splits, at_once, generator, monkeypatch):
+    """Of a strided shard whose pieces do not divide the rows: some calls for all rows, not one for every 64 runs."""
+    monkeypatch.setattr(parts, "AT_ONCE", at_once)
+    shape = (140, 25)
+    inputs = inputs_of(shape, generator)
+    calls = []
+    one = kernels.sparse_merge
+    monkeypatch.setattr(kernels, "sparse_merge", lambda *given, **named: (calls.append(1), one(*given, **named)))
+    seen = 0
+    for step in steps_of(inputs, generator):
+        whole = torch.full(shape, torch.nan)
+        step(whole, Chunk.of(inputs))
+        for here in range(torch.Size(mesh).numel()):
+            layout = Layout(shape, mesh, splits, here)
+            seen += layout.runs.columns is not None and len(layout.runs.alike) > parts.PIECES
+            local = parts_of(layout, inputs)
+            calls.clear()
+            apply_to_part(step, layout.runs, local.base, local)  # into an input
+            assert torch.equal(local.base, parts_of(layout, Inputs(None, (whole,))).tensors[0]), here
+            if (
+                at_once > 500
+                and isinstance(step, SparseMerge)
+                and not any(keep.mask is not None for keep in step.keeps)
+            ):
+                assert len(calls) <= 8
+    assert seen
+
+
+def test_runs_that_do_not_repeat_are_no_columns():
+    runs = Layout((200, 25), (2,), ((1, 2),), 0).runs
+    columns = runs.columns
+    assert (columns.each, columns.rows, columns.width) == (2, 199, 13)
+    for place in (2, 200, len(runs.starts) - 2):
+        starts = runs.starts.copy()
+        starts[place] += 1
+        assert Runs(starts, runs.stops).columns is None
+    assert Layout((3, 25), (2,), ((1, 2),), 0).runs.columns is None
+    assert Runs(runs.starts[:0], runs.stops[:0]).columns is None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...kernels import GRID
-from .layout import Runs
+from .runs import Runs
 
 
 @dataclass(frozen=True)

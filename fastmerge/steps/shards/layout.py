@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
@@ -11,64 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .runs import Runs
+
 Split = tuple[int, int]
 """How a dimension of a mesh cuts a tensor: the tensor's dimension, and the pieces that each take part of, or 1."""
-
-
-@dataclass(frozen=True)
-class Runs:
-    """The elements that one rank holds: ranges of the flattened tensor, ascending, as its local part has them.
-
-    Attributes:
-        starts, stops: [runs] int64, global indices; no two ranges touch.
-    """
-
-    starts: np.ndarray
-    stops: np.ndarray
-
-    @property
-    def numel(self) -> int:
-        return int((self.stops - self.starts).sum())
-
-    @property
-    def places(self) -> np.ndarray:
-        """Where each range begins in the flattened local part."""
-        return np.cumsum(self.stops - self.starts) - (self.stops - self.starts)
-
-    @cached_property
-    def rows(self) -> tuple[int, int, int] | None:
-        """Start, length and stride of several ranges of one length and one distance; None of any others."""
-        if len(self.starts) < 2 or len(self.alike) > 1:
-            return None
-        start, after = self.starts[:2].tolist()
-        return start, int(self.stops[0]) - start, after - start
-
-    @cached_property
-    def alike(self) -> list[tuple[int, Runs]]:
-        """The same in parts that each have one length and one distance, as few as can be, and where each begins."""
-        if not len(self.starts):
-            return []
-        sizes, steps = self.stops - self.starts, np.diff(self.starts)
-        resized = sizes[1:] != sizes[:-1]
-        moved = np.diff(steps, prepend=steps[:1]) != 0
-        begins = [0]
-        for i in (np.flatnonzero(resized | moved) + 1).tolist():
-            # The first two of a part say how far they are apart.
-            if i - begins[-1] > 1 or resized[i - 1]:
-                begins.append(i)
-        places, ends = self.places, [*begins[1:], len(sizes)]
-        return [
-            (int(places[begin]), Runs(self.starts[begin:end], self.stops[begin:end]))
-            for begin, end in zip(begins, ends, strict=True)
-        ]
-
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        """Yield start, stop and place of each range."""
-        return zip(self.starts.tolist(), self.stops.tolist(), self.places.tolist(), strict=True)
-
-    def below(self, index: int) -> int:
-        """Return how many of the elements have a global index below ``index``."""
-        return int(np.clip(index - self.starts, 0, self.stops - self.starts).sum())
 
 
 def indices_held(size: int, splits: Sequence[tuple[int, int, int]]) -> np.ndarray:

@@ -11,8 +11,10 @@ from ...kernels.keep import RULE_ALL, RULE_BAND, RULE_RANDOM
 from ..apply import Apply, Copy, ElementwiseMerge, SpanSum, SparseMerge, WeightedSum
 from ..inputs import Inputs
 from ..source import Chunk
-from .layout import Runs
+from .runs import Columns, Runs
 
+# Bytes of the output and all inputs whose columns are put together at a time.
+AT_ONCE = 32 << 20
 # Pieces that are merged side by side, on a GPU in one launch where the step can. Of more, CPUs are slower.
 PIECES = 64
 
@@ -30,10 +32,16 @@ def apply_by_pieces(step: Apply, runs: Runs, out: Tensor, inputs: Inputs[Tensor]
     """Apply a step to runs that have several lengths or distances: to those that are alike, or single ones, each.
 
     Planes of two dimensions are a piece for each matrix, which takes a fifth longer than one call would (128 of 131072
-    elements, one core). Only columns of a strided shard whose pieces are of two lengths are many: two in each row.
+    elements, one core). Columns of a strided shard whose pieces are of two lengths would be two pieces in each row:
+    they are put together by column.
     """
-    pieces = [piece for place, some in runs.alike for piece in _pieces(step, some, place)]
     flat, every = out.view(-1), inputs.map(lambda tensor: tensor.view(-1))
+    columns = runs.columns if len(runs.alike) > PIECES else None
+    if columns is not None and localized(step, columns.runs(0, 0, columns.rows)) is not None:
+        _apply_by_column(step, columns, flat, every)
+        pieces = [piece for place, some in columns.outside for piece in _pieces(step, some, place)]
+    else:
+        pieces = [piece for place, some in runs.alike for piece in _pieces(step, some, place)]
     for few in (pieces[i : i + PIECES] for i in range(0, len(pieces), PIECES)):
         outs = [flat[span] for _, span, _ in few]
         chunks = [
@@ -41,6 +49,21 @@ def apply_by_pieces(step: Apply, runs: Runs, out: Tensor, inputs: Inputs[Tensor]
             for _, span, offset in few
         ]
         step.apply_all([part for part, _, _ in few], outs, chunks)
+
+
+def _apply_by_column(step: Apply, columns: Columns, out: Tensor, inputs: Inputs[Tensor]) -> None:
+    """Apply a step to columns of rows that are alike: each is copied together, many rows at a time, and back."""
+    row_bytes = columns.width * sum(tensor.element_size() for tensor in (out, *inputs.every))
+    many = max(1, AT_ONCE // row_bytes)
+    for top in range(0, columns.rows, many):
+        below = min(top + many, columns.rows)
+        for column in range(columns.each):
+            own, target = columns.runs(column, top, below), columns.view(out, column, top, below)
+            made = target.new_empty(own.numel)
+            held = inputs.map(lambda t, at=(column, top, below): columns.view(t, *at).contiguous().view(-1))  # type: ignore[misc]
+            for local, span, offset in _pieces(step, own, 0):
+                local(made[span], Chunk.of(held.map(lambda t, span=span: t[span]), offset))  # type: ignore[misc]
+            target.copy_(made.view(target.shape))
 
 
 def _pieces(step: Apply, runs: Runs, place: int) -> list[tuple[Apply, slice, int]]:

@@ -113,7 +113,7 @@ def test_columns_of_several_widths_are_put_together(mesh, splits, at_once, gener
             apply_to_part(step, layout.runs, local.base, local)  # into an input
             assert torch.equal(local.base, parts_of(layout, Inputs(None, (whole,))).tensors[0]), here
             if (
-                at_once > 500
+                at_once > 3000
                 and isinstance(step, SparseMerge)
                 and not any(keep.mask is not None for keep in step.keeps)
             ):

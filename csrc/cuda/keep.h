@@ -134,7 +134,7 @@ __device__ inline void keep_band(const Band& band, const float (&delta)[kVector]
 
 // The 16-bit numbers of a stream for eight elements from `index` on, two to a word.
 template <bool kAligned>
-__device__ inline void half_words(const KeepRule& rule, std::int64_t index, std::uint32_t stream,
+__device__ inline void half_words(const KeepRule& rule, const KeepRule& keyed, std::int64_t index, std::uint32_t stream,
                                   unsigned (&words)[4]) {
   constexpr int kBlocks = kAligned ? 1 : 2;
   unsigned all[4 * kBlocks];
@@ -143,7 +143,7 @@ __device__ inline void half_words(const KeepRule& rule, std::int64_t index, std:
     const std::uint64_t block = static_cast<std::uint64_t>(index >> 3) + b;
     std::uint64_t counter[4] = {block, block >> 32, rule.random.model, stream};
 #pragma unroll
-    for (const auto& key : rule.random.keys) philox_round<std::uint64_t>(counter, key[0], key[1]);
+    for (const auto& key : keyed.random.keys) philox_round<std::uint64_t>(counter, key[0], key[1]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) all[4 * b + i] = static_cast<unsigned>(counter[i]);
   }
@@ -169,10 +169,11 @@ __device__ inline unsigned half_at(const unsigned (&words)[4], int j) {
 // A word that is not 0 where a 16-bit half of `word` is 0.
 __device__ inline unsigned zero_half(unsigned word) { return (word - 0x00010001u) & ~word & 0x80008000u; }
 
+// keyed: a rule with the same key.
 template <bool kAligned, class Use>
-__device__ inline void keep_random(const KeepRule& rule, std::int64_t index, Use use) {
+__device__ inline void keep_random(const KeepRule& rule, std::int64_t index, Use use, const KeepRule& keyed) {
   unsigned words[4];
-  half_words<kAligned>(rule, index, 0, words);
+  half_words<kAligned>(rule, keyed, index, 0, words);
   const unsigned limit = rule.random.limit, low = rule.random.low;
   if (low != 0) {
     const unsigned both = limit | limit >> 16;
@@ -182,7 +183,7 @@ __device__ inline void keep_random(const KeepRule& rule, std::int64_t index, Use
     // One element in 65536.
     if (undecided != 0) {
       unsigned lower[4];
-      half_words<kAligned>(rule, index, 1, lower);
+      half_words<kAligned>(rule, keyed, index, 1, lower);
 #pragma unroll
       for (int j = 0; j < kVector; ++j) {
         const unsigned word = (half_at(words, j) & 0xFFFF0000u) | half_at(lower, j) >> 16;
@@ -209,8 +210,9 @@ __device__ inline void keep_random(const KeepRule& rule, const Stripes& part, st
     // What is left of a row, as if all eight were side by side with it.
     const std::int64_t number = (first + j) / part.row, within = first + j - number * part.row;
     const int end = part.row - within < kVector - j ? j + static_cast<int>(part.row - within) : kVector;
-    keep_random<false>(rule, part.start + number * part.stride + within - j,
-                       [&](int i, bool kept) { bits |= unsigned{kept && i >= j && i < end} << i; });
+    keep_random<false>(
+        rule, part.start + number * part.stride + within - j,
+        [&](int i, bool kept) { bits |= unsigned{kept && i >= j && i < end} << i; }, rule);
     j = end;
   }
 #pragma unroll
@@ -248,7 +250,7 @@ __device__ inline void keep_vector(const KeepRule& rule, const Band& band, const
   if (rule.kind == kKeepTop) {
     keep_top(band.inside, delta, vector, use);
   } else if (rule.kind == kKeepRandom) {
-    keep_random<kAligned>(rule, index, use);
+    keep_random<kAligned>(rule, index, use, rule);
   } else if (rule.kind == kKeepBand) {
     keep_band(band, delta, vector, use);
   } else if (rule.kind == kKeepMask) {

@@ -17,6 +17,8 @@ constexpr int kMost = 3;
 // For rules of any kind; where all are of one kind, its code alone leaves registers for the sums of several deltas.
 constexpr int kAnyKind = -1;
 constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+constexpr float kLargest = std::numeric_limits<float>::max();
+constexpr double kFinite = std::numeric_limits<double>::max();
 
 template <int kModels>
 struct Input {
@@ -41,20 +43,27 @@ class Coming {
   __device__ Coming() : places_(dynamic_shared<uint4>() + threadIdx.x) {}
 
   // Asks for a row more, or for none. From then on `take` gives the row that was asked for kStages - 1 calls before.
+  // tensor_of: of the last one, the base, there may be none.
   template <class TensorOf>
   __device__ void ask(bool any, std::int64_t element, std::int64_t size, TensorOf tensor_of) {
+    const auto there = [&](int k) { return k < kTensors - 1 || tensor_of(k).data != nullptr; };
+    const auto from = [&](int k) { return static_cast<const T*>(tensor_of(k).data) + element; };
+    if (any && element + kVector <= size) {
 #pragma unroll
-    for (int k = 0; k < kTensors; ++k) {
-      const Source& source = tensor_of(k);
-      if (!any || !source.data) continue;
-      if (element + kVector <= size) {
-        const uint4* const from = reinterpret_cast<const uint4*>(static_cast<const T*>(source.data) + element);
+      for (int k = 0; k < kTensors; ++k) {
+        if (!there(k)) continue;
 #pragma unroll
-        for (int i = 0; i < kPieces; ++i) __pipeline_memcpy_async(place(k, i), from + i, sizeof(uint4));
-      } else {
-        const AnyRaw raw = load_any(source, element, range_at(element, size));
-        *place(k, 0) = raw.words;
-        if constexpr (kPieces == 2) *place(k, 1) = raw.more;
+        for (int i = 0; i < kPieces; ++i) {
+          __pipeline_memcpy_async(place(k, i), reinterpret_cast<const uint4*>(from(k)) + i, sizeof(uint4));
+        }
+      }
+    } else if (any) {
+      // The last vector of a tensor, one element after another.
+      constexpr int kEach = kVector / kPieces;
+#pragma unroll 1
+      for (int i = 0; i < kTensors * kVector; ++i) {
+        const int k = i / kVector, j = i % kVector;
+        if (there(k)) reinterpret_cast<T*>(place(k, j / kEach))[j % kEach] = element + j < size ? from(k)[j] : T{};
       }
     }
     // Also where nothing was copied: rows are counted.
@@ -77,7 +86,7 @@ class Coming {
   }
 
   uint4* places_;
-  int stage_ = 0;
+  unsigned stage_ = 0;
 };
 
 // Vectors of any dtype are loaded when they are taken.
@@ -93,9 +102,45 @@ class Coming<void, kTensors> {
   }
 };
 
-// Adds up a chunk. kMultiply: what is not kept is multiplied by 0 rather than left out, so that a dropped NaN or
-// infinity stays visible; the same where all numbers are finite.
-template <class T, int kModels, int kKind, bool kSquared, bool kMultiply>
+// Calls use(j, kept) for each element of a vector of deltas by a rule of that kind. keyed: a rule with the same key.
+template <int kKind, class Use>
+__device__ __forceinline__ void keep_of_kind(const KeepRule& rule, const KeepRule& keyed, const Band& band,
+                                             const float (&delta)[kVector], std::int64_t element, std::int64_t size,
+                                             Use use) {
+  const Range range = range_at(element, size);
+  if constexpr (kKind == kKeepRandom) {
+    keep_random<true>(rule, rule.first + element, use, keyed);
+  } else if constexpr (kKind == kKeepMask) {
+    keep_masked<true>(rule, rule.first + element, range, use);
+  } else {
+    keep_vector<true>(rule, band, delta, static_cast<std::uint32_t>(element / kVector), range, use);
+  }
+}
+
+// Whether a delta of a chunk drops a NaN or an infinity, which the sum of what it keeps must not lose: what is dropped
+// counts as multiplied by 0. For a warp.
+template <class T, int kKind, int kModels>
+__device__ inline bool drops_special(const Input<kModels>& p, int k, std::int64_t chunk) {
+  const Rows rows(chunk, p.size);
+  Band band;
+  if constexpr (kKind == kAnyKind) band_of(p.rules[k], band);
+  bool special = false;
+#pragma unroll 1
+  for (int row = 0; row < rows.count; ++row) {
+    const std::int64_t element = rows.element + row * kLanes;
+    float delta[kVector], base[kVector] = {};
+    widen(load_vector<T>(p.tensors[k], element, p.size), delta);
+    if (p.base.data) widen(load_vector<T>(p.base, element, p.size), base);
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) delta[j] = delta[j] - base[j];
+    keep_of_kind<kKind>(p.rules[k], p.rules[0], band, delta, element, p.size,
+                        [&](int j, bool kept) { special = special || (!kept && !(std::fabs(delta[j]) <= kLargest)); });
+  }
+  return __any_sync(0xFFFFFFFFu, special);
+}
+
+// Adds up a chunk.
+template <class T, int kModels, int kKind, bool kSquared>
 __device__ inline void sum_chunk(const Input<kModels>& p, std::int64_t chunk, double (&all)[kModels][kVector],
                                  double (&inside)[kModels][kVector]) {
   const bool based = p.base.data != nullptr;
@@ -129,21 +174,10 @@ __device__ inline void sum_chunk(const Input<kModels>& p, std::int64_t chunk, do
         const double x = std::fabs(delta[j]);
         const double power = kSquared ? x * x : x;
         all[k][j] = all[k][j] + power;
-        if constexpr (kMultiply) {
-          inside[k][j] = __fma_rn(power, kept ? 1.0 : 0.0, inside[k][j]);
-        } else {
-          if (kept) inside[k][j] = inside[k][j] + power;
-        }
+        if (kept) inside[k][j] = inside[k][j] + power;
       };
-      const Range range = range_at(element, p.size);
-      if constexpr (kKind == kKeepRandom) {
-        keep_random<true>(p.rules[k], p.rules[k].first + element, add);
-      } else if constexpr (kKind == kKeepMask) {
-        keep_masked<true>(p.rules[k], p.rules[k].first + element, range, add);
-      } else {
-        static_assert(kModels == 1, "one band");
-        keep_vector<true>(p.rules[k], band, delta, static_cast<std::uint32_t>(element / kVector), range, add);
-      }
+      static_assert(kModels == 1 || kKind != kAnyKind, "one band");
+      keep_of_kind<kKind>(p.rules[k], p.rules[0], band, delta, element, p.size, add);
     }
     element += kLanes;
   }
@@ -161,35 +195,22 @@ __global__ void __launch_bounds__(kWarps* kWarp, kBlocks<T, kModels, kKind>)
   const std::int64_t chunk = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   if (chunk >= p.chunks) return;
   double all[kModels][kVector] = {}, inside[kModels][kVector] = {};
-  sum_chunk<T, kModels, kKind, kSquared, false>(p, chunk, all, inside);
-  double totals[kModels], kept[kModels], sum = 0;
+  sum_chunk<T, kModels, kKind, kSquared>(p, chunk, all, inside);
+  double* const out = p.partials + chunk * p.columns;
+  double sum = 0;
 #pragma unroll
   for (int k = 0; k < kModels; ++k) {
-    totals[k] = tree_sum(all[k]);
-    kept[k] = tree_sum(inside[k]);
-    sum += totals[k];
+    const double total = tree_sum(all[k]), kept = tree_sum(inside[k]);
+    sum += total;
+    if (threadIdx.x % kWarp != 0) continue;
+    out[2 * k] = total;
+    out[2 * k + 1] = kept;
   }
   // Sums of powers of float32 never reach infinity.
-  if (!(__shfl_sync(0xFFFFFFFFu, sum, 0) <= 1.7976931348623157e308)) {
-#pragma unroll
-    for (int k = 0; k < kModels; ++k) {
-#pragma unroll
-      for (int j = 0; j < kVector; ++j) all[k][j] = inside[k][j] = 0;
-    }
-    sum_chunk<T, kModels, kKind, kSquared, true>(p, chunk, all, inside);
-#pragma unroll
-    for (int k = 0; k < kModels; ++k) {
-      totals[k] = tree_sum(all[k]);
-      kept[k] = tree_sum(inside[k]);
-    }
-  }
-  if (threadIdx.x % kWarp == 0) {
-#pragma unroll
-    for (int k = 0; k < kModels; ++k) {
-      double* const out = p.partials + chunk * p.columns + 2 * k;
-      out[0] = totals[k];
-      out[1] = kept[k];
-    }
+  if (__shfl_sync(0xFFFFFFFFu, sum, 0) <= kFinite) return;
+#pragma unroll 1
+  for (int k = 0; k < kModels; ++k) {
+    if (drops_special<T, kKind>(p, k, chunk) && threadIdx.x % kWarp == 0) out[2 * k + 1] = kNone;
   }
 }
 
@@ -237,10 +258,11 @@ void norms(double* partials, const Tensors& inputs, const std::vector<Keep>& kee
   const auto all_are = [&](Kind kind) {
     return power == 1 && std::all_of(rules.begin(), rules.end(), [=](const KeepRule& r) { return r.kind == kind; });
   };
+  const bool one_key = std::all_of(keeps.begin(), keeps.end(), [&](const Keep& keep) { return keep.a == keeps[0].a; });
   with_dtype(inputs, [&](auto* dtype) {
     using T = std::remove_pointer_t<decltype(dtype)>;
     if constexpr (!std::is_void_v<T>) {
-      if (all_are(kKeepRandom)) return launch_groups<T, kKeepRandom>(partials, inputs, rules, stream);
+      if (all_are(kKeepRandom) && one_key) return launch_groups<T, kKeepRandom>(partials, inputs, rules, stream);
       if (all_are(kKeepMask)) return launch_groups<T, kKeepMask>(partials, inputs, rules, stream);
     }
     for (int first = 0; first < inputs.count(); ++first) {

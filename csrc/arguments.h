@@ -15,7 +15,7 @@
 namespace fastmerge {
 
 // Raised whenever the arguments of a function change: kernels/_native.py refuses an extension with another number.
-constexpr int kInterface = 12;
+constexpr int kInterface = 13;
 
 using Address = std::uintptr_t;
 using Ints = std::vector<std::int64_t>;

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # That of csrc/arguments.h.
-INTERFACE = 12
+INTERFACE = 13
 
 
 @functools.cache

@@ -157,10 +157,7 @@ def _run_cuda(
     import torch
 
     stream, extension = _cuda.stream(tensors[0]), _cuda.extension()
-    nbytes = extension.rank_workspace(rows[0] * rows[2], rows[1], stream)
+    nbytes = extension.rank_workspace(rows[0] * rows[2] * len(draws), rows[1], stream)
     workspace = torch.empty(nbytes // 8, dtype=torch.int64, device=tensors[0].device)
-    for mask, tensor, (model, first, step) in zip(masks, tensors, draws, strict=True):
-        arrays = _native.arrays([tensor], base)
-        extension.rank_mask(
-            mask.data_ptr(), arrays, rows, first, step, key, model, offset, workspace.data_ptr(), stream
-        )  # fmt: skip
+    addresses, arrays = [mask.data_ptr() for mask in masks], _native.arrays(tensors, base)
+    extension.rank_mask(addresses, arrays, draws, rows, key, offset, workspace.data_ptr(), stream)

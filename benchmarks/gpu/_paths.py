@@ -73,15 +73,22 @@ def _grams() -> Iterator[Path]:
                 yield Path(kernel, f"a stage, {name}", must, loop=True, elements=rows)
 
 
+def _ranks() -> Iterator[Path]:
+    """Yield the passes over a row that shared memory holds: csrc/cuda/rank_bins.cu."""
+    kernel, held = "rank_bins_kernel<BFloat16, true>", {r"LDS\.128": 2}
+    yield Path(kernel, "reads", {r"LDG\.E.*128": 2, r"STS\.128": 2}, loop=True)
+    yield Path(kernel, "counts", {"ATOMS": VECTOR, **held}, loop=True)
+    yield Path(kernel, "decides", {r"IMAD\.WIDE\.U32": 18, "LDS R": VECTOR, **held}, loop=True)
+    yield Path(kernel, "codes of magnitudes", {r"LDS\.64": VECTOR, "STS ": 1, **held}, loop=True)
+    yield Path(kernel, "counts a code", {r"LDS\.128": 4, "SHFL": 6}, loop=True, elements=128)
+
+
 PATHS = (
     *_merges("BFloat16"),
     *_merges("Float16"),
     Path("weighted_sum_kernel<BFloat16>", "a turn of 4 tensors", {r"LDG\.E.*128": 4}, loop=True),
     *(path for dtype in ("BFloat16", "Float16", "float") for path in _collections(dtype)),
-    Path("rank_bins_kernel<BFloat16>", "reads", {r"LDG\.E.*128": 2, r"STS\.128": 2}, loop=True),
-    Path("rank_bins_kernel<BFloat16>", "counts", {r"LDS\.128": 2, "ATOMS": VECTOR}, loop=True),
-    Path("rank_bins_kernel<BFloat16>", "decides", {r"LDS\.128": 2, "LDS R": VECTOR}, loop=True),
-    Path("rank_bins_kernel<BFloat16>", "ranks a magnitude", {r"LDS\.128": 2, "STS ": 1}, loop=True),
+    *_ranks(),
     Path("norms_kernel<BFloat16, 3, 3, false>", "a row", {"LDGSTS": 1, r"IMAD\.WIDE\.U32": 3 * 20}, loop=True),
     Path("norms_kernel<BFloat16, 3, 4, false>", "a row", {r"LDG\.E\.U8": 3}, loop=True),
     *_grams(),

@@ -100,22 +100,21 @@ PYBIND11_MODULE(_cuda, m) {
     arc_weights(reinterpret_cast<float*>(weights), reinterpret_cast<const double*>(sums), places, stream(where));
   });
 
-  m.def("rank_mask", [](Address mask, const Ints& arrays, const std::array<std::int64_t, 3>& shape, std::uint32_t first,
-                        std::uint64_t step, std::uint64_t key, std::uint32_t model, std::int64_t offset,
+  // Per model: its number, and first and step of its drop thresholds.
+  using Draw = std::tuple<std::uint32_t, std::uint32_t, std::uint64_t>;
+  m.def("rank_mask", [](const std::vector<Address>& masks, const Ints& arrays, const std::vector<Draw>& draws,
+                        const std::array<std::int64_t, 3>& shape, std::uint64_t key, std::int64_t offset,
                         Address workspace, const StreamTuple& where) {
     need_gpu();
     const Tensors inputs = inputs_of(arrays);
-    const RankJob job{reinterpret_cast<std::uint32_t*>(mask),
-                      inputs.tensors[0],
-                      inputs.base,
-                      shape[1],
-                      shape[2],
-                      first,
-                      step,
-                      key,
-                      model,
-                      offset};
-    rank_mask(job, shape[0], reinterpret_cast<void*>(workspace), stream(where));
+    expect(masks.size(), inputs, "masks");
+    expect(draws.size(), inputs, "draws");
+    RankJob job{{}, inputs.base, shape[0], shape[1], shape[2], key, offset};
+    for (std::size_t k = 0; k < draws.size(); ++k) {
+      const auto& [model, first, step] = draws[k];
+      job.models.push_back({reinterpret_cast<std::uint32_t*>(masks[k]), inputs.tensors[k], step, first, model});
+    }
+    rank_mask(job, reinterpret_cast<void*>(workspace), stream(where));
   });
   m.def("rank_workspace", [](std::int64_t rows, std::int64_t length, const StreamTuple& where) {
     need_gpu();

@@ -25,6 +25,17 @@ __device__ inline unsigned pinned(unsigned number) {
   return number;
 }
 
+// Sets a bit where a > b: a predicated instruction, where the compiler would select a word and add it.
+__device__ inline void set_where_above(unsigned& bits, unsigned a, unsigned b, unsigned bit) {
+#if defined(__CUDA_ARCH__)
+  asm("{.reg .pred above; setp.gt.u32 above, %1, %2; @above or.b32 %0, %0, %3;}"
+      : "+r"(bits)
+      : "r"(a), "r"(b), "r"(bit));
+#else
+  if (a > b) bits |= bit;
+#endif
+}
+
 // Throws std::runtime_error naming what failed, unless the status is success.
 void check(cudaError_t status, const std::string& what);
 

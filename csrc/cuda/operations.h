@@ -27,15 +27,21 @@ struct SelectSettings {
   std::size_t together;
 };
 
-// kernels/rank_mask.py: a tensor [outer, length, inner] whose elements are ranked along the middle dimension.
-struct RankJob {
+// kernels/rank_mask.py: one of the models, with the drop thresholds of its ranks.
+struct RankModel {
   std::uint32_t* mask;
-  Array tensor, base;
-  std::int64_t length, inner;
-  std::uint32_t first;
-  std::uint64_t step, key;
-  std::uint32_t model;
-  std::int64_t offset;  // of the first element, where the tensor is some slices of one
+  Array tensor;
+  std::uint64_t step;
+  std::uint32_t first, model;
+};
+
+// Tensors [outer, length, inner] whose elements are ranked along the middle dimension.
+struct RankJob {
+  std::vector<RankModel> models;
+  Array base;
+  std::int64_t outer, length, inner;
+  std::uint64_t key;
+  std::int64_t offset;  // of the first element, where the tensors are some slices of larger ones
 };
 
 // A float64 table [rows, columns] of partial sums.
@@ -68,9 +74,9 @@ void exact_sums(double* sums, const std::vector<SumTable>& tables, const Stream&
 void matched_factors(float* factors, const double* sums, const std::vector<FactorRule>& rules, const Stream& stream);
 // kernels/answers.py. Of each tensor from three products: two weights, then a status.
 void arc_weights(float* weights, const double* sums, const std::vector<double>& places, const Stream& stream);
-// Overwrites the mask. The workspace must not be used by anything else until the kernel is done.
-void rank_mask(const RankJob& job, std::int64_t outer, void* workspace, const Stream& stream);
-// The bytes of that workspace for so many rows in all, aligned to 8 bytes.
+// Overwrites the masks. The workspace must not be used by anything else until the kernels are done.
+void rank_mask(const RankJob& job, void* workspace, const Stream& stream);
+// The bytes of that workspace for so many rows of all models, aligned to 8 bytes.
 std::size_t rank_workspace(std::int64_t rows, std::int64_t length, int device);
 void low_rank(Output out, Array weight, const float* up, const float* down, std::size_t rows, std::size_t columns,
               std::size_t rank, float scale, const Stream& stream);

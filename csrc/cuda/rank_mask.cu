@@ -11,7 +11,7 @@
 namespace fastmerge::cuda {
 namespace {
 
-constexpr int kWarp = 32, kDigits = 256, kDigitsPerLane = kDigits / kWarp;
+constexpr int kDigits = 256, kDigitsPerLane = kDigits / kWarp;
 constexpr int kMostWarps = 16;
 constexpr int kElementsPerWarp = 128;
 // RankedMethod.scratch_bytes counts on it. One row may take more.
@@ -21,10 +21,9 @@ constexpr std::size_t kMostWorkspace = std::size_t{20} << 20;
 using Pair = unsigned long long;
 
 struct Input {
-  RankJob job;
-  std::int64_t rows;
+  RankRows rows;
   Pair* workspace;       // null where rows fit the shared memory
-  const unsigned* left;  // per row, 1 where it is left to be sorted; null: all are
+  const unsigned* left;  // per row of each model, 1 where it is left to be sorted; null: all are
 };
 
 // Makes of counts [warps][kDigits] the places where each warp puts its elements of a digit. By one warp.
@@ -34,12 +33,7 @@ __device__ void count_to_places(unsigned* counts, unsigned warps) {
   for (unsigned d = lane * kDigitsPerLane; d < (lane + 1) * kDigitsPerLane; ++d) {
     for (unsigned w = 0; w < warps; ++w) mine += counts[w * kDigits + d];
   }
-  unsigned upto = mine;
-  for (unsigned step = 1; step < kWarp; step *= 2) {
-    const unsigned other = __shfl_up_sync(kAllOfWarp, upto, step);
-    if (lane >= step) upto += other;
-  }
-  unsigned place = upto - mine;
+  unsigned place = sum_upto(mine) - mine;
   for (unsigned d = lane * kDigitsPerLane; d < (lane + 1) * kDigitsPerLane; ++d) {
     for (unsigned w = 0; w < warps; ++w) {
       const unsigned count = counts[w * kDigits + d];
@@ -81,16 +75,17 @@ __device__ void sort_by_digit(const Pair* from, Pair* to, unsigned n, int shift,
 // Calls use(k, j, half) for the elements of a row that are in memory side by side: eight to a random draw, of which
 // `half` is the element's 16 bits; then end(block) after each eight.
 template <class Use, class End>
-__device__ __forceinline__ void for_draws(const RankJob& job, std::int64_t index, Use use, End end) {
-  const std::int64_t last = (index + job.length + 7) >> 3;
+__device__ __forceinline__ void for_draws(const RankRows& rows, const RankModel& model, std::int64_t index, Use use,
+                                          End end) {
+  const std::int64_t last = (index + rows.length + 7) >> 3;
   for (std::int64_t block = (index >> 3) + threadIdx.x; block < last; block += blockDim.x) {
     const auto counter = static_cast<std::uint64_t>(block);
-    std::uint64_t words[4] = {counter, counter >> 32, job.model, 0};
-    philox4x32(words, job.key);
+    std::uint64_t words[4] = {counter, counter >> 32, model.model, 0};
+    philox4x32(words, rows.key);
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
       const std::int64_t j = block * 8 + k - index;
-      if (j < 0 || j >= job.length) continue;
+      if (j < 0 || j >= rows.length) continue;
       use(k, static_cast<unsigned>(j), static_cast<unsigned>(words[k / 2] >> 16 * (k & 1)) & 0xFFFFu);
     }
     end(block);
@@ -98,48 +93,48 @@ __device__ __forceinline__ void for_draws(const RankJob& job, std::int64_t index
 }
 
 // Sets the bits of a row, whose first element has that global index. ranks: by position.
-__device__ void set_bits(const RankJob& job, std::int64_t index, const unsigned* ranks) {
-  if (job.inner > 1) {
-    for (std::int64_t j = threadIdx.x; j < job.length; j += blockDim.x) {
-      const std::uint64_t at = index + j * job.inner;
-      const unsigned drop = rank_threshold(job.first, job.step, ranks[j]);
-      if (keeps_element(half_word(job.key, job.model, 0, at), drop, job.key, job.model, at)) {
-        atomicOr(job.mask + (at >> 5), 1u << (at & 31));
+__device__ void set_bits(const RankRows& rows, const RankModel& model, std::int64_t index, const unsigned* ranks) {
+  const auto keeps = [&](unsigned half, unsigned rank, std::int64_t at) {
+    return keeps_element(half, rank_threshold(model.first, model.step, rank), rows.key, model.model, at);
+  };
+  if (rows.inner > 1) {
+    for (std::int64_t j = threadIdx.x; j < rows.length; j += blockDim.x) {
+      const std::int64_t at = index + j * rows.inner;
+      if (keeps(half_word(rows.key, model.model, 0, at), ranks[j], at)) {
+        atomicOr(model.mask + (at >> 5), 1u << (at & 31));
       }
     }
     return;
   }
   unsigned bits = 0;
   for_draws(
-      job, index,
-      [&](int k, unsigned j, unsigned half) {
-        const unsigned drop = rank_threshold(job.first, job.step, ranks[j]);
-        bits |= unsigned{keeps_element(half, drop, job.key, job.model, index + j)} << k;
-      },
+      rows, model, index,
+      [&](int k, unsigned j, unsigned half) { bits |= unsigned{keeps(half, ranks[j], index + j)} << k; },
       // Rows share the words at their ends.
       [&](std::int64_t block) {
-        if (bits) atomicOr(job.mask + (block >> 2), bits << 8 * (block & 3));
+        if (bits) atomicOr(model.mask + (block >> 2), bits << 8 * (block & 3));
         bits = 0;
       });
 }
 
 __global__ void __launch_bounds__(kMostWarps* kWarp) rank_kernel(const __grid_constant__ Input p) {
   __shared__ unsigned differing;
-  const RankJob& job = p.job;
-  const auto n = static_cast<unsigned>(job.length);
+  const auto n = static_cast<unsigned>(p.rows.length);
   Pair* const storage = dynamic_shared<Pair>();
   unsigned* const counts = reinterpret_cast<unsigned*>(storage + (p.workspace ? 0 : 2 * n));
   Pair* const pairs = p.workspace ? p.workspace + blockIdx.x * 2ull * n : storage;
-  for (std::int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
-    if (p.left && !p.left[row]) continue;
-    const std::int64_t index = job.offset + row / job.inner * job.length * job.inner + row % job.inner;
+  for (std::int64_t unit = blockIdx.x; unit < p.rows.rows * p.rows.count; unit += gridDim.x) {
+    if (p.left && !p.left[unit]) continue;
+    const RankModel& model = p.rows.models[unit % p.rows.count];
+    const std::int64_t row = unit / p.rows.count, inner = p.rows.inner;
+    const std::int64_t index = p.rows.offset + row / inner * p.rows.length * inner + row % inner;
     Pair *from = pairs, *to = pairs + n;
     if (threadIdx.x == 0) differing = 0;
     __syncthreads();
-    const unsigned first = magnitude_at(job, index);
+    const unsigned first = magnitude_at(p.rows, model, index);
     unsigned unlike = 0;
     for (unsigned j = threadIdx.x; j < n; j += blockDim.x) {
-      const unsigned magnitude = magnitude_at(job, index + j * job.inner);
+      const unsigned magnitude = magnitude_at(p.rows, model, index + j * inner);
       unlike |= magnitude ^ first;
       from[j] = Pair{magnitude} << 32 | j;
     }
@@ -156,7 +151,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp) rank_kernel(const __grid_co
     unsigned* const ranks = reinterpret_cast<unsigned*>(to);
     for (unsigned r = threadIdx.x; r < n; r += blockDim.x) ranks[static_cast<unsigned>(from[r])] = r;
     __syncthreads();
-    set_bits(job, index, ranks);
+    set_bits(p.rows, model, index, ranks);
     __syncthreads();
   }
 }
@@ -189,25 +184,33 @@ std::size_t rank_workspace(std::int64_t rows, std::int64_t length, int device) {
   return launch_of(rows, length, device).workspace + left_bytes(rows, length);
 }
 
-void rank_mask(const RankJob& job, std::int64_t outer, void* workspace, const Stream& stream) {
-  const std::int64_t rows = outer * job.inner;
-  const Launch how = launch_of(rows, job.length, stream.device);
-  const std::string what = "rank_mask of " + std::to_string(rows) + " rows of " + std::to_string(job.length);
-  {
+void rank_mask(const RankJob& job, void* workspace, const Stream& stream) {
+  const std::int64_t rows = job.outer * job.inner, units = rows * static_cast<std::int64_t>(job.models.size());
+  const Launch how = launch_of(units, job.length, stream.device);
+  const std::string what = "rank_mask of " + std::to_string(units) + " rows of " + std::to_string(job.length);
+  char* const pairs = static_cast<char*>(workspace) + left_bytes(units, job.length);
+  Input input{{{}, job.base, job.length, job.inner, job.offset, rows, job.key, {}, 0},
+              how.workspace ? reinterpret_cast<Pair*>(pairs) : nullptr,
+              nullptr};
+  for (std::uint32_t round = 0; round < kPhiloxRounds; ++round) {
+    input.rows.round_keys[round][0] = static_cast<std::uint32_t>(job.key) + kWeyl0 * round;
+    input.rows.round_keys[round][1] = static_cast<std::uint32_t>(job.key >> 32) + kWeyl1 * round;
+  }
+  const auto whole = [&](Array& array) {
+    if (array.data) array.data = moved(array.data, array.dtype, -job.offset);
+  };
+  whole(input.rows.base);
+  for (RankModel model : job.models) {
     const OnDevice current(stream.device);
     const std::size_t words = (job.offset % 32 + rows * job.length + 31) / 32;
-    check(cudaMemsetAsync(job.mask, 0, words * sizeof *job.mask, static_cast<cudaStream_t>(stream.handle)), what);
-  }
-  char* const pairs = static_cast<char*>(workspace) + left_bytes(rows, job.length);
-  Input input{job, rows, how.workspace ? reinterpret_cast<Pair*>(pairs) : nullptr, nullptr};
-  // Kernels are given the addresses of the whole tensor, and some rows of it.
-  input.job.mask -= job.offset / 32;
-  for (Array* const array : {&input.job.tensor, &input.job.base}) {
-    if (array->data) array->data = moved(array->data, array->dtype, -job.offset);
+    check(cudaMemsetAsync(model.mask, 0, words * sizeof *model.mask, static_cast<cudaStream_t>(stream.handle)), what);
+    model.mask -= job.offset / 32;
+    whole(model.tensor);
+    input.rows.models[input.rows.count++] = model;
   }
   if (has_bins(job.inner, job.length)) {
     unsigned* const left = static_cast<unsigned*>(workspace);
-    launch_rank_bins(input.job, rows, left, what, stream);
+    launch_rank_bins(input.rows, left, what, stream);
     input.left = left;
   }
   launch(what, stream, rank_kernel, {how.blocks, how.threads, how.shared}, input);

@@ -47,7 +47,7 @@ class RankedMethod(Method):
 
         On the CPU (loops_rank.h) at most 32 bytes per element of a row, beside 40 KiB for each thread, and 8 more per
         element of the columns that are ranked together; on a GPU (rank_mask.cu) 16 bytes per element of so many rows as
-        20 MiB hold, where a row exceeds the shared memory, and a word for each row that is not short.
+        20 MiB hold, where a row exceeds the shared memory, and a word for each row of a model that is not short.
         """
         masks = sum(chance is not None for chance in _chances(group))
         if not masks:
@@ -55,7 +55,8 @@ class RankedMethod(Method):
         _, length, inner = _rows(group.shape)
         rows = min(group.numel, _THREADS * length)
         cpu = 32 * rows + 8 * min(group.numel, 32 * rows) * (inner > 1)
-        gpu = 16 * min(group.numel, max(length, 20 << 16)) * (length > 4096) + 4 * (group.numel // 512 + 1)
+        numel = masks * group.numel
+        gpu = 16 * min(numel, max(length, 20 << 16)) * (length > 4096) + 4 * (numel // 512 + 1)
         return masks * 4 * mask_words(group.numel) + max(cpu, gpu)
 
     def by_slices(self, group: Group) -> range:

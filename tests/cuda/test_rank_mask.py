@@ -39,14 +39,20 @@ def test_rows(device, generator, rows, kind):
     assert torch.equal(_mask(tensor, rows, device, "cuda"), _mask(tensor, rows, torch.device("cpu"), "reference"))
 
 
-@pytest.mark.parametrize("kind", ["distinct", "coarse", "special"])
+@pytest.mark.parametrize("kind", ["distinct", "coarse", "neighbours", "special"])
 @pytest.mark.parametrize(("density", "epsilon"), [(0.5, 0.15), (0.9, 0.05), (0.3, 0.0)])
 def test_rows_that_bins_decide(device, generator, kind, density, epsilon):
-    """Few elements of a bin are left to be counted, in one row of several; none where all probabilities are equal."""
+    """Few elements of a bin are left to be counted, in one row of several; none where all probabilities are equal.
+
+    Neighbours share a bin, since there is an outlier.
+    """
     rows = 3, 2100, 1
     tensor = torch.randn(rows, generator=generator).flatten()
     if kind == "coarse":
         tensor[2100:] = (8 * tensor[2100:]).round() / 8
+    elif kind == "neighbours":
+        tensor = 1 + 2**-23 * tensor.round()
+        tensor[1::2100] = 1e6
     elif kind == "special":
         tensor[::7], tensor[3::50], tensor[5::90] = 0.0, torch.nan, torch.inf
     masks = []
@@ -80,6 +86,23 @@ def test_deltas_that_bins_decide(device, generator, dtype, base, length):
         )
         masks.append(mask.cpu())
     assert torch.equal(*masks)
+
+
+@pytest.mark.parametrize("dtypes", [(B, B, B), (B, H, F)], ids=["one dtype", "several"])
+def test_models_together(device, generator, dtypes):
+    """Deltas of few magnitudes, of hardly any, and of none, each with chances of its own."""
+    base = (0.02 * torch.randn(2 * 1024, generator=generator)).to(dtypes[0])
+    steps = [step * torch.randn(2 * 1024, generator=generator) for step in (5e-4, 5e-5, 0)]
+    tensors = [(base + step).to(dtype) for step, dtype in zip(steps, dtypes, strict=True)]
+    models = [kernels.Ranked(0, 0.5, 0.499), kernels.Ranked(2, 0.4, 0.15), kernels.Ranked(3, 0.6, 0.35)]
+    found = []
+    for where, backend in (("cpu", "reference"), (device, "cuda")):
+        masks = [torch.full((64,), -7, dtype=torch.int32, device=where) for _ in models]
+        given = [tensor.to(where) for tensor in tensors]
+        kernels.rank_mask(masks, given, base.to(where), models, rows=(2, 1024, 1), key=5, backend=backend)
+        found.append([mask.cpu() for mask in masks])
+    for expected, mask in zip(*found, strict=True):
+        assert torch.equal(mask, expected)
 
 
 def test_rows_whose_magnitudes_shared_memory_does_not_hold(device, generator):

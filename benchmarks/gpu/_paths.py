@@ -91,6 +91,7 @@ PATHS = (
     *_ranks(),
     Path("norms_kernel<BFloat16, 3, 3, false>", "a row", {"LDGSTS": 1, r"IMAD\.WIDE\.U32": 3 * 20}, loop=True),
     Path("norms_kernel<BFloat16, 3, 4, false>", "a row", {r"LDG\.E\.U8": 3}, loop=True),
+    Path("low_rank_kernel<true>", "two ranks", {"FMUL": 128, "FADD": 128}, loop=True, elements=64),
     *_grams(),
 )
 

@@ -22,6 +22,8 @@ struct Band {
 // Vectors are counted from the first of the part of the tensor at hand; there are fewer than kNoVector.
 constexpr std::uint32_t kNoVector = 0xFFFFFFFFu;
 
+using RoundKeys = std::uint32_t[kPhiloxRounds][2];
+
 struct KeepRule {
   std::int64_t first;  // global index of the first element of vector 0, which begins `shift` elements before the part
   Kind kind;
@@ -33,7 +35,7 @@ struct KeepRule {
       const std::int64_t *inside, *outside;
     } band;
     struct {
-      std::uint32_t keys[kPhiloxRounds][2];
+      RoundKeys keys;
       std::uint32_t model;
       std::uint32_t limit;  // the high half of the drop threshold, in the high half
       std::uint32_t low;    // its low half
@@ -134,7 +136,7 @@ __device__ inline void keep_band(const Band& band, const float (&delta)[kVector]
 
 // The 16-bit numbers of a stream for eight elements from `index` on, two to a word.
 template <bool kAligned>
-__device__ inline void half_words(const KeepRule& rule, const KeepRule& keyed, std::int64_t index, std::uint32_t stream,
+__device__ inline void half_words(const KeepRule& rule, const RoundKeys& keys, std::int64_t index, std::uint32_t stream,
                                   unsigned (&words)[4]) {
   constexpr int kBlocks = kAligned ? 1 : 2;
   unsigned all[4 * kBlocks];
@@ -143,7 +145,7 @@ __device__ inline void half_words(const KeepRule& rule, const KeepRule& keyed, s
     const std::uint64_t block = static_cast<std::uint64_t>(index >> 3) + b;
     std::uint64_t counter[4] = {block, block >> 32, rule.random.model, stream};
 #pragma unroll
-    for (const auto& key : keyed.random.keys) philox_round<std::uint64_t>(counter, key[0], key[1]);
+    for (const auto& key : keys) philox_round<std::uint64_t>(counter, key[0], key[1]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) all[4 * b + i] = static_cast<unsigned>(counter[i]);
   }
@@ -169,11 +171,11 @@ __device__ inline unsigned half_at(const unsigned (&words)[4], int j) {
 // A word that is not 0 where a 16-bit half of `word` is 0.
 __device__ inline unsigned zero_half(unsigned word) { return (word - 0x00010001u) & ~word & 0x80008000u; }
 
-// keyed: a rule with the same key.
+// keys: those of the rule, or the same ones elsewhere.
 template <bool kAligned, class Use>
-__device__ inline void keep_random(const KeepRule& rule, std::int64_t index, Use use, const KeepRule& keyed) {
+__device__ inline void keep_random(const KeepRule& rule, const RoundKeys& keys, std::int64_t index, Use use) {
   unsigned words[4];
-  half_words<kAligned>(rule, keyed, index, 0, words);
+  half_words<kAligned>(rule, keys, index, 0, words);
   const unsigned limit = rule.random.limit, low = rule.random.low;
   if (low != 0) {
     const unsigned both = limit | limit >> 16;
@@ -183,7 +185,7 @@ __device__ inline void keep_random(const KeepRule& rule, std::int64_t index, Use
     // One element in 65536.
     if (undecided != 0) {
       unsigned lower[4];
-      half_words<kAligned>(rule, keyed, index, 1, lower);
+      half_words<kAligned>(rule, keys, index, 1, lower);
 #pragma unroll
       for (int j = 0; j < kVector; ++j) {
         const unsigned word = (half_at(words, j) & 0xFFFF0000u) | half_at(lower, j) >> 16;
@@ -210,9 +212,8 @@ __device__ inline void keep_random(const KeepRule& rule, const Stripes& part, st
     // What is left of a row, as if all eight were side by side with it.
     const std::int64_t number = (first + j) / part.row, within = first + j - number * part.row;
     const int end = part.row - within < kVector - j ? j + static_cast<int>(part.row - within) : kVector;
-    keep_random<false>(
-        rule, part.start + number * part.stride + within - j,
-        [&](int i, bool kept) { bits |= unsigned{kept && i >= j && i < end} << i; }, rule);
+    keep_random<false>(rule, rule.random.keys, part.start + number * part.stride + within - j,
+                       [&](int i, bool kept) { bits |= unsigned{kept && i >= j && i < end} << i; });
     j = end;
   }
 #pragma unroll
@@ -250,7 +251,7 @@ __device__ inline void keep_vector(const KeepRule& rule, const Band& band, const
   if (rule.kind == kKeepTop) {
     keep_top(band.inside, delta, vector, use);
   } else if (rule.kind == kKeepRandom) {
-    keep_random<kAligned>(rule, index, use, rule);
+    keep_random<kAligned>(rule, rule.random.keys, index, use);
   } else if (rule.kind == kKeepBand) {
     keep_band(band, delta, vector, use);
   } else if (rule.kind == kKeepMask) {

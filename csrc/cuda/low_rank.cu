@@ -5,8 +5,10 @@ namespace fastmerge::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-// Rows that share what is read of `down`: eight columns of each stay in registers.
-constexpr int kRows = 4;
+// Rows that share what is read of `down`: the sums of eight columns of each stay in registers.
+constexpr int kRows = 8;
+// Columns of `up` that lie in shared memory at a time, where threads read those of all rows together.
+constexpr int kRanks = 32;
 
 struct Input {
   Source out, weight, down;
@@ -16,30 +18,66 @@ struct Input {
   float scale;
 };
 
-__global__ void __launch_bounds__(kThreads) low_rank_kernel(const __grid_constant__ Input p) {
+// kWhole: all vectors of `down` are aligned and whole.
+template <bool kWhole>
+__global__ void __launch_bounds__(kThreads, 4) low_rank_kernel(const __grid_constant__ Input p) {
+  __shared__ float4 up[kRanks][kRows / 4];
   // Tiles below each other run side by side: they share the same columns of `down`.
   const std::int64_t top = std::int64_t{blockIdx.x} % p.row_tiles * kRows;
   const std::int64_t column = (blockIdx.x / p.row_tiles * kThreads + threadIdx.x) * kVector;
-  if (column >= p.columns) return;
+  const bool inside = column < p.columns;
   const Range range = range_at(column, p.columns);
-  const auto row = [&](int i) { return top + i < p.rows ? top + i : p.rows - 1; };
-  float acc[kRows][kVector];
+  float acc[kRows][kVector], down[kVector] = {};
+  // Threads beyond the matrix, and all after the last rank, read what is there and do not use it.
+  const std::int64_t begin = kWhole && !inside ? 0 : column;
+  const auto read = [&](int r) {
+    const std::int64_t at = (r < p.rank ? r : p.rank - 1) * p.columns + begin;
+    if constexpr (kWhole) {
+      widen(load(static_cast<const float*>(p.down.data) + at), down);
+    } else if (inside) {
+      widen(load_any(p.down, at, range), down);
+    }
+  };
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
 #pragma unroll
     // Adding to -0 changes no product, not even the sign of a zero.
     for (int j = 0; j < kVector; ++j) acc[i][j] = -0.0f;
   }
-  for (int r = 0; r < p.rank; ++r) {
-    float down[kVector];
-    widen(load_any(p.down, r * p.columns + column, range), down);
+  read(0);
+  for (int first = 0; first < p.rank; first += kRanks) {
+    const int ranks = p.rank - first < kRanks ? p.rank - first : kRanks;
+    __syncthreads();
+    for (int i = threadIdx.x; i < kRows * kRanks; i += kThreads) {
+      const std::int64_t row = top + i / kRanks;
+      const int r = i % kRanks;
+      const bool there = row < p.rows && r < ranks;
+      reinterpret_cast<float*>(up[r])[i / kRanks] = there ? p.up[row * p.rank + first + r] : 0.0f;
+    }
+    __syncthreads();
+#pragma unroll 2
+    for (int r = 0; r < ranks; ++r) {
+      float now[kVector];
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const float up = __ldg(p.up + row(i) * p.rank + r);
+      for (int j = 0; j < kVector; ++j) now[j] = down[j];
+      // On its way while this one is added.
+      read(first + r + 1);
 #pragma unroll
-      for (int j = 0; j < kVector; ++j) acc[i][j] = multiply_add<float>(acc[i][j], up, down[j]);
+      for (int part = 0; part < kRows / 4; ++part) {
+        const float4 factors = up[r][part];
+        const float each[4] = {factors.x, factors.y, factors.z, factors.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+#pragma unroll
+          for (int j = 0; j < kVector; ++j) {
+            float& sum = acc[4 * part + i][j];
+            sum = multiply_add<float>(sum, each[i], now[j]);
+          }
+        }
+      }
     }
   }
+  if (!inside) return;
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     if (top + i >= p.rows) break;
@@ -76,7 +114,8 @@ void low_rank(Output out, Array weight, const float* up, const float* down, std:
   const std::string what =
       "low_rank of " + std::to_string(rows) + " x " + std::to_string(columns) + ", rank " + std::to_string(rank);
   const auto blocks = static_cast<unsigned>(p.row_tiles * tiles_of(p.columns, 0, kThreads));
-  launch(what, stream, low_rank_kernel, {blocks, kThreads}, p);
+  const bool whole = p.down.aligned && columns % kVector == 0;
+  launch(what, stream, whole ? low_rank_kernel<true> : low_rank_kernel<false>, {blocks, kThreads}, p);
 }
 
 }  // namespace fastmerge::cuda

@@ -102,14 +102,14 @@ class Coming<void, kTensors> {
   }
 };
 
-// Calls use(j, kept) for each element of a vector of deltas by a rule of that kind. keyed: a rule with the same key.
+// Calls use(j, kept) for each element of a vector of deltas by a rule of that kind. keys: see keep_random.
 template <int kKind, class Use>
-__device__ __forceinline__ void keep_of_kind(const KeepRule& rule, const KeepRule& keyed, const Band& band,
+__device__ __forceinline__ void keep_of_kind(const KeepRule& rule, const RoundKeys& keys, const Band& band,
                                              const float (&delta)[kVector], std::int64_t element, std::int64_t size,
                                              Use use) {
   const Range range = range_at(element, size);
   if constexpr (kKind == kKeepRandom) {
-    keep_random<true>(rule, rule.first + element, use, keyed);
+    keep_random<true>(rule, keys, rule.first + element, use);
   } else if constexpr (kKind == kKeepMask) {
     keep_masked<true>(rule, rule.first + element, range, use);
   } else {
@@ -133,7 +133,7 @@ __device__ inline bool drops_special(const Input<kModels>& p, int k, std::int64_
     if (p.base.data) widen(load_vector<T>(p.base, element, p.size), base);
 #pragma unroll
     for (int j = 0; j < kVector; ++j) delta[j] = delta[j] - base[j];
-    keep_of_kind<kKind>(p.rules[k], p.rules[0], band, delta, element, p.size,
+    keep_of_kind<kKind>(p.rules[k], p.rules[0].random.keys, band, delta, element, p.size,
                         [&](int j, bool kept) { special = special || (!kept && !(std::fabs(delta[j]) <= kLargest)); });
   }
   return __any_sync(0xFFFFFFFFu, special);
@@ -177,7 +177,7 @@ __device__ inline void sum_chunk(const Input<kModels>& p, std::int64_t chunk, do
         if (kept) inside[k][j] = inside[k][j] + power;
       };
       static_assert(kModels == 1 || kKind != kAnyKind, "one band");
-      keep_of_kind<kKind>(p.rules[k], p.rules[0], band, delta, element, p.size, add);
+      keep_of_kind<kKind>(p.rules[k], p.rules[0].random.keys, band, delta, element, p.size, add);
     }
     element += kLanes;
   }

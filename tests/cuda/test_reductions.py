@@ -131,7 +131,7 @@ def test_norms_of_masks(device, generator):
 
 
 @pytest.mark.parametrize("dtype", [B, F, H], ids=str)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 129, 3), (9, 2064, 8), (5, 1500, 2), (0, 4, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 129, 3), (9, 1032, 40), (10, 1100, 33), (0, 4, 2)], ids=str)
 def test_low_rank(device, generator, shape, dtype):
     rows, columns, rank = shape
     weight = torch.randn(rows, columns, generator=generator).to(dtype)

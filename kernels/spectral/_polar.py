@@ -1,19 +1,21 @@
 r"""Polar factor by matrix products: few steps of a polynomial iteration, then a repair of what they left behind.
 
 A schedule that serves the smallest singular values would grow, for a handful of directions, all of the matrix. So it
-is cut short: at 1e-3 of the largest (square) or 7e-3 (tall). What is still small then is found among a few directions,
+is cut short: at 1e-3 of the largest (square) or 1e-2 (tall). What is still small then is found among a few directions,
 those that a filter of X'X leaves, and set to 1 by an update of low rank. Where all of these are small, the schedule was
 too short, and goes on. One more step finishes.
 
-A step is ``X <- X M`` with M of degree 4 in A = X'X: one product with X beside that of A, and two of n x n matrices. X
-stays in float32: what the products lose in a multiplier costs their precision, whatever the condition number; rounding
-X itself would cost that times the condition number. Several steps could meet X once, with A carried along: errors of A
-grow with the square of what steps do to small values, and P'X was no longer symmetric.
+A step is ``X <- X M`` with M a polynomial of A = X'X: one product with X beside that of A, and one or two of n x n
+matrices. X stays in float32: what the products lose in a multiplier costs their precision, whatever the condition
+number; rounding X itself would cost that times the condition number. Two steps of a tall matrix meet X once, with
+``A <- A M^2`` between them. Errors of A grow with the square of what M does to small values: of all pairs of steps,
+only one that begins with a small gain left the errors as they were.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,8 +26,10 @@ from ._filter import by_cholesky, start_block
 from ._products import Operand, Products, chosen
 from ._schedule import LAST, Schedule, Step, schedule
 
-TALL = 1.3
-SQUARE_LOWER, TALL_LOWER = 1e-3, 7e-3
+# The smallest values served, and the degrees of the steps, of a square matrix, and of one RATIO times as long as wide.
+SQUARE, TALL, RATIO = (1e-3, ((4,),) * 4), (1.15e-2, ((4,), (2, 4))), 1.3
+# An extension serves what has grown to so much. The matrix shrinks first by what the schedule may leave above 1.
+MORE, EXTENSIONS, SHRINK = (0.04, ((4,),) * 2), 3, 1.06
 # Directions that are looked at: this share of n, or the least number.
 SHARE, LEAST = 1 / 32, 12
 # Chebyshev filters of the look, and the degree of each: columns are made orthonormal between them.
@@ -36,8 +40,6 @@ ALIGNED = 1e-6
 LEAST_LEFT, LEAST_LAST = 0.4, 0.8
 # Near enough to 1 to need no repair.
 NEAR = 0.98
-# An extension serves what has grown to this. The matrix shrinks first by what the schedule may leave above 1.
-EXTENSION, EXTENSIONS, SHRINK = 0.03, 3, 1.06
 # A value below NULL of the largest by this factor is null, one above it by the factor is not; between, who knows.
 TELLING = 1.5
 # What the last step may leave of ||P'P - I||_F / sqrt(n); else it is made twice.
@@ -68,14 +70,14 @@ def polar_factor(x: Operand, gram: Tensor, products: Products) -> Polar:
         gram: [batch, n, n] = x'x.
     """
     batch, m, n = x.whole.shape
-    plan = schedule(TALL_LOWER if (products.rows or m) >= TALL * n else SQUARE_LOWER)
+    plan = schedule(*(TALL if (products.rows or m) >= RATIO * n else SQUARE))
     gram, taken, gain = gram.clone(), 0, 1.0
     pending, done, parts = list(range(batch)), [], []
     for extension in range(EXTENSIONS + 1):
-        for step in plan.steps:
-            x = products.operand(_stepped(x, gram, step, products))
+        for group in plan.groups:
+            x = products.operand(_stepped(x, gram, group, products))
             gram = products.gram(x)
-        taken, gain = taken + len(plan.steps), gain * plan.gain
+        taken, gain = taken + sum(map(len, plan.groups)), gain * plan.gain
         look = _look(x, gram, plan, products)
         squares = look.squares.cpu()
         short = _judged(squares, plan, gain, n).short if extension < EXTENSIONS else [False] * len(pending)
@@ -89,17 +91,33 @@ def polar_factor(x: Operand, gram: Tensor, products: Products) -> Polar:
         some = [i for i, s in enumerate(short) if s]
         pending = [pending[i] for i in some]
         x, gram = products.operand(chosen(x.whole, some) / SHRINK), chosen(gram, some) / SHRINK**2
-        plan, gain = schedule(EXTENSION), gain / SHRINK
+        plan, gain = schedule(*MORE), gain / SHRINK
     return parts[0] if len(parts) == 1 else _joined(parts, sorted(range(batch), key=done.__getitem__))
 
 
-def _stepped(x: Operand, gram: Tensor, step: Step, products: Products) -> Tensor:
-    """Return X after a step. Overwrites ``gram``."""
+def _stepped(x: Operand, gram: Tensor, steps: Sequence[Step], products: Products) -> Tensor:
+    """Return X after a step, or two. Overwrites ``gram``."""
+    first, *second = steps
+    multiplier, constant = _multiplier(gram.clone() if second else gram, first, products), first.constant
+    for step in second:
+        m = products.operand(multiplier)
+        half = products.multiply(gram, m, 1.0, constant, gram, symmetric=True)
+        gram = products.multiply(half, m, 1.0, constant, half, symmetric=True)
+        then = _multiplier(gram, step, products)
+        multiplier = products.multiply(m, then, 1.0, step.constant, multiplier, symmetric=True)
+        multiplier.add_(then, alpha=constant)
+        constant *= step.constant
+    return products.multiply(x, multiplier, 1.0, constant, x.whole)
+
+
+def _multiplier(gram: Tensor, step: Step, products: Products) -> Tensor:
+    """Return M but for its constant. Overwrites ``gram``."""
     b = products.operand(_shift(gram, step.shift))
+    if not step.quartic:
+        return products.multiply(b, b, step.square, symmetric=True)
     square = products.operand(products.multiply(b, b, symmetric=True))
     torch.add(square.whole, gram, alpha=step.linear / step.square, out=gram)
-    multiplier = products.multiply(square, square, step.quartic, step.square, gram, symmetric=True)
-    return products.multiply(x, multiplier, 1.0, step.constant, x.whole)
+    return products.multiply(square, square, step.quartic, step.square, gram, symmetric=True)
 
 
 def _shift(gram: Tensor, by: float) -> Tensor:
@@ -191,10 +209,10 @@ def _ended(
         turned = turned.to(gram)
         gram = torch.baddbmm(gram, torch.cat([turned, look.v], -1), torch.cat([look.v, turned], -1).mT)
         x = products.operand(torch.baddbmm(x.whole, look.y * gains.to(look.y), look.v.mT))
-    whole, taken = _stepped(x, gram, last, products), taken + 1
+    whole, taken = _stepped(x, gram, [last], products), taken + 1
     if bool((judged.left > LEFT).any()):
         x = products.operand(whole)
-        whole, taken = _stepped(x, products.gram(x), last, products), taken + 1
+        whole, taken = _stepped(x, products.gram(x), [last], products), taken + 1
     return Polar(whole, look.v * judged.null.to(look.v).unsqueeze(-2), judged.nullity, [taken] * len(whole))
 
 

@@ -7,7 +7,7 @@ result is s_0 times the polar factor. Written as ``c P + sum_{i<k} (s_i - c) u_i
 factor P, whose product with X is the sum of singular values, it needs matrix products and k triplets, no full SVD.
 
 A matrix that is split over ranks is boosted by all of them, each its part (``boost_part``): X'X is the sum over ranks
-of that of their rows. With T Gram matrices per polar factor (5 of a square matrix, 4 of one that is 1.3 times as long
+of that of their rows. With T Gram matrices per polar factor (5 of a square matrix, 3 of one that is 1.3 times as long
 as wide; 2 more per extension of the schedule, 1 where the last step is made twice), R ranks together send
 8 n^2 (R - 1) T bytes, and what is made of X'X is computed R times. For 8192 x 8192 on 8 ranks that is 19 GB, where
 sending all of it to one rank and back takes 0.5 GB: it is for a matrix that no rank has room for.

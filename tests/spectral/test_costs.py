@@ -17,7 +17,7 @@ split_product = pytest.importorskip("fastmerge.kernels._triton.split_product")
 def test_products_launches_and_waits(batch, m, n, generator, monkeypatch):
     monkeypatch.setattr(Products, "on", staticmethod(lambda device: Products(split_product)))
     deltas = torch.stack([make_delta("gaussian", m, n, generator) for _ in range(batch)])
-    deltas += make_delta("low_rank_noise", m, n, generator)
+    deltas += 0.3 * make_delta("low_rank_noise", m, n, generator)
     with counting_device(split_product) as (on, counts):
         results, infos = subspace_boost(on(deltas), 0.05)
     for delta, result, info in zip(deltas, results.inner, infos, strict=True):
@@ -29,7 +29,7 @@ def test_products_launches_and_waits(batch, m, n, generator, monkeypatch):
         for (_, rows, terms, columns, symmetric), count in counts.products.items()
         if columns == n
     )
-    assert large == pytest.approx(37.5 if m == n else 12 + 18 * m / n)
+    assert large == pytest.approx(37.5 if m == n else 15 + 13.5 * m / n)
     # Of 32 columns, or fewer: bound, look, repair, certificates, and the search.
     assert sum(counts.products.values()) < (20 if m == n else 16) + 8 + 11 + 5 + 30
     # The largest element, the look, the certificates, and one for each step of the search.

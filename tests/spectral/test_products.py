@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from deltas import KINDS, make_delta, relative_error
 from split_pieces import SPLIT
 
-from fastmerge.kernels.spectral._polar import polar_factor
+from fastmerge.kernels.spectral._polar import MORE, SHRINK, SQUARE, TALL, polar_factor
 from fastmerge.kernels.spectral._products import FLOAT32
 from fastmerge.kernels.spectral._schedule import LAST, minimax, schedule
 
@@ -93,27 +94,30 @@ def test_promotion_serves_three_products_in_one_accumulator(generator, monkeypat
     assert errors[1] > 5 * errors[0]
 
 
+@pytest.mark.parametrize("degree", [2, 4])
 @pytest.mark.parametrize("low", [0.5, 0.05, 1e-3])
-def test_minimax_polynomial_alternates(low):
-    step, largest = minimax(low, 1.0)
+def test_minimax_polynomial_alternates(low, degree):
+    step, largest = minimax(low, 1.0, degree)
     x = torch.linspace(low, 1, 100001, dtype=torch.float64)
     error = 1 - x * step.gain(x * x)
     assert largest == pytest.approx(float(error.abs().max()), rel=1e-6)
-    # Six times, as nothing better does.
+    # As often as nothing better does.
     signs = error[error.abs() > 0.999 * largest].sign()
-    assert int((signs[1:] != signs[:-1]).sum()) == 5
+    assert int((signs[1:] != signs[:-1]).sum()) == degree + 1
     assert error[0] == pytest.approx(float(largest), rel=1e-6)
     assert error[-1] == pytest.approx(-float(largest), rel=1e-6)
     assert error.min() == pytest.approx(-float(largest), rel=1e-6)
 
 
-@pytest.mark.parametrize("lower", [0.1, 1e-3, 1e-5])
-def test_schedule_brings_its_interval_to_one(lower):
-    x = torch.logspace(torch.log10(torch.tensor(lower)), 0, 10001, dtype=torch.float64)
-    plan = schedule(lower)
+@pytest.mark.parametrize("lower, groups", [SQUARE, TALL, MORE, (0.1, ((4,),) * 3)])
+def test_schedule_brings_its_interval_to_one(lower, groups):
+    x = torch.logspace(math.log10(lower), 0, 10001, dtype=torch.float64)
+    plan = schedule(lower, groups)
     smallest = x.new_tensor(1e-9)
-    for step in plan.steps:
+    for step in sum(plan.groups, ()):
         x, smallest = (v * step.gain(v * v) for v in (x, smallest))
     assert plan.low - 1e-12 <= x.min() and x.max() <= plan.high + 1e-12
     assert smallest == pytest.approx(1e-9 * plan.gain, rel=1e-6)
+    # What was above it before an extension fits into it again.
+    assert plan.high < SHRINK
     assert (x * plan.last.gain(x * x) - 1).abs().max() <= LAST

@@ -139,7 +139,11 @@ def test_errors_keep_their_status(tmp_path):
     [
         {"merge_method": "emr", "parameters": {"task": 0}},
         {"merge_method": "ties", "semantics": "paper"},
-        {"merge_method": "task_arithmetic", "parameters": {"weight": 0.5}, "lines": {"beta": 0.5, "auto": True}},
+        {
+            "merge_method": "breadcrumbs",
+            "parameters": {"weight": 1, "density": 0.3},
+            "lines": {"beta": 0, "auto": True},
+        },
     ],
     ids=lambda recipe: recipe["merge_method"],
 )

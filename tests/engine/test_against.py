@@ -151,3 +151,24 @@ def test_what_is_asked_of_the_whole_model_is_asked_here_too(recipe, tmp_path):
     recipe |= {"base_model": "base", "models": ["one", "two"]}
     fastmerge.merge(recipe, tmp_path / "out")
     assert fastmerge.verify_recipe(recipe, tmp_path / "out").verdict == "equal"
+
+
+@pytest.mark.parametrize("method", ["slerp", "ties", "iso_c"])
+def test_a_narrower_dtype_alone_is_that_of_the_result(method, tmp_path):
+    # Mergekit rounds inputs to it, which is allowed for, too.
+    for name in ("base", "one", "two"):
+        shutil.copytree(name, tmp_path / name)
+        path = tmp_path / name / "model.safetensors"
+        tensors = load_file(path)
+        generator = torch.Generator().manual_seed(len(name))
+        wide = {key: t.float() * (1 + 1e-3 * torch.rand(t.shape, generator=generator)) for key, t in tensors.items()}
+        save_file(wide, path)
+    others = {"slerp": ({"t": 0.3}, 1), "ties": ({"weight": 1, "density": 0.3}, 2), "iso_c": ({}, 2)}
+    values, count = others[method]
+    models = [str(tmp_path / name) for name in ("one", "two")][:count]
+    recipe = {"merge_method": method, "base_model": str(tmp_path / "base"), "models": models, "parameters": values}
+    fastmerge.merge(recipe | {"dtype": "bfloat16"}, tmp_path / "ours")
+    assert fastmerge.verify_recipe(recipe | {"dtype": "bfloat16"}, tmp_path / "ours").verdict == "equal"
+    rounded = recipe | {"dtype": "bfloat16", "out_dtype": "bfloat16"}
+    fastmerge.merge(rounded, tmp_path / "theirs")
+    assert fastmerge.verify_recipe(recipe | {"dtype": "bfloat16"}, tmp_path / "theirs").verdict == "equal"

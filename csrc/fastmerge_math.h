@@ -39,6 +39,15 @@ struct Lanes<float> {
 
   // x where the mask is set, +0 elsewhere.
   FASTMERGE_HD float select(bool mask, float x) { return mask ? x : 0.0f; }
+  // True of NaN.
+  FASTMERGE_HD bool above_zero(float x) { return !(x <= 0.0f); }
+  // 1 in the place of a zero.
+  FASTMERGE_HD float unless_zero(float x) { return x == 0.0f ? 1.0f : x; }
+  // The sign bit where votes elect a negative sign, and x with that flipped.
+  FASTMERGE_HD std::uint32_t flip_of(float votes) { return votes >= 0.0f ? 0u : 0x80000000u; }
+  FASTMERGE_HD float flipped(float x, std::uint32_t flip) {
+    return __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, x) ^ flip);
+  }
 };
 
 template <class To, class From>
@@ -228,27 +237,29 @@ struct Part {
 template <int kVote, class F, class P>
 FASTMERGE_HD F vote_of(const P& part, float factor) {
   const F vote = part.times(part, kVote == kVoteWeighted ? factor : 1.0f);
-  if constexpr (kVote != kVoteCount) return vote;
-  return Lanes<F>::select(vote > F{}, splat<F>(1.0f)) - Lanes<F>::select(vote < F{}, splat<F>(1.0f));
+  if constexpr (kVote != kVoteCount) {
+    return vote;
+  } else {
+    return Lanes<F>::select(vote > F{}, splat<F>(1.0f)) - Lanes<F>::select(vote < F{}, splat<F>(1.0f));
+  }
 }
 
 // Where the elected sign is negative, signs are flipped before they are compared with it.
-template <class F, class U = typename Lanes<F>::Unsigned>
-FASTMERGE_HD U flip_of(F votes) {
-  return (votes >= F{}) ? U{} : U{} + 0x80000000u;
+template <class F>
+FASTMERGE_HD auto flip_of(F votes) {
+  return Lanes<F>::flip_of(votes);
 }
 
-// Whether a part with that contribution has the other sign. A NaN is neither <= 0 nor >= 0, so it never opposes.
+// Whether a part with that contribution has the elected sign. A NaN is neither <= 0 nor >= 0, so it always has.
 template <int kVote, class F, class P, class U = typename Lanes<F>::Unsigned>
-FASTMERGE_HD auto opposes(const P& part, F contribution, U flip) {
-  const F signed_part = kVote == kVoteWeighted ? contribution : part.times(part, 1.0f);
-  return bit_cast<F>(bit_cast<U>(signed_part) ^ flip) <= F{};
+FASTMERGE_HD auto agrees(const P& part, F contribution, U flip) {
+  return Lanes<F>::above_zero(Lanes<F>::flipped(kVote == kVoteWeighted ? contribution : part.times(part, 1.0f), flip));
 }
 
 // Dividing by 1 changes nothing, and costs a GPU less than a branch.
 template <class F>
 FASTMERGE_HD F divided_unless_zero(F merged, F divisor) {
-  return divided(merged, divisor == F{} ? splat<F>(1.0f) : divisor);
+  return divided(merged, Lanes<F>::unless_zero(divisor));
 }
 
 // Returns base + the merged deltas of `count` models; fetch(k) returns model k's Part. With a constant count the
@@ -277,18 +288,18 @@ FASTMERGE_HD F sparse_merge_element(F base, int count, const MergeScalars& s, Fe
       const F vote = vote_of<kVote, F>(part, s.factors[k]);
       votes = k == 0 ? vote : votes + vote;
     }
-    const U flip = flip_of<F>(votes);
+    const U flip = flip_of(votes);
     F divisor{};
     unsigned agreeing = 0;
     for (int k = 0; k < count; ++k) {
       const auto part = fetch(k);
       const F contribution = part.times(part, s.factors[k]);
-      const auto against = opposes<kVote, F>(part, contribution, flip);
-      merged = add_where(!against, merged, contribution);
+      const auto agreed = agrees<kVote, F>(part, contribution, flip);
+      merged = add_where(agreed, merged, contribution);
       if constexpr (kQuotients) {
-        agreeing |= against ? 0u : 1u << k;
+        agreeing |= agreed ? 1u << k : 0u;
       } else {
-        divisor = add_where(!against, divisor, splat<F>(s.weights[k]));
+        divisor = add_where(agreed, divisor, splat<F>(s.weights[k]));
       }
     }
     if (s.divides) {

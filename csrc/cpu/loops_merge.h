@@ -17,6 +17,30 @@ FASTMERGE_INLINE S second_mask(const std::uint16_t* mask) {
   return sizeof(T) == 2 ? load_as<S>(mask) >> 16 : load_signed_halves(mask + kWidth);
 }
 
+#if FASTMERGE_VECTOR_BYTES == 64
+template <class T>
+FASTMERGE_INLINE M first_kept(const std::uint16_t* mask) {
+  if (sizeof(T) == 2) return {_mm512_test_epi32_mask(load_as<__m512i>(mask), _mm512_set1_epi32(0xFFFF))};
+  return {_mm256_movepi16_mask(load_as<__m256i>(mask))};
+}
+
+template <class T>
+FASTMERGE_INLINE M second_kept(const std::uint16_t* mask) {
+  if (sizeof(T) == 2) return {_mm512_movepi32_mask(load_as<__m512i>(mask))};
+  return {_mm256_movepi16_mask(load_as<__m256i>(mask + kWidth))};
+}
+#else
+template <class T>
+FASTMERGE_INLINE M first_kept(const std::uint16_t* mask) {
+  return first_mask<T>(mask);
+}
+
+template <class T>
+FASTMERGE_INLINE M second_kept(const std::uint16_t* mask) {
+  return second_mask<T>(mask);
+}
+#endif
+
 // What differs from one segment of a range to the next: the thresholds change at break indices.
 struct Segment {
   std::vector<std::int32_t> inside, outside;
@@ -48,14 +72,14 @@ void merge_uniform(T* out, const T* base, const T* const* tensors, const MergeJo
     for (int k = 0; k < count; ++k) prefetch(tensors[k] + i);
     prefetch(base + i);
     const Pair b = load_pair(base + i);
-    const auto part = [&](F delta, int k, S mask) {
-      return Part<F, S>{delta, kMasked ? mask : magnitude_bits(delta) > thresholds[k]};
+    const auto part = [&](F delta, int k, M mask) {
+      return Part<F, M>{delta, kMasked ? mask : above(magnitude_bits(delta), S{} + thresholds[k])};
     };
     const F first = sparse_merge_element<kVote>(b.first, count, s, [&](int k) {
-      return part(load_pair(tensors[k] + i).first - b.first, k, kMasked ? first_mask<T>(masks[k] + i) : S{});
+      return part(load_pair(tensors[k] + i).first - b.first, k, kMasked ? first_kept<T>(masks[k] + i) : M{});
     });
     const F second = sparse_merge_element<kVote>(b.second, count, s, [&](int k) {
-      return part(load_pair(tensors[k] + i).second - b.second, k, kMasked ? second_mask<T>(masks[k] + i) : S{});
+      return part(load_pair(tensors[k] + i).second - b.second, k, kMasked ? second_kept<T>(masks[k] + i) : M{});
     });
     store_pair(out + i, first, second);
   }

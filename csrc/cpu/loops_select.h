@@ -9,10 +9,12 @@ namespace {
 // Calls each(delta) for vectors of deltas, and one(bits) for the magnitudes of those that are left.
 template <class T, bool kBase, class Each, class One>
 FASTMERGE_INLINE void each_delta(const T* tensor, const T* base, std::size_t n, Each each, One one) {
+  // Bytes: with bfloat16 an element takes little time.
+  constexpr int kFar = sizeof(T) == 2 ? 8192 : 2048;
   std::size_t i = 0;
   for (; i + kPair <= n; i += kPair) {
-    prefetch(tensor + i);
-    if (kBase) prefetch(base + i);
+    prefetch<kFar>(tensor + i);
+    if (kBase) prefetch<kFar>(base + i);
     const Pair x = load_pair(tensor + i);
     const Pair b = kBase ? load_pair(base + i) : Pair{};
     each(kBase ? x.first - b.first : x.first);
@@ -70,19 +72,20 @@ BracketCounts collect_uniform(std::uint32_t* out, const T* tensor, const T* base
 // A bracket of one magnitude, which is its atom: nothing is listed. The rule in bfloat16 fine-tunes.
 template <class T, bool kBase>
 BracketCounts count_atom(const T* tensor, const T* base, std::int32_t atom, std::size_t n) {
-  S above{}, equal{};
+  S above_count{}, equal_count{};
   BracketCounts counts{};
+  const S own = S{} + atom;
   const auto each = [&](F delta) {
     const S bits = magnitude_bits(delta);
-    above += bits > atom;
-    equal += bits == atom;
+    count_where(above_count, above(bits, own));
+    count_where(equal_count, equal(bits, own));
   };
   each_delta<T, kBase>(tensor, base, n, each, [&](std::int32_t bits) {
     counts.above += bits > atom;
     counts.atoms[0] += bits == atom;
   });
-  counts.above += counted(above);
-  counts.atoms[0] += counted(equal);
+  counts.above += counted(above_count);
+  counts.atoms[0] += counted(equal_count);
   return counts;
 }
 

@@ -39,14 +39,15 @@ struct Search {
   Array tensor, base;
   std::size_t size, rank;
 
-  Bracket bracket{};
+  Bracket bracket{0, kLargestBits, {kNoAtom, kNoAtom}};
   std::size_t capacity = 0;
   std::unique_ptr<std::uint32_t[]> collected;
   std::atomic<std::size_t> used{0};
   std::vector<ChunkRecord> chunks;
   Boundary boundary{};
 
-  void take_sample();
+  void take_bracket(const std::vector<std::int32_t>& sample);
+  void prepare();
   void collect(std::size_t chunk, std::uint32_t* scratch);
   bool finish();
   void fall_back();
@@ -77,50 +78,59 @@ void find_atoms(Bracket& bracket, const std::vector<std::int32_t>& inside, std::
   }
 }
 
-void Search::take_sample() {
-  chunks.resize((size + kGrid - 1) / kGrid);
-  if (size <= kSmall) {
-    bracket = {0, kLargestBits, {kNoAtom, kNoAtom}};
-    capacity = size;
-  } else {
-    // The cost of sorting the sample and that of what the bracket collects balance at about size ** (2 / 3).
-    const double wanted = std::pow(static_cast<double>(size), 2.0 / 3.0);
-    const std::size_t runs = std::max<std::size_t>(256, static_cast<std::size_t>(wanted) / kSampleRun);
-    const std::size_t stride = size / runs;
-    std::vector<std::int32_t> sample(runs * kSampleRun);
-    std::uint64_t random = 0x9E3779B97F4A7C15u;
-    for (std::size_t run = 0; run < runs; ++run) {
-      // A jittered grid, so that no period of the data can fool it.
-      random = random * 6364136223846793005u + 1442695040888963407u;
-      const std::size_t spread = stride > kSampleRun ? stride - kSampleRun : 1;
-      const std::size_t begin = std::min(size - kSampleRun, run * stride + (random >> 33) % spread);
-      float run_deltas[kSampleRun];
-      loops().deltas(run_deltas, tensor, base, begin, begin + kSampleRun);
-      for (std::size_t i = 0; i < kSampleRun; ++i) {
-        sample[run * kSampleRun + i] = canonical_bits(magnitude_bits(run_deltas[i]));
-      }
-    }
-    const auto count = static_cast<double>(sample.size());
-    const double share = static_cast<double>(rank) / static_cast<double>(size);
-    // Six standard deviations; neighbours are not independent, hence no fewer.
-    const double margin = 6.0 * std::sqrt(count * share * (1 - share)) + 32;
-    const double middle = count * (1 - share);  // ascending order
-    const auto first = static_cast<std::ptrdiff_t>(std::max(0.0, middle - margin));
-    const auto last = static_cast<std::ptrdiff_t>(std::min(count - 1, middle + margin));
-    std::nth_element(sample.begin(), sample.begin() + first, sample.end());
-    bracket.low = middle - margin < 0 ? 0 : sample[first];
-    std::nth_element(sample.begin() + first, sample.begin() + last, sample.end());
-    bracket.high = middle + margin > count - 1 ? kLargestBits : sample[last];
-    // NaNs are collected with their payloads.
-    if (bracket.high >= kNanMagnitude) bracket.high = kLargestBits;
-    std::vector<std::int32_t> inside;
-    for (const std::int32_t bits : sample) {
-      if (bits >= bracket.low && bits <= bracket.high) inside.push_back(bits);
-    }
-    std::sort(inside.begin(), inside.end());
-    find_atoms(bracket, inside, sample.size());
-    capacity = size / 16 + kSpare;
+// Finds the bracket of a sample: what lies at two places of it in ascending order.
+void Search::take_bracket(const std::vector<std::int32_t>& sample) {
+  const auto count = static_cast<double>(sample.size());
+  const double share = static_cast<double>(rank) / static_cast<double>(size);
+  // Six standard deviations; neighbours are not independent, hence no fewer.
+  const double margin = 6.0 * std::sqrt(count * share * (1 - share)) + 32;
+  const double middle = count * (1 - share);  // ascending order
+  auto first = static_cast<std::size_t>(std::max(0.0, middle - margin));
+  auto last = static_cast<std::size_t>(std::min(count - 1, middle + margin));
+  // Only the bins of these two are looked at.
+  std::vector<std::uint32_t> bins(std::size_t{1} << 15);
+  for (const std::int32_t bits : sample) ++bins[bits >> 16];
+  std::int32_t bin = 0;
+  std::size_t before = 0;
+  for (; before + bins[bin] <= first; ++bin) before += bins[bin];
+  const std::int32_t least = bin;
+  first -= before;
+  last -= before;
+  for (before = 0; before + bins[bin] <= last; ++bin) before += bins[bin];
+  // Without branches: they would go either way.
+  std::vector<std::int32_t> near(before + bins[bin] + 1);
+  std::size_t found = 0;
+  for (const std::int32_t bits : sample) {
+    near[found] = bits;
+    found += bits >> 16 >= least && bits >> 16 <= bin;
   }
+  near.pop_back();
+  const auto at = [&](std::size_t place) { return near.begin() + static_cast<std::ptrdiff_t>(place); };
+  // Deltas of bfloat16 often repeat one magnitude.
+  const auto [smallest, largest] = std::minmax_element(near.begin(), near.end());
+  const bool same = *smallest == *largest;
+  if (!same) std::nth_element(near.begin(), at(first), near.end());
+  bracket.low = middle - margin < 0 ? 0 : near[first];
+  if (!same) std::nth_element(at(first), at(last), near.end());
+  bracket.high = middle + margin > count - 1 ? kLargestBits : near[last];
+  // NaNs are collected with their payloads.
+  if (bracket.high >= kNanMagnitude) bracket.high = kLargestBits;
+  if (bracket.low == bracket.high) {
+    bracket.atoms[0] = bracket.low;
+    bracket.atoms[1] = kNoAtom;
+    return;
+  }
+  std::vector<std::int32_t> inside;
+  for (const std::int32_t bits : near) {
+    if (bits >= bracket.low && bits <= bracket.high) inside.push_back(bits);
+  }
+  std::sort(inside.begin(), inside.end());
+  find_atoms(bracket, inside, sample.size());
+}
+
+void Search::prepare() {
+  chunks.resize((size + kGrid - 1) / kGrid);
+  capacity = size <= kSmall ? size : size / 16 + kSpare;
   collected.reset(new std::uint32_t[capacity]);
 }
 
@@ -254,6 +264,28 @@ void Search::fall_back() {
   cut(threshold, counts[low], remaining, {equal.begin(), equal.end()});
 }
 
+// Where samples are taken: whole cache lines on a jittered grid, so that no period of the data can fool it.
+std::vector<std::size_t> sampled_runs(std::size_t size) {
+  // The cost of looking at the sample and that of what the bracket collects balance at about size ** (2 / 3).
+  const double wanted = std::pow(static_cast<double>(size), 2.0 / 3.0);
+  std::vector<std::size_t> begins(std::max<std::size_t>(256, static_cast<std::size_t>(wanted) / kSampleRun));
+  const std::size_t stride = size / begins.size(), spread = stride > kSampleRun ? stride - kSampleRun : 1;
+  std::uint64_t random = 0x9E3779B97F4A7C15u;
+  for (std::size_t run = 0; run < begins.size(); ++run) {
+    random = random * 6364136223846793005u + 1442695040888963407u;
+    begins[run] = (run * stride + (random >> 33) % spread) / kSampleRun * kSampleRun;
+  }
+  return begins;
+}
+
+// Asks for the memory of a run.
+void prefetch_run(Array array, std::size_t begin) {
+  if (!array.data) return;
+  const std::size_t itemsize = array.dtype == kFloat32 ? 4 : 2;
+  const char* const first = static_cast<const char*>(array.data) + begin * itemsize;
+  for (std::size_t i = 0; i < kSampleRun * itemsize; i += 64) __builtin_prefetch(first + i);
+}
+
 // The searches of one job.
 class Selection {
  public:
@@ -267,7 +299,8 @@ class Selection {
   std::size_t work() const { return size_ * searches_.size(); }
 
   void run(int workers) {
-    parallel_for(searches_.size(), workers, [&](std::size_t i) { searches_[i]->take_sample(); });
+    if (size_ > kSmall) take_samples(workers);
+    for (auto& search : searches_) search->prepare();
     // Every chunk of the base is read from memory once, for all boundaries.
     parallel_for((size_ + kGrid - 1) / kGrid, workers, [&](std::size_t chunk) {
       thread_local std::vector<std::uint32_t> scratch(kGrid + kSlack);
@@ -285,6 +318,32 @@ class Selection {
   }
 
  private:
+  // Every part of the samples is read from all tensors together, so that the base is read from memory once.
+  void take_samples(int workers) {
+    constexpr std::size_t kPart = 128, kAhead = 8;  // runs
+    const std::vector<std::size_t> begins = sampled_runs(size_);
+    std::vector<std::vector<std::int32_t>> samples(searches_.size());
+    for (auto& sample : samples) sample.resize(begins.size() * kSampleRun);
+    parallel_for((begins.size() + kPart - 1) / kPart, workers, [&](std::size_t part) {
+      const std::size_t last = std::min(begins.size(), (part + 1) * kPart);
+      for (std::size_t i = 0; i < searches_.size(); ++i) {
+        const Search& search = *searches_[i];
+        for (std::size_t run = part * kPart; run < last; ++run) {
+          if (run + kAhead < last) {
+            prefetch_run(search.tensor, begins[run + kAhead]);
+            prefetch_run(search.base, begins[run + kAhead]);
+          }
+          float deltas[kSampleRun];
+          loops().deltas(deltas, search.tensor, search.base, begins[run], begins[run] + kSampleRun);
+          for (std::size_t j = 0; j < kSampleRun; ++j) {
+            samples[i][run * kSampleRun + j] = canonical_bits(magnitude_bits(deltas[j]));
+          }
+        }
+      }
+    });
+    parallel_for(searches_.size(), workers, [&](std::size_t i) { searches_[i]->take_bracket(samples[i]); });
+  }
+
   std::size_t size_;
   std::vector<std::unique_ptr<Search>> searches_;
   std::vector<char> found_;

@@ -139,9 +139,9 @@ __global__ void __launch_bounds__(kMostThreads) sparse_merge_table_kernel(const 
       for (int j = 0; j < kVector; ++j) {
         const Part<float, bool> part{x[j] - base[j], (bits >> j & 1u) != 0};
         const float contribution = part.times(part, factor);
-        const bool against = opposes<kVote, float>(part, contribution, flip_of<float>(votes[j]));
-        merged[j] = add_where(!against, merged[j], contribution);
-        divisor[j] = add_where(!against, divisor[j], weight);
+        const bool agreed = agrees<kVote, float>(part, contribution, flip_of(votes[j]));
+        merged[j] = add_where(agreed, merged[j], contribution);
+        divisor[j] = add_where(agreed, divisor[j], weight);
       }
     }
   }

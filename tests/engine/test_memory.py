@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import platform
 import subprocess
 import sys
 from functools import partial
@@ -178,3 +179,31 @@ def test_adapters_of_gathered_embeddings_count(tmp_path):
     assert divide(outputs, Budget(least), workers=1).arena <= least - held
     with pytest.raises(BudgetError):
         divide(outputs, Budget(least - 1), workers=1)
+
+
+FAULTS = """
+import resource
+import numpy as np
+from fastmerge.engine.working import _keep_freed_memory
+from fastmerge.steps.blocks import STRIP_BLOCK
+
+block = np.ones(STRIP_BLOCK, np.float32)
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    for _ in range(8):
+        (-block) * (block + block) - block * block
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+
+usual = faults()
+_keep_freed_memory()
+faults()
+print(usual, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of the C library of GNU")
+def test_blocks_of_numpy_are_the_memory_of_those_before():
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    usual, kept = map(int, done.stdout.split())
+    assert kept < usual / 100

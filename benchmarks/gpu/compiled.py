@@ -40,6 +40,9 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 NUMEL = 1 << 16
 # These read tables, or a sample of a tensor.
 SMALL_KERNELS = ("_descend_kernel", "_sample_kernel")
+# This one has tiles come by tensor-memory copies. What it adds to them it loads as tensor cores hold it: 32 bytes of a
+# row are two numbers of each of four threads.
+BY_COPIES = ("_hopper_product_kernel",)
 COMPILER = "Triton " + ".".join(triton.__version__.split(".")[:2])
 TENSOR_CORE = ("HMMA", "HGMMA", "UTCHMMA")
 
@@ -107,7 +110,7 @@ def cases(brief: bool) -> Iterator[tuple[str, Callable[[], object]]]:
             three = _inputs(3, dtype, numel=size)
             job = kernels.SelectJob(three.tensors, three.base, [[5]] * 3)
             yield f"3 {dtype} of {size}", lambda job=job: kernels.start_selection([job])
-    for kind in ("gram", "square", "multiply"):
+    for kind in ("gram", "square", "multiply", "narrow"):
         yield f"{kind} of 2 pieces", functools.partial(_split_products, kind)
 
 
@@ -116,7 +119,10 @@ def _split_products(kind: str) -> None:
     b, unit = split_product.split(x, torch.empty(2, 1, 1))
     a = tuple(part.mT for part in b) if kind == "gram" else b
     plus = None if kind == "gram" else x
-    split_product.product(a, b, (unit, unit), (256, 256), 256, kind != "multiply", plus=plus)
+    if kind == "narrow":
+        b, plus = split_product.split(x[..., :64].contiguous(), torch.empty(2, 1, 1))[0], None
+    symmetric, largest = kind in ("gram", "square"), torch.empty(2, 1, 1)
+    split_product.product(a, b, (unit, unit), (256, b[0].shape[-1]), 256, symmetric, plus=plus, largest=largest)
 
 
 def compile_all(arch: int, brief: bool) -> list[Report]:
@@ -165,13 +171,18 @@ def _report(arch: int, case: str, name: str, kernel: CompiledKernel) -> Report:
     entries = sum(int(elements) for elements in looked_up) // (32 * kernel.metadata.num_warps)
     divisions = len(re.findall(r"\bdiv\.rn\.f32\b", ptx))
     faults = sass.faults(stack, divisions)
-    if name not in SMALL_KERNELS and (wide == 0 or narrow > scalars + entries):
+    if name in BY_COPIES:
+        faults += [] if sass.number("UTMALDG") else ["no tensor-memory copies"]
+    elif name not in SMALL_KERNELS and (wide == 0 or narrow > scalars + entries):
         faults.append(f"{narrow} narrow loads, {scalars} of them scalars, {entries} of tables")
     if "fma.rn.f32" in ptx:
         faults.append("fused multiply-adds in PTX")
     # Triton 3.7 compiles some loops around tensor cores to nothing on sm_100.
-    if "tt.dot" in kernel.asm["ttir"] and not sass.number(*TENSOR_CORE):
+    if re.search(r"tt\.dot|warp_group_dot", kernel.asm.get("ttir", ttgir)) and not sass.number(*TENSOR_CORE):
         faults.append("no tensor-core instruction")
+    # Where ptxas finds no other way it waits after each.
+    if (products := sass.number("HGMMA")) and products <= (waits := sass.number("WARPGROUP.DEPBAR")):
+        faults.append(f"{waits} waits for {products} tensor-core instructions")
     if re.search(r"\.(ftz|approx|full)\.f32", ptx):
         faults.append("arithmetic that is not IEEE float32")
     return Report(

@@ -55,11 +55,14 @@ Matrices = Tensor | Operand
 class Maker(Protocol):
     """Who makes pieces and multiplies them: ``_triton.split_product``, which says how; in tests its arithmetic."""
 
+    def on_hopper(self, device: torch.device) -> bool: ...
+
     def split(self, x: Tensor, largest: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]: ...
 
     def product(
         self, a: tuple[Tensor, ...], b: tuple[Tensor, ...], units: tuple[Tensor, Tensor], shape: tuple[int, int],
         chunk: int, symmetric: bool, alpha: float = 1.0, beta: float = 0.0, plus: Tensor | None = None,
+        largest: Tensor | None = None,
     ) -> Tensor: ...  # fmt: skip
 
 
@@ -110,17 +113,32 @@ class Products:
 
     def multiply(
         self, a: Matrices, b: Matrices, alpha: float = 1.0, beta: float = 0.0, plus: Tensor | None = None, *,
-        symmetric: bool = False,
+        symmetric: bool = False, largest: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Return ``alpha a b + beta plus``, of this rank; symmetric to the bit where it is said to be symmetric."""
+        """Return ``alpha a b + beta plus``, of this rank; symmetric to the bit where it is said to be symmetric.
+
+        A split product writes the largest magnitude in each result to ``largest``, [batch, 1, 1] zeros.
+        """
         a, b = self.operand(a), self.operand(b)
         if self.maker is None:
             added = a.whole.new_zeros(()) if plus is None else plus
             result = torch.baddbmm(added, a.whole, b.whole, beta=beta, alpha=alpha)
             return result.triu() + result.triu(1).mT if symmetric else result
         assert a.unit is not None and b.unit is not None
-        shape = a.whole.shape[-2], b.whole.shape[-1]
-        return self.maker.product(a.pieces, b.pieces, (a.unit, b.unit), shape, self.chunk, symmetric, alpha, beta, plus)
+        shape, units = (a.whole.shape[-2], b.whole.shape[-1]), (a.unit, b.unit)
+        return self.maker.product(a.pieces, b.pieces, units, shape, self.chunk, symmetric, alpha, beta, plus, largest)
+
+    def multiplied(
+        self, a: Matrices, b: Matrices, alpha: float = 1.0, beta: float = 0.0, plus: Tensor | None = None, *,
+        symmetric: bool = False,
+    ) -> Operand:  # fmt: skip
+        """Return the same as an operand, which no pass has to look through for its largest element."""
+        if self.maker is None:
+            return Operand(self.multiply(a, b, alpha, beta, plus, symmetric=symmetric))
+        whole = a.whole if isinstance(a, Operand) else a
+        largest = torch.zeros(len(whole), 1, 1, dtype=whole.dtype, device=whole.device)
+        result = self.multiply(a, b, alpha, beta, plus, symmetric=symmetric, largest=largest)
+        return Operand(result, *self.maker.split(result, largest))
 
 
 FLOAT32 = Products()

@@ -104,10 +104,10 @@ def counting_device(split_product) -> Iterator[tuple[Callable[[Tensor], Tensor],
         counts.launch("split", [x.inner], list(pieces))
         return tuple(Counted(piece, counts) for piece in pieces), Counted(unit, counts)
 
-    def product(a, b, units, shape, chunk, symmetric, alpha=1.0, beta=0.0, plus=None):
+    def product(a, b, units, shape, chunk, symmetric, alpha=1.0, beta=0.0, plus=None, largest=None):
         inner = [tuple(piece.inner for piece in pieces) for pieces in (a, b, units)]
-        added = None if plus is None else plus.inner
-        result = split_pieces.product(*inner, shape, chunk, symmetric, alpha, beta, added)
+        rest = [None if x is None else x.inner for x in (plus, largest)]
+        result = split_pieces.product(*inner, shape, chunk, symmetric, alpha, beta, *rest)
         counts.products[(*a[0].shape, shape[1], symmetric)] += 1
         counts.launch("product", [x.inner for x in (*a, *b, *([] if plus is None else [plus]))], [result])
         return Counted(result, counts)

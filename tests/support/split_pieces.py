@@ -13,6 +13,10 @@ from torch import Tensor
 from fastmerge.kernels.spectral._products import Products
 
 
+def on_hopper(device: torch.device) -> bool:
+    return False
+
+
 def split(x: Tensor, largest: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Return float16 (high, low) with ``x = unit * (high + low)``, and the unit."""
     unit = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 14)
@@ -21,7 +25,7 @@ def split(x: Tensor, largest: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
     return (high, (rest - high.float()).half()), unit
 
 
-def product(a, b, units, shape, chunk, symmetric, alpha=1.0, beta=0.0, plus=None) -> Tensor:
+def product(a, b, units, shape, chunk, symmetric, alpha=1.0, beta=0.0, plus=None, largest=None) -> Tensor:
     """Return ``alpha units[0] units[1] a b + beta plus``, promoted every ``chunk`` terms."""
     total = a[0].new_zeros(len(a[0]), *shape, dtype=torch.float32)
     for start in range(0, a[0].shape[-1], chunk):
@@ -31,7 +35,10 @@ def product(a, b, units, shape, chunk, symmetric, alpha=1.0, beta=0.0, plus=None
         total += summed(torch.cat([high, low, high], dim=-1), torch.cat([low_b, high_b, high_b], dim=-2))
     total *= alpha * units[0] * units[1]
     total = total if plus is None else total + beta * plus
-    return total.triu() + total.triu(1).mT if symmetric else total
+    total = total.triu() + total.triu(1).mT if symmetric else total
+    if largest is not None:
+        torch.linalg.vector_norm(total, torch.inf, dim=(-2, -1), keepdim=True, out=largest)
+    return total
 
 
 def summed(a: Tensor, b: Tensor) -> Tensor:

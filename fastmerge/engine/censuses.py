@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..methods import get_method
 from ..plan.types import OutputTensor
 from ..steps.census import Round, take_censuses
+from .arena import Slot
 from .context import RunContext, Sink
 from .files import InputFiles
-from .large import Counted
+from .finite import Suspect
+from .large import Large
 from .ranks import ALONE, Ranks
 from .report import Meter
-from .scheduler import Unit
+from .scheduler import Task, Unit
 from .sizing import Sizes
 from .targets import Target
 from .together import combined_round
@@ -75,3 +77,25 @@ class _Nothing(Sink):
 
     def finish(self, output: OutputTensor, checksum: str, inputs: Sequence[str] = ()) -> None:
         raise AssertionError(f"{output.name}: a census finished a tensor")
+
+
+class Counted(Large):
+    """One output tensor whose inputs are surveyed for a census; nothing is written."""
+
+    def __init__(self, context: RunContext, output: OutputTensor, taken: Round):
+        super().__init__(context, output)
+        self._taken = taken
+
+    def stages(self) -> Generator[Sequence[Task], None, None]:
+        yield from self._bring()
+        yield [self._count]
+
+    def _count(self, slot: Slot) -> None:
+        assert self._output.group is not None
+        slot.reset()
+        try:
+            with self._surveying():
+                self._taken.ask(get_method(self._output.method), self._output.group, self._source(slot))
+            self._held.check()
+        except ValueError as error:
+            raise Suspect([self._output], str(error)) from error

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..checkpoint.types import matrix_shape
 from ..dtypes import DType
 from ..kernels import Strip
-from ..methods import get_method
-from ..plan.types import InputTensor, OutputTensor
+from ..plan.types import OutputTensor
 from ..steps.apply import Apply
-from ..steps.census import Round
-from ..steps.inputs import Inputs
 from ..steps.source import Chunk, Resident, Source
 from .arena import PAGE, Memory, Slot
 from .cells import merge_by_cells
 from .checksums import Checksum
 from .context import RunContext, apply_after_survey, apply_without_survey
 from .finite import Suspect, all_finite
-from .inputs import Beside, Reader, beside_bytes
-from .mapping import Mapped
-from .needs import input_bytes, resident_bytes, scratch_bytes, whole_bytes
+from .held import HeldInputs
+from .needs import resident_bytes, scratch_bytes, whole_bytes
 from .parts import Part
 from .scheduler import Task
 from .streamed import Streamed
@@ -33,25 +26,6 @@ from .watching import Watch
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """One input, what it needs beside its rows, and the values where it is held whole.
-
-    They are at ``at`` of the memory, or in a file that is ``mapped``: then their part of the region stays untouched.
-    """
-
-    tensor: InputTensor
-    beside: Beside | None
-    at: int = 0
-    values: Tensor | None = None
-    mapped: Mapped | None = None
-
-    @property
-    def held(self) -> Tensor:
-        assert self.values is not None, "the input is read chunk by chunk"
-        return self.values
 
 
 class Large:
@@ -76,7 +50,8 @@ class Large:
         self._need = whole_bytes(output) if self._whole else resident_bytes(output)
         self._memory: Memory = context.arena
         self._region: int | None = None
-        self._placed: Inputs[_Placed] = Inputs(None, ())
+        # What is only copied has none.
+        self._inputs: HeldInputs | None = None
         self._out = 0
 
     def start(self, memory: Memory) -> bool:
@@ -88,10 +63,9 @@ class Large:
         return True
 
     def finish(self) -> None:
-        for placed in self._placed.every:
-            if placed.mapped is not None:
-                placed.mapped.forget(placed.tensor.offset, placed.tensor.nbytes)
-        self._placed = Inputs(None, ())
+        if self._inputs is not None:
+            self._inputs.forget()
+            self._inputs = None
         if self._region is not None:
             self._memory.give_back(self._region, self._need)
 
@@ -111,7 +85,8 @@ class Large:
 
     def complete(self) -> None:
         """Report the output, which was written, as finished."""
-        self._check_mapped()
+        if self._inputs is not None:
+            self._inputs.check()
         output = self._output
         checksum = self._checksum.hex()
         # What is copied has the checksum of the copy.
@@ -124,85 +99,20 @@ class Large:
             yield [self._solve]
             if self._whole and self._watch.finite:  # they were read before it was known that the output may hide it
                 chunk = self._context.sizes.chunk
-                held = [part for p in self._placed.every for part in p.held.view(-1).split(chunk)]
+                held = [part for values in self._held.values.every for part in values.view(-1).split(chunk)]
                 yield [partial(self._check_held, part) for part in held]
 
     def _bring(self) -> Generator[Sequence[Task], None, None]:
         """Bring what is held into the region."""
-        self._placed = self._place()
-        if any(placed.beside for placed in self._placed.every):
-            yield [self._load_beside]
-        if self._whole:
-            # In turns, as chunks of all inputs are read: the order in which a run reads ahead.
-            turns = itertools.zip_longest(*map(self._loads, self._placed.every))
-            yield [task for turn in turns for task in turn if task is not None]
+        sizes = self._context.sizes
+        held = HeldInputs(self._output, self._reader, sizes, self._memory, self._region, self._whole)
+        self._inputs, self._out = held, held.end + (self._output.offset - held.end) % PAGE
+        yield from held.bring()
 
-    def _place(self) -> Inputs[_Placed]:
-        """Lay the region out: first what inputs need beside their rows, then the inputs."""
-        resident = self._region or 0
-        at = resident + resident_bytes(self._output)
-
-        def place(tensor: InputTensor) -> _Placed:
-            nonlocal resident, at
-            beside = None if tensor.plain else Beside(tensor, self._memory, resident)
-            resident += beside_bytes(tensor)
-            placed = _Placed(tensor, beside, at)
-            if self._whole:
-                placed = self._held(tensor, beside, at)
-                at += input_bytes(tensor)
-            return placed
-
-        placed = self._output.inputs.map(place)
-        self._out = at + (self._output.offset - at) % PAGE
-        return placed
-
-    def _held(self, tensor: InputTensor, beside: Beside | None, at: int) -> _Placed:
-        if (mapped := self._reader.places.of(tensor)) is not None:
-            values: Any = Strip(mapped, tensor.offset, tensor.dtype, tensor.shape)
-            return _Placed(tensor, beside, at, values, mapped)
-        return _Placed(tensor, beside, at, self._memory.tensor(at, tensor.value_dtype, tensor.shape))
-
-    def _check_mapped(self) -> None:
-        """Raise CheckpointError if something of what is seen in place could not be read."""
-        for placed in self._placed.every:
-            if placed.mapped is not None:
-                self._reader.places.check(placed.tensor, placed.mapped)
-
-    def _load_beside(self, slot: Slot) -> None:
-        for placed in self._placed.every:
-            if placed.beside is not None:
-                placed.beside.load(self._reader, slot, self._context.sizes.chunk)
-
-    def _loads(self, placed: _Placed) -> Iterator[Task]:
-        tensor, chunk = placed.tensor, self._context.sizes.chunk
-        if placed.beside is None:
-            step = self._context.sizes.step(tensor.dtype.itemsize)
-            for start in range(0, tensor.numel, step):
-                yield partial(self._read, placed, start, min(start + step, tensor.numel))
-        else:
-            rows, columns = matrix_shape(tensor.shape)
-            step = max(1, chunk // max(columns, 1))
-            held = placed.held.view(rows, columns)
-            for first in range(0, rows, step):
-                last = min(first + step, rows)
-                yield partial(self._make_rows, tensor, first, last, placed.beside, held[first:last])
-
-    def _read(self, placed: _Placed, start: int, stop: int, slot: Slot) -> None:
-        slot.reset()
-        tensor, at = placed.tensor, placed.at
-        if placed.mapped is not None:
-            self._reader.look(tensor, start, stop, placed.mapped)
-            return
-        begin, nbytes = start * tensor.dtype.itemsize, (stop - start) * tensor.dtype.itemsize
-        if self._reader.bring(tensor, start, stop, at + begin, slot.take(nbytes), slot):
-            return
-        slot.reset()
-        read = partial(self._reader.part, tensor, tensor.dtype, start, stop, 0)
-        slot.fill(at + begin, nbytes, tensor.offset + begin, read)
-
-    def _make_rows(self, tensor, first, last, beside, out, slot: Slot) -> None:
-        slot.reset()
-        self._reader.rows(tensor, first, last, beside, out, slot)
+    @property
+    def _held(self) -> HeldInputs:
+        assert self._inputs is not None, "nothing was brought"
+        return self._inputs
 
     def _solve(self, slot: Slot) -> None:
         with self._surveying():
@@ -217,12 +127,12 @@ class Large:
     def _source(self, slot: Slot) -> Source:
         part, first = self._part, self._first
         if self._whole and (part is None or part.apart):
-            return Resident.of(self._placed.map(lambda placed: placed.held))
+            return Resident.of(self._held.values)
 
         def read(start: int, stop: int) -> Chunk:
             slot.reset()
             # Unwatched: surveys read what they need, some of it more than once.
-            return self.chunk(start - first, stop - first, slot, self._context.reader)
+            return self._held.chunk(start - first, stop - first, first, slot, self._context.reader)
 
         numel, add = (part.whole_numel, self._context.totals.adder(part)) if part else (self._numel, None)
         step = self._numel if self._whole else self._context.sizes.chunk
@@ -238,7 +148,7 @@ class Large:
         if self._merge_by_cells(start, stop, slot):
             return
         slot.reset()
-        chunk = self.chunk(start, stop, slot, self._reader)
+        chunk = self._held.chunk(start, stop, self._first, slot, self._reader)
         size, through, shape = self._output.dtype.itemsize, self._output.through, (stop - start,)
         at = slot.take((stop - start) * size, phase=self._output.offset + start * size, align=PAGE)
         out = slot.tensor(at, self._output.dtype, shape)
@@ -253,9 +163,8 @@ class Large:
     def _merge_by_cells(self, start: int, stop: int, slot: Slot) -> bool:
         """Merge and write elements by cells as they are read; False where they have to be read first."""
         assert self._apply is not None
-        if any(placed.beside for placed in self._placed.every):
+        if (inputs := self._held.plain) is None:
             return False
-        inputs = self._placed.map(lambda placed: (placed.tensor, placed.values))
         made = merge_by_cells(
             self._context, self._reader, self._apply, self._output, inputs, self._first, start, stop, slot
         )
@@ -271,7 +180,7 @@ class Large:
         """Return the apply step of a tensor that it takes whole, its output in the region, and its inputs."""
         assert self._apply is not None
         out = self._memory.tensor(self._out, self._output.through or self._output.dtype, (self._numel,))
-        return self._apply, out, self.chunk(0, self._numel, slot, self._reader)
+        return self._apply, out, self._held.chunk(0, self._numel, self._first, slot, self._reader)
 
     def _merge_at_once(self, slot: Slot) -> None:
         apply, out, chunk = self.whole_job(slot)
@@ -321,16 +230,6 @@ class Large:
         self._checksum.add(start * size, data)
         self._context.write(slot, self._output, start * size, at, len(data))
 
-    def chunk(self, start: int, stop: int, slot: Slot, reader: Reader) -> Chunk:
-        """Return elements ``start .. stop - 1`` of every input: views of the region, or read into ``slot``."""
-
-        def elements(placed: _Placed) -> Tensor:
-            if placed.values is not None:
-                return placed.values.view(-1)[start:stop]
-            return reader.elements(placed.tensor, start, stop, placed.beside, slot)
-
-        return Chunk.of(self._placed.map(elements), self._first + start)
-
 
 def reads_once(output: OutputTensor, regions: int) -> bool:
     """True where every input of an output is read once, with so many bytes of regions; censuses come on top."""
@@ -348,25 +247,3 @@ def _surveyed(output: OutputTensor, step: Apply | None) -> bool:
 
 def _fits(output: OutputTensor, regions: int) -> bool:
     return whole_bytes(output) <= regions
-
-
-class Counted(Large):
-    """One output tensor whose inputs are surveyed for a census; nothing is written."""
-
-    def __init__(self, context: RunContext, output: OutputTensor, taken: Round):
-        super().__init__(context, output)
-        self._taken = taken
-
-    def stages(self) -> Generator[Sequence[Task], None, None]:
-        yield from self._bring()
-        yield [self._count]
-
-    def _count(self, slot: Slot) -> None:
-        assert self._output.group is not None
-        slot.reset()
-        try:
-            with self._surveying():
-                self._taken.ask(get_method(self._output.method), self._output.group, self._source(slot))
-            self._check_mapped()
-        except ValueError as error:
-            raise Suspect([self._output], str(error)) from error

@@ -8,16 +8,17 @@ import numpy as np
 
 from ..kernels import keep_all
 from ..steps.apply import SparseMerge
-from ..steps.method import Group, Method, Parameter, Solve, method
+from ..steps.method import Group, Parameter, Solve, method
 from ..steps.rows import RowGram, RowMerge, Rows
 from ..steps.survey import Gram
+from ._by_rows import ByRows
 
 # mergekit's guards: products of norms are at least this, and a smaller denominator gives t = 0.
 _EPSILON = 1e-6
 
 
 @method
-class ModelStock(Method):
+class ModelStock(ByRows):
     """theta = base + t * mean_k (theta_k - base), t = N c / (1 + (N-1) c)   (Jang et al. 2024, arXiv 2403.19522).
 
     c is the mean, over the pairs of models, of the cosine between their deltas, each flattened to one vector, clamped
@@ -34,10 +35,12 @@ class ModelStock(Method):
     parameters = (Parameter("filter_wise", bool, False, doc="one angle per vector along the last dimension"),)
     summary = "average, drawn to the base by the angles"
     paper = "Jang et al. 2024, arXiv 2403.19522"
-    on_strips = True
+
+    def rows(self, group: Group) -> Rows | None:
+        return Rows.along(group.shape, -1) if group["filter_wise"] else None
 
     def merge(self, group: Group) -> Solve:
-        rows = _rows(group)
+        rows = self.rows(group)
         gram = (yield Gram())[None] if rows is None else (yield RowGram(rows))
         if not np.isfinite(gram).all():
             raise ValueError(f"{group.name}: a delta holds NaN or infinity; there are no angles between the models")
@@ -45,22 +48,6 @@ class ModelStock(Method):
         if rows is None:
             return SparseMerge(shares.tolist() * group.models, [keep_all()] * group.models)
         return RowMerge(rows, np.repeat(shares.astype(np.float32)[:, None], group.models, 1))
-
-    def takes_strips(self, group: Group) -> bool:
-        return _rows(group) is None
-
-    def scratch_bytes(self, group: Group) -> int | None:
-        rows = _rows(group)
-        return None if rows is None else rows.scratch_bytes(group.models)
-
-    def apart(self, group: Group) -> range:
-        rows = _rows(group)
-        return range(0) if rows is None or rows.inner > 1 else range(len(group.shape) - 1)
-
-
-def _rows(group: Group) -> Rows | None:
-    """Return the vectors that have an angle of their own; None where the whole tensor is one."""
-    return Rows.along(group.shape, -1) if group["filter_wise"] else None
 
 
 def _ratios(gram: np.ndarray) -> np.ndarray:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..steps.apply import SpanSum
-from ..steps.method import Group, Method, Parameter, Solve, method
+from ..steps.method import Group, Parameter, Solve, method
 from ..steps.rows import RowGram, RowMerge, Rows
 from ..steps.survey import Gram
+from ._by_rows import ByRows
 
 # mergekit's guards: norms are at least this, and below this square of a sine the arc is a line.
 _TINY_NORM = 1e-7
@@ -15,7 +16,7 @@ _COLINEAR = 1e-16
 
 
 @method
-class NuSlerp(Method):
+class NuSlerp(ByRows):
     """theta = sin((1-t) a) / sin(a) * v_0 + sin(t a) / sin(a) * v_1, t = w_1 / (w_0 + w_1)   (mergekit).
 
     v_k is theta_k; with a base it is ``theta_k - base``, and the base is added. a is the angle between v_0 and v_1,
@@ -43,32 +44,18 @@ class NuSlerp(Method):
     )  # fmt: skip
     summary = "slerp of two models, or of their deltas"
     paper = "mergekit (Goddard et al. 2024, arXiv 2403.13257)"
-    on_strips = True
     adds_delta = False
 
+    def rows(self, group: Group) -> Rows | None:
+        return None if group["nuslerp_flatten"] else Rows.along(group.shape, 0 if group["nuslerp_row_wise"] else -1)
+
     def merge(self, group: Group) -> Solve:
-        rows = _rows(group)
+        rows = self.rows(group)
         gram = (yield Gram())[None] if rows is None else (yield RowGram(rows))
         if not np.isfinite(gram).all():
             raise ValueError(f"{group.name}: an input holds NaN or infinity; there is no angle to interpolate on")
         coefficients = _coefficients(gram, group["weight"])
         return SpanSum(coefficients[0].tolist()) if rows is None else RowMerge(rows, coefficients.astype(np.float32))
-
-    def takes_strips(self, group: Group) -> bool:
-        return _rows(group) is None
-
-    def scratch_bytes(self, group: Group) -> int | None:
-        rows = _rows(group)
-        return None if rows is None else rows.scratch_bytes(group.models)
-
-    def apart(self, group: Group) -> range:
-        rows = _rows(group)
-        return range(0) if rows is None or rows.inner > 1 else range(len(group.shape) - 1)
-
-
-def _rows(group: Group) -> Rows | None:
-    """Return the vectors that have an angle of their own; None where the whole tensor is one."""
-    return None if group["nuslerp_flatten"] else Rows.along(group.shape, 0 if group["nuslerp_row_wise"] else -1)
 
 
 def _coefficients(gram: np.ndarray, weights: tuple[float, float]) -> np.ndarray:

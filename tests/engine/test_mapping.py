@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from tiny_merges import assert_same_tensors, expected, make_merge, outputs_of
 
-from fastmerge.engine import RunOptions, large, run
+from fastmerge.engine import RunOptions, held, large, run
 from fastmerge.engine.gathering import PlannedFiles
 from fastmerge.engine.mapping import InPlace, Mapped
 from fastmerge.errors import CheckpointError, InputChanged
@@ -55,14 +55,14 @@ with open(sys.argv[1], "r+b") as file:
 def mapped(monkeypatch):
     """Return the names of the tensors that are seen in place."""
     names: list[str] = []
-    held = large.Large._held
+    place = held.HeldInputs._held
 
     def watch(self, tensor, *given):
-        placed = held(self, tensor, *given)
+        placed = place(self, tensor, *given)
         names.extend([tensor.name] if placed.mapped else [])
         return placed
 
-    monkeypatch.setattr(large.Large, "_held", watch)
+    monkeypatch.setattr(held.HeldInputs, "_held", watch)
     return names
 
 

@@ -3,7 +3,7 @@ r"""Leading singular triplets on a device: subspace iteration, filtered by Cheby
 A filter of degree d on G = X'X keeps what lies in [0, low] small and lets the rest grow like ``T_d``: as much as d
 products could in any order. Values and residuals are found by a Rayleigh-Ritz step on X itself, not on its square.
 Products with G are of n^2 b terms for b columns; what is orthonormalized, and decomposed, is small.
-The host waits once per Rayleigh-Ritz step. (Zhou, Saad, Tiago and Chelikowsky 2006 for the scaled recurrence.)
+The host waits once per Rayleigh-Ritz step. (Zhou, Saad, Tiago and Chelikowsky 2006.)
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ DEGREE = 8
 # What the smallest and the largest direction of a block may grow apart before columns are orthonormalized: float32
 # keeps three digits of the smallest.
 SPREAD = 1e4
-# Of the power iteration that bounds the largest value.
-POWER_COLUMNS, POWERS = 16, 8
+# Of the power iteration that bounds the largest value; so many products go together between orthonormal columns.
+POWER_COLUMNS, POWERS, TOGETHER = 16, 8, 4
 # Columns of a search, at least this share of n; wider ones than LARGEST_SHARE do not pay.
 FIRST, SHARE, LARGEST_SHARE = 32, 1 / 32, 1 / 4
 # After so many Rayleigh-Ritz steps without an end, the block is too small.
@@ -75,8 +75,7 @@ class Search:
         columns = max(least, math.ceil(SHARE * n))
         while columns <= LARGEST_SHARE * n:
             v = torch.cat([v, start_block(gram, columns)[..., v.shape[-1] :]], dim=-1)
-            for _ in range(2):
-                v = orthonormal(self._product(v))
+            v = orthonormal(self._product(by_cholesky(self._product(v))))
             for step in range(PATIENCE):
                 triplets, squares = self._ritz(v)
                 found, v = enough(triplets), triplets.v
@@ -107,35 +106,30 @@ class Search:
         return self._products.multiply(self._gram, v)
 
     def _filtered(self, v: Tensor, squares: Tensor) -> Tensor:
-        """Return ``T_d(G / half - 1) v`` over its value at the largest of ``squares``, after about DEGREE products.
+        """Return orthonormal columns of ``T_d(G / half - 1) v`` after about DEGREE products.
 
-        Orthonormal. ``half`` is half of the smallest.
+        ``half`` is half of the smallest of ``squares``. One factor of Cholesky keeps what SPREAD bounds orthonormal.
         """
-        half = (squares[:, -1] / 2).clamp(min=torch.finfo(torch.float32).tiny)
+        half = torch.maximum(squares[:, -1] / 2, 1e-12 * squares[:, 0]).clamp(min=torch.finfo(torch.float32).tiny)
         top = torch.maximum(squares[:, 0], 2.001 * half)
         degree = max(1, min(DEGREE, int(math.acosh(SPREAD) / float((top / half - 1).acosh().max()))))
-        first = sigma = half / (top - half)
-        factors = []
-        for step in range(degree):
-            following = 1 / (2 / first - sigma) if step else sigma
-            factor = (2 if step else 1) * following / half
-            factors.append(torch.stack([factor, -factor * half, -sigma * following]))
-            sigma = following
-        recurrence = torch.stack(factors).to(v)[..., None, None]
+        scale = (2 / half).to(v)[:, None, None]
         for _ in range(-(-DEGREE // degree)):
-            before, now = torch.zeros_like(v), v
-            for a, b, c in recurrence:
-                before, now = now, self._product(now).mul_(a).addcmul_(b, now).addcmul_(c, before)
-            v = orthonormal(now)
-        return v
+            before, now = v, self._product(v).mul_(scale / 2).sub_(v)
+            for _ in range(degree - 1):
+                before, now = now, self._product(now).mul_(scale).sub_(now, alpha=2).sub_(before)
+            v = by_cholesky(now)
+        return v if degree > 1 else by_cholesky(v)
 
 
 def largest_bound(gram: Tensor, products: Products) -> Tensor:
     """Return upper bounds [batch] float64 on the largest eigenvalues of ``gram``, a few percent above; no proof."""
     operand = products.operand(gram)
     v = start_block(gram, min(POWER_COLUMNS, gram.shape[-1]))
-    for _ in range(POWERS):
-        v = by_cholesky(products.multiply(operand, v))
+    for _ in range(POWERS // TOGETHER):
+        for _ in range(TOGETHER):
+            v = products.multiply(operand, v)
+        v = by_cholesky(v)
     v = by_cholesky(v)
     image, wide = products.multiply(operand, v).double(), v.double()
     values, turn = torch.linalg.eigh(wide.mT @ image)

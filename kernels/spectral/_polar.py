@@ -24,7 +24,7 @@ from torch import Tensor
 from ._exact import NULL
 from ._filter import by_cholesky, start_block
 from ._products import Operand, Products, chosen
-from ._schedule import LAST, Schedule, Step, schedule
+from ._schedule import Schedule, Step, schedule
 
 # The smallest values served, and the degrees of the steps, of a square matrix, and of one RATIO times as long as wide.
 SQUARE, TALL, RATIO = (1e-3, ((4,),) * 4), (1.15e-2, ((4,), (2, 4))), 1.3
@@ -33,7 +33,7 @@ MORE, EXTENSIONS, SHRINK = (0.04, ((4,),) * 2), 3, 1.06
 # Directions that are looked at: this share of n, or the least number.
 SHARE, LEAST = 1 / 32, 12
 # Chebyshev filters of the look, and the degree of each: columns are made orthonormal between them.
-FILTERS, DEGREE = 3, 3
+FILTERS, DEGREE = 4, 3
 # By how much a direction found may be off, times what repairing it amplifies. Others are left to the last step.
 ALIGNED = 1e-6
 # The least square of a singular value that the last step takes, and that all directions not looked at must have.
@@ -189,7 +189,7 @@ def _judged(squares: Tensor, plan: Schedule, gain: float, n: int) -> _Judged:
     gains = torch.where(null, -1.0, torch.where(repaired, gains, 0.0))
     others = last if count < n else torch.ones_like(last)
     short = ((~repaired & (squares < LEAST_LEFT)).any(-1) | (others[:, 0] < LEAST_LAST)) & clear & ~null.all(-1)
-    off = [(1 - s.sqrt() * plan.last.gain(s)).abs().clamp(min=LAST) for s in (squares, others)]
+    off = [(1 - s.sqrt() * plan.last.gain(s)).abs().clamp(min=plan.error) for s in (squares, others)]
     left = 2 * (((~repaired * off[0].square()).sum(-1) + (n - count) * off[1][:, 0].square()) / n).sqrt()
     nullity = [
         int(row.sum()) if ok and not s and (count == n or not bool(row.all())) else None

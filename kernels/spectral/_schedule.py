@@ -24,8 +24,8 @@ CUSHION = {4: 0.08, 2: 0.15}
 # Each step also serves values this share beyond its interval, which rounding in the step before may have added: the
 # polynomials are steep at the upper end, and float16 products diverge without it.
 SLACK = 0.01
-# The last step serves at least this interval around 1, and leaves LAST at most, which groups and ``lower`` are for.
-NARROW, LAST = 0.03, 2e-7
+# The last step serves at least this interval around 1.
+NARROW = 0.03
 
 
 class Step(NamedTuple):
@@ -49,12 +49,13 @@ class Step(NamedTuple):
 class Schedule(NamedTuple):
     """Attributes:
     groups: steps that grow values, one or two at a time.
-    last:   the one after them, which brings those in [low, high] to 1.
+    last:   the one after them, which brings those in [low, high] to 1, but for ``error``.
     gain:   what the smallest values are multiplied by in all steps but the last.
     """
 
     groups: tuple[tuple[Step, ...], ...]
     last: Step
+    error: float
     low: float
     high: float
     gain: float
@@ -81,7 +82,7 @@ def schedule(lower: float, groups: tuple[tuple[int, ...], ...]) -> Schedule:
             low, high, gain = scale * bottom, scale * top, gain * scale * _gain(step, 0.0)
         made.append(tuple(steps))
     low, high = min(low, 1 - NARROW), max(high, 1 + NARROW)
-    return Schedule(tuple(made), minimax(low, high, 4)[0], low, high, gain)
+    return Schedule(tuple(made), *minimax(low, high, 4), low, high, gain)
 
 
 def _gain(step: Step, square: float) -> float:

@@ -48,6 +48,8 @@ RUNNING = together(
     mergekit_flags("out_shard_size", "cuda", "num_threads"),
 )  # fmt: skip
 
+# Input tensors that no output uses, of those that are listed.
+_MOST_DROPPED = 20
 _PASSED = (
     "shard_size",
     "strict",
@@ -107,14 +109,21 @@ def planned(recipe: str, given: dict[str, Any], said: Sequence[str] = (), **more
     return planned_source(source, options, name, **more)
 
 
-def planned_source(source: str, options: dict[str, Any], name: str = "<recipe>", **more: Any) -> Planned:
-    """As ``planned``, of a path or text, with options in which mergekit's have been taken in."""
+def planned_source(
+    source: str, options: dict[str, Any], name: str = "<recipe>", made: bool = False, **more: Any
+) -> Planned:
+    """As ``planned``, of a path or text, with options in which mergekit's have been taken in.
+
+    ``made`` is true of a recipe that the command ``name`` made.
+    """
     silent = options["quiet"] or options["as_json"]
     phase("planning", silent)
     with _starting_little():
         from ..recipe.pipeline import load_pipeline
 
-        pipeline = load_pipeline(source, semantics=options.get("semantics"), seed=options.get("seed"), name=name)
+        pipeline = load_pipeline(
+            source, semantics=options.get("semantics"), seed=options.get("seed"), name=name, made=made
+        )
     from ..plan import plan_all  # of use to a recipe without mistakes
 
     planning = {name: options[name] for name in _PASSED if options.get(name) is not None}
@@ -203,7 +212,11 @@ def _show(plan: Plan, options: dict[str, Any]) -> None:
             ("models", ", ".join(model.reference for model in plan.models)),
             ("tensors", f"{len(plan.outputs)}: {len(plan.outputs) - copied} merged, {copied} copied"),
             ("dropped", f"{len(plan.dropped)} input tensors"),
-            *((f"  {plan.models[item.model].reference}", f"{item.name}: {item.reason}") for item in plan.dropped[:20]),
+            *(
+                (f"  {plan.models[item.model].reference}", f"{item.name}: {item.reason}")
+                for item in plan.dropped[:_MOST_DROPPED]
+            ),
+            *([("", f"and {left} more")] if (left := len(plan.dropped) - _MOST_DROPPED) > 0 else []),
             ("reads", show_size(plan.bytes_read)),
             ("writes", f"{show_size(plan.bytes_written)} in {counted(len(plan.shards), 'file')}"),
             (
@@ -211,7 +224,11 @@ def _show(plan: Plan, options: dict[str, Any]) -> None:
                 f"at most {show_size(expected.memory)} beyond the interpreter and its packages, of the"
                 f" {show_size(expected.budget)} that --ram allows",
             ),
-            ("largest", f"{expected.largest}: {show_size(expected.largest_bytes)} of inputs"),
+            *(
+                [("largest", f"{expected.largest}: {show_size(expected.largest_bytes)} of inputs")]
+                if expected.largest
+                else []
+            ),
             ("read twice", f"{len(expected.read_twice)} tensors that do not fit the memory whole"),
             (
                 "bound",

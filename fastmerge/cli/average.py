@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -112,6 +113,9 @@ def average(
     """
     from ..averaging import average_of
 
+    if _holds_a_model(out):
+        what = "OUT is the last argument: name a new folder behind the checkpoints"
+        raise click.UsageError(f"{out} holds a model already, and would be written to; {what}")
     given["device"] = given["device"] or DEFAULT
     names = ("schedule", "weights", "counts", "start", "stop", "every", "last")
     how = {name: given.pop(name) for name in names}
@@ -148,7 +152,7 @@ def average(
         if show_recipe:
             click.echo(found.recipe, nl=False)
             return
-        plans = planned_source(found.recipe, given, "average")
+        plans = planned_source(found.recipe, given, "average", made=True)
         if dry_run:
             if not silent:
                 _show_weights(found)
@@ -156,8 +160,15 @@ def average(
             return
         if not silent:
             first, last = (f"{found.models[k]} ({found.weights[k]:.4g})" for k in (0, -1))
-            print_facts([("average", f"of {len(found.models)}, from {first} to {last}")])
+            window = f"{len(found.models)}, from {first} to {last}" if len(found.models) > 1 else f"{first} alone"
+            print_facts([("average", f"of {window}")])
         run_plans(plans, out, ranks=ranks)
+
+
+def _holds_a_model(out: str) -> bool:
+    """True for a folder of a model that fastmerge did not write."""
+    names = os.listdir(out) if os.path.isdir(out) else []
+    return not {"config.json", ".metadata"}.isdisjoint(names) and "fastmerge.json" not in names
 
 
 def _show_weights(found: Average) -> None:

@@ -107,4 +107,4 @@ def _as_merge(model: str, out: str, kind: str, own: dict[str, Any], saying: dict
     recipe = passing(model, what, *(own.pop(name) for name in ("names", "config_source", "dtype")))
     state = state_of(kind, own.pop("key", None), own.pop("like", None))
     fixed = {"device": DEFAULT, "vram": None, "backend": "auto"}
-    run_plans(planned_source(recipe, own | saying | fixed | {"state": state}), out)
+    run_plans(planned_source(recipe, own | saying | fixed | {"state": state}, "convert", made=True), out)

@@ -187,7 +187,9 @@ def _check_trained(
 
 def _place(recipe: Recipe, reference: ModelRef) -> str:
     """Return where the recipe names a model."""
-    return f"{place_of(recipe.path, recipe.text, str(reference))}: model {reference}"
+    written = recipe.document is None or recipe.document.nodes is not None
+    place = place_of(recipe.path, recipe.text, str(reference)) if written else recipe.path
+    return f"{place}: model {reference}"
 
 
 def _same_folder(recipe: Recipe, reference: ModelRef, opened: Mapping[ModelRef, Checkpoint]) -> Iterator[Problem]:

@@ -30,7 +30,7 @@ def state_of(format: str, key: str | None, like: str | os.PathLike[str] | None =
     given = {"key": key, "like": like}
     if format == "hf":
         problems = [
-            Problem(name, f"is {value!r}, and an output in the hub's layout has none", "leave it out")
+            Problem(name, f"is {value!r}, and an output in the hub's layout has none", "leave it out, or write dcp")
             for name, value in given.items()
             if value is not None
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -83,17 +83,19 @@ def read_document(source: str | os.PathLike[str] | dict[str, Any]) -> Document:
     return documents[0]
 
 
-def read_documents(source: str | os.PathLike[str] | dict[str, Any], name: str = "<recipe>") -> list[Document]:
+def read_documents(
+    source: str | os.PathLike[str] | dict[str, Any], name: str = "<recipe>", made: bool = False
+) -> list[Document]:
     """Read the documents of a recipe, one or several, from a file, from YAML text (with a newline), or from a dict.
 
-    ``name`` stands for a text or dict in messages.
+    ``name`` stands for a text or dict in messages; where a command ``made`` the text, they name no lines of it.
 
     Raises InvalidInput: no such file, not UTF-8, not YAML, a duplicate key, or no document.
     """
     if isinstance(source, dict):
         return [Document(name, yaml.safe_dump(source, sort_keys=False), source)]
     if isinstance(source, str) and "\n" in source:
-        return parse(name, source)
+        return [replace(each, nodes=None) if made else each for each in parse(name, source)]
     name = os.fspath(source)
     try:
         with open(name, encoding="utf-8-sig") as file:

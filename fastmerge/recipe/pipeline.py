@@ -46,15 +46,16 @@ def load_pipeline(
     semantics: str | None = None,
     seed: int | None = None,
     name: str = "<recipe>",
+    made: bool = False,
 ) -> Pipeline:
     """Read all documents of a recipe, as ``load`` reads one, and put them in order.
 
-    ``name`` stands for a text in messages.
+    ``name`` stands for a text in messages; ``made`` as in ``read_documents``.
 
     Raises:
         InvalidInput: every problem of every document; names that are missing, given twice or lead in a circle.
     """
-    documents = read_documents(source, name)
+    documents = read_documents(source, name, made)
     problems: list[Problem] = []
     notes: list[str] = []
     steps = []

@@ -29,6 +29,7 @@ class Inspection(Result):
 
     Attributes:
         folder:     where it lies.
+        source:     what it was opened by where that is a file, or a key in a folder; "" for a folder.
         config:     its config.json; empty without one.
         files:      bytes of every file of weights, by path.
         tensors:    every tensor by name, with dtype, shape and place.
@@ -43,6 +44,7 @@ class Inspection(Result):
     """
 
     folder: str
+    source: str
     config: dict[str, Any]
     files: dict[str, int]
     tensors: dict[str, TensorEntry]
@@ -63,7 +65,7 @@ class Inspection(Result):
     def facts(self) -> list[tuple[str, str]]:
         """Return what to show of it, as names and texts."""
         facts = [
-            ("folder", self.folder),
+            ("file" if os.path.isfile(self.source) else "folder", self.source or self.folder),
             *([("adapter", self.adapter)] if self.adapter else []),
             ("type", str(self.config.get("model_type", "no config.json"))),
             ("parameters", show_count(self.parameters)),
@@ -108,6 +110,7 @@ def inspect(
     stacks = find_stacks([parts for name in checkpoint.tensors if (parts := split_layer(name))], checkpoint.config)
     return Inspection(
         folder=opened.folder,
+        source=opened.source,
         config=config,
         files={file.path: file.nbytes for file in checkpoint.files},
         tensors=dict(checkpoint.tensors),

@@ -192,7 +192,7 @@ def test_only_the_results_of_several_documents(recipe, tmp_path):
 def test_what_is_refused(recipe, tmp_path):
     (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
     for arguments, said in {
-        ("--key", "model"): "an output in the hub's layout has none (leave it out)",
+        ("--key", "model"): "an output in the hub's layout has none (leave it out, or write dcp)",
         ("--format", "dcp", "--key", "a..b"): "'a..b' is no key",
         ("--format", "dcp", "--push-to-hub", "a/b"): "--push-to-hub takes a folder of the hub",
     }.items():

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 import fastmerge
 from fastmerge import kernels
-from fastmerge.cli import _options, main, run
+from fastmerge.checkpoint import open_checkpoint
+from fastmerge.cli import _options, _planning, main, run
 from fastmerge.cli._progress import progress
 from fastmerge.methods import all_methods
 
@@ -35,9 +36,10 @@ def damaged(merged, tmp_path):
     """Return a copy of ``merged`` with one element of one tensor changed."""
     out = tmp_path / "damaged"
     shutil.copytree(merged, out)
-    tensors = load_file(out / "model.safetensors")
-    tensors["model.norm.weight"][3] += 1
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    entry = open_checkpoint(str(out)).tensors["model.norm.weight"]
+    with open(entry.path, "r+b") as file:  # the header stays as it is
+        file.seek(entry.offset + 3 * entry.dtype.itemsize)
+        file.write(bytes([0, 0x55]))
     return out
 
 
@@ -325,3 +327,29 @@ def test_options_that_would_be_ignored_are_refused(models, ties, tmp_path, argum
     result = call(*told)
     assert result.exit_code == 2 and said in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_command_without_a_recipe_names_no_lines_of_one(models, tmp_path):
+    for command in (("convert", "nowhere", tmp_path / "out", "--to", "hf"), ("average", "nowhere", tmp_path / "out")):
+        assert f"\n  - {command[0]}: model nowhere: no such folder" in call(*command).stderr
+
+
+def test_an_average_without_an_output_is_said_so(models):
+    result = call("average", models / "one", models / "base")
+    assert result.exit_code == 2 and "OUT is the last argument: name a new folder" in result.stderr
+
+
+def test_a_file_that_is_looked_into_is_named(models):
+    path = models / "base" / "model.safetensors"
+    assert f"file        {path}\n" in call("inspect", path).stdout
+    assert f"folder      {models / 'base'}\n" in call("inspect", models / "base").stdout
+
+
+def test_a_plan_that_copies_and_leaves_much_out(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(_planning, "_MOST_DROPPED", 3)
+    slices = [{"sources": [{"model": str(models / "base"), "layer_range": [0, 1]}]}]
+    (tmp_path / "recipe.yml").write_text(json.dumps({"merge_method": "passthrough", "slices": slices}))
+    shown = call("plan", tmp_path / "recipe.yml").stdout
+    left = call_json("plan", tmp_path / "recipe.yml")["dropped"]
+    assert "largest" not in shown
+    assert f"and {len(left) - 3} more" in shown

@@ -1,0 +1,1 @@
+"""Random merges, each done in many ways: all of them must give the same bytes."""

@@ -23,7 +23,7 @@ FILENAME = "fastmerge.json"
 FORMAT = 1
 
 # What is read of a manifest: "?" marks what others lack, and ``str`` stands for any key.
-_SHAPE = {
+_SHAPE: dict[Any, Any] = {
     "semantics": str,
     "seed": int,
     "recipe": str,
@@ -131,8 +131,9 @@ def read_manifest(out: Path) -> dict[str, Any]:
 
 def _misshapen(value: Any, shape: Any, where: str = "") -> Iterator[str]:
     """Yield what of ``value`` is not as ``shape`` says: a type, a list of one shape, or shapes by key."""
-    kind = shape if isinstance(shape, type) else type(shape)
-    if not isinstance(value, kind):
+    kind: type = shape if isinstance(shape, type) else type(shape)
+    fits = isinstance(value, kind)
+    if not fits:
         yield f"{where} is no {kind.__name__}"
     elif isinstance(shape, list):
         for i, item in enumerate(value):

@@ -200,8 +200,8 @@ def _pair_slices(found: Rows, slices: Sequence[OpenSlice], by_token: bool) -> No
     for name, members, inputs in _align(found, tail, settled):
         found.rows.append(Row(name, 0.0, members, inputs))
     firsts = [(part, *next(iter(part.models.items()))) for part in slices]
-    origins = tuple((model, part.starts[key], part.length) for part, key, model in firsts)
-    found.stacked.append(Stacked(stack or "", origins))
+    taken = tuple((model, part.starts[key], part.length) for part, key, model in firsts)
+    found.stacked.append(Stacked(stack or "", taken))
 
 
 def _settle_heads(

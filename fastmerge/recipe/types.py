@@ -70,8 +70,7 @@ class Branch:
         """Whether the value is for a tensor: by its name in the output, or for ``filter`` in the input, where given."""
         if self.filter is None:
             return True
-        by_source = name_in_source is not None and self.filter.kind == "filter"
-        return self.filter.matches(name_in_source if by_source else tensor_name)
+        return self.filter.matches((self.filter.kind == "filter" and name_in_source) or tensor_name)
 
 
 @dataclass(frozen=True)

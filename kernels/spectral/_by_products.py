@@ -76,9 +76,9 @@ def factored(x: Tensor, keep: bool, products: Products) -> Factored:
     unit *= squares.rsqrt().to(unit).view(-1, 1, 1)
     operand = products.operand(unit)
     polar = polar_factor(operand, gram, products)
-    p = products.operand(polar.factor)
+    p = polar.factor
     size = norm * squares.sqrt()
-    nuclear = size * products.total(torch.sum(polar.factor * unit, dim=(-2, -1), dtype=torch.float64))
+    nuclear = size * products.total(torch.sum(p.whole * unit, dim=(-2, -1), dtype=torch.float64))
     orth, skew = _certificates(p, operand, polar, products)
     infos, accepted = [], []
     rows = torch.stack([nuclear, orth, skew * squares.sqrt()]).mT.tolist()

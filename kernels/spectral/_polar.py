@@ -48,13 +48,13 @@ LEFT = 5e-7
 
 class Polar(NamedTuple):
     """Attributes:
-    factor:  [batch, m, n]; null directions map to zero.
+    factor:  [batch, m, n], ready to be multiplied; null directions map to zero.
     null:    [batch, n, p] right singular vectors of null directions, and zeros.
     nullity: null directions of each matrix; None: too many, or they cannot be told from small ones.
     steps:   of the iteration of each matrix, the last one counted.
     """
 
-    factor: Tensor
+    factor: Operand
     null: Tensor
     nullity: list[int | None]
     steps: list[int]
@@ -75,7 +75,7 @@ def polar_factor(x: Operand, gram: Tensor, products: Products) -> Polar:
     pending, done, parts = list(range(batch)), [], []
     for extension in range(EXTENSIONS + 1):
         for group in plan.groups:
-            x = products.operand(_stepped(x, gram, group, products))
+            x = _stepped(x, gram, group, products)
             gram = products.gram(x)
         taken, gain = taken + sum(map(len, plan.groups)), gain * plan.gain
         look = _look(x, gram, plan, products)
@@ -92,32 +92,32 @@ def polar_factor(x: Operand, gram: Tensor, products: Products) -> Polar:
         pending = [pending[i] for i in some]
         x, gram = products.operand(chosen(x.whole, some) / SHRINK), chosen(gram, some) / SHRINK**2
         plan, gain = schedule(*MORE), gain / SHRINK
-    return parts[0] if len(parts) == 1 else _joined(parts, sorted(range(batch), key=done.__getitem__))
+    return parts[0] if len(parts) == 1 else _joined(parts, sorted(range(batch), key=done.__getitem__), products)
 
 
-def _stepped(x: Operand, gram: Tensor, steps: Sequence[Step], products: Products) -> Tensor:
+def _stepped(x: Operand, gram: Tensor, steps: Sequence[Step], products: Products) -> Operand:
     """Return X after a step, or two. Overwrites ``gram``."""
     first, *second = steps
     multiplier, constant = _multiplier(gram.clone() if second else gram, first, products), first.constant
     for step in second:
-        m = products.operand(multiplier)
-        half = products.multiply(gram, m, 1.0, constant, gram, symmetric=True)
-        gram = products.multiply(half, m, 1.0, constant, half, symmetric=True)
+        m = multiplier
+        half = products.multiplied(gram, m, 1.0, constant, gram, symmetric=True)
+        gram = products.multiply(half, m, 1.0, constant, half.whole, symmetric=True)
         then = _multiplier(gram, step, products)
-        multiplier = products.multiply(m, then, 1.0, step.constant, multiplier, symmetric=True)
-        multiplier.add_(then, alpha=constant)
+        both = products.multiply(m, then, 1.0, step.constant, m.whole, symmetric=True)
+        multiplier = products.operand(both.add_(then.whole, alpha=constant))
         constant *= step.constant
-    return products.multiply(x, multiplier, 1.0, constant, x.whole)
+    return products.multiplied(x, multiplier, 1.0, constant, x.whole)
 
 
-def _multiplier(gram: Tensor, step: Step, products: Products) -> Tensor:
+def _multiplier(gram: Tensor, step: Step, products: Products) -> Operand:
     """Return M but for its constant. Overwrites ``gram``."""
     b = products.operand(_shift(gram, step.shift))
     if not step.quartic:
-        return products.multiply(b, b, step.square, symmetric=True)
-    square = products.operand(products.multiply(b, b, symmetric=True))
+        return products.multiplied(b, b, step.square, symmetric=True)
+    square = products.multiplied(b, b, symmetric=True)
     torch.add(square.whole, gram, alpha=step.linear / step.square, out=gram)
-    return products.multiply(square, square, step.quartic, step.square, gram, symmetric=True)
+    return products.multiplied(square, square, step.quartic, step.square, gram, symmetric=True)
 
 
 def _shift(gram: Tensor, by: float) -> Tensor:
@@ -209,15 +209,15 @@ def _ended(
         turned = turned.to(gram)
         gram = torch.baddbmm(gram, torch.cat([turned, look.v], -1), torch.cat([look.v, turned], -1).mT)
         x = products.operand(torch.baddbmm(x.whole, look.y * gains.to(look.y), look.v.mT))
-    whole, taken = _stepped(x, gram, [last], products), taken + 1
+    x, taken = _stepped(x, gram, [last], products), taken + 1
     if bool((judged.left > LEFT).any()):
-        x = products.operand(whole)
-        whole, taken = _stepped(x, products.gram(x), [last], products), taken + 1
-    return Polar(whole, look.v * judged.null.to(look.v).unsqueeze(-2), judged.nullity, [taken] * len(whole))
+        x, taken = _stepped(x, products.gram(x), [last], products), taken + 1
+    return Polar(x, look.v * judged.null.to(look.v).unsqueeze(-2), judged.nullity, [taken] * len(x.whole))
 
 
-def _joined(parts: list[Polar], order: list[int]) -> Polar:
+def _joined(parts: list[Polar], order: list[int], products: Products) -> Polar:
     """Return parts of a batch as one, matrix i at ``order[i]`` of them all."""
-    factor, null = torch.cat([p.factor for p in parts])[order], torch.cat([p.null for p in parts])[order]
+    factor = products.operand(torch.cat([p.factor.whole for p in parts])[order])
+    null = torch.cat([p.null for p in parts])[order]
     nullity, steps = [n for p in parts for n in p.nullity], [n for p in parts for n in p.steps]
     return Polar(factor, null, [nullity[i] for i in order], [steps[i] for i in order])

@@ -136,7 +136,7 @@ class Products:
         if self.maker is None:
             return Operand(self.multiply(a, b, alpha, beta, plus, symmetric=symmetric))
         whole = a.whole if isinstance(a, Operand) else a
-        largest = torch.zeros(len(whole), 1, 1, dtype=whole.dtype, device=whole.device)
+        largest = whole.new_zeros(len(whole), 1, 1)
         result = self.multiply(a, b, alpha, beta, plus, symmetric=symmetric, largest=largest)
         return Operand(result, *self.maker.split(result, largest))
 

@@ -35,3 +35,6 @@ def test_products_launches_and_waits(batch, m, n, generator, monkeypatch):
     # The largest element, the look, the certificates, and one for each step of the search.
     assert counts.waits <= 3 + 4
     assert counts.launches < 800
+    # Passes for the largest element: a product finds that of its own result.
+    searched = sum(count for (_, *shape), count in counts.searches.items() if min(shape) == n)
+    assert searched <= (13 if m == n else 9 + 4)

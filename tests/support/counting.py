@@ -24,12 +24,14 @@ class Counts:
     waits:    results that the host asked for.
     bytes:    that the operations read and wrote, each operand once.
     products: shape (batch, rows, terms, columns) and symmetry of split products, and how many there were.
+    searches: of largest elements and other norms, shape of what was read, and how many there were.
     """
 
     launches: int = 0
     waits: int = 0
     bytes: int = 0
     products: collections.Counter = field(default_factory=collections.Counter)
+    searches: collections.Counter = field(default_factory=collections.Counter)
 
     def launch(self, name: str, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         view = any(
@@ -37,6 +39,8 @@ class Counts:
         )
         if name not in FREE and (name.endswith("_") or not view):
             self.launches += 1
+            if name == "linalg_vector_norm":
+                self.searches[tuple(inputs[0].shape)] += 1
             self.bytes += sum(x.numel() * x.element_size() for x in {id(x): x for x in inputs + outputs}.values())
 
 

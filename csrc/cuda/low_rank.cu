@@ -20,7 +20,7 @@ struct Input {
 
 // kWhole: all vectors of `down` are aligned and whole.
 template <bool kWhole>
-__global__ void __launch_bounds__(kThreads, 4) low_rank_kernel(const __grid_constant__ Input p) {
+__global__ void __launch_bounds__(kThreads, kWhole ? 4 : 3) low_rank_kernel(const __grid_constant__ Input p) {
   __shared__ float4 up[kRanks][kRows / 4];
   // Tiles below each other run side by side: they share the same columns of `down`.
   const std::int64_t top = std::int64_t{blockIdx.x} % p.row_tiles * kRows;

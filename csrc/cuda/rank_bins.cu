@@ -17,9 +17,14 @@ struct Input {
   float share;  // an eighth of that of an element in a row
 };
 
+// Blocks that a multiprocessor should hold: the compiler fits registers to it. Where vectors are loaded again and again
+// it needs more of them.
+template <class T, bool kHeld>
+constexpr int kBlocks = kHeld && !std::is_void_v<T> ? 5 : 4;
+
 // A block per row of each model, whose elements are side by side.
 template <class T, bool kHeld>
-__global__ void __launch_bounds__(kRankThreads, 5) rank_bins_kernel(const __grid_constant__ Input p) {
+__global__ void __launch_bounds__(kRankThreads, kBlocks<T, kHeld>) rank_bins_kernel(const __grid_constant__ Input p) {
   __shared__ uint4 words[kBins / 4], starts[kBins / 8];
   __shared__ unsigned undecided[kMostUndecided], count;
   const RankModel& model = p.rows.models[blockIdx.x % p.rows.count];

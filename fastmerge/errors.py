@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -82,6 +81,8 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
 
     One slip of the keyboard counts for more than what the words have in common otherwise.
     """
+    import difflib  # slow, and of no use where nothing is wrong
+
     given, known = name.replace("-", "_").lower(), list(choices)
     slips = [choice for choice in known if min(len(choice), len(given)) >= _LEAST_LETTERS and _one_slip(given, choice)]
     close = difflib.get_close_matches(given, slips or known, n=1, cutoff=0.0 if slips else 0.75)

@@ -9,10 +9,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .engine import Report, RunOptions, VerifyReport, run
-from .engine import verify as verify_output
+from .engine import Report, RunOptions, run
 from .engine.folders import partial_folder, real_target
 from .engine.manifest import read_manifest, recipe_of
 from .engine.publish import StagingFolder
@@ -27,6 +26,9 @@ from .plan.types import Plan
 from .progress import Progress, of_bytes
 from .recipe.pipeline import Pipeline, with_folders
 from .recipe.types import Recipe
+
+if TYPE_CHECKING:
+    from .engine import VerifyReport
 
 __all__ = ["Merged", "merge_all", "verify_all"]
 
@@ -132,6 +134,8 @@ def verify_all(out: str | os.PathLike[str], **options: Any) -> VerifyReport:
     Raises:
         CheckpointError: also where an intermediate result comes out with other bytes.
     """
+    from .engine import verify as verify_output
+
     manifest = read_manifest(Path(out))
     if not manifest.get("steps"):
         return verify_output(os.fspath(out), **options)

@@ -6,7 +6,6 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from html import escape
 from typing import Any
 
 from .errors import InvalidInput, Problem
@@ -81,6 +80,8 @@ def notebook_bar(title: str) -> Iterator[Progress]:
 
 def _drawn(title: str, done: int, total: int, seconds: float) -> str:
     """Return a bar as HTML, with the rate and the time that is left."""
+    from html import escape  # slow, and of no use outside of notebooks
+
     said = f"{show_size(done)} of {show_size(total)}" if total else ""
     if done and seconds:
         rate = done / seconds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from html import escape
 
 __all__ = ["Result", "counted", "facts_table", "table"]
 
@@ -24,8 +23,8 @@ class Result:
 
     def _repr_html_(self) -> str:
         facts = self.facts()
-        notes = "".join(f"<p>note: {escape(note)}</p>" for note in getattr(self, "notes", ()))
-        return f"<p>{escape(str(self))}</p>{facts_table(facts) if facts else ''}{notes}"
+        notes = "".join(f"<p>note: {_escape(note)}</p>" for note in getattr(self, "notes", ()))
+        return f"<p>{_escape(str(self))}</p>{facts_table(facts) if facts else ''}{notes}"
 
 
 def counted(number: int, noun: str) -> str:
@@ -33,15 +32,21 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def _escape(text: str) -> str:
+    import html  # slow, and of no use outside of notebooks and pages
+
+    return html.escape(text)
+
+
 def facts_table(facts: Iterable[tuple[str, str]]) -> str:
     """Return names and values as an HTML table."""
     cell = 'style="text-align:left"'
-    rows = "".join(f"<tr><th {cell}>{escape(name)}</th><td {cell}>{escape(value)}</td></tr>" for name, value in facts)
+    rows = "".join(f"<tr><th {cell}>{_escape(name)}</th><td {cell}>{_escape(value)}</td></tr>" for name, value in facts)
     return f"<table>{rows}</table>"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table with a head as HTML."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    head = "".join(f"<th>{_escape(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{_escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -14,7 +14,6 @@ import math
 import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,6 +97,8 @@ class Arena(Memory):
 
     def populate(self) -> None:
         """Touch all of it, on several threads: what locks memory would do it on one."""
+        from concurrent.futures import ThreadPoolExecutor  # slow to load
+
         part = round_up(-(-self.size // POPULATING), HUGE_PAGE)
         with ThreadPoolExecutor(POPULATING) as pool:
             for start in range(0, self.size, part):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -138,6 +137,8 @@ def merge_sources(jobs: Sequence[Job]) -> None:
     if len(queues) < 2:
         merge_on_device(jobs)
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     from ..devices import gpus
 
     with ThreadPoolExecutor(len(queues)) as pool:

@@ -69,16 +69,15 @@ def by_products(x: Tensor, rules: Rules, keep: bool = True, products: Products |
 def factored(x: Tensor, keep: bool, products: Products) -> Factored:
     """Return the polar factors of ``x``, with certificates; arguments as in ``by_products``."""
     norm = products.total(frobenius(x).square()).sqrt()
-    unit = x / norm.to(x).view(-1, 1, 1)
-    gram = products.gram(unit)
+    operand = products.operand(x / norm.to(x).view(-1, 1, 1))
+    gram = products.gram(operand)
     squares = largest_bound(gram, products)
     gram /= squares.to(gram).view(-1, 1, 1)
-    unit *= squares.rsqrt().to(unit).view(-1, 1, 1)
-    operand = products.operand(unit)
+    operand = operand.times(squares.rsqrt().to(gram).view(-1, 1, 1))
     polar = polar_factor(operand, gram, products)
     p = polar.factor
     size = norm * squares.sqrt()
-    nuclear = size * products.total(torch.sum(p.whole * unit, dim=(-2, -1), dtype=torch.float64))
+    nuclear = size * products.total(torch.sum(p.whole * operand.whole, dim=(-2, -1), dtype=torch.float64))
     orth, skew = _certificates(p, operand, polar, products)
     infos, accepted = [], []
     rows = torch.stack([nuclear, orth, skew * squares.sqrt()]).mT.tolist()
@@ -129,9 +128,9 @@ def _certificates(p: Operand, x: Operand, polar: Polar, products: Products) -> t
     w = torch.randn(n, PROBES, generator=torch.Generator().manual_seed(0)).to(p.whole).expand(batch, n, PROBES)
     w = w - polar.null @ (polar.null.mT @ w)
     probes = products.operand(w)
-    there, image = (products.operand(products.multiply(whole, probes)) for whole in (p, x))
-    off = products.inner(p, there) - w
-    skew = products.inner(p, image) - products.inner(x, there)
+    there, image = (products.multiply(whole, probes) for whole in (p, x))
+    back = products.inner(p, torch.cat([there, image], dim=-1))
+    off, skew = back[..., :PROBES] - w, back[..., PROBES:] - products.inner(x, there)
     return frobenius(off) / math.sqrt(n * PROBES), frobenius(skew) / (2 * math.sqrt(PROBES))
 
 

@@ -90,7 +90,7 @@ def polar_factor(x: Operand, gram: Tensor, products: Products) -> Polar:
             break
         some = [i for i, s in enumerate(short) if s]
         pending = [pending[i] for i in some]
-        x, gram = products.operand(chosen(x.whole, some) / SHRINK), chosen(gram, some) / SHRINK**2
+        x, gram = x.of(some).times(look.y.new_full((len(some), 1, 1), 1 / SHRINK)), chosen(gram, some) / SHRINK**2
         plan, gain = schedule(*MORE), gain / SHRINK
     return parts[0] if len(parts) == 1 else _joined(parts, sorted(range(batch), key=done.__getitem__), products)
 

@@ -26,7 +26,7 @@ class Operand:
     Attributes:
         whole:  the matrix.
         pieces: float16, the leading one first, padded to whole tiles; none in float32.
-        unit:   [batch, 1, 1], a power of two: whole = unit (high + low).
+        unit:   [batch, 1, 1]: whole = unit (high + low).
     """
 
     whole: Tensor
@@ -37,6 +37,10 @@ class Operand:
     def mT(self) -> Operand:
         """The transpose, sharing memory."""
         return replace(self, whole=self.whole.mT, pieces=tuple(piece.mT for piece in self.pieces))
+
+    def times(self, factors: Tensor) -> Operand:
+        """Return the matrix times ``factors`` [batch, 1, 1], in its memory, its pieces as they are."""
+        return replace(self, whole=self.whole.mul_(factors), unit=None if self.unit is None else self.unit * factors)
 
     def of(self, indices: list[int]) -> Operand:
         """Return some matrices of the batch."""

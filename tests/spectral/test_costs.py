@@ -31,10 +31,10 @@ def test_products_launches_and_waits(batch, m, n, generator, monkeypatch):
     )
     assert large == pytest.approx(37.5 if m == n else 15 + 13.5 * m / n)
     # Of 32 columns, or fewer: bound, look, repair, certificates, and the search.
-    assert sum(counts.products.values()) <= (24 if m == n else 16) + 8 + 14 + 5 + 30
+    assert sum(counts.products.values()) <= (24 if m == n else 16) + 8 + 13 + 5 + 30
     # The largest element, the look, the certificates, and one for each step of the search.
     assert counts.waits <= 3 + 4
-    assert counts.launches < 800
+    assert counts.launches < 450
     # Passes for the largest element: a product finds that of its own result.
     searched = sum(count for (_, *shape), count in counts.searches.items() if min(shape) == n)
-    assert searched <= (13 if m == n else 9 + 4)
+    assert searched <= 12

@@ -25,9 +25,12 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ._launch import launch
 
-# Two warpgroups hold accumulator and sum of a tile of 128 x 128 in 64 registers each. Three steps of 64 terms take 192
-# KB of shared memory. Other tiles are those of one warpgroup: of 64 rows.
-TILE, TERMS, STAGES = 128, 64, 3
+# Two warpgroups hold accumulator and sum of a tile of 128 x 128 in 64 registers each. Other tiles are those of one
+# warpgroup: of 64 rows.
+TILE, TERMS = 128, 64
+# Steps whose tiles are there or come: three, which take 192 KB of large tiles, or four where two programs of small ones
+# fit beside each other.
+STAGES, SHARED = 3, 96 << 10
 
 
 @gluon.jit
@@ -163,6 +166,7 @@ def launch_product(
     rows, columns = out.shape[-2:]
     row_tile, num_warps = (TILE, 8) if min(tile) == TILE else (TILE // 2, 4)
     row_tiles, column_tiles = triton.cdiv(rows, row_tile), triton.cdiv(columns, tile[1])
+    stages = max(STAGES, min(STAGES + 1, SHARED // (4 * (row_tile + tile[1]) * TERMS)))
     a_transposed, b_transposed = not a[0].is_contiguous(), not b[0].is_contiguous()
     launch(
         _hopper_product_kernel, (len(out) * row_tiles * column_tiles,), out, *pointers,
@@ -170,7 +174,7 @@ def launch_product(
         *(_descriptor(piece, b_transposed, (TERMS, tile[1])) for piece in b),
         rows, columns, terms, a[0].shape[-1 if a_transposed else -2], b[0].shape[-1 if b_transposed else -2],
         row_tiles * column_tiles, row_tiles, column_tiles, alpha, beta, A_TRANSPOSED=a_transposed,
-        B_TRANSPOSED=b_transposed, ROWS=row_tile, COLUMNS=tile[1], TERMS=TERMS, STAGES=STAGES, **constants,
+        B_TRANSPOSED=b_transposed, ROWS=row_tile, COLUMNS=tile[1], TERMS=TERMS, STAGES=stages, **constants,
         num_warps=num_warps,
     )  # fmt: skip
 

@@ -78,7 +78,7 @@ class _Open:
         measured = entry.dtype in MERGED
         self._tolerance = Tolerance.of(values, models, self._dtype.torch, entry.dtype.torch) if measured else None
         self._random = output.group is not None and get_method(output.method).random
-        self._chooses = output.inputs.base is not None and "density" in values
+        self._chooses = output.inputs.base is not None and not values.keys().isdisjoint(("density", "select_topk"))
         self._choices = Choices(self._tolerance.arithmetic if self._tolerance else 0.0)
         self._folded: Inputs[Folded] | None = None
         self._unequal = self._beyond = 0
@@ -105,9 +105,12 @@ class _Open:
             beyond = ~self._tolerance.allows(found, merged, values)
             difference = float((found.float() - merged).abs().max())
             if self._chooses and bool(beyond.any()):
-                hanging = self._tolerance.deltas(values.map(lambda tensor: tensor[beyond]), self._dtype.torch)
+                values = values.map(lambda tensor: tensor[beyond])
+                hanging = self._tolerance.deltas(values, self._dtype.torch)
+                reachable = bool(self._tolerance.reachable(found[beyond], values).all())
                 with lock:
                     self._choices.add(*hanging)
+                    self._chooses &= reachable
         with lock:
             self._unequal += int((~same).count_nonzero())
             self._beyond += int(beyond.count_nonzero())

@@ -11,7 +11,8 @@ these are normalized, 1 over the density where a method rescales. The file adds 
 
 Methods that choose have a second reason to differ: of equal magnitudes at a threshold a tool keeps which it likes, and
 a sum that rounds to zero elects another sign. An element hangs on such a choice if a delta has the one magnitude that
-this model's other differing elements have, or if weighted deltas cancel up to rounding.
+this model's other differing elements have, or if weighted deltas cancel up to rounding; and no choice leads farther
+from the base than all deltas together.
 """
 
 from __future__ import annotations
@@ -84,6 +85,19 @@ class Tolerance:
         bound += self.stored * merged.abs()
         both_nan = found.isnan() & merged.isnan()
         return both_nan | (found == merged) | ((found.float() - merged).abs() <= bound)
+
+    def reachable(self, found: Tensor, inputs: Inputs[Tensor]) -> Tensor:
+        """Return which elements of ``found`` a choice of deltas could give: those not farther from the base than all.
+
+        Four times as far, because what a method rescales by the norms of what it keeps may grow by more than the gain.
+        """
+        assert inputs.base is not None
+        base = inputs.base.float()
+        far = abs(base - base)
+        for weight, tensor in zip(self.weights, inputs.tensors, strict=True):
+            far += weight * (tensor.float() - base).abs()
+        rounding = (self.stored + 2 * self.arithmetic) * base.abs()
+        return (found.float() - base).abs() <= 4 * self.gain * (1 + self.stored) * far + rounding
 
     def deltas(self, inputs: Inputs[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return deltas as a tool computes them in ``dtype``, and their products with the weights: [N, n]."""

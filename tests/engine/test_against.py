@@ -172,3 +172,32 @@ def test_a_narrower_dtype_alone_is_that_of_the_result(method, tmp_path):
     rounded = recipe | {"dtype": "bfloat16", "out_dtype": "bfloat16"}
     fastmerge.merge(rounded, tmp_path / "theirs")
     assert fastmerge.verify_recipe(recipe | {"dtype": "bfloat16"}, tmp_path / "theirs").verdict == "equal"
+
+
+def test_signs_that_sce_elects_may_hang_on_rounding(tmp_path):
+    for name, sign in (("base", 0), ("one", 1), ("two", -1)):
+        shutil.copytree(name, tmp_path / name)
+        tensors = {key: torch.zeros_like(tensor) for key, tensor in load_file(f"{name}/model.safetensors").items()}
+        tensors[NAME] += sign
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    models = [str(tmp_path / "one"), str(tmp_path / "two")]
+    recipe = {"merge_method": "sce", "base_model": str(tmp_path / "base"), "models": models, "dtype": "bfloat16"}
+    out = tmp_path / "out"
+    fastmerge.merge(recipe, out)
+    tensors = load_file(out / "model.safetensors")
+    assert tensors[NAME].unique().tolist() == [1]
+    for value, verdict in ((-1, "within rounding"), (100, "different")):
+        changed = tensors | {NAME: tensors[NAME].clone()}
+        changed[NAME][1, 0] = value
+        save_file(changed, out / "model.safetensors", metadata={"format": "pt"})
+        assert fastmerge.verify_recipe(recipe, out).verdict == verdict
+
+
+def test_one_element_that_no_choice_gives_is_different(tmp_path):
+    fastmerge.merge("ties.yml", tmp_path / "out")
+    path = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(path)
+    tensors[NAME][3, 5] = 100
+    save_file(tensors, path, metadata={"format": "pt"})
+    counts = fastmerge.verify_recipe("ties.yml", tmp_path / "out").counts
+    assert counts == {"equal": len(tensors) - 1, "different": 1}

@@ -79,7 +79,7 @@ class _Open:
         self._tolerance = Tolerance.of(values, models, self._dtype.torch, entry.dtype.torch) if measured else None
         self._random = output.group is not None and get_method(output.method).random
         self._chooses = output.inputs.base is not None and not values.keys().isdisjoint(("density", "select_topk"))
-        self._choices = Choices(self._tolerance.arithmetic if self._tolerance else 0.0)
+        self._choices = Choices(self._tolerance.arithmetic if self._tolerance else 0.0, 2 if "gamma" in values else 1)
         self._folded: Inputs[Folded] | None = None
         self._unequal = self._beyond = 0
         self._largest = 0.0

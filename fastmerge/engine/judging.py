@@ -10,9 +10,9 @@ these are normalized, 1 over the density where a method rescales. The file adds 
 2**-20: norms and dot products there depend on the order in which they are summed.
 
 Methods that choose have a second reason to differ: of equal magnitudes at a threshold a tool keeps which it likes, and
-a sum that rounds to zero elects another sign. An element hangs on such a choice if a delta has the one magnitude that
-this model's other differing elements have, or if weighted deltas cancel up to rounding; and no choice leads farther
-from the base than all deltas together.
+a sum that rounds to zero elects another sign. An element hangs on such a choice if a delta has the one magnitude (with
+two thresholds: one of two) that this model's other differing elements have, or if weighted deltas cancel up to
+rounding. No choice leads farther from the base than all deltas together.
 """
 
 from __future__ import annotations
@@ -119,11 +119,13 @@ class Choices:
 
     Attributes:
         roundoff: of the tool's arithmetic.
+        cuts:     thresholds of one delta: two, where the largest magnitudes are dropped, too.
         blocks:   deltas and weighted deltas, [N, n] each.
         count:    elements so far.
     """
 
     roundoff: float
+    cuts: int = 1
     blocks: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     count: int = 0
 
@@ -140,7 +142,7 @@ class Choices:
             return False
         deltas, weighted = (torch.cat(side, 1) for side in zip(*self.blocks, strict=True))
         unexplained = ~_cancelling(weighted, 4 * self.roundoff)
-        for row in deltas.abs():
+        for row in (row for row in deltas.abs() for _ in range(self.cuts)):
             rest = row[unexplained & (row > 0)]
             if rest.numel():
                 found, counts = rest.unique(return_counts=True)

@@ -201,3 +201,23 @@ def test_one_element_that_no_choice_gives_is_different(tmp_path):
     save_file(tensors, path, metadata={"format": "pt"})
     counts = fastmerge.verify_recipe("ties.yml", tmp_path / "out").counts
     assert counts == {"equal": len(tensors) - 1, "different": 1}
+
+
+def test_equal_magnitudes_at_both_thresholds_of_breadcrumbs(tmp_path):
+    for name in ("base", "one"):
+        shutil.copytree(name, tmp_path / name)
+        tensors = {key: torch.zeros_like(tensor) for key, tensor in load_file(f"{name}/model.safetensors").items()}
+        if name == "one":
+            tensors[NAME][:16], tensors[NAME][16:32], tensors[NAME][32:] = 1, 2, 4
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    parameters = {"weight": 1, "density": 0.5, "gamma": 0.2}
+    recipe = {"merge_method": "breadcrumbs", "base_model": str(tmp_path / "base"), "parameters": parameters}
+    recipe["models"] = [str(tmp_path / "one")]
+    out = tmp_path / "out"
+    fastmerge.merge(recipe, out)
+    tensors = load_file(out / "model.safetensors")
+    assert tensors[NAME].unique(return_counts=True)[0].tolist() == [0, 1, 2, 4]
+    for rows in (slice(0, 16), slice(32, 48)):  # another choice among the 1, and among the 4
+        tensors[NAME][rows] = tensors[NAME][rows].flatten().flip(0).view(16, -1)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    assert fastmerge.verify_recipe(recipe, out).verdict == "within rounding"

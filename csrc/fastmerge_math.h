@@ -295,11 +295,19 @@ FASTMERGE_HD F sparse_merge_element(F base, int count, const MergeScalars& s, Fe
       const auto part = fetch(k);
       const F contribution = part.times(part, s.factors[k]);
       const auto agreed = agrees<kVote, F>(part, contribution, flip);
-      merged = add_where(agreed, merged, contribution);
       if constexpr (kQuotients) {
+        merged = add_where(agreed, merged, contribution);
         agreeing |= agreed ? 1u << k : 0u;
       } else {
-        divisor = add_where(agreed, divisor, splat<F>(s.weights[k]));
+        const F weight = splat<F>(s.weights[k]);
+        if (kVote == kVoteWeighted && k == 0) {
+          // Not added to +0: what agrees is no zero, and a divisor of zero is 1.
+          merged = Lanes<F>::select(agreed, contribution);
+          divisor = Lanes<F>::select(agreed, weight);
+        } else {
+          merged = add_where(agreed, merged, contribution);
+          divisor = add_where(agreed, divisor, weight);
+        }
       }
     }
     if (s.divides) {

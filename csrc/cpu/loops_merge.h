@@ -6,40 +6,26 @@
 namespace fastmerge::cpu {
 namespace {
 
-// The masks of the elements that load_pair puts first and second.
-template <class T>
-FASTMERGE_INLINE S first_mask(const std::uint16_t* mask) {
-  return sizeof(T) == 2 ? load_as<S>(mask) << 16 >> 16 : load_signed_halves(mask);
-}
-
-template <class T>
-FASTMERGE_INLINE S second_mask(const std::uint16_t* mask) {
-  return sizeof(T) == 2 ? load_as<S>(mask) >> 16 : load_signed_halves(mask + kWidth);
-}
-
-#if FASTMERGE_VECTOR_BYTES == 64
+// Whether the elements are kept that load_pair puts first and second.
 template <class T>
 FASTMERGE_INLINE M first_kept(const std::uint16_t* mask) {
+#if FASTMERGE_VECTOR_BYTES == 64
   if (sizeof(T) == 2) return {_mm512_test_epi32_mask(load_as<__m512i>(mask), _mm512_set1_epi32(0xFFFF))};
   return {_mm256_movepi16_mask(load_as<__m256i>(mask))};
+#else
+  return sizeof(T) == 2 ? load_as<S>(mask) << 16 >> 16 : load_signed_halves(mask);
+#endif
 }
 
 template <class T>
 FASTMERGE_INLINE M second_kept(const std::uint16_t* mask) {
+#if FASTMERGE_VECTOR_BYTES == 64
   if (sizeof(T) == 2) return {_mm512_movepi32_mask(load_as<__m512i>(mask))};
   return {_mm256_movepi16_mask(load_as<__m256i>(mask + kWidth))};
-}
 #else
-template <class T>
-FASTMERGE_INLINE M first_kept(const std::uint16_t* mask) {
-  return first_mask<T>(mask);
-}
-
-template <class T>
-FASTMERGE_INLINE M second_kept(const std::uint16_t* mask) {
-  return second_mask<T>(mask);
-}
+  return sizeof(T) == 2 ? load_as<S>(mask) >> 16 : load_signed_halves(mask + kWidth);
 #endif
+}
 
 // What differs from one segment of a range to the next: the thresholds change at break indices.
 struct Segment {

@@ -90,7 +90,7 @@ void add_rows(double* all, double* kept, const T* tensor, const T* base, const s
       sums[j] = load_as<D>(all + lane + j * kDoubles);
       if constexpr (kMasked) kept_sums[j] = load_as<D>(kept + lane + j * kDoubles);
     }
-    const auto add = [&](int j, F x, S keep) {
+    const auto add = [&](int j, F x, M keep) {
       const D low = power(low_doubles(x)), high = power(high_doubles(x));
       sums[j] += low;
       sums[j + 1] += high;
@@ -105,8 +105,8 @@ void add_rows(double* all, double* kept, const T* tensor, const T* base, const s
         x = {x.first - b.first, x.second - b.second};
       }
       if constexpr (kPower == 1) x = {(F)magnitude_bits(x.first), (F)magnitude_bits(x.second)};
-      add(0, x.first, kMasked ? first_mask<T>(mask + i) : S{});
-      add(2, x.second, kMasked ? second_mask<T>(mask + i) : S{});
+      add(0, x.first, kMasked ? first_kept<T>(mask + i) : M{});
+      add(2, x.second, kMasked ? second_kept<T>(mask + i) : M{});
     }
     for (std::size_t j = 0; j < 4; ++j) {
       store_as(all + lane + j * kDoubles, sums[j]);

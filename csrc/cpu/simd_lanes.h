@@ -112,11 +112,11 @@ constexpr U kLaneNumbers{0, 1, 2, 3};
 #endif
 
 // Adds float64 of the first and the second half of the lanes to two sums, where the mask is set.
-FASTMERGE_INLINE void add_kept(D* sums, D low, D high, S mask) {
+FASTMERGE_INLINE void add_kept(D* sums, D low, D high, M mask) {
 #if FASTMERGE_VECTOR_BYTES == 64
-  const unsigned bits = mask_bits(mask);
-  sums[0] = (D)_mm512_mask_add_pd((__m512d)sums[0], static_cast<__mmask8>(bits), (__m512d)sums[0], (__m512d)low);
-  sums[1] = (D)_mm512_mask_add_pd((__m512d)sums[1], static_cast<__mmask8>(bits >> 8), (__m512d)sums[1], (__m512d)high);
+  sums[0] = (D)_mm512_mask_add_pd((__m512d)sums[0], static_cast<__mmask8>(mask.bits), (__m512d)sums[0], (__m512d)low);
+  sums[1] =
+      (D)_mm512_mask_add_pd((__m512d)sums[1], static_cast<__mmask8>(mask.bits >> 8), (__m512d)sums[1], (__m512d)high);
 #else
   const S half = (S)kLaneNumbers >> 1;
   sums[0] += (D)((S)low & __builtin_shuffle(mask, half));

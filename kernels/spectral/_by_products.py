@@ -54,7 +54,7 @@ def by_products(x: Tensor, rules: Rules, keep: bool = True, products: Products |
     """Map the singular values of ``x`` [batch, m, n], m >= n, none of them all zeros, by ``rules``.
 
     Matrices of the batch go through all products together; each has its own certificate and its own cut. Takes up to
-    five matrices of the size of ``x`` beside it, and eight Gram matrices.
+    five matrices of the size of ``x`` beside it, and ten Gram matrices.
 
     Args:
         keep:     null directions may stay null; else a matrix with one is not accepted.

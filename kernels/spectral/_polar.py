@@ -103,6 +103,7 @@ def _stepped(x: Operand, gram: Tensor, steps: Sequence[Step], products: Products
         m = multiplier
         half = products.multiplied(gram, m, 1.0, constant, gram, symmetric=True)
         gram = products.multiply(half, m, 1.0, constant, half.whole, symmetric=True)
+        del half  # a step needs the memory
         then = _multiplier(gram, step, products)
         both = products.multiply(m, then, 1.0, step.constant, m.whole, symmetric=True)
         multiplier = products.operand(both.add_(then.whole, alpha=constant))

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+# Other GPUs' code has other instructions where paths are looked for.
+TARGET = 90
 # Elements of a vector; and of 64M, instructions that an H200 issues per microsecond: 132 multiprocessors, four
 # schedulers of 32 lanes each, 1.97 GHz.
 VECTOR = 8

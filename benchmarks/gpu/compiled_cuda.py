@@ -75,8 +75,8 @@ def reports(library: Path, arch: int) -> list[Report]:
 
 
 def _path_reports(report: Report, sass: str) -> Iterator[Report]:
-    """Report the usual paths through a kernel: their instructions in place of all."""
-    for path in _paths.PATHS:
+    """Report the usual paths through a kernel of an H200: their instructions in place of all."""
+    for path in _paths.PATHS if report.arch == _paths.TARGET else ():
         if path.kernel == report.kernel:
             length = _paths.length(sass, path)
             faults = () if length else ("no such path was found",)

@@ -63,7 +63,8 @@ class Polar(NamedTuple):
 def polar_factor(x: Operand, gram: Tensor, products: Products) -> Polar:
     """Return the polar factor of each matrix. Takes two matrices beside ``x`` and six of the size of ``gram``.
 
-    The host waits for the device once, and once more per extension, which only the matrices that need it get.
+    The host waits for the device once, or twice where directions are not what the last step serves; as often again
+    per extension, which only the matrices that need it get.
 
     Args:
         x:    [batch, m, n], m >= n, singular values at most 1.
@@ -79,12 +80,11 @@ def polar_factor(x: Operand, gram: Tensor, products: Products) -> Polar:
             gram = products.gram(x)
         taken, gain = taken + sum(map(len, plan.groups)), gain * plan.gain
         look = _look(x, gram, plan, products)
-        squares = look.squares.cpu()
-        short = _judged(squares, plan, gain, n).short if extension < EXTENSIONS else [False] * len(pending)
+        short = _judged(look.squares, plan, gain, n).short if extension < EXTENSIONS else [False] * len(pending)
         if some := [i for i, s in enumerate(short) if not s]:
-            judged = _judged(squares[some], plan, gain, n)
-            ended = x.of(some), chosen(gram, some), _Look(*(chosen(part, some) for part in look))
-            parts.append(_ended(*ended, judged, plan.last, products, taken))
+            ended = _Look(*(chosen(part, some) for part in look))
+            judged = _judged(ended.squares, plan, gain, n)
+            parts.append(_ended(x.of(some), chosen(gram, some), ended, judged, plan.last, products, taken))
             done += [pending[i] for i in some]
         if len(done) == batch:
             break
@@ -129,7 +129,8 @@ def _shift(gram: Tensor, by: float) -> Tensor:
 
 class _Look(NamedTuple):
     """Attributes:
-    squares: [batch, p] float64, rising: those of the singular values in the space of ``v``.
+    squares: [batch, p] float64 on the host, rising: those of the singular values in the space of ``v``; ones where
+             no matrix has any that the last step does not serve.
     v:       [batch, n, p] right singular vectors there.
     y:       [batch, m, p] X v.
     """
@@ -155,8 +156,11 @@ def _look(x: Operand, gram: Tensor, plan: Schedule, products: Products) -> _Look
     wide, high = y.double(), v.double()
     # A column of zeros stands for a direction that is in the middle exactly.
     missing = torch.diag_embed((torch.linalg.vector_norm(v, dim=-2) < 0.5).double())
-    squares, turn = torch.linalg.eigh(products.total(wide.mT @ wide) + missing)
-    return _Look(squares.clamp(min=0), (high @ turn).to(v), (wide @ turn).to(v))
+    projected = products.total(wide.mT @ wide) + missing
+    if not torch.linalg.cholesky_ex(_shift(projected.clone(), plan.low**2)).info.cpu().any():
+        return _Look(torch.ones(v.shape[::2], dtype=torch.float64), v, y)
+    squares, turn = torch.linalg.eigh(projected)
+    return _Look(squares.clamp(min=0).cpu(), (high @ turn).to(v), (wide @ turn).to(v))
 
 
 class _Judged(NamedTuple):
@@ -204,12 +208,12 @@ def _ended(
 ) -> Polar:  # fmt: skip
     """Repair the small directions, then make the last step, or two."""
     if bool(judged.gains.any()):
-        gains = judged.gains.to(look.squares.device).unsqueeze(-2)
+        weights = torch.stack([judged.gains, judged.gains.square() * look.squares / 2])
+        gains, halves = weights.unsqueeze(-2).to(gram)
         # (I + v g v') A (I + v g v'), with v'A v = diag(squares). X'y has the digits of A v that A, of size 1, has not.
-        turned = products.inner(x, look.y) * gains + look.v * (gains.square() * look.squares.unsqueeze(-2) / 2)
-        turned = turned.to(gram)
+        turned = products.inner(x, look.y) * gains + look.v * halves
         gram = torch.baddbmm(gram, torch.cat([turned, look.v], -1), torch.cat([look.v, turned], -1).mT)
-        x = products.operand(torch.baddbmm(x.whole, look.y * gains.to(look.y), look.v.mT))
+        x = products.operand(torch.baddbmm(x.whole, look.y * gains, look.v.mT))
     x, taken = _stepped(x, gram, [last], products), taken + 1
     if bool((judged.left > LEFT).any()):
         x, taken = _stepped(x, products.gram(x), [last], products), taken + 1

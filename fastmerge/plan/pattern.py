@@ -14,6 +14,7 @@ from ..checkpoint.distributed.chunks import Part
 from ..checkpoint.distributed.describing import Description
 from ..checkpoint.distributed.metadata import StoredObject, StoredTensor, read_metadata
 from ..checkpoint.distributed.naming import choose, is_of_optimizer
+from ..checkpoint.file_names import INDEX
 from ..dtypes import DType
 from ..errors import CheckpointError, nearest
 from .types import CopiedFile, PiecedFile, Range
@@ -21,6 +22,8 @@ from .types import CopiedFile, PiecedFile, Range
 __all__ = ["Pattern"]
 
 _MOST_SHOWN = 5
+# Endings of files that are not taken over: old weights in the hub's layout would be read in place of the new ones.
+_LEFT = (METADATA, ".distcp", ".tmp", ".safetensors", ".bin", ".gguf", *INDEX)
 # What fastmerge wrote of the merge that made the pattern.
 _OF_A_MERGE = ("fastmerge.json", "report.html", "report.csv", "report.json")
 
@@ -92,9 +95,8 @@ class Pattern:
     @property
     def files(self) -> dict[str, CopiedFile]:
         """What lies beside its weights, by name: ``common.pt``, configs, tokenizers."""
-        inside = [entry for entry in os.scandir(self.folder) if entry.is_file()]
-        others = [e for e in inside if not e.name.endswith((".distcp", ".tmp")) and e.name != METADATA]
-        return {entry.name: CopiedFile(entry.path) for entry in others if entry.name not in _OF_A_MERGE}
+        inside = [entry for entry in os.scandir(self.folder) if entry.is_file() and not entry.name.endswith(_LEFT)]
+        return {entry.name: CopiedFile(entry.path) for entry in inside if entry.name not in _OF_A_MERGE}
 
     @property
     def identities(self) -> dict[str, tuple[str, ...]]:

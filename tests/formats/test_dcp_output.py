@@ -317,6 +317,19 @@ def test_a_pattern_of_another_model(model, tmp_path):
         to_dcp(folder, tmp_path / "out", like=folder)
 
 
+def test_weights_beside_a_pattern_stay_there(model, tmp_path):
+    """Whoever opens the output would read the old weights, which the hub's layout has, in place of the new ones."""
+    folder, tensors = model
+    dcp.save({"model": tensors}, checkpoint_id=str(tmp_path / "run"), no_dist=True)
+    save_file({"a": torch.zeros(1)}, tmp_path / "run/model.safetensors")
+    for name in ("common.pt", "model.safetensors.index.json", "pytorch_model-00001-of-00002.bin"):
+        (tmp_path / "run" / name).write_bytes(b"{}")
+    to_dcp(folder, tmp_path / "out", like=tmp_path / "run")
+    assert open_checkpoint(str(tmp_path / "out")).tensors.keys() == tensors.keys()
+    assert not {path.name for path in (tmp_path / "out").iterdir()} & {"model.safetensors", name}
+    assert (tmp_path / "out/common.pt").exists()
+
+
 def test_a_pattern_that_lost_an_item(model, tmp_path):
     """It is still a model to read; as a pattern it would lose the item in silence."""
     folder, tensors = model

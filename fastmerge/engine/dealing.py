@@ -69,6 +69,16 @@ def deal_parts(outputs: Sequence[OutputTensor], ranks: int) -> list[list[OutputT
     return [sorted(run, key=lambda output: not surveyed_together(output)) for run in runs]
 
 
+def from_the_middle(run: Sequence[OutputTensor]) -> list[OutputTensor]:
+    """Return a run in the order of its work: embeddings lie at the ends, and while one is surveyed others are written.
+
+    Parts that are surveyed together stay first: ranks wait there for each other.
+    """
+    shared = sum(map(surveyed_together, run))
+    middle = shared + (len(run) - shared) // 2
+    return [*run[:shared], *run[middle:], *run[shared:middle]]
+
+
 def _cost(output: OutputTensor) -> int:
     """Return the bytes that are read and written for an output."""
     whole = whole_of(output)

@@ -19,7 +19,7 @@ from .batches import units
 from .censuses import knowing, take_all
 from .checksums import BLOCK, Sums
 from .context import RunContext
-from .dealing import Seams, common_pages, deal, deal_parts, taken_over, unfinished
+from .dealing import Seams, common_pages, deal, deal_parts, from_the_middle, taken_over, unfinished
 from .files import InputFiles, OutputFiles
 from .gathering import PlannedFiles
 from .journal import Journal, journal_of, journals_beside, read_journals
@@ -231,9 +231,7 @@ class _Run:
         try:
             strips = target.why_torch(self.plan.outputs) is None
             runs = deal_parts(todo, self.ranks.count)
-            # From the middle on: embeddings lie at the ends, and while a large tensor is surveyed others are written.
-            run = runs[self.ranks.number]
-            mine = [*run[len(run) // 2 :], *run[: len(run) // 2]]
+            mine = from_the_middle(runs[self.ranks.number])
             with (
                 prefetched(self.inputs, mine, self.sizes, lambda: meter.bytes_read),
                 Seams(str(self.staging.out), self.plan.shards, common_pages(runs)) as seams,

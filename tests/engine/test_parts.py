@@ -139,6 +139,15 @@ def test_what_is_cut(models):
                 assert max(costs) < 1.25 * sum(costs) / count or count == 40  # more ranks than cells
 
 
+def test_parts_that_ranks_survey_together_come_first(models):
+    outputs = Merge(recipe_of(models), None).plan().outputs
+    ordered = [dealing.from_the_middle(run_) for run_ in dealing.deal_parts(outputs, 3)]
+    together = [[dealing.surveyed_together(output) for output in run_] for run_ in ordered]
+    assert any(map(any, together)) and together == [sorted(run_, reverse=True) for run_ in together]
+    assert sorted(output.offset for output in dealing.from_the_middle(outputs)) == [o.offset for o in outputs]
+    assert dealing.from_the_middle(outputs)[0] is outputs[len(outputs) // 2]
+
+
 def test_tensors_of_a_share_are_left_whole(models):
     outputs = Merge(recipe_of(models), None).plan().outputs
     for count in (1, 2):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import xxhash
 from checkpoint_files import write_adapter
+from safetensors.torch import load_file, save_file
 from tiny_merges import expected, make_merge
 
 from fastmerge.engine import RunOptions, run, verify
@@ -90,6 +91,20 @@ def test_every_other_file_is_checked(merged):
         path.write_bytes(data)
     (merge.out / "config.json").rename(merge.out.parent / "config.json")
     assert [problem.what for problem in verify(merge.out, sample=0).mismatches] == ["is missing"]
+
+
+def test_weights_that_were_put_into_one_file(merged):
+    merge, plan = merged
+    tensors = {}
+    for shard in plan.shards:
+        tensors |= load_file(merge.out / shard.filename)
+        (merge.out / shard.filename).unlink()
+    (merge.out / "model.safetensors.index.json").unlink()
+    save_file(tensors, merge.out / "model.safetensors", {"format": "pt"})
+    assert verify(merge.out).ok
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, merge.out / "model.safetensors", {"format": "pt"})
+    assert not verify(merge.out).ok
 
 
 def test_a_changed_header_of_weights_is_named(merged):

@@ -1,9 +1,10 @@
 r"""Leading singular triplets on a device: subspace iteration, filtered by Chebyshev polynomials.
 
 A filter of degree d on G = X'X keeps what lies in [0, low] small and lets the rest grow like ``T_d``: as much as d
-products could in any order. Values and residuals are found by a Rayleigh-Ritz step on X itself, not on its square.
+products could in any order. Values and residuals are found by a Rayleigh-Ritz step on X itself, not on its square;
+what the first filter takes from one, an estimate gives.
 Products with G are of n^2 b terms for b columns; what is orthonormalized, and decomposed, is small.
-The host waits once per Rayleigh-Ritz step. (Zhou, Saad, Tiago and Chelikowsky 2006.)
+The host waits once per estimate and per Rayleigh-Ritz step. (Zhou, Saad, Tiago and Chelikowsky 2006.)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from ._matrices import frobenius
 from ._products import Operand, Products
 
-# Products between two Rayleigh-Ritz steps.
+# Products before a Rayleigh-Ritz step.
 DEGREE = 8
 # What the smallest and the largest direction of a block may grow apart before columns are orthonormalized: float32
 # keeps three digits of the smallest.
@@ -31,7 +32,7 @@ PROJECTED_POWER = 64
 # Columns of a search, at least this share of n; wider ones than LARGEST_SHARE do not pay.
 FIRST, SHARE, LARGEST_SHARE = 32, 1 / 32, 1 / 4
 # After so many Rayleigh-Ritz steps without an end, the block is too small.
-PATIENCE = 4
+PATIENCE = 3
 # Left vectors of values below are not normalized.
 LEAST = 1e-12
 
@@ -78,15 +79,16 @@ class Search:
         columns = max(least, math.ceil(SHARE * n))
         while columns <= LARGEST_SHARE * n:
             v = torch.cat([v, start_block(gram, columns)[..., v.shape[-1] :]], dim=-1)
-            v = orthonormal(self._product(by_cholesky(self._product(v))))
-            for step in range(PATIENCE):
-                triplets, squares = self._ritz(v)
+            image = self._product(by_cholesky(self._product(v)))
+            v = orthonormal(image)
+            squares = _estimated(v, image)
+            for _ in range(PATIENCE):
+                triplets, squares = self._ritz(self._filtered(v, squares))
                 found, v = enough(triplets), triplets.v
                 if found:
                     return triplets
-                if step == PATIENCE - 1 or (step and found is None):
+                if found is None:
                     break
-                v = self._filtered(v, squares)
             columns *= 2
         return triplets
 
@@ -100,7 +102,7 @@ class Search:
         residuals = torch.linalg.vector_norm(self._products.inner(self._x, u) - v * values.unsqueeze(-2), dim=-2)
         size = self._size.unsqueeze(-1)
         self._passes += 1
-        # The only time that the host waits for the device.
+        # Here the host waits for the device.
         known = torch.stack([size * values, size * residuals, squares]).cpu()
         return Triplets(known[0], known[1], v, self._passes), known[2]
 
@@ -123,6 +125,19 @@ class Search:
                 before, now = now, self._product(now).mul_(scale).sub_(now, alpha=2).sub_(before)
             v = by_cholesky(now)
         return v if degree > 1 else by_cholesky(v)
+
+
+def _estimated(v: Tensor, image: Tensor) -> Tensor:
+    """Return [batch, 2] on the host: a bound on the eigenvalues, 1 at most, and what those of a block end at, roughly.
+
+    ``image`` is ``v r`` with r triangular, the product of the matrix with orthonormal columns. The end is the harmonic
+    mean of the squares of the singular values of r.
+    """
+    r = v.mT.double() @ image.double()
+    inverse = torch.linalg.solve_triangular(r, torch.diag_embed(torch.ones_like(r[..., 0])), upper=True)
+    end = math.sqrt(r.shape[-1]) / frobenius(inverse)
+    # Of a block with directions that are null there is no inverse.
+    return torch.stack([frobenius(r).clamp(max=1), end.nan_to_num(0)], dim=-1).cpu()
 
 
 def largest_bound(gram: Tensor, products: Products) -> Tensor:

@@ -151,9 +151,8 @@ def diff(a: str | os.PathLike[str], b: str | os.PathLike[str], *, names: Table |
     """
     references = [reference_of(model) for model in (a, b)]
     named = as_hub_models([open_model(reference) for reference in references], read_names(names))
-    checkpoints = [decoded(checkpoint) for checkpoint in named]
-    left, right = (with_adapter(*each) for each in zip(checkpoints, references, strict=True))
-    return Difference(tuple(compare(left, right)), tuple(note for own in checkpoints for note in own.notes))
+    left, right = (with_adapter(decoded(own), reference) for own, reference in zip(named, references, strict=True))
+    return Difference(tuple(compare(left, right)), (*left.notes, *right.notes))
 
 
 def compare(a: Adapted, b: Adapted) -> Iterator[TensorDifference]:

@@ -170,7 +170,7 @@ def _adapted(checkpoint: Checkpoint, reference: ModelRef) -> tuple[Checkpoint, s
     tensors = {n: TensorEntry(t.path, t.offset, t.nbytes, t.dtype, t.shape, t.coded) for n, t in found.tensors.items()}
     assert found.adapter is not None
     said = f"{found.adapter.path}: {found.says}"
-    return replace(own, files=found.files, tensors=tensors), "", said
+    return replace(own, files=found.files, tensors=tensors, notes=found.notes), "", said
 
 
 def _decoded(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:

@@ -24,11 +24,13 @@ class Adapted:
     Attributes:
         files:   that are read.
         tensors: by name; shapes and dtypes are those that a merge of this one model writes.
+        notes:   what lies beside the weights, and how the adapter fits.
         adapter: the file of the adapter; None without one.
     """
 
     files: tuple[InputFile, ...]
     tensors: dict[str, InputTensor]
+    notes: tuple[str, ...]
     adapter: InputFile | None = None
 
     @property
@@ -63,9 +65,9 @@ def with_adapter(checkpoint: Checkpoint, reference: ModelRef) -> Adapted:
     """
     tensors = {name: InputTensor(0, name, *entry) for name, entry in checkpoint.tensors.items()}
     if reference.lora is None:
-        return Adapted(checkpoint.files, tensors)
+        return Adapted(checkpoint.files, tensors, checkpoint.notes)
     adapter = read_adapter(locate(reference.lora.path, reference.lora.revision))
     findings = Findings()
     attach(0, tensors, adapter, checkpoint.config, findings)
     findings.stop()
-    return Adapted((*checkpoint.files, adapter.file), tensors, adapter.file)
+    return Adapted((*checkpoint.files, adapter.file), tensors, (*checkpoint.notes, *findings.notes), adapter.file)

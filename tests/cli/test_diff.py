@@ -62,6 +62,11 @@ def test_a_model_with_an_adapter_is_what_its_merge_writes(tmp_path):
     assert len(seen["files"]) == 2 and seen["parameters"] == written["parameters"]
     assert "lora on 2 tensors" in call("inspect", both).output
 
+    write_adapter(tmp_path / "inner", {"layers.0.mlp.up_proj": (24, 16)})
+    for command in (("inspect",), ("diff", tmp_path / "base")):
+        result = call(*command, f"{tmp_path}/base+{tmp_path}/inner")
+        assert "its names have no prefix where the model's have model.: folded in there" in result.output
+
     write_adapter(tmp_path / "other", {"model.layers.0.mlp.up_proj": (24, 17)})
     for command in (
         ("inspect", f"{tmp_path}/base+{tmp_path}/other"),

@@ -68,19 +68,21 @@ def by_products(x: Tensor, rules: Rules, keep: bool = True, products: Products |
 
 def factored(x: Tensor, keep: bool, products: Products) -> Factored:
     """Return the polar factors of ``x``, with certificates; arguments as in ``by_products``."""
-    norm = products.total(frobenius(x).square()).sqrt()
-    operand = products.operand(x / norm.to(x).view(-1, 1, 1))
+    largest = torch.linalg.vector_norm(x, torch.inf, dim=(-2, -1), keepdim=True)
+    scale = products.total(largest.clone())
+    operand = products.operand(x / scale, largest / scale)
     gram = products.gram(operand)
     squares = largest_bound(gram, products)
     gram /= squares.to(gram).view(-1, 1, 1)
     operand = operand.times(squares.rsqrt().to(gram).view(-1, 1, 1))
     polar = polar_factor(operand, gram, products)
     p = polar.factor
-    size = norm * squares.sqrt()
+    size = scale.flatten() * squares.sqrt()
     nuclear = size * products.total(torch.sum(p.whole * operand.whole, dim=(-2, -1), dtype=torch.float64))
     orth, skew = _certificates(p, operand, polar, products)
     infos, accepted = [], []
-    rows = torch.stack([nuclear, orth, skew * squares.sqrt()]).mT.tolist()
+    skew /= gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=torch.float64).sqrt()
+    rows = torch.stack([nuclear, orth, skew]).mT.tolist()
     for row, count, steps in zip(rows, polar.nullity, polar.steps, strict=True):
         info = Info(METHOD, nuclear=row[0], nullity=count, iterations=steps, orth=row[1], skew=row[2])
         infos.append(info)
@@ -143,8 +145,12 @@ def _raise_leading(p: Tensor, cuts: dict[int, Cut], triplets: Triplets) -> None:
         excess[i, 0, : cut.k] = triplets.values[i, : cut.k] - cut.value
     v = triplets.v[..., :k]
     u = (p @ v) * excess.to(p.device)
+    if len(p) == 1:
+        p.baddbmm_(u, v.mT, beta=float(floor))
+        return
     p *= floor.to(p.device)
-    p.baddbmm_(u, v.mT)
+    if k:
+        p.baddbmm_(u, v.mT)
 
 
 def _converged(triplets: Triplets, index: int, cut: Cut, n: int) -> bool:

@@ -95,15 +95,16 @@ class Products:
 
         return Products(split_product)
 
-    def operand(self, x: Matrices) -> Operand:
-        """Return ``x`` [batch, p, q] with the pieces that are multiplied."""
+    def operand(self, x: Matrices, largest: Tensor | None = None) -> Operand:
+        """Return ``x`` [batch, p, q] with the pieces that are multiplied; ``largest`` magnitudes in it, where known."""
         if isinstance(x, Operand):
             return x
         if self.maker is None:
             return Operand(x)
         if not x.is_contiguous() and x.mT.is_contiguous():
-            return self.operand(x.mT).mT
-        largest = torch.linalg.vector_norm(x, ord=torch.inf, dim=(-2, -1), keepdim=True)
+            return self.operand(x.mT, largest).mT
+        if largest is None:
+            largest = torch.linalg.vector_norm(x, ord=torch.inf, dim=(-2, -1), keepdim=True)
         return Operand(x, *self.maker.split(x.contiguous(), largest))
 
     def inner(self, x: Matrices, y: Matrices) -> Tensor:

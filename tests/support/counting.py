@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-# They make a view, or room, and launch nothing.
+# They read nothing of what they are like; and these make a view, or room, and launch nothing.
+LIKE = {"new_zeros", "ones_like"}
 FREE = {"empty", "empty_like", "new_empty", "empty_strided"}
 
 
@@ -41,7 +42,8 @@ class Counts:
             self.launches += 1
             if name == "linalg_vector_norm":
                 self.searches[tuple(inputs[0].shape)] += 1
-            self.bytes += sum(x.numel() * x.element_size() for x in {id(x): x for x in inputs + outputs}.values())
+            moved = outputs if name in LIKE else inputs + outputs
+            self.bytes += sum(x.numel() * x.element_size() for x in {id(x): x for x in moved}.values())
 
 
 class Counted(Tensor):

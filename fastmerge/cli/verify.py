@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -23,7 +24,7 @@ LISTED = 10
 
 
 @click.command(cls=Command)
-@click.argument("out", type=click.Path(exists=True, file_okay=False))
+@click.argument("out", type=click.Path(file_okay=False))
 @click.option(
     "--recipe", type=click.Path(exists=True, dir_okay=False), help="Judge the output of any tool by a recipe."
 )
@@ -46,8 +47,8 @@ def verify(
     """Recompute the tensors of OUT from its inputs and compare bits.
 
     The tensors that are not recomputed are compared with the checksums of the manifest. With --recipe, OUT may be the
-    output of any tool (mergekit, PEFT's merge_and_unload): every tensor is equal, within that tool's rounding, or
-    different.
+    output of any tool (mergekit, PEFT's merge_and_unload; FOLDER::KEY of a checkpoint of training): every tensor is
+    equal, within that tool's rounding, or different.
 
     \b
     Exit status:
@@ -62,7 +63,10 @@ def verify(
         raise click.UsageError("--seed chooses the tensors of --sample; give both, or neither")
     from ..api import verify as verify_output
     from ..api import verify_recipe
+    from ..checkpoint.distributed import split_key
 
+    if not os.path.isdir(out if recipe is None else split_key(out)[0]):
+        raise click.BadParameter(f"Directory {out!r} does not exist.", param_hint="'OUT'")
     with progress("verifying", quiet or as_json) as update:
         if recipe is not None:
             judged = verify_recipe(recipe, out, backend=backend, ram=ram, threads=threads, progress=update)

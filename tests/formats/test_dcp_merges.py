@@ -18,7 +18,7 @@ from tiny_models import make_tensors, save_model
 
 import fastmerge
 from fastmerge.checkpoint import open_checkpoint
-from fastmerge.checkpoint.distributed import chunks
+from fastmerge.checkpoint.distributed import chunks, with_key
 from fastmerge.checkpoint.distributed.archive import archive
 from fastmerge.dtypes import float32
 from fastmerge.engine import RunOptions, run
@@ -75,6 +75,10 @@ def test_torch_loads_what_the_hubs_layout_holds(recipe, tmp_path, monkeypatch, k
     assert_loads(tmp_path / "out", wanted | {"lm_head.weight": wanted["model.embed_tokens.weight"]}, *keys)
     assert open_checkpoint(str(tmp_path / "out")).config["tie_word_embeddings"]
     assert fastmerge.verify(tmp_path / "out").ok and fastmerge.verify(tmp_path / "out", sample=3).ok
+    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
+    named = with_key(str(tmp_path / "out"), ".".join(keys))
+    for folder, status in ((named, 3), (f"{tmp_path}/none::model", 2)):
+        assert call("verify", folder, "--recipe", tmp_path / "recipe.yml").exit_code == status
     judged = fastmerge.verify_recipe(recipe, tmp_path / "out")
     others = [(each.name, each.verdict) for each in judged.tensors if each.verdict != "equal"]
     assert others == [("lm_head.weight", "undecided")]

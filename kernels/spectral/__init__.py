@@ -15,11 +15,10 @@ from .blocks import orthogonalize_blocks
 from .boost import boost_part, subspace_boost
 from .diagnostics import spectrum, stable_rank
 from .factored import boost_factored, factored_svd
-from .flatten import flatten_spectrum
+from .flatten import flatten_spectrum, polar
 from .hogsvd import HigherOrderGSVD, higher_order_gsvd
 from .isotropic import flatten_tasks
 from .leading import Leading, leading_values
-from .polar import polar
 from .top import top_singular
 
 __all__ = [

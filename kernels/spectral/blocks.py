@@ -16,8 +16,8 @@ from torch import Tensor
 from ._exact import float32_floor
 from ._info import Info
 from ._matrices import check_tasks, full_float32
-from .polar import polar
-from .top import top_singular
+from .flatten import polar
+from .top import Result, top_singular
 
 __all__ = ["orthogonalize_blocks"]
 
@@ -50,7 +50,7 @@ def orthogonalize_blocks(
 
 
 def orthogonal_vectors(
-    triplets: Sequence[tuple[Tensor, Tensor, Tensor, list[Info]]], largest: Sequence[Tensor], null: str
+    triplets: Sequence[Result], largest: Sequence[Tensor], null: str
 ) -> tuple[Tensor, Tensor, list[Info]]:
     """Return the polar factors of all left and of all right vectors, and what was done for them, and before.
 

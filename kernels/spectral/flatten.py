@@ -1,19 +1,29 @@
-r"""Isotropic spectrum: every singular value becomes their mean, ``X' = (sum s / min(m, n)) U V^T``.
+r"""Flat spectra: the polar factor ``P = U V^T`` of ``X = U diag(s) V^T``, and its multiple by the mean of s.
 
-Iso-C (Marczak et al. 2025, arXiv 2502.04959). Needs only the polar factor P: ``sum s = <P, X>``.
+P is the nearest matrix with orthonormal columns or rows. ``(sum s / min(m, n)) P`` with ``sum s = <P, X>`` is the
+isotropic spectrum of Iso-C (Marczak et al. 2025, arXiv 2502.04959).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from ._info import Info
 from ._routes import spectral_map
-from ._rules import Mean, noise_floors
+from ._rules import Mean, Unit, noise_floors
 
-__all__ = ["flatten_spectrum"]
+__all__ = ["flatten_spectrum", "polar"]
+
+
+def polar(x: Tensor, *, null: str = "keep", method: str = "auto") -> tuple[Tensor, list[Info]]:
+    """Return the polar factor of each matrix [..., m, n], a partial isometry where null directions are kept at zero.
+
+    And what was done. Arguments and errors as of ``subspace_boost``.
+    """
+    return spectral_map(x, [Unit()] * math.prod(x.shape[:-2]), null, method)
 
 
 def flatten_spectrum(

@@ -68,7 +68,7 @@ def leading_values(x: Tensor, count: int) -> Leading:
     return Leading(search.values[0, :count], residual, missed_share(short, search.size // BLOCK))
 
 
-def missed_share(columns: int, steps: int, surprise: float = 1e-3) -> float:
-    """Return the eps of the formula above that is exceeded with a probability of ``surprise`` at most."""
-    single = surprise ** (1 / BLOCK)
+def missed_share(columns: int, steps: int) -> float:
+    """Return the eps of the formula above that is exceeded in one case in a thousand."""
+    single = 1e-3 ** (1 / BLOCK)
     return min(1.0, (math.log(1.648 * math.sqrt(columns) / single) / (2 * steps - 1)) ** 2)

@@ -31,9 +31,7 @@ SMALLEST_SQUARED = 1e-5
 Result = tuple[Tensor, Tensor, Tensor, list[Info]]
 
 
-def top_singular(
-    x: Tensor, rank: int, *, tol: float = 1e-4, method: str = "auto"
-) -> tuple[Tensor, Tensor, Tensor, list[Info]]:
+def top_singular(x: Tensor, rank: int, *, tol: float = 1e-4, method: str = "auto") -> Result:
     """Return (u [..., m, rank], s [..., rank] falling, vh [..., rank, n], what was done with each matrix).
 
     Args:

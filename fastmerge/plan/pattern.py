@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 
@@ -22,8 +23,8 @@ from .types import CopiedFile, PiecedFile, Range
 __all__ = ["Pattern"]
 
 _MOST_SHOWN = 5
-# Endings of files that are not taken over: old weights in the hub's layout would be read in place of the new ones.
-_LEFT = (METADATA, ".distcp", ".tmp", ".safetensors", ".bin", ".gguf", *INDEX)
+# Files that are not taken over: old weights in the hub's layout would be read in place of the new ones.
+_LEFT = (METADATA, "*.distcp", "*.tmp", "*.safetensors", "pytorch_model*.bin", "*.gguf", *INDEX)
 # What fastmerge wrote of the merge that made the pattern.
 _OF_A_MERGE = ("fastmerge.json", "report.html", "report.csv", "report.json")
 
@@ -95,8 +96,9 @@ class Pattern:
     @property
     def files(self) -> dict[str, CopiedFile]:
         """What lies beside its weights, by name: ``common.pt``, configs, tokenizers."""
-        inside = [entry for entry in os.scandir(self.folder) if entry.is_file() and not entry.name.endswith(_LEFT)]
-        return {entry.name: CopiedFile(entry.path) for entry in inside if entry.name not in _OF_A_MERGE}
+        inside = [entry for entry in os.scandir(self.folder) if entry.is_file()]
+        others = [e for e in inside if not any(fnmatchcase(e.name, pattern) for pattern in (*_LEFT, *_OF_A_MERGE))]
+        return {entry.name: CopiedFile(entry.path) for entry in others}
 
     @property
     def identities(self) -> dict[str, tuple[str, ...]]:

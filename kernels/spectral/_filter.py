@@ -80,7 +80,7 @@ class Search:
         while columns <= LARGEST_SHARE * n:
             v = torch.cat([v, start_block(gram, columns)[..., v.shape[-1] :]], dim=-1)
             image = self._product(by_cholesky(self._product(v)))
-            v = orthonormal(image)
+            v = by_cholesky(image)
             squares = _estimated(v, image)
             for _ in range(PATIENCE):
                 triplets, squares = self._ritz(self._filtered(v, squares))
@@ -130,8 +130,8 @@ class Search:
 def _estimated(v: Tensor, image: Tensor) -> Tensor:
     """Return [batch, 2] on the host: a bound on the eigenvalues, 1 at most, and what those of a block end at, roughly.
 
-    ``image`` is ``v r`` with r triangular, the product of the matrix with orthonormal columns. The end is the harmonic
-    mean of the squares of the singular values of r.
+    ``image`` is ``v r`` with r triangular, the product of the matrix with orthonormal columns. The squared end is the
+    harmonic mean of the squares of the singular values of r.
     """
     r = v.mT.double() @ image.double()
     inverse = torch.linalg.solve_triangular(r, torch.diag_embed(torch.ones_like(r[..., 0])), upper=True)

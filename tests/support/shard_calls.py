@@ -150,7 +150,7 @@ def masks_by_rank_are_made_of_local_rows(mesh, rank, states):
     states = [{name: state[name] for name in ("wide", "box", "row")} for state in states]
     for placement, line in (
         (Shard(0), "merged where they lie, since ranks hold whole rows of them: wide .. row (3 tensors)"),
-        (Shard(1), "dealt out to 2 ranks, each merged whole by one: wide .. row (3 tensors); wide takes its rank "),
+        (Shard(1), "dealt out to 2 ranks, each merged whole by one: wide .. row (3 tensors); row takes its rank "),
     ):
         base, *tuned = (sharded(state, mesh, (placement,)) for state in states)
         with logged() as lines:

@@ -208,12 +208,14 @@ def _ended(
 ) -> Polar:  # fmt: skip
     """Repair the small directions, then make the last step, or two."""
     if bool(judged.gains.any()):
-        weights = torch.stack([judged.gains, judged.gains.square() * look.squares / 2])
-        gains, halves = weights.unsqueeze(-2).to(gram)
-        # (I + v g v') A (I + v g v'), with v'A v = diag(squares). X'y has the digits of A v that A, of size 1, has not.
-        turned = products.inner(x, look.y) * gains + look.v * halves
+        gains, squares = torch.stack([judged.gains, look.squares]).unsqueeze(-2).to(gram)
+        # What rounding left in y of directions that are right would grow with it, and turn them: it is taken out.
+        off = products.inner(x, look.y) - look.v * squares
+        change = look.y * gains - products.multiply(x, off) * ((1 + gains) * (gains != 0))
+        # (X + change v')'(X + change v')
+        turned = products.inner(x, change) + look.v @ (products.total(change.mT @ change) / 2)
         gram = torch.baddbmm(gram, torch.cat([turned, look.v], -1), torch.cat([look.v, turned], -1).mT)
-        x = products.operand(torch.baddbmm(x.whole, look.y * gains, look.v.mT))
+        x = products.operand(torch.baddbmm(x.whole, change, look.v.mT))
     x, taken = _stepped(x, gram, [last], products), taken + 1
     if bool((judged.left > LEFT).any()):
         x, taken = _stepped(x, products.gram(x), [last], products), taken + 1

@@ -208,10 +208,11 @@ def _ended(
 ) -> Polar:  # fmt: skip
     """Repair the small directions, then make the last step, or two."""
     if bool(judged.gains.any()):
-        gains, squares = torch.stack([judged.gains, look.squares]).unsqueeze(-2).to(gram)
+        grown = torch.where(judged.gains != 0, 1 + judged.gains, 0.0)
+        gains, grown, squares = torch.stack([judged.gains, grown, look.squares]).unsqueeze(-2).to(gram)
         # What rounding left in y of directions that are right would grow with it, and turn them: it is taken out.
         off = products.inner(x, look.y) - look.v * squares
-        change = look.y * gains - products.multiply(x, off) * ((1 + gains) * (gains != 0))
+        change = look.y * gains - products.multiply(x, off) * grown
         # (X + change v')'(X + change v')
         turned = products.inner(x, change) + look.v @ (products.total(change.mT @ change) / 2)
         gram = torch.baddbmm(gram, torch.cat([turned, look.v], -1), torch.cat([look.v, turned], -1).mT)

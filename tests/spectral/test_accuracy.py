@@ -69,6 +69,13 @@ def test_error_of_the_products_of_a_gpu_at_512_columns(kind, shape, generator):
     check(draw(kind, *shape, generator), 0.2, ["split16"])
 
 
+@pytest.mark.parametrize("least", [2e-6, 1e-6])
+def test_one_direction_is_nearly_null(least, generator):
+    u, s, vh = torch.linalg.svd(make_delta("bfloat16_difference", 96, 96, generator).double())
+    s[-1] = least * s[0]
+    check(((u * s) @ vh).float(), 0.2, ["accurate", "split16"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, shape, beta, routes",

@@ -33,21 +33,23 @@ FASTMERGE_INLINE std::uint32_t counted(S lanes) { return static_cast<std::uint32
 template <class T, bool kBase, bool kAtoms>
 BracketCounts collect_uniform(std::uint32_t* out, const T* tensor, const T* base, const Bracket& bracket,
                               std::size_t n) {
-  S above{}, first{}, second{};
+  S above_count{}, first_count{}, second_count{};
   std::uint32_t* next = out;
   BracketCounts counts{};
   const S high = S{} + bracket.high, low = S{} + (bracket.low - 1);
-  const S first_atom = S{} + bracket.atoms[0], second_atom = S{} + bracket.atoms[1];
+  const S first = S{} + bracket.atoms[0], second = S{} + bracket.atoms[1];
   const auto each = [&](F delta) {
     const S bits = magnitude_bits(delta);
-    const S over = bits > high;
-    above += over;
-    S inside = (bits > low) & ~over;
+    const M over = above(bits, high);
+    count_where(above_count, over);
+    M inside = without(above(bits, low), over);
     if constexpr (kAtoms) {
-      const S a = bits == first_atom, b = bits == second_atom;
-      first += a;
-      second += b;
-      inside &= ~(a | b);
+      const M a = equal(bits, first), b = equal(bits, second);
+      count_where(first_count, a);
+      count_where(second_count, b);
+      inside = without(without(inside, a), b);
+      // Beside its atoms a bracket holds little: most vectors have none of it.
+      if (mask_bits(inside) == 0) return;
     }
     next += store_selected(next, (U)bits, mask_bits(inside));
   };
@@ -62,9 +64,9 @@ BracketCounts collect_uniform(std::uint32_t* out, const T* tensor, const T* base
       *next++ = static_cast<std::uint32_t>(bits);
     }
   });
-  counts.above += counted(above);
-  counts.atoms[0] += counted(first);
-  counts.atoms[1] += counted(second);
+  counts.above += counted(above_count);
+  counts.atoms[0] += counted(first_count);
+  counts.atoms[1] += counted(second_count);
   counts.collected = static_cast<std::uint32_t>(next - out);
   return counts;
 }

@@ -301,10 +301,16 @@ class Selection {
   void run(int workers) {
     if (size_ > kSmall) take_samples(workers);
     for (auto& search : searches_) search->prepare();
-    // Every chunk of the base is read from memory once, for all boundaries.
-    parallel_for((size_ + kGrid - 1) / kGrid, workers, [&](std::size_t chunk) {
+    // Every chunk of the base is read from memory once, for all boundaries. What a thread asks for at the end of a
+    // chunk is in the next one: it takes several.
+    const std::size_t chunks = (size_ + kGrid - 1) / kGrid;
+    const std::size_t together = std::clamp<std::size_t>(chunks / (16 * static_cast<std::size_t>(workers)), 1, 16);
+    parallel_for((chunks + together - 1) / together, workers, [&](std::size_t part) {
       thread_local std::vector<std::uint32_t> scratch(kGrid + kSlack);
-      for (auto& search : searches_) search->collect(chunk, scratch.data());
+      const std::size_t end = std::min(chunks, (part + 1) * together);
+      for (std::size_t chunk = part * together; chunk < end; ++chunk) {
+        for (auto& search : searches_) search->collect(chunk, scratch.data());
+      }
     });
     parallel_for(searches_.size(), workers, [&](std::size_t i) { found_[i] = searches_[i]->finish(); });
   }

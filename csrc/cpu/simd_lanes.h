@@ -24,6 +24,19 @@ FASTMERGE_INLINE unsigned mask_bits(S mask) {
 #endif
 }
 
+#if FASTMERGE_VECTOR_BYTES == 64
+FASTMERGE_INLINE unsigned mask_bits(M mask) { return mask.bits; }
+#endif
+
+// Where a is set and b is not.
+FASTMERGE_INLINE M without(M a, M b) {
+#if FASTMERGE_VECTOR_BYTES == 64
+  return {static_cast<__mmask16>(a.bits & ~b.bits)};
+#else
+  return a & ~b;
+#endif
+}
+
 // Stores 32 masks of 16 bits, one per bit of the word, the lowest first.
 FASTMERGE_INLINE void store_bits(std::uint16_t* p, std::uint32_t word) {
 #if FASTMERGE_VECTOR_BYTES == 64

@@ -36,6 +36,8 @@ def spread(items: Iterable[Item], look: Callable[[Item], None], work: Callable[[
         except BaseException:
             stopped.set()
             raise
+        finally:
+            _give_back()
 
     with torch_at_rest(), ThreadPoolExecutor(workers, "analyze") as pool:
         futures = [pool.submit(begin, item) for item in sorted(items, key=work, reverse=True)]
@@ -44,11 +46,10 @@ def spread(items: Iterable[Item], look: Callable[[Item], None], work: Callable[[
                 future.result()
         finally:
             stopped.set()
-    _give_back()
 
 
 def _give_back() -> None:
-    """Return to the system what the allocator kept for the threads that are gone, before whole matrices need it."""
+    """Return to the system what the allocator kept of an item: that of all threads may exceed the budget."""
     with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)
 

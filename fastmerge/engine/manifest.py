@@ -6,7 +6,7 @@ It holds nothing that changes from run to run, so equal merges have equal manife
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,27 +21,6 @@ from .checksums import NAME, Sums
 
 FILENAME = "fastmerge.json"
 FORMAT = 1
-
-# What is read of a manifest: "?" marks what others lack, and ``str`` stands for any key.
-_SHAPE: dict[Any, Any] = {
-    "semantics": str,
-    "seed": int,
-    "recipe": str,
-    "plan": str,
-    "steps?": {str: dict},
-    "inputs": [
-        {
-            "reference": str,
-            "folder": str,
-            "config_source?": str,
-            "files": [{"name": str, "path": str, "bytes": int, "mtime_ns": int, "header": str}],
-        }
-    ],
-    "read?": [{"model": str, "name": str}],
-    "files?": [{"name": str, "bytes": int}],
-    "tensors": {str: str},
-    "sources?": {str: [str]},
-}
 
 
 def write_manifest(plan: Plan, checksums: Mapping[str, Sums], small_files: Sequence[Mapping[str, Any]]) -> str:
@@ -124,28 +103,8 @@ def read_manifest(out: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: is not valid JSON ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path}: is not a manifest of format {FORMAT}")
-    if wrong := next(_misshapen(manifest, _SHAPE), None):
+    from .manifest_shape import fault_of  # models of pydantic, which a new output does not need
+
+    if wrong := fault_of(manifest):
         raise CheckpointError(f"{path}: is damaged: {wrong}")
     return manifest
-
-
-def _misshapen(value: Any, shape: Any, where: str = "") -> Iterator[str]:
-    """Yield what of ``value`` is not as ``shape`` says: a type, a list of one shape, or shapes by key."""
-    kind: type = shape if isinstance(shape, type) else type(shape)
-    fits = isinstance(value, kind)
-    if not fits:
-        yield f"{where} is no {kind.__name__}"
-    elif isinstance(shape, list):
-        for i, item in enumerate(value):
-            yield from _misshapen(item, shape[0], f"{where}[{i}]")
-    elif isinstance(shape, dict) and str in shape:
-        for key, item in value.items():
-            yield from _misshapen(item, shape[str], f"{where}.{key}")
-    elif isinstance(shape, dict):
-        for key, inner in shape.items():
-            name = key.removesuffix("?")
-            place = f"{where}.{name}".lstrip(".")
-            if name in value:
-                yield from _misshapen(value[name], inner, place)
-            elif name == key:
-                yield f"{place} is missing"

@@ -120,9 +120,11 @@ def test_a_changed_header_of_weights_is_named(merged):
     [
         (lambda manifest: manifest.pop("tensors"), "tensors is missing"),
         (lambda manifest: manifest["inputs"][1].pop("files"), r"inputs\[1\]\.files is missing"),
-        (lambda manifest: manifest.update(seed=None), "seed is no int"),
-        (lambda manifest: manifest["sources"].update(x=[1]), r"sources\.x\[0\] is no str"),
-        (lambda manifest: manifest.update(files={}), "files is no list"),
+        (lambda manifest: manifest.update(seed=None), "seed is None, expected a whole number"),
+        (lambda manifest: manifest["sources"].update(x=[1]), r"sources\.x\[0\] is 1, expected text"),
+        (lambda manifest: manifest.update(files={}), "files is {}, expected a list"),
+        (lambda manifest: manifest.update(truncated="no"), "truncated is 'no', expected true or false"),
+        (lambda manifest: manifest.update(state_key=["model"]), r"state_key is \['model'\], expected text"),
     ],
 )
 def test_a_damaged_manifest_ends_in_one_error(merged, change, said):

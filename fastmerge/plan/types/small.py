@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple, cast
 
 from ...errors import CheckpointError
 
@@ -19,11 +19,9 @@ _AT_ONCE = 1 << 20
 class TextFile:
     """A small output file given by its text."""
 
-    text: str
+    sources: ClassVar[tuple[str, ...]] = ()
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return ()
+    text: str
 
     def open(self) -> BinaryIO:
         return io.BytesIO(self.text.encode())
@@ -33,11 +31,9 @@ class TextFile:
 class DataFile:
     """A small output file given by its bytes."""
 
-    data: bytes
+    sources: ClassVar[tuple[str, ...]] = ()
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return ()
+    data: bytes
 
     def open(self) -> BinaryIO:
         return io.BytesIO(self.data)

@@ -9,8 +9,6 @@ import click
 
 from ..errors import nearest
 
-_HELP = ("--help",)
-
 INPUT, RUNNING, MERGEKIT, OTHER = "Input and output", "Running", "mergekit's names", "Options"
 
 # By the name of an option; the others stand under OTHER.
@@ -43,8 +41,8 @@ class Suggesting(click.Command):
             return super().parse_args(context, args)
         except click.NoSuchOption as error:
             shown = [param for param in self.params if isinstance(param, click.Option) and not param.hidden]
-            names = [name for param in shown for name in (*param.opts, *param.secondary_opts, *_HELP)]
-            raise no_such("option", error.option_name, names, context) from None
+            names = [name for param in shown for name in (*param.opts, *param.secondary_opts)]
+            raise no_such("option", error.option_name, [*names, "--help"], context) from None
 
 
 class GroupedCommand(Suggesting):

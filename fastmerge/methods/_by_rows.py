@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from ..steps.method import Group, Method
 from ..steps.rows import Rows
 
@@ -11,9 +13,9 @@ class ByRows(Method):
 
     on_strips = True
 
+    @abstractmethod
     def rows(self, group: Group) -> Rows | None:
         """Return the vectors that have an angle of their own; None where the whole tensor is one."""
-        raise NotImplementedError
 
     def takes_strips(self, group: Group) -> bool:
         return self.rows(group) is None
